@@ -1,0 +1,502 @@
+"""What other programs say to this one, and hear from it: bytes <-> values.
+
+    a Kafka record --read_request--> SyncRequested, or Unreadable and why
+    an outcome     --write_outcome-----> Event (a CloudEvent in Kafka's binary mode)
+    Unreadable     --write_dead_letter-> Event (the original, and why it couldn't be understood)
+    a dead letter  --put_back----------> Event (the original again, counted)
+
+The pydantic models below are the one source of the messages' shape: requests are checked against them, and the JSON
+Schemas and the AsyncAPI document are made from them.
+
+It will never do I/O, ask for the time, raise because of what a message holds (a request that makes no sense is a
+value), or repeat in a sentence what a message held: dead letters' details name the field and the rule, no more.
+"""
+
+import base64
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Final, TypeAlias
+from urllib.parse import quote
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
+
+from service import sync
+
+MAX_MESSAGE: Final = 64 * 1024
+"""Bytes of key, value and headers together, after decompression. A request is a few hundred bytes; what is larger is
+somebody's mistake, and must fit the dead-letter topic nevertheless."""
+
+MAX_IDENTITY_PART: Final = 255
+"""Characters of each part of an identity, before percent-encoding."""
+
+MAX_TEXT: Final = 1_000
+"""Characters of each text taken over from VCDA, which sets no limit of its own."""
+
+MAX_WARNINGS: Final = 20
+"""How many warnings of a task, and how many arguments of an error, are passed on."""
+
+Header: TypeAlias = tuple[str, bytes | None]
+"""Kafka lets a header's value be null; such a header counts as absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """A record as it was read from the requests topic.
+
+    `unreadable` says, as a sentence, why Kafka's client could not hand it over; it then comes without key and value.
+    """
+
+    topic: str
+    partition: int
+    offset: int
+    timestamp_ms: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[Header, ...] = ()
+    unreadable: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A record to be written. Without a timestamp the producer gives it one."""
+
+    topic: str
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[Header, ...] = ()
+    timestamp_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeTopics:
+    """Where outcomes go. Both may name the same topic."""
+
+    completed: str
+    failed: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncRequested:
+    """A request that was understood. `deadline` counts from acceptance; None means the service's own."""
+
+    identity: str
+    operation_id: str
+    replication_id: str
+    site: str | None = None
+    deadline: timedelta | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    has_key: bool = True
+
+
+class DeadReason(StrEnum):
+    """Why a message could not be understood: `vm-sync-reason`, and a metric's label. Words of the contract."""
+
+    UNREADABLE = "unreadable"
+    TOO_LARGE = "too-large"
+    BAD_HEADER = "bad-header"
+    BAD_CLOUDEVENT = "bad-cloudevent"
+    UNKNOWN_SPECVERSION = "unknown-specversion"
+    NOT_JSON = "not-json"
+    NOT_AN_OBJECT = "not-an-object"
+    MISSING_FIELD = "missing-field"
+    BAD_FIELD = "bad-field"
+    IDENTITY_TOO_LONG = "identity-too-long"
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A message that could not be understood. `detail` names the field and the rule, and repeats no content."""
+
+    reason: DeadReason
+    detail: str
+
+
+# ---------------------------------------------------------------- the shape of the messages
+
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 60.0 is the integer 60, there as in JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+UNPRINTABLE: Final = r"\u0000-\u001f\u007f-\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff0-\uffff"
+"""Controls, separators other than the plain space, invisible formatting, private use. Written as ranges, since regular
+expressions of different languages agree on these, and not on Unicode's categories."""
+
+OperationId = Annotated[
+    str,
+    Field(
+        alias="operationID",
+        title="Operation id",
+        description="Sent to VCDA as the `operationID` header; where the message is not a CloudEvent, it and the "
+        "replicationId are the request's identity.",
+        pattern="^[A-Za-z0-9._:-]+$",
+        min_length=1,
+        max_length=128,
+        examples=["nightly-2026-03-01.17"],
+    ),
+]
+ReplicationId = Annotated[
+    str,
+    Field(
+        alias="replicationId",
+        title="Replication id",
+        description="What to sync. In VCDA \"C4-\" and a UUID. Also the record's key, which keeps a replication's "
+        "requests in order.",
+        pattern="^[A-Za-z0-9_-]+$",
+        min_length=1,
+        max_length=128,
+        examples=["C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55"],
+    ),
+]
+
+
+class SyncRequestedModel(BaseModel):
+    """Asks for one sync of one replication. Unknown fields are ignored."""
+
+    model_config = ConfigDict(title="SyncRequested", strict=True, frozen=True)
+
+    operation_id: OperationId
+    replication_id: ReplicationId
+    # The default is no part of the shape: the field may be left out, and may not be null.
+    site: Annotated[
+        str,
+        Field(
+            title="Site",
+            description="The VCDA site to ask, sent as the `site` query parameter. Left out: the local one.",
+            pattern=f"^[^{UNPRINTABLE}]+$",
+            min_length=1,
+            max_length=255,
+            examples=["Site B"],
+        ),
+    ] = ""
+    deadline_seconds: Annotated[
+        int,
+        BeforeValidator(_whole),
+        Field(
+            alias="deadlineSeconds",
+            title="Deadline",
+            description="Seconds from acceptance until the request fails as `timed-out` or `not-started`. Left out: "
+            "`VM_SYNC_SYNC__DEADLINE`.",
+            ge=1,
+            le=604_800,
+            examples=[3600],
+        ),
+    ] = 0
+
+
+# ---------------------------------------------------------------- reading requests
+
+STRUCTURED: Final = "application/cloudevents+json"
+
+_RULES: Final = {
+    "operationID": "a string of 1 to 128 characters of A-Z a-z 0-9 . _ : -",
+    "replicationId": "a string of 1 to 128 characters of A-Z a-z 0-9 _ -",
+    "site": "a string of 1 to 255 printable characters",
+    "deadlineSeconds": "an integer from 1 to 604800",
+}
+
+# https://www.w3.org/TR/trace-context/: a version other than ff, ids that aren't all zero.
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_TRACESTATE_MEMBER: Final = re.compile(
+    r"[a-z0-9][a-z0-9_*/-]{0,240}(?:@[a-z][a-z0-9_*/-]{0,13})?=[\x20-\x2b\x2d-\x3c\x3e-\x7e]{0,255}[\x21-\x2b\x2d-\x3c\x3e-\x7e]"
+)
+_TRACESTATE_MEMBERS: Final = 32
+_TRACESTATE_LENGTH: Final = 512
+
+
+def read_request(record: Record) -> SyncRequested | Unreadable:
+    """Understand a record. Total: whatever the bytes, the answer is a value."""
+    if record.unreadable is not None:
+        return Unreadable(DeadReason.UNREADABLE, record.unreadable)
+    if _size(record) > MAX_MESSAGE:
+        return Unreadable(DeadReason.TOO_LARGE, f"key, value and headers are more than {MAX_MESSAGE} bytes together")
+    headers = _read_headers(record.headers)
+    if isinstance(headers, Unreadable):
+        return headers
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == STRUCTURED:
+        return _read_structured(record, headers)
+    if content_type.startswith("application/cloudevents"):
+        return Unreadable(DeadReason.BAD_CLOUDEVENT, f"content-type: of CloudEvents only {STRUCTURED} is understood")
+    event: tuple[str, str] | None = None
+    if "ce_specversion" in headers or "ce_id" in headers or "ce_source" in headers:
+        attributes = _read_attributes({name[3:]: text for name, text in headers.items() if name.startswith("ce_")})
+        if isinstance(attributes, Unreadable):
+            return attributes
+        event = attributes
+    data = _read_json(record.value)
+    if isinstance(data, Unreadable):
+        return data
+    return _read_data(data, record=record, event=event, trace=headers)
+
+
+def _size(record: Record) -> int:
+    size = len(record.value or b"") + len(record.key or b"")
+    for name, value in record.headers:
+        size += len(name.encode("utf-8", "replace")) + len(value or b"")
+    return size
+
+
+def _read_headers(headers: tuple[Header, ...]) -> dict[str, str] | Unreadable:
+    """Read all as text, those we don't know included: the contract asks it of each. The last of a name counts."""
+    texts: dict[str, str] = {}
+    try:
+        for name, value in headers:
+            if value is None:
+                texts.pop(name, None)
+            else:
+                texts[name] = value.decode()
+    except UnicodeDecodeError:
+        return Unreadable(DeadReason.BAD_HEADER, "a header's value is not UTF-8")
+    return texts
+
+
+def _read_json(value: bytes | None) -> object:
+    """Parse strictly: no NaN, no lone surrogate, 200 levels at most. Of a name given twice the last counts."""
+    if not value:
+        return Unreadable(DeadReason.NOT_JSON, "the value is empty")
+    try:
+        return from_json(value, allow_inf_nan=False)
+    except ValueError:
+        return Unreadable(DeadReason.NOT_JSON, "the value is not JSON in UTF-8")
+
+
+def _read_structured(record: Record, headers: Mapping[str, str]) -> SyncRequested | Unreadable:
+    envelope = _read_json(record.value)
+    if isinstance(envelope, Unreadable):
+        return envelope
+    if not isinstance(envelope, dict):
+        return Unreadable(DeadReason.NOT_AN_OBJECT, "the CloudEvent is not a JSON object")
+    event = _read_attributes(envelope)
+    if isinstance(event, Unreadable):
+        return event
+    if ("data" in envelope) == ("data_base64" in envelope):
+        return Unreadable(DeadReason.BAD_CLOUDEVENT, "a CloudEvent needs either data or data_base64")
+    data = envelope["data"] if "data" in envelope else _read_base64(envelope["data_base64"])
+    if isinstance(data, Unreadable):
+        return data
+    return _read_data(data, record=record, event=event, trace={**envelope, **headers})
+
+
+def _read_base64(text: object) -> object:
+    if not isinstance(text, str):
+        return Unreadable(DeadReason.BAD_CLOUDEVENT, "data_base64 must be a string")
+    try:
+        value = base64.b64decode(text, validate=True)
+    except ValueError:
+        return Unreadable(DeadReason.BAD_CLOUDEVENT, "data_base64 is not base64")
+    return _read_json(value)
+
+
+def _read_attributes(attributes: Mapping[str, object]) -> tuple[str, str] | Unreadable:
+    """Give a CloudEvent's (source, id). Its other attributes mean nothing to us, and may be missing."""
+    specversion = attributes.get("specversion")
+    if specversion is None:
+        return Unreadable(DeadReason.BAD_CLOUDEVENT, "a CloudEvent needs specversion")
+    if specversion != "1.0":
+        return Unreadable(DeadReason.UNKNOWN_SPECVERSION, "of CloudEvents only specversion 1.0 is understood")
+    parts = []
+    for name in ("source", "id"):
+        part = attributes.get(name)
+        if not isinstance(part, str) or not part:
+            return Unreadable(DeadReason.BAD_CLOUDEVENT, f"a CloudEvent needs {name}, a string that isn't empty")
+        if len(part) > MAX_IDENTITY_PART:
+            return Unreadable(
+                DeadReason.IDENTITY_TOO_LONG, f"the CloudEvent's {name} is longer than {MAX_IDENTITY_PART} characters"
+            )
+        parts.append(part)
+    return parts[0], parts[1]
+
+
+def _read_data(
+    data: object, *, record: Record, event: tuple[str, str] | None, trace: Mapping[str, object]
+) -> SyncRequested | Unreadable:
+    if not isinstance(data, dict):
+        return Unreadable(DeadReason.NOT_AN_OBJECT, "the request is not a JSON object")
+    try:
+        read = SyncRequestedModel.model_validate(data)
+    except ValidationError as error:
+        return _explain(error)
+    if event is None:
+        # The two ids hold nothing else that percent-encoding would change.
+        identity = f"op:{read.replication_id}:{read.operation_id.replace(':', '%3A')}"
+    else:
+        identity = f"ce:{quote(event[0], safe='')}:{quote(event[1], safe='')}"
+    traceparent, tracestate = _read_trace(trace)
+    return SyncRequested(
+        identity=identity,
+        operation_id=read.operation_id,
+        replication_id=read.replication_id,
+        site=read.site or None,
+        deadline=timedelta(seconds=read.deadline_seconds) if read.deadline_seconds else None,
+        traceparent=traceparent,
+        tracestate=tracestate,
+        has_key=record.key is not None,
+    )
+
+
+def _explain(error: ValidationError) -> Unreadable:
+    """Name the first field that is wrong. pydantic's own sentence isn't used: it changes with its version."""
+    first = error.errors(include_input=False, include_context=False, include_url=False)[0]
+    field = str(first["loc"][0])
+    if first["type"] == "missing":
+        return Unreadable(DeadReason.MISSING_FIELD, f"{field} is missing: {_RULES[field]}")
+    return Unreadable(DeadReason.BAD_FIELD, f"{field} must be {_RULES[field]}")
+
+
+def _read_trace(trace: Mapping[str, object]) -> tuple[str | None, str | None]:
+    """Take the trace context where it is well-formed; drop it, not the request, where it isn't."""
+    parent = trace.get("traceparent") or trace.get("ce_traceparent")
+    if parent is None:
+        return None, None
+    if not isinstance(parent, str) or not _TRACEPARENT.fullmatch(parent):
+        return None, None
+    state = trace.get("tracestate") or trace.get("ce_tracestate")
+    if not isinstance(state, str) or len(state) > _TRACESTATE_LENGTH:
+        return parent, None
+    members = [member for part in state.split(",") if (member := part.strip(" \t"))]
+    if not 0 < len(members) <= _TRACESTATE_MEMBERS or not all(map(_TRACESTATE_MEMBER.fullmatch, members)):
+        return parent, None
+    return parent, state
+
+
+# ---------------------------------------------------------------- writing outcomes
+
+COMPLETED_TYPE: Final = "vm-sync.completed.v1"
+FAILED_TYPE: Final = "vm-sync.failed.v1"
+SOURCE: Final = "/vm-sync"
+
+
+def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime) -> Event:
+    """Tell how a request ended. The same outcome written again carries the same `ce_id`."""
+    request = outcome.request
+    data: dict[str, Any] = {
+        "requestId": request.identity,
+        "operationID": request.operation_id,
+        "replicationId": request.replication_id,
+        "site": request.site,
+        "taskId": outcome.task_id,
+        "requestedAt": _moment(request.requested_at),
+        "submittedAt": _moment(outcome.submitted_at) if outcome.submitted_at else None,
+        "endedAt": _moment(outcome.ended_at),
+        "attempts": outcome.attempts,
+        "warnings": [
+            {"code": warning.code[:MAX_TEXT], "msg": warning.msg[:MAX_TEXT]}
+            for warning in outcome.warnings[:MAX_WARNINGS]
+        ],
+    }
+    if isinstance(outcome, sync.Completed):
+        topic, kind = topics.completed, COMPLETED_TYPE
+        data["instance"] = _instance(outcome.instance) if outcome.instance else None
+    else:
+        topic, kind = topics.failed, FAILED_TYPE
+        data["reason"] = outcome.reason.value
+        data["error"] = _error(outcome.error) if outcome.error else None
+        data["httpStatus"] = outcome.http_status
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_type": kind,
+        "ce_source": SOURCE,
+        "ce_id": hashlib.sha256(f"{kind}\n{request.identity}".encode()).hexdigest()[:32],
+        "ce_subject": request.replication_id,
+        "ce_time": _moment(now),
+        "content-type": "application/json",
+        "correlation_id": request.operation_id,
+    }
+    if request.traceparent is not None:
+        headers["traceparent"] = request.traceparent
+        if request.tracestate is not None:
+            headers["tracestate"] = request.tracestate
+    # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of an outcome lost.
+    value = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    return Event(
+        topic=topic,
+        key=request.replication_id.encode(),
+        value=value,
+        headers=tuple([(name, text.encode()) for name, text in headers.items()]),
+    )
+
+
+def _moment(moment: datetime) -> str:
+    """RFC 3339 in UTC, with milliseconds and a Z."""
+    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+
+
+def _error(error: sync.ApiError) -> dict[str, object]:
+    return {
+        "code": error.code[:MAX_TEXT],
+        "msg": error.msg[:MAX_TEXT],
+        "args": [arg[:MAX_TEXT] for arg in error.args[:MAX_WARNINGS]],
+    }
+
+
+def _instance(instance: sync.Instance) -> dict[str, object]:
+    seconds = instance.transfer_seconds
+    return {
+        "sequenceNumber": instance.sequence_number,
+        "timestamp": _moment(instance.timestamp) if instance.timestamp else None,
+        "transferBytes": instance.transfer_bytes,
+        "transferSeconds": seconds if seconds is not None and math.isfinite(seconds) else None,
+    }
+
+
+# ---------------------------------------------------------------- dead letters
+
+REDRIVEN: Final = "vm-sync-redriven"
+_OURS: Final = frozenset(
+    f"vm-sync-{name}"
+    for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "redriven", "truncated")
+)
+
+
+def write_dead_letter(record: Record, bad: Unreadable, *, topic: str, truncated: bool = False) -> Event:
+    """Set a record aside: its bytes untouched, and why. What an earlier failure said of it is replaced, not piled up.
+
+    `truncated` is for a record that the broker refuses for its size: no value then, and no more of key and headers
+    than any request may have.
+    """
+    key, value = record.key, record.value
+    original = tuple([header for header in record.headers if header[0] not in _OURS])
+    if truncated:
+        value = None
+        if _size(record) - len(record.value or b"") > MAX_MESSAGE:
+            original = ()
+            key = None if key is None or len(key) > MAX_MESSAGE else key
+    if key is None and value is None:
+        # aiokafka refuses a record that has neither.
+        value = b""
+    words = {
+        "vm-sync-reason": bad.reason.value,
+        "vm-sync-detail": bad.detail,
+        "vm-sync-topic": record.topic,
+        "vm-sync-partition": str(record.partition),
+        "vm-sync-offset": str(record.offset),
+        "vm-sync-timestamp": str(record.timestamp_ms),
+        REDRIVEN: str(redriven(record.headers)),
+    }
+    if truncated:
+        words["vm-sync-truncated"] = "true"
+    ours = tuple([(name, text.encode("utf-8", "replace")) for name, text in words.items()])
+    return Event(topic=topic, key=key, value=value, headers=original + ours)
+
+
+def redriven(headers: tuple[Header, ...]) -> int:
+    """Say how often a record was put back; 0 where nothing, or nonsense, is said of it."""
+    value = dict(headers).get(REDRIVEN) or b""
+    return int(value) if value.isdigit() and len(value) <= len(str(MAX_MESSAGE)) else 0
+
+
+def put_back(dead_letter: Record, *, topic: str) -> Event:
+    """Make the request again that a dead letter was: what we said of it goes, but for the count, plus one."""
+    original = tuple([header for header in dead_letter.headers if header[0] not in _OURS])
+    count = str(redriven(dead_letter.headers) + 1).encode()
+    return Event(topic=topic, key=dead_letter.key, value=dead_letter.value, headers=(*original, (REDRIVEN, count)))
