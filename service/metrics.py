@@ -406,7 +406,6 @@ class _AtScrape(Collector):
                 family.add_metric(labels, value)
             yield family
 
-    @override
     def describe(self) -> Iterator[GaugeMetricFamily]:
         """Return the names alone, so that registering asks for no value yet."""
         for metric in METRICS:
