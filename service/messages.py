@@ -5,8 +5,7 @@
     Unreadable     --write_dead_letter-> Event (the original, and why it couldn't be understood)
     a dead letter  --put_back----------> Event (the original again, counted)
 
-The pydantic models below are the one source of the messages' shape: requests are checked against them, and the JSON
-Schemas and the AsyncAPI document are made from them.
+What a message looks like is said in `schemas.py`; how it travels, and how it is understood, here.
 
 It will never do I/O, ask for the time, raise because of what a message holds (a request that makes no sense is a
 value), or repeat in a sentence what a message held: dead letters' details name the field and the rule, no more.
@@ -21,13 +20,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias
 from urllib.parse import quote
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from service import sync
+from service.schemas import MAX_LIST, MAX_TEXT, SyncRequestedModel
 
 MAX_MESSAGE: Final = 64 * 1024
 """Bytes of key, value and headers together, after decompression. A request is a few hundred bytes; what is larger is
@@ -35,12 +35,6 @@ somebody's mistake, and must fit the dead-letter topic nevertheless."""
 
 MAX_IDENTITY_PART: Final = 255
 """Characters of each part of an identity, before percent-encoding."""
-
-MAX_TEXT: Final = 1_000
-"""Characters of each text taken over from VCDA, which sets no limit of its own."""
-
-MAX_WARNINGS: Final = 20
-"""How many warnings of a task, and how many arguments of an error, are passed on."""
 
 Header: TypeAlias = tuple[str, bytes | None]
 """Kafka lets a header's value be null; such a header counts as absent."""
@@ -119,80 +113,6 @@ class Unreadable:
     detail: str
 
 
-# ---------------------------------------------------------------- the shape of the messages
-
-
-def _whole(value: object) -> object:
-    """JSON knows one kind of number: 60.0 is the integer 60, there as in JSON Schema."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-UNPRINTABLE: Final = r"\u0000-\u001f\u007f-\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff0-\uffff"
-"""Controls, separators other than the plain space, invisible formatting, private use. Written as ranges, since regular
-expressions of different languages agree on these, and not on Unicode's categories."""
-
-OperationId = Annotated[
-    str,
-    Field(
-        alias="operationID",
-        title="Operation id",
-        description="Sent to VCDA as the `operationID` header; where the message is not a CloudEvent, it and the "
-        "replicationId are the request's identity.",
-        pattern="^[A-Za-z0-9._:-]+$",
-        min_length=1,
-        max_length=128,
-        examples=["nightly-2026-03-01.17"],
-    ),
-]
-ReplicationId = Annotated[
-    str,
-    Field(
-        alias="replicationId",
-        title="Replication id",
-        description="What to sync. In VCDA \"C4-\" and a UUID. Also the record's key, which keeps a replication's "
-        "requests in order.",
-        pattern="^[A-Za-z0-9_-]+$",
-        min_length=1,
-        max_length=128,
-        examples=["C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55"],
-    ),
-]
-
-
-class SyncRequestedModel(BaseModel):
-    """Asks for one sync of one replication. Unknown fields are ignored."""
-
-    model_config = ConfigDict(title="SyncRequested", strict=True, frozen=True)
-
-    operation_id: OperationId
-    replication_id: ReplicationId
-    # The default is no part of the shape: the field may be left out, and may not be null.
-    site: Annotated[
-        str,
-        Field(
-            title="Site",
-            description="The VCDA site to ask, sent as the `site` query parameter. Left out: the local one.",
-            pattern=f"^[^{UNPRINTABLE}]+$",
-            min_length=1,
-            max_length=255,
-            examples=["Site B"],
-        ),
-    ] = ""
-    deadline_seconds: Annotated[
-        int,
-        BeforeValidator(_whole),
-        Field(
-            alias="deadlineSeconds",
-            title="Deadline",
-            description="Seconds from acceptance until the request fails as `timed-out` or `not-started`. Left out: "
-            "`VM_SYNC_SYNC__DEADLINE`.",
-            ge=1,
-            le=604_800,
-            examples=[3600],
-        ),
-    ] = 0
-
-
 # ---------------------------------------------------------------- reading requests
 
 STRUCTURED: Final = "application/cloudevents+json"
@@ -227,22 +147,14 @@ def read_request(record: Record) -> SyncRequested | Unreadable:
         return _read_structured(record, headers)
     if content_type.startswith("application/cloudevents"):
         return Unreadable(DeadReason.BAD_CLOUDEVENT, f"content-type: of CloudEvents only {STRUCTURED} is understood")
-    event: tuple[str, str] | None = None
-    if "ce_specversion" in headers or "ce_id" in headers or "ce_source" in headers:
-        attributes = _read_attributes({name[3:]: text for name, text in headers.items() if name.startswith("ce_")})
-        if isinstance(attributes, Unreadable):
-            return attributes
-        event = attributes
-    data = _read_json(record.value)
-    if isinstance(data, Unreadable):
-        return data
-    return _read_data(data, record=record, event=event, trace=headers)
+    return _read_plain_or_binary(record, headers)
 
 
 def _size(record: Record) -> int:
     size = len(record.value or b"") + len(record.key or b"")
     for name, value in record.headers:
-        size += len(name.encode("utf-8", "replace")) + len(value or b"")
+        size += len(name) if name.isascii() else len(name.encode("utf-8", "replace"))
+        size += len(value or b"")
     return size
 
 
@@ -270,13 +182,25 @@ def _read_json(value: bytes | None) -> object:
         return Unreadable(DeadReason.NOT_JSON, "the value is not JSON in UTF-8")
 
 
+def _read_plain_or_binary(record: Record, headers: Mapping[str, str]) -> SyncRequested | Unreadable:
+    specversion, source, id_ = headers.get("ce_specversion"), headers.get("ce_source"), headers.get("ce_id")
+    plain = specversion is None and source is None and id_ is None
+    event = None if plain else _read_attributes(specversion, source=source, id_=id_)
+    if isinstance(event, Unreadable):
+        return event
+    data = _read_json(record.value)
+    if isinstance(data, Unreadable):
+        return data
+    return _read_data(data, record=record, event=event, trace=headers)
+
+
 def _read_structured(record: Record, headers: Mapping[str, str]) -> SyncRequested | Unreadable:
     envelope = _read_json(record.value)
     if isinstance(envelope, Unreadable):
         return envelope
     if not isinstance(envelope, dict):
         return Unreadable(DeadReason.NOT_AN_OBJECT, "the CloudEvent is not a JSON object")
-    event = _read_attributes(envelope)
+    event = _read_attributes(envelope.get("specversion"), source=envelope.get("source"), id_=envelope.get("id"))
     if isinstance(event, Unreadable):
         return event
     if ("data" in envelope) == ("data_base64" in envelope):
@@ -297,24 +221,20 @@ def _read_base64(text: object) -> object:
     return _read_json(value)
 
 
-def _read_attributes(attributes: Mapping[str, object]) -> tuple[str, str] | Unreadable:
+def _read_attributes(specversion: object, *, source: object, id_: object) -> tuple[str, str] | Unreadable:
     """Give a CloudEvent's (source, id). Its other attributes mean nothing to us, and may be missing."""
-    specversion = attributes.get("specversion")
     if specversion is None:
         return Unreadable(DeadReason.BAD_CLOUDEVENT, "a CloudEvent needs specversion")
     if specversion != "1.0":
         return Unreadable(DeadReason.UNKNOWN_SPECVERSION, "of CloudEvents only specversion 1.0 is understood")
-    parts = []
-    for name in ("source", "id"):
-        part = attributes.get(name)
+    for name, part in (("source", source), ("id", id_)):
         if not isinstance(part, str) or not part:
             return Unreadable(DeadReason.BAD_CLOUDEVENT, f"a CloudEvent needs {name}, a string that isn't empty")
         if len(part) > MAX_IDENTITY_PART:
             return Unreadable(
                 DeadReason.IDENTITY_TOO_LONG, f"the CloudEvent's {name} is longer than {MAX_IDENTITY_PART} characters"
             )
-        parts.append(part)
-    return parts[0], parts[1]
+    return str(source), str(id_)
 
 
 def _read_data(
@@ -390,8 +310,7 @@ def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime
         "endedAt": _moment(outcome.ended_at),
         "attempts": outcome.attempts,
         "warnings": [
-            {"code": warning.code[:MAX_TEXT], "msg": warning.msg[:MAX_TEXT]}
-            for warning in outcome.warnings[:MAX_WARNINGS]
+            {"code": warning.code[:MAX_TEXT], "msg": warning.msg[:MAX_TEXT]} for warning in outcome.warnings[:MAX_LIST]
         ],
     }
     if isinstance(outcome, sync.Completed):
@@ -428,14 +347,14 @@ def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime
 
 def _moment(moment: datetime) -> str:
     """RFC 3339 in UTC, with milliseconds and a Z."""
-    return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="milliseconds") + "Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 def _error(error: sync.ApiError) -> dict[str, object]:
     return {
         "code": error.code[:MAX_TEXT],
         "msg": error.msg[:MAX_TEXT],
-        "args": [arg[:MAX_TEXT] for arg in error.args[:MAX_WARNINGS]],
+        "args": [arg[:MAX_TEXT] for arg in error.args[:MAX_LIST]],
     }
 
 
