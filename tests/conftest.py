@@ -9,7 +9,7 @@ import pytest
 
 from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaElsewhere, KafkaError
 
-TopicNames: TypeAlias = Callable[[str], str]
+TopicNamer: TypeAlias = Callable[[str], str]
 
 
 def missing(reason: str) -> NoReturn:
@@ -57,7 +57,7 @@ def own_kafka() -> Iterator[EmbeddedKafka]:
 
 
 @pytest.fixture
-def topic_name() -> TopicNames:
+def topic_name() -> TopicNamer:
     """Names that nobody else has: `topic_name("requests")` is the same name all through one test, and no other test's.
 
     For groups and transactional ids too, since they outlive a test just as topics do.

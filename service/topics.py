@@ -1,0 +1,317 @@
+"""The topics that the service needs: makes those that are missing, and says what is wrong with those that exist.
+
+It never changes a topic that exists, and never deletes one: they hold other people's messages.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import TopicAlreadyExistsError, for_code
+
+REPLICAS = 3
+"""Of each topic, where there are so many brokers: one may be down for maintenance while another fails."""
+
+HEADER_ROOM = 64 * 1024
+"""Bytes by which a dead letter may be longer than the request it was: it carries our headers too, and is perhaps less
+well compressed."""
+
+JOURNAL_SETTINGS: Mapping[str, str] = MappingProxyType(
+    {
+        "cleanup.policy": "compact",
+        # A restore reads what compaction has left and the segments it may not touch yet: keep both small.
+        "segment.bytes": str(32 * 1024 * 1024),
+        "segment.ms": str(timedelta(hours=1) // timedelta(milliseconds=1)),
+        "min.cleanable.dirty.ratio": "0.1",
+    }
+)
+
+MESSAGE_LIMIT = 1024 * 1024
+"""Kafka's own limit for a message, near enough, where the requests topic has not been given another."""
+
+CREATE_LIMIT = timedelta(seconds=15)
+"""How long the making of topics may take, and then their becoming visible."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaConnection:
+    """How every client of the service reaches Kafka."""
+
+    bootstrap_servers: tuple[str, ...]
+    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """aiokafka's own arguments: security_protocol, ssl_context, sasl_mechanism, sasl_plain_username ..."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what any aiokafka client takes; a list, since it takes one string with commas for one host."""
+        return {"bootstrap_servers": list(self.bootstrap_servers), **self.security}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicNames:
+    """What the topics are called here. `completed` and `failed` may be the same."""
+
+    requests: str
+    completed: str
+    failed: str
+    dead_letter: str
+    journal: str
+
+    def all(self) -> tuple[str, ...]:
+        """Return each name once, in the order of the contract."""
+        return tuple(dict.fromkeys((self.requests, self.completed, self.failed, self.dead_letter, self.journal)))
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The service can't work like this; the text says what to do."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """The service works, but promises less than it could; the text says what is at risk."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    """A topic was missing and has been made."""
+
+    text: str
+
+
+Finding: TypeAlias = Refusal | Advice | Created
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topic:
+    """A topic as Kafka describes it. `settings` is None where we aren't allowed to see them."""
+
+    partitions: int
+    replicas: int
+    settings: Mapping[str, str] | None = None
+
+    @property
+    def policy(self) -> str | None:
+        """What Kafka does with its old messages; None if unknown."""
+        return (self.settings or {}).get("cleanup.policy")
+
+    @property
+    def min_insync(self) -> int:
+        """How many replicas must have a message before it is acknowledged; 0 if unknown."""
+        return int((self.settings or {}).get("min.insync.replicas", 0))
+
+    @property
+    def largest(self) -> int:
+        """The longest message it takes, in bytes; 0 if unknown."""
+        return int((self.settings or {}).get("max.message.bytes", 0))
+
+    def flag(self, name: str) -> bool:
+        """Return whether a setting is on."""
+        return (self.settings or {}).get(name) == "true"
+
+
+async def ensure_topics(
+    connection: KafkaConnection, *, names: TopicNames, partitions: int, create: bool
+) -> list[Finding]:
+    """Make what is missing, if `create`, and judge what exists. An empty list: nothing to say.
+
+    `partitions` counts for new topics only; a new journal gets as many as the requests topic has, and the reverse.
+
+    Raises:
+        KafkaError: Kafka can't be reached, or asks to try again.
+    """
+    if (clash := _clash(names)) is not None:
+        return [clash]
+    admin = AIOKafkaAdminClient(**connection.arguments())
+    try:
+        await admin.start()
+        topics = await _describe(admin, names)
+        created = await _create_missing(admin, topics, names=names, partitions=partitions) if create else []
+        if created:
+            topics = await _describe(admin, names)
+        refused = any(isinstance(finding, Refusal) for finding in created)
+        return created if refused else [*created, *judge(topics, names=names)]
+    finally:
+        await admin.close()
+
+
+def judge(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:
+    """Compare the topics that exist, by name, with what the service needs."""
+    needed = {name: topics[name] for name in names.all() if name in topics}
+    findings: list[Finding] = [
+        Refusal(
+            f"The topic {name} doesn't exist: make it with `vm-sync topics create`, or allow the service to, with "
+            "VM_SYNC_KAFKA__CREATE_TOPICS=true."
+        )
+        for name in names.all()
+        if name not in topics
+    ]
+    requests, journal = needed.get(names.requests), needed.get(names.journal)
+    if requests and journal and requests.partitions != journal.partitions:
+        findings.append(_unequal(names, requests, journal))
+    if journal and journal.policy not in {None, "compact"}:
+        findings.append(
+            Refusal(
+                f"The journal {names.journal} has cleanup.policy={journal.policy}, so Kafka would delete requests that "
+                "are still in flight: set it to compact."
+            )
+        )
+    findings += [
+        Refusal(
+            f"Nothing can be written to {name}: its min.insync.replicas={topic.min_insync} is more than its "
+            f"{topic.replicas} replicas. Lower the one or raise the other."
+        )
+        for name, topic in needed.items()
+        if name != names.requests and topic.min_insync > topic.replicas
+    ]
+    return [*findings, *_advice(needed, names)]
+
+
+def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
+    if few := [name for name, topic in needed.items() if topic.replicas < REPLICAS]:
+        yield Advice(f"Fewer than {REPLICAS} replicas, so that losing brokers can lose messages: {', '.join(few)}.")
+    if unseen := [name for name, topic in needed.items() if topic.settings is None]:
+        yield Advice(f"The settings can't be checked without the right to DescribeConfigs: {', '.join(unseen)}.")
+    written = {name: topic for name, topic in needed.items() if name != names.requests}
+    if lonely := [name for name, topic in written.items() if topic.replicas >= REPLICAS and topic.min_insync == 1]:
+        yield Advice(
+            "min.insync.replicas=1, so that a message may stand on one broker alone when it is acknowledged: "
+            f"{', '.join(lonely)}."
+        )
+    if unclean := [name for name, topic in needed.items() if topic.flag("unclean.leader.election.enable")]:
+        yield Advice(f"Unclean leader election is on, which loses acknowledged messages: {', '.join(unclean)}.")
+    requests, dead_letter = needed.get(names.requests), needed.get(names.dead_letter)
+    if requests and "compact" in (requests.policy or ""):
+        yield Advice(
+            f"{names.requests} is compacted: of several requests for one replication Kafka may drop the older ones."
+        )
+    if requests and dead_letter and 0 < dead_letter.largest < requests.largest:
+        yield Advice(
+            f"{names.dead_letter} takes messages of {dead_letter.largest} bytes, {names.requests} of "
+            f"{requests.largest}: larger dead letters will come without their value. Raise its max.message.bytes."
+        )
+
+
+def _clash(names: TopicNames) -> Refusal | None:
+    """Only the outcomes may share a topic: a service that reads what it writes never rests."""
+    different = (names.requests, names.completed, names.dead_letter, names.journal)
+    if len(set(different)) == len(different) and names.failed not in {names.requests, names.dead_letter, names.journal}:
+        return None
+    return Refusal(
+        "The topics' names must differ, other than VM_SYNC_TOPICS__COMPLETED and VM_SYNC_TOPICS__FAILED, which may be "
+        "the same."
+    )
+
+
+def _unequal(names: TopicNames, requests: Topic, journal: Topic) -> Refusal:
+    fewer, target = (
+        (names.journal, requests.partitions)
+        if journal.partitions < requests.partitions
+        else (names.requests, journal.partitions)
+    )
+    return Refusal(
+        f"{names.requests} has {requests.partitions} partitions and its journal {names.journal} {journal.partitions}; "
+        f"each partition needs its own journal. Widen {fewer} to {target}, after all that is in flight has ended: "
+        "added partitions move keys, and requests for one replication would no longer follow each other."
+    )
+
+
+# ---------------------------------------------------------------- talking to Kafka
+
+
+async def _describe(admin: AIOKafkaAdminClient, names: TopicNames) -> dict[str, Topic]:
+    # Asked for by name, missing topics would be made by the brokers, with one partition: aiokafka allows it, and
+    # brokers do by default. So ask for all.
+    seen = {
+        topic["topic"]: topic["partitions"]
+        for topic in await admin.describe_topics()
+        if topic["topic"] in names.all() and topic["partitions"]
+    }
+    settings = await _settings(admin, seen)
+    return {
+        name: Topic(
+            partitions=len(partitions),
+            replicas=min(len(partition["replicas"]) for partition in partitions),
+            settings=settings[name],
+        )
+        for name, partitions in seen.items()
+    }
+
+
+async def _settings(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, Mapping[str, str] | None]:
+    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    if not resources:
+        return {}
+    return {
+        name: None if code else {entry[0]: entry[1] for entry in entries}
+        for response in await admin.describe_configs(resources)
+        for code, _message, _type, name, entries in response.resources
+    }
+
+
+async def _create_missing(
+    admin: AIOKafkaAdminClient, topics: Mapping[str, Topic], *, names: TopicNames, partitions: int
+) -> list[Finding]:
+    missing = [name for name in names.all() if name not in topics]
+    if not missing:
+        return []
+    replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
+    twin = topics.get(names.requests) or topics.get(names.journal)
+    paired = twin.partitions if twin else partitions
+    everywhere = {
+        "min.insync.replicas": str(max(1, replicas - 1)),
+        "unclean.leader.election.enable": "false",
+    }
+    special = {
+        names.journal: JOURNAL_SETTINGS,
+        names.dead_letter: {"max.message.bytes": str(MESSAGE_LIMIT + HEADER_ROOM)},
+    }
+    if (requests := topics.get(names.requests)) is not None and requests.largest:
+        special[names.dead_letter] = {"max.message.bytes": str(requests.largest + HEADER_ROOM)}
+    new = [
+        NewTopic(
+            name,
+            paired if name in {names.requests, names.journal} else partitions,
+            replicas,
+            topic_configs=everywhere | dict(special.get(name, {})),
+        )
+        for name in missing
+    ]
+    response = await admin.create_topics(new, timeout_ms=int(CREATE_LIMIT / timedelta(milliseconds=1)))
+    findings = [_created(name, code, message) for name, code, message in response.topic_errors]
+    if not any(isinstance(finding, Refusal) for finding in findings):
+        await _visible(admin, missing)
+    return findings
+
+
+def _created(name: str, code: int, message: str | None) -> Finding:
+    if code == TopicAlreadyExistsError.errno:  # another process of the service was faster
+        return Created(f"The topic {name} has just been made.")
+    if code:
+        error = for_code(code)
+        if error.retriable:
+            raise error(message)
+        return Refusal(
+            f"The topic {name} can't be made: {message or error.__name__}. Make it yourself, or grant Create."
+        )
+    return Created(f"The topic {name} has been made.")
+
+
+async def _visible(admin: AIOKafkaAdminClient, names: Iterable[str]) -> None:
+    """Wait until the brokers tell of each topic, with a leader for each partition."""
+    waiting = set(names)
+    async with asyncio.timeout(CREATE_LIMIT.total_seconds()):
+        while waiting:
+            for topic in await admin.describe_topics():
+                if topic["partitions"] and all(partition["leader"] >= 0 for partition in topic["partitions"]):
+                    waiting.discard(topic["topic"])
+            if waiting:
+                await asyncio.sleep(0.05)
