@@ -55,8 +55,8 @@ class LaneLimits:
 class LaneMetrics(Protocol):
     """What a lane reports."""
 
-    def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - a gauge's value
-        """Requests to the site are held back, or no longer."""
+    def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
+        """Show whether requests to the site are held back."""
 
 
 class Lane:
@@ -79,7 +79,7 @@ class Lane:
         self._probe_until = 0.0
         self._reported_paused = False
         self._granting = False
-        self._callers: deque[asyncio.Future[None]] = deque()
+        self._callers: list[asyncio.Future[None]] = []
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -120,7 +120,7 @@ class Lane:
         self._wake()
 
     def answered(self) -> None:
-        """A POST has been answered or given up. If VCDA has no sync of it, `vacate` as well."""
+        """Count one POST less on its way: answered, or given up. If VCDA has no sync of it, `vacate` as well."""
         self._submitting = _one_less(self._submitting, "answered() without a POST on its way")
         self._wake()
 
@@ -129,7 +129,7 @@ class Lane:
         self._occupied += 1
 
     def vacate(self) -> None:
-        """A sync is no longer at VCDA, or no longer this process' to count."""
+        """Count one sync less: it is no longer at VCDA, or no longer this process' to count."""
         self._occupied = _one_less(self._occupied, "vacate() of an empty lane")
         self._wake()
 
@@ -166,30 +166,26 @@ class Lane:
                 )
 
     def pause_left(self) -> float:
-        """Return the seconds until a call may go; 0.0 is leave for one call, whose result must be `heard`.
+        """Return the seconds until a call may go; 0.0 is leave for one call now, whose result must be `heard`.
 
-        In half-open state the one who gets 0.0 is the probe, and the others are told to wait. What holds them back may
-        end sooner than said, when the probe fares well: `clearance` waits no longer than needed.
+        In half-open state whoever gets 0.0 is the probe, and the others are told to wait. What holds them back may end
+        sooner than said, when the probe fares well: `clear` waits no longer than needed.
         """
         left = self._held()
         if left == 0.0:
             self._take()
         return left
 
-    async def clearance(self) -> None:
-        """Wait until a call may go: leave for one call, whose result must be `heard`. Goes before turns to POST.
+    async def clear(self) -> None:
+        """Wait until a call may go. That isn't yet leave for it: ask `pause_left`, without an await in between.
 
-        So the probe is a poll where there is one: a poll that hangs does no harm, a POST that hangs leaves a doubt.
+        Whoever waits here comes before the turns to POST. So the probe is a poll where there is one: a poll that hangs
+        does no harm, a POST that hangs leaves a doubt.
         """
         while self._held() > 0.0:
             caller = asyncio.get_running_loop().create_future()
             self._callers.append(caller)
-            try:
-                await caller
-            except asyncio.CancelledError:
-                self._wake()
-                raise
-        self._take()
+            await caller
 
     def close(self) -> None:
         """Hand out no more turns, and leave no timer behind."""
@@ -267,12 +263,13 @@ class Lane:
             self._set_timer(self._clock.monotonic() + left)
             return
         self._report(paused=self._half_open)
-        while self._callers:
-            caller = self._callers.popleft()
-            if not caller.done():
-                caller.set_result(None)
-                if self._half_open:
-                    return
+        if self._callers:
+            for caller in self._callers:
+                if not caller.done():
+                    caller.set_result(None)
+            self._callers.clear()
+            self._soon = asyncio.get_running_loop().call_soon(self._go_on)  # the turns' turn comes after them
+            return
         try:
             while self.queued and self._has_slot() and self._held() == 0.0:
                 self._grant((self._first or self._rest).popleft())

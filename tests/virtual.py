@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any, ParamSpec, TypeVar
 
+from typing_extensions import override
+
 from service.clock import Clock
 
 P = ParamSpec("P")
@@ -29,6 +31,7 @@ class _Jump(selectors.DefaultSelector):  # type: ignore[misc,valid-type,unused-i
 
     loop: "VirtualLoop"
 
+    @override
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise DeadlockError(self.loop.story())
@@ -46,6 +49,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         selector.loop = self
         super().__init__(selector)
 
+    @override
     def time(self) -> float:
         """Return the virtual moment."""
         return self._virtual_now
@@ -57,7 +61,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def story(self) -> str:
         """Say who waits, for whoever has to find out why."""
-        waiting = sorted(str(task.get_coro()) for task in asyncio.all_tasks(self))
+        waiting = sorted(getattr(task.get_coro(), "__qualname__", "?") for task in asyncio.all_tasks(self))
         return f"at {self._virtual_now} nothing is ready and no timer is set; waiting: {', '.join(waiting)}"
 
 
@@ -68,10 +72,12 @@ class VirtualClock(Clock):
         super().__init__(skew=skew)
         self._loop = loop
 
+    @override
     def now(self) -> datetime:
         """Return the virtual wall time."""
         return EPOCH + timedelta(seconds=self._loop.time()) + self._skew
 
+    @override
     def monotonic(self) -> float:
         """Return the loop's time."""
         return self._loop.time()
