@@ -1,0 +1,71 @@
+# What can be done here. `make` alone prints this file's menu.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+UV := $(shell command -v uv 2>/dev/null)
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup test check quick format demo chaos bench bench-quick soak lock clean
+
+help: ## this menu
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(READY) ## everything into .venv, each package with the hash that requirements-dev.txt says
+
+$(READY): requirements-dev.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
+ifdef UV
+	@test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
+	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
+	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+else
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+endif
+	@touch $@
+
+test: check ## all checks and all tests, with a real Kafka; what CI runs
+	@mkdir -p build
+	$(BIN)/coverage run -m pytest --junit-xml=build/tests.xml
+	$(BIN)/coverage report --include=service/sync.py --fail-under=100
+
+check: $(READY) ## lint, format, types and layers, without running anything
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+quick: $(READY) ## the tests that need no Kafka: seconds
+	$(BIN)/python -m pytest -m 'not kafka and not e2e'
+
+format: $(READY) ## let ruff lay the code out, and repair what it can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+demo: $(READY) ## Kafka, a simulated VCDA and the service on this machine, to look at
+	$(BIN)/vm-sync demo
+
+chaos: $(READY) ## kill and freeze things for minutes, then count: each request once, each outcome once
+	$(BIN)/python -m service.sandbox.chaos
+
+bench: $(READY) ## measure what README claims: minutes
+	$(BIN)/python -m service.sandbox.bench
+
+bench-quick: $(READY) ## the same, small: under a minute
+	$(BIN)/python -m service.sandbox.bench --quick
+
+soak: $(READY) ## hours under load: does memory stay level?
+	$(BIN)/python -m service.sandbox.soak
+
+lock: $(READY) ## choose versions anew, and write both requirements files
+	$(LOCK) --upgrade -o requirements.txt
+	$(LOCK) --upgrade -c requirements.txt --all-extras --group dev -o requirements-dev.txt
+
+clean: ## remove what was built; the downloaded Kafka stays
+	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
