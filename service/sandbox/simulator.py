@@ -1,0 +1,448 @@
+"""A simulated VCDA on a socket: strict, odd where real ones are odd, and breakable on demand.
+
+It is an independent reading of the vendor's documentation and shares nothing with our client: it must be able to
+disagree. Not for production, and not a model of VCDA's speed. What it serves:
+
+    POST /sessions              GET /sessions                   DELETE /sessions
+    POST /sessions/extend       DELETE /sessions/{site}
+    GET  /tasks                 GET /tasks/{id}
+    POST /vm-replications/{id}/sync                             GET /vm-replications/{id}
+    GET  /diagnostics/about     GET /docs/api-guide.html
+
+Anything else is 404 or 405; `//` in a path, a body where none belongs, an unknown parameter: 400; a foreign
+Accept: 406; a login that isn't JSON: 415. All such refusals are counted, with their texts.
+
+Its control API, JSON in and out, open to whoever reaches the port. The members of a body are the keyword arguments of
+the method named; the methods can be called directly from a test (`sim.fault(...)`, `sim.world.plan(...)`):
+
+    GET    /_simulator/counters      World.counters  what was asked, and what must never have happened
+    GET    /_simulator/ledger        World.ledger    every task, by its true times and state
+    GET    /_simulator/faults                        what is switched on
+    POST   /_simulator/faults        Fault           {"operation": "submit", "site": "site2", "answer": "status",
+                                                      "status": 429, "retry_after": 5, "times": 3, "probability": 0.5}
+    DELETE /_simulator/faults[/ID]                   switch one off, or all
+    POST   /_simulator/plan          World.plan      {"duration": "lognormal:90:0.8", "failing": 0.1}: the default, or
+                                                     with "replication" and "times" that one's next syncs
+    POST   /_simulator/finish        World.finish    {"replication": ID | "ids": [..], "fails": true}: end tasks now
+    POST   /_simulator/forget        World.forget    {"ids": [..]}: lose tasks
+    POST   /_simulator/by_hand       World.by_hand   {"replication": ID, "user": NAME}: a sync nobody asked us for
+    POST   /_simulator/expire        World.expire    {"what": "sessions" | "extensions" | "cloud-director"}
+    POST   /_simulator/user          World.user      {"name": NAME, "password": .., "account": .., "spelled": ..}
+    POST   /_simulator/clock_offset  World.clock_offset    {"seconds": 90, "site": "site2"}
+    POST   /_simulator/refuse        Simulator.refuse      {"seconds": 5}: close the port and all connections
+    POST   /_simulator/reset                         as at the start
+
+A dead site is a fault: {"site": "site2", "answer": "silent"}. Maintenance is one, too: {"answer": "status",
+"status": 503, "lasting": 30, "retry_after": "rest"}. A POST that a proxy gives up and VCDA takes late:
+{"operation": "submit", "answer": "status", "status": 504, "html": true, "effect": "behind", "seconds": 5}.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import importlib.util
+import inspect
+import json
+import signal
+import socket
+import ssl
+import struct
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Any, Self
+
+from aiohttp import web
+
+from service.sandbox.vcda_faults import Fault, Faults
+from service.sandbox.vcda_operations import Reply, perform, refusal
+from service.sandbox.vcda_requests import DEFAULT, Call, understood
+from service.sandbox.vcda_shapes import PAGE
+from service.sandbox.vcda_world import ApiError, Config, Durations, Plan, User, World
+
+CODES = {
+    400: "BadUserInput",
+    401: "NotAuthenticated",
+    403: "Forbidden",
+    404: "ReplicationNotFound",
+    409: "OperationInProgress",
+    429: "TooManyRequests",
+    502: "BadGateway",
+    503: "ServiceUnavailable",
+    504: "GatewayTimeout",
+}
+"""The code in the ApiError of a wished-for status, unless it is wished for, too."""
+
+OUR_FAULT = frozenset({400, 405, 406, 415})
+"""Statuses that a correct client never sees unless somebody switched them on."""
+
+LOOK_EVERY = 0.25
+"""Seconds between looks at a silent connection: is the client still there?"""
+
+SEND_RESET = struct.pack("ii", 1, 0)
+"""SO_LINGER on, for no time: closing the socket then resets the connection."""
+
+
+class Simulator:
+    """A simulated VCDA that serves while its context is open: `async with Simulator(config) as sim: ... sim.url`."""
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.world = World(config or Config(), clock=clock)
+        self.faults = Faults(self.world.rng)
+        self._host, self._port, self._tls = host, port, tls
+        self._posting: dict[str, dict[int, web.BaseRequest]] = {}
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._date = (0, "")
+        self._server = web.Server(self._handle, access_log=None, lingering_time=0)
+        self._runner = web.ServerRunner(self._server, shutdown_timeout=0.1)
+        self._listener: web.TCPSite | None = None
+
+    # ------------------------------------------------ its life
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        await self.accept()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._drop_what_is_to_come()
+        await self._runner.cleanup()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"{'https' if self._tls else 'http'}://{self._host}:{self._port}"
+
+    def _later(self, seconds: float, what: Callable[[], object]) -> None:
+        def run() -> None:
+            self._timers.discard(timer)
+            what()
+
+        timer = asyncio.get_running_loop().call_later(seconds, run)
+        self._timers.add(timer)
+
+    def _start(self, what: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(what)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _drop_what_is_to_come(self) -> None:
+        for to_come in (*self._timers, *self._tasks):
+            to_come.cancel()
+        self._timers.clear()
+
+    # ------------------------------------------------ what may be done to it
+
+    def fault(self, **fields: Any) -> int:  # noqa: ANN401
+        """Switch a `Fault` on. Return its number."""
+        return self.faults.add(Fault(**fields), now=self.world.now())
+
+    async def refuse(self, *, seconds: float | None = None) -> None:
+        """Close the port and cut every connection; listen again after so many seconds, or on `accept`."""
+        if self._listener is not None:
+            await self._listener.stop()
+            self._listener = None
+        for connection in self._server.connections:
+            connection.force_close()
+        if seconds is not None:
+            self._later(seconds, lambda: self._start(self.accept()))
+
+    async def accept(self) -> None:
+        """Listen, on the same port as ever."""
+        if self._listener is None:
+            listener = web.TCPSite(self._runner, self._host, self._port, ssl_context=self._tls, backlog=1024)
+            self._listener = listener
+            await listener.start()
+            self._port = self._runner.addresses[0][1]
+
+    def reset(self) -> None:
+        """Become as it was at the start; what was to come is dropped."""
+        self._drop_what_is_to_come()
+        self.world.reset()
+        self.faults.remove()
+        self.faults.rng = self.world.rng
+
+    # ------------------------------------------------ a request's way through
+
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.raw_path.startswith("/_simulator"):
+            return await self._control(request)
+        try:
+            call = understood(request.method, request.raw_path, request.headers, has_body=request.body_exists)
+        except ApiError as error:
+            return self._respond(self._refusal(request, error, DEFAULT))
+        if request.body_exists:
+            call.body = await request.read()
+        site = call.asked.get("site", self.world.config.local_site)
+        self._count(call, site)
+        if call.operation != "submit":
+            return await self._answer(request, call, site)
+        posting = self._posting.setdefault(site, {})
+        posting[id(request)] = request
+        try:
+            self._count_posting(posting, site)
+            if self.world.config.submit_latency is not None:
+                await asyncio.sleep(self.world.config.submit_latency.draw(self.world.rng))
+            return await self._answer(request, call, site)
+        finally:
+            del posting[id(request)]
+
+    def _count(self, call: Call, site: str) -> None:
+        counts = self.world.counts
+        counts.calls[call.operation] += 1
+        counts.calls_by_site[f"{call.operation} {site}"] += 1
+        if call.operation == "poll":
+            counts.ids_polled += call.asked["ids"].count(",") + 1
+
+    def _count_posting(self, posting: dict[int, web.BaseRequest], site: str) -> None:
+        counts, where = self.world.counts, self.world.sites.get(site)
+        if where is not None and self.world.posted_while_paused(where):
+            counts.posts_while_paused += 1
+        if len(posting) > counts.most_posting[site]:  # those whose clients have gone don't count
+            there = sum(request.transport is not None for request in posting.values())
+            counts.most_posting[site] = max(counts.most_posting[site], there)
+
+    async def _answer(self, request: web.BaseRequest, call: Call, site: str) -> web.StreamResponse:
+        if self.faults:
+            replication = call.target if call.operation in {"submit", "replication"} else None
+            drawn = self.faults.draw(call.operation, site=site, replication=replication, now=self.world.now())
+            if drawn is not None:
+                fault, rest = drawn
+                self.world.counts.faults[f"{call.operation} {fault.answer}"] += 1
+                return await self._go_wrong(request, call, fault, site=site, rest=rest)
+        return self._respond(self._perform(request, call))
+
+    def _perform(self, request: web.BaseRequest, call: Call) -> Reply:
+        try:
+            return perform(self.world, call)
+        except ApiError as error:
+            return self._refusal(request, error, call.errors)
+
+    def _refusal(self, request: web.BaseRequest, error: ApiError, content_type: str) -> Reply:
+        counts = self.world.counts
+        if error.status == HTTPStatus.UNAUTHORIZED:
+            counts.unauthorised += 1
+        elif error.status in OUR_FAULT or error.code == "NotFound":
+            counts.refused += 1
+            counts.refusals.append(f"{request.method} {request.raw_path}: {error}")
+        return refusal(error, content_type=content_type)
+
+    def _respond(self, reply: Reply) -> web.Response:
+        headers = {"Date": self._now(), "Server": "simulated", "Content-Type": reply.content_type, **reply.headers}
+        return web.Response(status=reply.status, body=reply.body, headers=headers)
+
+    def _now(self) -> str:
+        second = int(self._clock())
+        if second != self._date[0]:
+            self._date = (second, formatdate(second, usegmt=True))
+        return self._date[1]
+
+    def _clock(self) -> float:
+        return self.world.now() + self.world.sites[self.world.config.local_site].clock_offset
+
+    # ------------------------------------------------ going wrong
+
+    async def _go_wrong(
+        self, request: web.BaseRequest, call: Call, fault: Fault, *, site: str, rest: float | None
+    ) -> web.StreamResponse:
+        """Have the request take effect, or not, when the fault says so; then answer as it says."""
+        reply = Reply(200, b"", call.usual)
+        delay = 0.0 if fault.answer == "drip" else fault.seconds
+        match fault.takes_effect:
+            case "none":
+                await asyncio.sleep(delay)
+            case "first":
+                reply = self._perform(request, call)
+                await asyncio.sleep(delay)
+            case "last":
+                await asyncio.sleep(delay)
+                reply = self._perform(request, call)
+            case "behind":
+                self._later(delay, lambda: self._perform(request, call))
+        if fault.answer == "status":
+            reply = self._wished_for(call, fault, site=site, rest=rest)
+        return await self._send(request, call, fault, reply)
+
+    def _wished_for(self, call: Call, fault: Fault, *, site: str, rest: float | None) -> Reply:
+        headers = {"WWW-Authenticate": "Authentication Token Required"} if fault.challenge else {}
+        if fault.retry_after is not None:
+            seconds = (rest or 0.0) if fault.retry_after == "rest" else fault.retry_after
+            whole = max(1, -int(-seconds // 1))  # rounded up: the header has no fractions
+            headers["Retry-After"] = formatdate(self._clock() + whole, usegmt=True) if fault.http_date else str(whole)
+            if (where := self.world.sites.get(site)) is not None:
+                self.world.told_to_wait(where, seconds)
+        if fault.html:
+            page = f"<html><head><title>{fault.status}</title></head><body><center>nginx</center></body></html>"
+            return Reply(fault.status, page.encode(), "text/html", headers)
+        code = fault.code or CODES.get(fault.status, "GeneralServerFailure")
+        error = ApiError(fault.status, code, fault.msg or f"{code}, as was wished for.", headers=headers)
+        return refusal(error, content_type=call.errors)
+
+    async def _send(self, request: web.BaseRequest, call: Call, fault: Fault, reply: Reply) -> web.StreamResponse:
+        transport = request.transport
+        match fault.answer:
+            case "half":
+                reply = reply._replace(body=reply.body[: len(reply.body) // 2])
+            case "empty":
+                reply = reply._replace(body=b"")
+            case "empty page" if call.operation in {"poll", "find"}:
+                page = {"items": [], "total": 0, "offset": 0, "limit": PAGE}
+                reply = reply._replace(status=200, body=json.dumps(page).encode())
+            case "cut" if transport is not None:
+                transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, SEND_RESET)
+                transport.abort()
+            case "close" if transport is not None:
+                transport.close()
+            case "silent":
+                while request.transport is not None:  # noqa: ASYNC110  # aiohttp has no event for it
+                    await asyncio.sleep(LOOK_EVERY)
+            case "torn" | "drip":
+                return await self._dribble(request, reply, fault)
+            case _:  # as usual, or a status
+                pass
+        return self._respond(reply)
+
+    async def _dribble(self, request: web.BaseRequest, reply: Reply, fault: Fault) -> web.StreamResponse:
+        headers = {**self._respond(reply).headers, "Content-Length": str(len(reply.body))}
+        response = web.StreamResponse(status=reply.status, headers=headers)
+        with contextlib.suppress(ConnectionError):  # the client has had enough
+            await response.prepare(request)
+            if fault.answer == "torn":
+                await response.write(reply.body[: len(reply.body) // 2])
+                if request.transport is not None:
+                    request.transport.close()
+                return response
+            for byte in reply.body:
+                await response.write(bytes([byte]))
+                await asyncio.sleep(fault.seconds)
+        return response
+
+    # ------------------------------------------------ the control API
+
+    @property
+    def _methods(self) -> dict[str, Callable[..., Any]]:
+        world = self.world
+        return {
+            "faults": self.fault,
+            "plan": world.plan,
+            "finish": world.finish,
+            "forget": world.forget,
+            "by_hand": world.by_hand,
+            "expire": world.expire,
+            "user": world.user,
+            "clock_offset": world.clock_offset,
+            "refuse": self._refuse_soon,
+            "reset": self.reset,
+        }
+
+    async def _control(self, request: web.BaseRequest) -> web.Response:
+        name, _, rest = request.raw_path.removeprefix("/_simulator").strip("/").partition("/")
+        try:
+            result = await self._controlled(request, name, rest)
+        except (ValueError, TypeError, KeyError) as error:
+            return web.json_response({"error": str(error)}, status=400)
+        return web.json_response(result)
+
+    async def _controlled(self, request: web.BaseRequest, name: str, rest: str) -> object:
+        world = self.world
+        match request.method, name:
+            case "GET", "counters":
+                return world.counters()
+            case "GET", "ledger":
+                return world.ledger()
+            case "GET", "faults":
+                return self.faults.list(now=world.now())
+            case "DELETE", "faults":
+                self.faults.remove(int(rest) if rest else None)
+                return {}
+            case "POST", _ if name in self._methods:
+                fields = json.loads(await request.read() or b"{}")
+                inspect.signature(self._methods[name]).bind(**fields)
+                return {"result": self._methods[name](**fields)}
+            case _:
+                pass
+        msg = (
+            f"nothing at {request.method} {request.raw_path}; the module docstring of the simulator lists what there is"
+        )
+        raise ValueError(msg)
+
+    def _refuse_soon(self, *, seconds: float) -> None:
+        """Refuse after this very answer has left."""
+        self._later(0.05, lambda: self._start(self.refuse(seconds=seconds)))
+
+
+# ---------------------------------------------------------------- on its own
+
+
+async def serve(config: Config, *, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+    """Serve until SIGINT or SIGTERM."""
+    stop = asyncio.Event()
+    for sign in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(sign, stop.set)
+    async with Simulator(config, host=host, port=port, tls=tls) as sim:
+        user = config.users[0]
+        sys.stdout.write(
+            f"A simulated VCDA listens on {sim.url}; sites {config.local_site} (local), "
+            f"{', '.join(config.remote_sites)}; user {user.name}, password {user.password}; control {sim.url}/_simulator/\n"
+        )
+        sys.stdout.flush()
+        await stop.wait()
+
+
+def run(
+    config: Config, *, host: str = "127.0.0.1", port: int = 8046, cert: str | None = None, key: str | None = None
+) -> None:
+    """Serve in an event loop of its own, uvloop's if it is installed; https if given a certificate."""
+    tls = None
+    if cert is not None:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(cert, key)
+    factory = None
+    if importlib.util.find_spec("uvloop") is not None:
+        factory = importlib.import_module("uvloop").new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(serve(config, host=host, port=port, tls=tls))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`vm-sync simulator`."""
+    parser = argparse.ArgumentParser(prog="vm-sync simulator", description="A simulated VCDA.")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8046)
+    parser.add_argument("--cert", help="certificate chain, PEM: serve https")
+    parser.add_argument("--key", help="its private key, PEM")
+    parser.add_argument("--password", default=None, help="of administrator@System, at every site")
+    durations = "seconds, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA or lognormal-mean:MEAN:SIGMA"
+    parser.add_argument("--duration", type=Durations.of, default=Plan().duration, help=f"of a sync: {durations}")
+    parser.add_argument("--queued", type=Durations.of, default=Plan().queued, help="time in QUEUED, likewise")
+    parser.add_argument("--submit-latency", type=Durations.of, default=None, help="time to answer a POST, likewise")
+    parser.add_argument("--failing", type=float, default=0.0, help="share of syncs that fail")
+    parser.add_argument("--warned", type=float, default=0.0, help="share of syncs with a warning")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args(argv)
+    users = Config().users
+    if given.password is not None:
+        users = (User(name=users[0].name, password=given.password, administrator=True), *users[1:])
+    config = Config(
+        users=users,
+        plan=Plan(queued=given.queued, duration=given.duration, failing=given.failing, warned=given.warned),
+        submit_latency=given.submit_latency,
+        seed=given.seed,
+    )
+    run(config, host=given.host, port=given.port, cert=given.cert, key=given.key)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
