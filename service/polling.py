@@ -1,0 +1,331 @@
+"""Whose turn it is to be asked: every running task is watched here, and asked after together with others.
+
+When a task is due is decided in `pacing`; here, those due share calls of up to 100 ids, and the calls are made. Each
+site has a loop of its own, so a dead site delays nobody else. This module draws no conclusion from an answer: it hands
+each to whoever watches, and is told whether to go on.
+"""
+
+import asyncio
+import heapq
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from enum import Enum, auto
+from itertools import count
+from random import Random
+from typing import Protocol
+
+from service.clock import Clock
+from service.pacing import History, Pace, meeting_time, next_interval
+from service.sync import Absent, Gone, PollAnswer, Task, TaskState, Trouble
+
+log = logging.getLogger(__name__)
+
+BATCH = 100
+"""Ids in one call: the most that VCDA shows on one page."""
+
+CALLS_AT_ONCE = 4
+"""Polls on their way to one site. One would do for what falls due in ordinary times; after a restore, thousands are
+due, and a remote site may take a second to answer. More would crowd an appliance that has two processors."""
+
+VANISHED_TOGETHER = 5
+"""So many absent from one answer, and more than half of those asked, say something of VCDA rather than of the tasks."""
+
+# ---------------------------------------------------------------- who is due
+
+
+class Verdict(Enum):
+    """What whoever watches makes of an answer."""
+
+    GO_ON = auto()
+    DONE = auto()
+    ASK_ALONE = auto()
+    """It may be lost: ask for it alone, which is the only way to be told so."""
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Watch:
+    """A task to be asked after. `since` is the monotonic moment when it began, an estimate if it was restored.
+
+    `answered` is called with each answer, on the event loop, and must not raise.
+    """
+
+    task_id: str
+    site: str | None
+    replication_id: str
+    since: float
+    answered: Callable[[PollAnswer], Verdict]
+    pace: Pace = field(default_factory=Pace, init=False)
+    ticket: int = field(default=0, init=False)
+    """The one entry of the agenda that counts for it; 0: it isn't watched."""
+
+
+Due = tuple[float, int, Watch]
+"""When, ticket, whose turn."""
+
+
+class Agenda:
+    """Who is due when, at one site. What is no longer watched stays until its turn, and is passed over then."""
+
+    def __init__(self) -> None:
+        self._heap: list[Due] = []
+        self._tickets = count(1)
+
+    def add(self, watch: Watch, due: float) -> None:
+        """Note a watch's next turn."""
+        watch.ticket = next(self._tickets)
+        heapq.heappush(self._heap, (due, watch.ticket, watch))
+
+    def put_back(self, entries: Iterable[Due]) -> None:
+        """Let turns that came to nothing be due as they were."""
+        for entry in entries:
+            if current(entry):
+                heapq.heappush(self._heap, entry)
+
+    def next_due(self) -> float | None:
+        """Return the earliest turn; None: nobody is waiting for one."""
+        while self._heap and not current(self._heap[0]):
+            heapq.heappop(self._heap)
+        return self._heap[0][0] if self._heap else None
+
+    def take(self, until: float) -> list[Due]:
+        """Take the turns due until then, the earliest first, as many as go into one call."""
+        batch: list[Due] = []
+        while len(batch) < BATCH and (due := self.next_due()) is not None and due <= until:
+            batch.append(heapq.heappop(self._heap))
+        return batch
+
+
+def current(entry: Due) -> bool:
+    """Tell whether the turn's watch is still watched."""
+    return entry[2].ticket == entry[1]
+
+
+# ---------------------------------------------------------------- asking
+
+
+class PollApi(Protocol):
+    """What is needed of VCDA."""
+
+    async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
+        """Ask after up to BATCH tasks at once; those that VCDA doesn't know, or doesn't show us, are left out."""
+
+    async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
+        """Ask after one task."""
+
+
+class PollLane(Protocol):
+    """What is needed of a site's lane."""
+
+    async def clear(self) -> None:
+        """Wait until a call may go."""
+
+    def pause_left(self) -> float:
+        """Return the seconds until a call may go; 0.0 is leave for one."""
+
+    def heard(self, trouble: Trouble | None) -> None:
+        """Learn from a call's result."""
+
+
+class PollMetrics(Protocol):
+    """What polling reports."""
+
+    def poll_batch(self, site: str | None, size: int) -> None:
+        """Count the ids asked after in one call."""
+
+
+class _Site:
+    """One site's turns, and its calls on their way."""
+
+    def __init__(self, name: str | None, lane: PollLane) -> None:
+        self.name = name
+        self.lane = lane
+        self.agenda = Agenda()
+        self.alone: list[Due] = []
+        self.calls: dict[int, float] = {}
+        """For each call on its way the earliest turn in it."""
+        self.changed = asyncio.Event()
+
+    def next_due(self) -> float | None:
+        """Return the earliest turn that no call on its way sees to."""
+        while self.alone and not current(self.alone[0]):
+            self.alone.pop(0)
+        return self.alone[0][0] if self.alone else self.agenda.next_due()
+
+
+class Poller:
+    """Asks after every watched task until whoever watches is done with it."""
+
+    def __init__(
+        self,
+        *,
+        api: PollApi,
+        lane: Callable[[str | None], PollLane],
+        clock: Clock,
+        metrics: PollMetrics,
+        random: Random,
+        shortest: timedelta,
+        longest: timedelta,
+    ) -> None:
+        self._api = api
+        self._lane = lane
+        self._clock = clock
+        self._metrics = metrics
+        self._random = random
+        self._shortest = shortest.total_seconds()
+        self._longest = longest.total_seconds()
+        self._history = History()
+        self._sites: dict[str | None, _Site] = {}
+        self._new_sites: asyncio.Queue[_Site] = asyncio.Queue()
+        self._calls = count(1)
+
+    def watch(self, watch: Watch) -> None:
+        """Begin to ask after a task: a new one when the answer may be of use, a restored one soon.
+
+        Those restored together fall due spread over the shortest interval, so that the calls are, too.
+        """
+        now = self._clock.monotonic()
+        elapsed = now - watch.since
+        if elapsed < self._shortest:
+            self._plan(watch, watch.since, elapsed)
+        else:
+            self._site(watch.site).agenda.add(watch, now + self._random.uniform(0.0, self._shortest))
+        self._site(watch.site).changed.set()
+
+    def unwatch(self, watch: Watch) -> None:
+        """Ask no more; an answer on its way is dropped."""
+        watch.ticket = 0
+
+    def overdue(self) -> Mapping[str | None, float]:
+        """Tell for each site how late its most overdue turn is, in seconds; an unanswered turn gets later, too."""
+        now = self._clock.monotonic()
+        late = {}
+        for site in self._sites.values():
+            waiting = site.next_due()
+            dues = [*site.calls.values(), *(() if waiting is None else (waiting,))]
+            late[site.name] = max(0.0, now - min(dues, default=now))
+        return late
+
+    async def run(self) -> None:
+        """Ask, until cancelled. Whatever is raised in here is a bug, and ends it."""
+        async with asyncio.TaskGroup() as tasks:
+            while True:
+                site = await self._new_sites.get()
+                tasks.create_task(self._serve(site, tasks), name=f"poll {site.name or 'local site'}")
+
+    # ------------------------------------------------------------ one site
+
+    def _site(self, name: str | None) -> _Site:
+        site = self._sites.get(name)
+        if site is None:
+            site = self._sites[name] = _Site(name, self._lane(name))
+            self._new_sites.put_nowait(site)
+        return site
+
+    async def _serve(self, site: _Site, tasks: asyncio.TaskGroup) -> None:
+        """Send a call whenever a turn is due, the lane is clear and not too many are on their way."""
+        while True:
+            await self._until_due(site)
+            await site.lane.clear()
+            if self._is_due(site) and site.lane.pause_left() == 0.0:
+                call = next(self._calls)
+                if site.alone:
+                    entry = site.alone.pop(0)
+                    site.calls[call] = entry[0]
+                    tasks.create_task(self._ask_alone(site, call, entry))
+                else:
+                    # Those due a moment later come along: that moment is no longer than rounding puts them off.
+                    batch = site.agenda.take(self._clock.monotonic() + self._shortest / 16)
+                    site.calls[call] = batch[0][0]
+                    tasks.create_task(self._ask_together(site, call, batch))
+
+    def _is_due(self, site: _Site) -> bool:
+        due = site.next_due()
+        return due is not None and due <= self._clock.monotonic() and len(site.calls) < CALLS_AT_ONCE
+
+    async def _until_due(self, site: _Site) -> None:
+        while not self._is_due(site):
+            site.changed.clear()
+            due = site.next_due() if len(site.calls) < CALLS_AT_ONCE else None
+            timer = None if due is None else asyncio.get_running_loop().call_at(due, site.changed.set)
+            try:
+                await site.changed.wait()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+
+    async def _ask_together(self, site: _Site, call: int, batch: list[Due]) -> None:
+        sent = self._clock.monotonic()
+        self._metrics.poll_batch(site.name, len(batch))
+        answer = await self._api.poll(site=site.name, ids=[watch.task_id for _, _, watch in batch])
+        self._answered(site, call, answer if isinstance(answer, Trouble) else None)
+        if isinstance(answer, Trouble):
+            site.agenda.put_back(batch)
+            return
+        seen = {task.id: task for task in answer}
+        absent = sum(watch.task_id not in seen for _, _, watch in batch)
+        vanished = absent >= VANISHED_TOGETHER and 2 * absent > len(batch)
+        if vanished:
+            log.warning(
+                "%s: %d of %d tasks vanished together; taken for trouble of VCDA's, not for lost tasks",
+                site.name or "local site",
+                absent,
+                len(batch),
+            )
+        for entry in batch:
+            watch = entry[2]
+            task = seen.get(watch.task_id)
+            if task is not None:
+                self._tell(site, entry, task, sent)
+            elif not vanished:
+                self._tell(site, entry, Absent(sent), sent)
+            elif current(entry):
+                self._plan(watch, sent, sent - watch.since)
+
+    async def _ask_alone(self, site: _Site, call: int, entry: Due) -> None:
+        sent = self._clock.monotonic()
+        watch = entry[2]
+        answer = await self._api.ask(site=site.name, task_id=watch.task_id)
+        self._answered(site, call, answer if isinstance(answer, Trouble) else None)
+        if isinstance(answer, Trouble):
+            site.agenda.put_back([entry])
+        else:
+            self._tell(site, entry, answer, sent)
+
+    def _answered(self, site: _Site, call: int, trouble: Trouble | None) -> None:
+        del site.calls[call]
+        site.changed.set()
+        site.lane.heard(trouble)
+
+    def _tell(self, site: _Site, entry: Due, answer: PollAnswer, sent: float) -> None:
+        """Hand on an answer to a call that left at `sent`, and plan the next: counted from there, like the answer."""
+        if not current(entry):
+            return
+        watch = entry[2]
+        elapsed = sent - watch.since
+        if isinstance(answer, Task):
+            watch.pace = watch.pace.read(answer.progress, queued=answer.state == TaskState.QUEUED, elapsed=elapsed)
+        verdict = watch.answered(answer)
+        if isinstance(answer, Task) and answer.state == TaskState.SUCCEEDED:
+            self._history.learn(_duration(answer, elapsed), site=watch.site, replication_id=watch.replication_id)
+        if not current(entry):  # unwatched meanwhile
+            return
+        if verdict is Verdict.DONE:
+            watch.ticket = 0
+        elif verdict is Verdict.ASK_ALONE and isinstance(answer, Absent):
+            site.alone.append((sent, watch.ticket, watch))
+        else:
+            self._plan(watch, sent, elapsed)
+
+    def _plan(self, watch: Watch, at: float, elapsed: float) -> None:
+        usual = self._history.usual(site=watch.site, replication_id=watch.replication_id)
+        outlook = watch.pace.outlook(elapsed, usual=usual)
+        interval = next_interval(outlook, shortest=self._shortest, longest=self._longest)
+        self._site(watch.site).agenda.add(watch, meeting_time(at + interval, interval))
+
+
+def _duration(task: Task, elapsed: float) -> float:
+    if task.started_at is not None and task.ended_at is not None:
+        return (task.ended_at - task.started_at).total_seconds()
+    return elapsed
