@@ -1,0 +1,89 @@
+"""The secrets among the settings: credentials that change while the process runs, and what must never be seen."""
+
+import os
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import SecretStr  # noqa: TC002 - beside runtime imports of its kind
+
+from service.settings.model import Credentials, Kafka, Settings, Site
+from service.settings.reading import SettingsError, load
+from service.settings.rows import leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Logins:
+    """What a login at VCDA, and its extension to other sites, takes."""
+
+    credentials: Credentials
+    sites: tuple[Site, ...]
+
+
+class CredentialsReader:
+    """Reads the credentials again, at each login, since mounted secrets change while the process runs."""
+
+    def __init__(self, settings: Settings, *, environ: Mapping[str, str] | None = None) -> None:
+        self._environ = dict(os.environ if environ is None else environ)
+        self._last = Logins(settings.vcda.credentials, settings.vcda.sites)
+        self.trouble: tuple[str, ...] = ()
+        """Why the last reading found nothing that fits, for the log; empty when it did."""
+
+    def __call__(self) -> Logins:
+        """Return what is there now, or the last that fitted: a reading may meet files that are just being replaced."""
+        try:
+            settings = load(self._environ)
+        except SettingsError as error:
+            self.trouble = error.lines
+        else:
+            self.trouble = ()
+            self._last = Logins(settings.vcda.credentials, settings.vcda.sites)
+        return self._last
+
+
+def secrets(settings: Settings) -> frozenset[str]:
+    """Return the values that must never be seen, for whoever redacts."""
+    found: list[SecretStr | None] = [leaf.of(settings) for leaf in leaves() if leaf.secret]
+    return secrets_of(Logins(settings.vcda.credentials, settings.vcda.sites)) | {
+        secret.get_secret_value() for secret in found if secret is not None
+    }
+
+
+def secrets_of(logins: Logins) -> frozenset[str]:
+    """Return the secret values of logins alone; they may be newer than the settings."""
+    parts: tuple[Credentials | Site, ...] = (logins.credentials, *logins.sites)
+    return frozenset(
+        secret.get_secret_value() for part in parts for secret in (part.password, part.token) if secret is not None
+    )
+
+
+def kafka_security(settings: Settings) -> dict[str, Any]:
+    """Return aiokafka's keyword arguments for a secure connection. Raises `SettingsError` for unusable certificates."""
+    kafka = settings.kafka
+    wanted: dict[str, Any] = {"security_protocol": kafka.security_protocol}
+    if kafka.sasl_mechanism and kafka.sasl_password:
+        wanted |= {
+            "sasl_mechanism": kafka.sasl_mechanism,
+            "sasl_plain_username": kafka.sasl_username,
+            "sasl_plain_password": kafka.sasl_password.get_secret_value(),
+        }
+    if kafka.security_protocol.endswith("SSL"):
+        wanted["ssl_context"] = _tls(kafka)
+    return wanted
+
+
+def _tls(kafka: Kafka) -> ssl.SSLContext:
+    try:
+        context = ssl.create_default_context(cafile=kafka.ssl_ca_file)
+    except (OSError, ssl.SSLError) as error:
+        line = f"VM_SYNC_KAFKA__SSL_CA_FILE: no certificates could be read from it ({error.strerror or error})"
+        raise SettingsError((line,)) from None
+    if kafka.ssl_cert_file:
+        try:
+            # Without a password of our own, OpenSSL would ask for one at the terminal.
+            context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file, password="")
+        except (OSError, ssl.SSLError) as error:
+            line = f"VM_SYNC_KAFKA__SSL_CERT_FILE: no certificate with its unencrypted key ({error.strerror or error})"
+            raise SettingsError((line,)) from None
+    return context

@@ -1,0 +1,84 @@
+"""The kinds of values that settings have: how they are written, and what to say of one that isn't. Pure."""
+
+import ipaddress
+import re
+from datetime import timedelta
+from typing import Annotated, TypeAlias
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+
+def _duration(value: object) -> object:
+    # Months and years have no fixed length; pydantic would take them, and "30", and "-PT5S".
+    if isinstance(value, timedelta):
+        return value
+    iso8601 = r"P(?=.)(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
+    if not (isinstance(value, str) and re.fullmatch(iso8601, value)):
+        msg = "write it as an ISO 8601 duration, such as PT30S, PT5M or PT6H"
+        raise ValueError(msg)
+    return value
+
+
+def _topic(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,249}", value) or value in {".", ".."}:
+        msg = "write a topic's name: 1-249 characters of A-Z a-z 0-9 . _ -"
+        raise ValueError(msg)
+    return value
+
+
+def _servers(value: str) -> str:
+    for server in value.split(","):
+        host, _, port = server.strip().rpartition(":")
+        if not host or not port.isdecimal():
+            msg = "write host:port, several with commas between them"
+            raise ValueError(msg)
+    return value
+
+
+def _url(value: str) -> str:
+    form = "write https://host or https://host:port, without path, query or user"
+    try:
+        url = urlsplit(value)
+        host, bare = url.hostname, url._replace(scheme="", netloc="", path=url.path.removeprefix("/")).geturl()
+        port = url.port
+    except ValueError:
+        raise ValueError(form) from None
+    if url.scheme not in {"https", "http"} or not host or bare or "@" in url.netloc or port == 0:
+        raise ValueError(form)
+    if url.scheme == "http" and not _loopback(host):
+        msg = "write https://: plain http is for this machine alone, since a password travels to VCDA"
+        raise ValueError(msg)
+    return value.rstrip("/")
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _thumbprint(value: str) -> str:
+    digits = re.sub(r"(?i)^sha-?256:", "", value).replace(":", "").lower()
+    if not re.fullmatch(r"[0-9a-f]{64}", digits):
+        msg = "write the certificate's SHA-256 as 64 hexadecimal digits; colons between them are fine"
+        raise ValueError(msg)
+    return digits
+
+
+def iso8601(duration: timedelta) -> str:
+    """Write a duration as the documentation does: PT24H, PT1M30S, PT0.5S."""
+    minutes, seconds = divmod(duration / timedelta(seconds=1), 60)
+    hours, minutes = divmod(int(minutes), 60)
+    parts = f"{hours}H" * (hours > 0) + f"{minutes}M" * (minutes > 0) + f"{seconds:g}S" * (seconds > 0)
+    return "PT" + (parts or "0S")
+
+
+Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
+Positive: TypeAlias = Annotated[Duration, Field(gt=timedelta())]
+Topic: TypeAlias = Annotated[str, AfterValidator(_topic)]
+Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Servers: TypeAlias = Annotated[str, AfterValidator(_servers)]
+Url: TypeAlias = Annotated[str, AfterValidator(_url)]
+Thumbprint: TypeAlias = Annotated[str, AfterValidator(_thumbprint)]

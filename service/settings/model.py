@@ -1,0 +1,391 @@
+"""Every setting: its name, its meaning, its default and the reason for that, and what doesn't fit together.
+
+The first paragraph of a setting's docstring is its meaning, the second why its default is what it is; the README's
+tables and `vm-sync settings` are made of them. Nothing here looks anywhere but at the values handed in, except whether
+a file that is named exists.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self, TypeAlias
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, PrivateAttr, SecretStr, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from typing_extensions import override
+
+from service.settings.kinds import Duration, Name, Positive, Servers, Thumbprint, Topic, Url, iso8601
+
+PREFIX: Final = "VM_SYNC_"
+BETWEEN: Final = "__"
+
+Origin: TypeAlias = Literal["default", "environment", "file"]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """One value as it was found."""
+
+    text: str
+    origin: Origin
+    file: Path | None = None
+
+
+Fault: TypeAlias = tuple[str, str]
+"""A field's name, or a path below it as in `sites__0__name`, and what to do about it."""
+
+
+class Misfit(ValueError):
+    """Fields that are fine alone don't fit together. A ValueError, so that pydantic gathers it with the others."""
+
+    def __init__(self, faults: tuple[Fault, ...]) -> None:
+        super().__init__(str(faults))
+        self.faults = faults
+
+
+class Part(BaseModel):
+    """What the parts of the settings have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+    def faults(self) -> Iterator[Fault]:
+        """Tell how the fields don't fit together."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if faults := tuple(self.faults()):
+            raise Misfit(faults)
+        return self
+
+
+def _numbered(value: object) -> object:
+    """Take `{"0": site, "1": site}`, which is how VM_SYNC_VCDA__SITES__0__NAME arrives, as a list."""
+    if not isinstance(value, dict):
+        return value
+    if sorted(value) != sorted(str(number) for number in range(len(value))):
+        msg = "number the sites from 0 on, without gaps"
+        raise ValueError(msg)
+    return [value[str(number)] for number in range(len(value))]
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+class Topics(Part):
+    """The Kafka topics."""
+
+    requests: Topic = "vm-sync.requests"
+    """Where requests come from."""
+    completed: Topic = "vm-sync.completed"
+    """Where completed syncs are told."""
+    failed: Topic = "vm-sync.failed"
+    """Where failed requests are told; may be the same topic as COMPLETED.
+
+    Apart, since most consumers want one of the two."""
+    dead_letter: Topic = "vm-sync.dead-letter"
+    """Where messages go that can't be understood."""
+    journal: Topic = "vm-sync.journal"
+    """The service's own state, compacted; private."""
+    progress: Topic | None = None
+    """Where the progress of running syncs is told; empty: nowhere.
+
+    Off, since most want outcomes only, and `/syncs` shows progress too."""
+
+    @override
+    def faults(self) -> Iterator[Fault]:
+        taken: dict[str, str] = {}
+        for field in type(self).model_fields:
+            topic = getattr(self, field)
+            if topic is None or (field == "failed" and topic == self.completed):
+                continue
+            if topic in taken:
+                yield field, f"name a topic of its own, not that of {taken[topic].upper()}"
+            taken[topic] = field
+
+
+SecurityProtocol: TypeAlias = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
+SaslMechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+
+
+class Kafka(Part):
+    """How to reach Kafka, and how to be a member of its group."""
+
+    bootstrap_servers: Servers = "localhost:9092"
+    """Brokers to begin with, as host:port, comma-separated."""
+    group_id: Name = "vm-sync"
+    """Consumer group."""
+    session_timeout: Annotated[Duration, Field(ge=timedelta(seconds=6), le=timedelta(minutes=30))] = timedelta(
+        seconds=10
+    )
+    """How long a dead member keeps its partitions; at least 6 s.
+
+    Long enough for a pause of a second or two, short enough that a crash goes unnoticed by people; brokers refuse less
+    than 6 s and more than 30 min unless told otherwise."""
+    start_limit: Positive = timedelta(minutes=5)
+    """How long to keep trying to reach Kafka at the start.
+
+    Outlasts a broker's restart; after it, exit code 1 lets the orchestrator show that something is wrong."""
+    create_topics: bool = True
+    """Whether to create missing topics.
+
+    They need particular settings, and the journal the requests topic's number of partitions."""
+    partitions: Annotated[int, Field(ge=1, le=10_000)] = 12
+    """How many partitions created topics get.
+
+    Divides evenly among 1, 2, 3, 4, 6 and 12 processes; widening later moves keys."""
+    security_protocol: SecurityProtocol = "PLAINTEXT"
+    """How to talk to brokers.
+
+    What an unconfigured broker speaks."""
+    sasl_mechanism: SaslMechanism | None = None
+    """How to prove who we are; needed with SASL_PLAINTEXT and SASL_SSL."""
+    sasl_username: str | None = None
+    """User name for SASL."""
+    sasl_password: SecretStr | None = None
+    """Password for SASL."""
+    ssl_ca_file: FilePath | None = None
+    """Certificates of the authorities that sign the brokers' certificates, PEM; empty: those of the system."""
+    ssl_cert_file: FilePath | None = None
+    """Our own certificate, PEM, where brokers want one."""
+    ssl_key_file: FilePath | None = None
+    """The key of our own certificate, PEM, not encrypted; empty: it stands in the certificate's file."""
+
+    @property
+    def servers(self) -> list[str]:
+        """The brokers one by one; Kafka clients take a string with commas for a single host."""
+        return [server.strip() for server in self.bootstrap_servers.split(",")]
+
+    @override
+    def faults(self) -> Iterator[Fault]:
+        sasl, tls = self.security_protocol.startswith("SASL_"), self.security_protocol.endswith("SSL")
+        for field in ("sasl_mechanism", "sasl_username", "sasl_password"):
+            if sasl and not getattr(self, field):
+                yield field, f"required with SECURITY_PROTOCOL {self.security_protocol}"
+            if not sasl and getattr(self, field):
+                yield field, f"unset it, or choose a SASL protocol instead of {self.security_protocol}"
+        for field in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
+            if not tls and getattr(self, field):
+                yield field, f"unset it, or choose SSL or SASL_SSL instead of {self.security_protocol}"
+        if self.ssl_key_file and not self.ssl_cert_file:
+            yield "ssl_cert_file", "required with SSL_KEY_FILE"
+
+
+CredentialsType: TypeAlias = Literal["localUser", "vcdCredentials", "ssoCredentials", "vcdAccessToken"]
+
+
+class Credentials(Part):
+    """Who we are at VCDA."""
+
+    type: CredentialsType = "vcdCredentials"
+    """Kind of credentials, in VCDA's own words.
+
+    A Cloud Director account is what a tenant has; the others are for providers and for API tokens."""
+    user: Name | None = None
+    """User name; for vcdCredentials with its organization, as in `admin@org`, or with ORG beside it. Needed but for
+    vcdAccessToken."""
+    password: SecretStr | None = None
+    """Password; needed but for vcdAccessToken."""
+    token: SecretStr | None = None
+    """API token; needed for vcdAccessToken."""
+    org: Name | None = None
+    """Organization; needed for vcdAccessToken, and for vcdCredentials unless USER names it."""
+
+    @override
+    def faults(self) -> Iterator[Fault]:
+        needed = ("token", "org") if self.type == "vcdAccessToken" else ("user", "password")
+        for field in needed:
+            if not getattr(self, field):
+                yield field, f"required for TYPE {self.type}"
+        if self.type == "vcdCredentials" and self.user and "@" not in self.user and not self.org:
+            yield "org", "required for TYPE vcdCredentials, unless USER is written as user@organization"
+
+    @property
+    def login(self) -> str | None:
+        """The user name as VCDA wants it."""
+        if self.type == "vcdCredentials" and self.user and self.org and "@" not in self.user:
+            return f"{self.user}@{self.org}"
+        return self.user
+
+
+class Site(Part):
+    """Credentials to extend the session to a remote site."""
+
+    name: Name
+    """The site's name, as requests give it."""
+    user: Name | None = None
+    """User name there, with its organization, as in `admin@org`."""
+    password: SecretStr | None = None
+    """Password there."""
+    token: SecretStr | None = None
+    """API token there, instead of user and password."""
+
+    @override
+    def faults(self) -> Iterator[Fault]:
+        if self.token and (self.user or self.password):
+            yield "token", "give either a token, or user and password"
+        for field in ("user", "password"):
+            if not self.token and not getattr(self, field):
+                yield field, "required, unless the site has a token"
+
+
+class Vcda(Part):
+    """How to reach VMware Cloud Director Availability."""
+
+    url: Url
+    """The API's address, `https://host[:port]`; plain http is refused unless the host is loopback."""
+    credentials: Credentials
+    sites: Annotated[tuple[Site, ...], BeforeValidator(_numbered)] = ()
+    """JSON list of `{name, user, password}` (or `token`): credentials to extend the session to remote sites; also as
+    `VM_SYNC_VCDA__SITES__0__NAME` and so on, which win over the list's.
+
+    None: the login's own site needs no more."""
+    ca_file: FilePath | None = None
+    """Certificates of the authority that signs VCDA's certificate, PEM.
+
+    Empty: the system's authorities."""
+    thumbprint: Thumbprint | None = None
+    """SHA-256 of a self-signed appliance's certificate, in hexadecimal, instead of CA_FILE. There is no "don't verify".
+
+    Empty: the certificate is verified as usual."""
+    request_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(minutes=10))] = timedelta(
+        seconds=30
+    )
+    """For one HTTP call, whole.
+
+    VCDA answers a POST in a second or two, through two proxies in some more; what is in doubt waits for it."""
+
+    @override
+    def faults(self) -> Iterator[Fault]:
+        if self.ca_file and self.thumbprint:
+            yield "thumbprint", "give either a thumbprint or CA_FILE"
+        names = [site.name for site in self.sites]
+        for number, name in enumerate(names):
+            if name in names[:number]:
+                yield f"sites__{number}__name", "each site may be named only once"
+
+
+class Sync(Part):
+    """How syncs are driven."""
+
+    deadline: Positive = timedelta(hours=6)
+    """From acceptance to `timed-out` or `not-started`.
+
+    A first sync of a large VM takes hours; a request may bring its own deadline."""
+    deduplicate_for: Duration = timedelta(hours=24)
+    """How long an ended request's identity is remembered.
+
+    Whoever repeats messages does so within a day; each costs about a hundred bytes of memory."""
+    settle: Duration = timedelta(minutes=1)
+    """Grace for a task that VCDA creates late, before a doubtful POST is repeated.
+
+    An appliance under load creates tasks seconds after the POST; waiting is cheaper than a second sync."""
+    lost_after: Duration = timedelta(minutes=10)
+    """How long VCDA must deny a task before it counts as lost.
+
+    Outlasts an appliance's restart."""
+    max_in_flight: Annotated[int, Field(ge=1)] = 50_000
+    """Per process; past it, consuming pauses.
+
+    About 100 MB of memory, and a second to restore."""
+    max_concurrent_submits: Annotated[int, Field(ge=1)] = 16
+    """POSTs at once, per site and process.
+
+    Hundreds a second at usual answer times, without crowding out people who use the same appliance."""
+    max_running: Annotated[int, Field(ge=0)] = 200
+    """Syncs running at VCDA at once, per site and process; past it, requests wait; 0 = no limit.
+
+    A replicator appliance is sized for some hundreds of active replications."""
+    poll_min: Positive = timedelta(seconds=1)
+    """Shortest polling interval.
+
+    Short syncs are noticed within a second; a batch of up to 100 tasks costs one call."""
+    poll_max: Positive = timedelta(minutes=1)
+    """Longest polling interval.
+
+    The most by which the news of a long sync may be late."""
+
+    @override
+    def faults(self) -> Iterator[Fault]:
+        if self.poll_min > self.poll_max:
+            yield "poll_min", f"at most POLL_MAX, which is {iso8601(self.poll_max)}"
+
+
+class Ops(Part):
+    """The operations server and the end of the process."""
+
+    host: Name = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from outside of the container
+    """Address that the operations server listens on.
+
+    All, since probes and Prometheus come from outside of the container."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8080
+    """Port that the operations server listens on; 0 picks a free one and logs it."""
+    drain_limit: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=25)
+    """The longest a clean stop may take.
+
+    Under Kubernetes' grace period of 30 s."""
+
+
+class Log(Part):
+    """Logs."""
+
+    format: Literal["json", "text"] = "json"
+    """`text` for people.
+
+    Machines read most logs."""
+    level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
+    """Least level to log.
+
+    A line for each outcome, none for each poll."""
+
+
+class Settings(BaseSettings):
+    """All of them. Made by `load` alone; constructing it looks nowhere by itself."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter=BETWEEN,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        hide_input_in_errors=True,
+    )
+
+    topics: Topics = Topics()
+    kafka: Kafka = Kafka()
+    vcda: Vcda
+    sync: Sync = Sync()
+    ops: Ops = Ops()
+    log: Log = Log()
+    secrets_dir: Path = Path("/run/secrets/vm-sync")
+    """Folder of files that stand for variables; `VM_SYNC_VCDA__CREDENTIALS__PASSWORD` as `vcda__credentials__password`,
+    case ignored.
+
+    Where Docker and Kubernetes mount secrets by convention."""
+
+    _given: Mapping[str, Given] = PrivateAttr(default_factory=dict)
+
+    def origin(self, name: str) -> Origin:
+        """Tell where the value of an environment variable came from."""
+        found = (given.origin for given_name, given in self._given.items() if f"{given_name}__".startswith(f"{name}__"))
+        return next(found, "default")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.sync.settle >= self.sync.deadline:
+            raise Misfit((("sync__settle", "less than SYNC__DEADLINE, or no doubt can be resolved in time"),))
+        return self
+
+    @classmethod
+    @override
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)
