@@ -1,0 +1,391 @@
+"""The calls of VCDA's API that a sync takes, and what their answers mean to it.
+
+    POST /vm-replications/{id}/sync     submit    the one call that changes something there
+    GET  /tasks?type=sync&...           find      has VCDA a task of a POST whose answer never came?
+    GET  /tasks?ids=...                 poll      how are up to 100 tasks doing?
+    GET  /tasks/{id}                    ask       the same for one, to tell "gone" from "not shown"
+
+How a POST's answer is read. What counts is whether VCDA can have taken it, and whether asking again could help:
+
+    2xx with a task         Accepted
+    401                     not taken; logged in again and repeated once, then NotTaken
+    409                     NotTaken: something about this replication, which passes
+    429                     NotTaken: too much at once
+    other 4xx, ApiError     Refused: VCDA itself has understood it, and says no. So also 405: it has no such call
+    408, and everything     Unanswered. A 4xx without an ApiError is a proxy's, as is the 405 with which nginx's error
+    else                    pages answer a POST; a 5xx, also a 501, says nothing about how far VCDA had come
+
+An error is a value here. Only wrong use raises: an id that no message and no answer of VCDA could have brought in.
+"""
+
+import asyncio
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final, Literal, Protocol, TypeGuard
+from urllib.parse import quote
+
+from service.clock import Clock
+from service.sync import (
+    Accepted,
+    ApiError,
+    Gone,
+    NotTaken,
+    Refused,
+    SubmitAnswer,
+    Task,
+    Trouble,
+    Unanswered,
+)
+from service.vcda import translate
+from service.vcda.credentials import Credentials
+from service.vcda.moments import retry_after
+from service.vcda.session import Login, NoCredentials, Session, Ticket, unauthorized
+from service.vcda.transport import LARGE, SMALL, Answer, NoAnswer, Tls, Wire, status_label
+
+BATCH: Final = 100
+"""Tasks in one page, and so ids in one poll: VCDA's own limit."""
+MAX_PAGES: Final = 1000
+"""So that a look-up ends, whatever VCDA claims to have."""
+FINDS_AT_ONCE: Final = 4
+"""Look-ups that run at once at one site. After a restart there can be thousands, and none of them is urgent."""
+
+REPLICATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
+OPERATION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Meter(Protocol):
+    """What is counted here, and below."""
+
+    def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
+    def login(self, result: str) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """What a call came to. `login` is whose it was; `tried` whether an earlier POST of it was turned away with 401."""
+
+    seen: Answer | NoAnswer | Trouble | NoCredentials
+    login: Login | None = None
+    tried: bool = False
+
+
+class Vcda:
+    """VCDA's API, as one account at one appliance. Make it inside the event loop that it will be used in.
+
+    `credentials` is asked at each login; `site` arguments are a request's own, None for the appliance's own site.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        credentials: Callable[[], Credentials],
+        request_timeout: timedelta,
+        clock: Clock,
+        meter: Meter,
+        version: str,
+        tls: Tls | None = None,
+    ) -> None:
+        """Prepare; the first call connects and logs in.
+
+        Raises:
+            ValueError: of the URL or the thumbprint, as `Wire` and `Tls` say.
+            OSError: the CA file can't be read.
+        """
+        self._clock = clock
+        self._wire = Wire(
+            url,
+            tls=tls or Tls(),
+            request_timeout=request_timeout,
+            user_agent=f"vm-sync/{version}",
+            clock=clock,
+            meter=meter,
+        )
+        self._session = Session(self._wire, credentials=credentials, clock=clock, meter=meter)
+        self._users: defaultdict[str | None, set[str]] = defaultdict(set)
+        self._finding: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(FINDS_AT_ONCE)
+        )
+
+    # ------------------------------------------------------------ the calls
+
+    async def submit(
+        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
+    ) -> SubmitAnswer:
+        """Ask for a sync, once. `may_leave` is asked just before the first byte leaves, once more after a cured 401.
+
+        Raises:
+            ValueError: an id that doesn't belong in a URL or a header.
+        """
+        _check(replication_id, REPLICATION_ID)
+        _check(operation_id, OPERATION_ID)
+        reply = await self._call(
+            "submit",
+            method="POST",
+            target=f"/vm-replications/{replication_id}/sync" + ("" if site is None else f"?{_site(site)}"),
+            site=site,
+            operation_id=operation_id,
+            may_leave=may_leave,
+        )
+        return self._submitted(reply, site)
+
+    async def find(
+        self, *, site: str | None, replication_id: str | None, since: datetime, operation_id: str | None = None
+    ) -> list[Task] | Trouble:
+        """Return all sync tasks of one replication, or of all, that began at `since` (VCDA's clock) or later.
+
+        The list is complete: what isn't in it wasn't there when the call began.
+
+        Raises:
+            ValueError: an id that doesn't belong in a URL or a header.
+        """
+        # "After" means after: one less than the millisecond that `since` falls into.
+        milliseconds = (since - translate.EPOCH) // timedelta(milliseconds=1) - 1
+        query = f"type=sync&startTimeAfter={max(milliseconds, 0)}"
+        if replication_id is not None:
+            query += f"&resourceId={_check(replication_id, REPLICATION_ID)}"
+        if operation_id is not None:
+            _check(operation_id, OPERATION_ID)
+        async with self._finding[site]:
+            return await self._pages("find", query, site=site, operation_id=operation_id, kind="sync")
+
+    async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
+        """Return those of the tasks, at most 100, that VCDA shows us.
+
+        Raises:
+            ValueError: too many ids, or one that doesn't belong in a list in a URL.
+        """
+        if len(ids) > BATCH:
+            msg = f"{len(ids)} tasks are more than VCDA shows at once"
+            raise ValueError(msg)
+        asked = frozenset(ids)
+        if not asked:
+            return []
+        query = "ids=" + ",".join(_check(name, translate.ID) for name in ids)
+        tasks = await self._pages("poll", query, site=site)
+        return tasks if isinstance(tasks, Trouble) else [task for task in tasks if task.id in asked]
+
+    async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
+        """Return this task, or that VCDA itself says it has no such task.
+
+        Raises:
+            ValueError: an id that doesn't belong in a URL.
+        """
+        query = "" if site is None else f"?{_site(site)}"
+        reply = await self._call(
+            "poll", method="GET", target=f"/tasks/{_check(task_id, translate.ID)}{query}", site=site
+        )
+        if not isinstance(reply.seen, Answer):
+            return self._trouble(reply.seen, site)
+        if _is_good(reply.seen):
+            task = translate.read_task(reply.seen.body, local=_home(reply.login))
+            return task if task is not None and task.id == task_id else _unreadable(reply.seen)
+        trouble = self._trouble(reply.seen, site)
+        # A site that isn't known (paired anew, say) is a 404 too, and says nothing of its tasks.
+        if trouble.http_status == 404 and trouble.error is not None and trouble.error.code != "SiteNotFound":  # noqa: PLR2004
+            return Gone(self._clock.monotonic(), self._account(reply))
+        return trouble
+
+    # ------------------------------------------------------------ what is known on the side
+
+    def account(self) -> str | None:
+        """Return the session's user; None before the first login."""
+        return self._session.user
+
+    def names(self, site: str | None) -> frozenset[str]:
+        """Return how VCDA spells our user on tasks of this site: not always as it spells the session's."""
+        user = self._session.user
+        return frozenset(self._users.get(self._local(site), ())) | (frozenset() if user is None else {user})
+
+    def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002 - one appliance answers for all sites
+        """Return VCDA's clock minus ours; None before its first answer."""
+        return self._wire.offset()
+
+    async def close(self) -> None:
+        """Log out and close all connections; takes a few seconds at most."""
+        await self._session.close()
+        await self._wire.close()
+
+    # ------------------------------------------------------------ how
+
+    async def _call(
+        self,
+        operation: Literal["submit", "poll", "find"],
+        *,
+        method: Literal["GET", "POST"],
+        target: str,
+        site: str | None,
+        operation_id: str | None = None,
+        may_leave: Callable[[], bool] | None = None,
+        limit: int = SMALL,
+    ) -> _Reply:
+        """Make a call with a session; one that meets a 401 is made once more, if there is a new session for it."""
+
+        async def attempt(ticket: Ticket) -> Answer | NoAnswer:
+            return await self._wire.call(
+                operation,
+                method=method,
+                target=target,
+                token=ticket.login.token,
+                operation_id=operation_id,
+                may_leave=may_leave,
+                limit=limit,
+            )
+
+        admission = await self._session.admit(site)
+        if not isinstance(admission, Ticket):
+            return _Reply(admission)
+        seen = await attempt(admission)
+        if not _is_unauthorized(seen):
+            return _Reply(seen, admission.login)
+        renewed = await self._session.readmit(admission, site=site, answer=seen)
+        if isinstance(renewed, Trouble):
+            return _Reply(renewed, admission.login, tried=True)
+        seen = await attempt(renewed)
+        if _is_unauthorized(seen):
+            trouble = self._session.refused_again(renewed, site=site, trouble=unauthorized(seen))
+            return _Reply(trouble, renewed.login, tried=True)
+        return _Reply(seen, renewed.login, tried=True)
+
+    async def _pages(
+        self,
+        operation: Literal["poll", "find"],
+        query: str,
+        *,
+        site: str | None,
+        operation_id: str | None = None,
+        kind: str | None = None,
+    ) -> list[Task] | Trouble:
+        """Return all tasks that a query matched when it began, from as many pages as that takes.
+
+        VCDA sorts the newest first, so that tasks begun meanwhile only push others on to the next page, where they
+        are seen twice. Tasks forgotten meanwhile pull others back, past our sight; hence the count at the end.
+        """
+        query += f"&limit={BATCH}" + ("" if site is None else f"&{_site(site)}")
+        tasks: dict[str, Task] = {}
+        seen: set[str] = set()
+        offset, matched = 0, None
+        for _ in range(MAX_PAGES):
+            reply = await self._call(
+                operation,
+                method="GET",
+                target=f"/tasks?{query}" + (f"&offset={offset}" if offset else ""),
+                site=site,
+                operation_id=operation_id,
+                limit=LARGE,
+            )
+            if not isinstance(reply.seen, Answer) or not _is_good(reply.seen):
+                return self._trouble(reply.seen, site)
+            page = translate.read_page(reply.seen.body, local=_home(reply.login), kind=kind)
+            if page is None:
+                return _unreadable(reply.seen)
+            tasks |= {task.id: task for task in page.tasks}
+            seen |= page.seen
+            offset += page.count
+            matched = page.total if matched is None else matched
+            if page.count == 0 or offset >= page.total:
+                break
+        if matched is None or len(seen) < matched:
+            return Trouble(label="incomplete", detail=f"VCDA showed {len(seen)} of {matched} tasks.")
+        return list(tasks.values())
+
+    def _submitted(self, reply: _Reply, site: str | None) -> SubmitAnswer:
+        """Read a POST's answer, as the table at the top says."""
+        match reply.seen:
+            case NoCredentials():
+                return Refused(ApiError("NoCredentials", _without_credentials(site)), None)
+            case Trouble() as trouble:
+                return NotTaken(trouble, sent=reply.tried)
+            case NoAnswer(sent_at=sent_at) as nothing:
+                trouble = self._trouble(nothing, site)
+                if sent_at is None:
+                    return NotTaken(trouble, sent=reply.tried)
+                return Unanswered(trouble, sent_at, self._account(reply))
+            case Answer() as answer:
+                return self._answered(answer, reply, site)
+
+    def _answered(self, answer: Answer, reply: _Reply, site: str | None) -> SubmitAnswer:
+        account = self._account(reply)
+        if _is_good(answer):
+            task = translate.read_task(answer.body, local=_home(reply.login))
+            if task is None:
+                return Unanswered(_unreadable(answer), answer.sent_at, account)
+            if task.user is not None:
+                self._users[self._local(site)].add(task.user)
+            return Accepted(task, account)
+        trouble = self._trouble(answer, site)
+        match answer.status:
+            case 409:
+                return NotTaken(replace(trouble, own=True), sent=True)
+            case 429:
+                return NotTaken(trouble, sent=True)
+            case status if 400 <= status < 500 and status != 408 and trouble.error is not None:  # noqa: PLR2004
+                return Refused(trouble.error, status)
+            case _:
+                return Unanswered(trouble, answer.sent_at, account)
+
+    def _trouble(self, seen: Answer | NoAnswer | Trouble | NoCredentials, site: str | None) -> Trouble:
+        match seen:
+            case Trouble():
+                return seen
+            case NoAnswer(label, detail):
+                return Trouble(label=label, detail=detail)
+            case NoCredentials():
+                return Trouble(label="error", detail=_without_credentials(site))
+            case Answer(status, headers, body):
+                error = translate.read_api_error(body)
+                return Trouble(
+                    label=status_label(status),
+                    detail=f"VCDA answered with {status}" + (f": {error.msg or error.code}" if error else "."),
+                    http_status=status,
+                    error=error,
+                    retry_after=retry_after(
+                        headers.get("retry-after"), date=headers.get("date"), now=self._clock.now()
+                    ),
+                )
+
+    def _account(self, reply: _Reply) -> str | None:
+        return None if reply.login is None else reply.login.user
+
+    def _local(self, site: str | None) -> str | None:
+        return None if site in _home(self._session.login) else site
+
+
+def _home(login: Login | None) -> frozenset[str]:
+    """Return the names of the appliance's own site, which requests and tasks needn't name.
+
+    Where a login opens several sites, which of them that is isn't told; then their names stay what they are.
+    """
+    return login.local if login is not None and len(login.local) == 1 else frozenset()
+
+
+def _site(site: str) -> str:
+    return f"site={quote(site, safe='')}"
+
+
+def _without_credentials(site: str | None) -> str:
+    return f"No credentials are configured for site {site}."
+
+
+def _check(name: str, allowed: re.Pattern[str]) -> str:
+    if not allowed.fullmatch(name):
+        msg = f"{name!r} doesn't belong in a call: it must match {allowed.pattern}"
+        raise ValueError(msg)
+    return name
+
+
+def _is_good(answer: Answer) -> bool:
+    return 200 <= answer.status < 300  # noqa: PLR2004 - 2xx
+
+
+def _is_unauthorized(seen: Answer | NoAnswer) -> TypeGuard[Answer]:
+    return isinstance(seen, Answer) and seen.status == 401  # noqa: PLR2004
+
+
+def _unreadable(answer: Answer) -> Trouble:
+    return Trouble(
+        label="unreadable", detail=f"VCDA answered with {answer.status}, but not in words that make sense here."
+    )

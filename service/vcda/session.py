@@ -1,0 +1,378 @@
+"""One login, shared by all calls of the process, and extended to remote sites.
+
+However many calls find the session gone, one login follows (single flight), and so for each site's extension. A login
+that fails is not tried again at once: wrong credentials must neither lock the account nor flood VCDA. Between attempts
+the calls get the last trouble as their answer, without a call being made. New credentials end the pause.
+
+Three kinds of 401 are told apart:
+
+    "Authentication Token Required"         the session is gone: log in
+    a remote site, and none of the others   its extension is gone: extend again, the login stays
+    any other                               the token is known but not good enough (the session's own login at Cloud
+                                            Director has died, say): log in
+
+A 401 that survives that is a failed login too: the next attempt waits, but the calls themselves go on, since with a
+half-dead session some of them still work.
+
+No secret gets out of here, but to VCDA.
+"""
+
+import asyncio
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final, Literal, Protocol, TypeAlias
+
+from service.clock import Clock
+from service.sync import Trouble
+from service.vcda import translate
+from service.vcda.credentials import Credentials
+from service.vcda.moments import retry_after
+from service.vcda.transport import Answer, NoAnswer, Wire, status_label
+
+logger = logging.getLogger("service.vcda")
+
+RENEW_AFTER: Final = timedelta(hours=23).total_seconds()
+"""The age at which a session is replaced, behind the calls' back: VCDA ends it at 24 h, however busy it is."""
+
+LONGEST_PAUSE: Final = 60.0
+"""Seconds; the pauses before it are 1, 2, 4 ..."""
+SETTLED: Final = 2 * LONGEST_PAUSE
+"""Seconds after a pause without another failure: then the next one is a new story, and begins with a short pause."""
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks for new credentials during a pause: they may be files."""
+
+LOGOUT_LIMIT: Final = 5.0
+"""Seconds. A session that isn't logged out idles out after half an hour."""
+
+
+class Meter(Protocol):
+    """What is counted here."""
+
+    def login(self, result: str) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Extension:
+    """That a session was extended to a site. Its identity matters: it tells a 401 of an old one from one of the new."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Login:
+    """One session. `local` are the sites that the login itself authenticated; `born` is monotonic."""
+
+    token: str = field(repr=False)
+    user: str | None
+    local: frozenset[str]
+    born: float
+    extensions: dict[str, Extension] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """What a call goes out with."""
+
+    login: Login
+    extension: Extension | None
+
+
+@dataclass(frozen=True, slots=True)
+class NoCredentials:
+    """The site is neither authenticated by the login nor configured."""
+
+
+Admission: TypeAlias = Ticket | Trouble | NoCredentials
+
+
+class Session:
+    """Who we are to VCDA, now. `credentials` is asked at each login: passwords change while we run.
+
+    It may raise OSError or ValueError, which counts as a failed login.
+    """
+
+    def __init__(self, wire: Wire, *, credentials: Callable[[], Credentials], clock: Clock, meter: Meter) -> None:
+        self._wire = wire
+        self._read_credentials = credentials
+        self._clock = clock
+        self._meter = meter
+
+        self._login: Login | None = None
+        self._user: str | None = None
+        self._tried: Credentials | None = None
+        self._looked_at = clock.monotonic() - LOOK_EVERY
+
+        self._flight: asyncio.Task[Login | Trouble] | None = None
+        self._flights: dict[tuple[Login, str], asyncio.Task[Extension | Trouble]] = {}
+        self._pause = _Pause()
+        self._site_pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
+        self._disappointing: Login | Extension | None = None
+
+    @property
+    def user(self) -> str | None:
+        """Return who we are, or were last; None before the first login."""
+        return self._user
+
+    @property
+    def login(self) -> Login | None:
+        """Return the session that calls are made with now, if there is one."""
+        return self._login
+
+    async def admit(self, site: str | None, *, again: bool = False) -> Admission:
+        """Return what to call this site with: logs in and extends where that hasn't been done."""
+        login = await self._current()
+        if isinstance(login, Trouble):
+            return login
+        if site is None or site in login.local:
+            return Ticket(login, None)
+        extension = login.extensions.get(site)
+        if extension is not None:
+            return Ticket(login, extension)
+        if self._tried is not None and self._tried.of_site(site) is None:
+            return NoCredentials()
+        extended = await self._extended(login, site)
+        if isinstance(extended, Extension):
+            return Ticket(login, extended)
+        if self._login is login:
+            return extended
+        # The session turned out to be gone, or was replaced meanwhile. Once more, with the new one.
+        if again:
+            return self.refused_again(Ticket(login, None), site=None, trouble=extended)
+        return await self.admit(site, again=True)
+
+    async def readmit(self, refused: Ticket, *, site: str | None, answer: Answer) -> Ticket | Trouble:
+        """A call came back with 401. Return what to repeat it with, once, or the trouble if there is nothing."""
+        if refused.extension is not None and site is not None and not _is_gone(answer):
+            if refused.login.extensions.get(site) is refused.extension:
+                if self._paused(self._site_pauses[site]):
+                    return unauthorized(answer)
+                del refused.login.extensions[site]
+        elif self._login is refused.login:
+            if _is_gone(answer):
+                self._login = None  # nobody else need try this token
+            if self._paused(self._pause):
+                return unauthorized(answer)
+            login = await self._log_in_once()
+            if isinstance(login, Trouble):
+                return login
+        admission = await self.admit(site)
+        return unauthorized(answer) if isinstance(admission, NoCredentials) else admission
+
+    def refused_again(self, ticket: Ticket, *, site: str | None, trouble: Trouble) -> Trouble:
+        """Take note of a 401 that a fresh login, or extension, didn't cure. Returns the trouble."""
+        fresh = ticket.extension or ticket.login
+        if fresh is not self._disappointing:  # of many calls at once, the first one tells it all
+            self._disappointing = fresh
+            pause = self._pause if ticket.extension is None or site is None else self._site_pauses[site]
+            seconds = pause.begin(self._clock.monotonic(), trouble)
+            self._meter.login("refused")
+            logger.warning(
+                "VCDA answers 401 right after a login that it accepted; the next one is in %g s.",
+                seconds,
+                extra={"site": site, "account": ticket.login.user},
+            )
+        return trouble
+
+    async def close(self) -> None:
+        """Log out, if that is quickly done."""
+        flights = [flight for flight in (self._flight, *self._flights.values()) if flight is not None]
+        for flight in flights:
+            flight.cancel()
+        await asyncio.gather(*flights, return_exceptions=True)
+        login, self._login = self._login, None
+        if login is None:
+            return
+        try:
+            async with asyncio.timeout(LOGOUT_LIMIT):
+                await self._wire.call("logout", method="DELETE", target="/sessions", token=login.token)
+        except TimeoutError:
+            logger.info("The logout wasn't answered in time; the session will idle out.")
+
+    # ------------------------------------------------------------ logging in
+
+    async def _current(self) -> Login | Trouble:
+        login = self._login
+        if login is None:
+            if self._paused(self._pause):
+                return self._pause.trouble
+            return await self._log_in_once()
+        age = self._clock.monotonic() - login.born
+        if age >= RENEW_AFTER and self._flight is None and not self._paused(self._pause):
+            # The old token serves until the new one is there, and then idles out: calls may still be using it.
+            self._flight = self._start(self._log_in())
+        return login
+
+    async def _log_in_once(self) -> Login | Trouble:
+        if self._flight is None:
+            self._flight = self._start(self._log_in())
+        # The flight is everybody's: whoever stops waiting must not take it along.
+        return await asyncio.shield(self._flight)
+
+    def _start(self, login: Coroutine[Any, Any, Login | Trouble]) -> asyncio.Task[Login | Trouble]:
+        task = asyncio.create_task(login)
+        task.add_done_callback(self._landed)
+        return task
+
+    def _landed(self, _: object) -> None:
+        self._flight = None
+
+    async def _log_in(self) -> Login | Trouble:
+        credentials = self._read()
+        if isinstance(credentials, Trouble):
+            return self._login_failed("error", credentials)
+        self._tried = credentials
+        answer = await self._wire.call(
+            "login", method="POST", target="/sessions", content=json.dumps(credentials.login_body()).encode()
+        )
+        now = self._clock.monotonic()
+        if isinstance(answer, NoAnswer):
+            return self._login_failed("error", Trouble(label=answer.label, detail=f"Login: {answer.detail}"))
+        token = answer.headers.get("x-vcav-auth", "").split(",")[0].strip()
+        if answer.status // 100 != 2 or not _is_token(token):  # noqa: PLR2004 - 2xx
+            refused = answer.status in {400, 401, 403}
+            return self._login_failed("refused" if refused else "error", self._failure("Login", answer))
+        user, local = translate.read_session(answer.body)
+        self._login = Login(token, user or credentials.user, local, now)
+        self._user = self._login.user
+        self._meter.login("ok")
+        logger.info("Logged in to VCDA as %s.", self._user, extra={"account": self._user, "sites": sorted(local)})
+        return self._login
+
+    def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
+        seconds = self._pause.begin(self._clock.monotonic(), trouble)
+        self._meter.login(result)
+        logger.warning("The login to VCDA failed, the next attempt is in %g s: %s", seconds, trouble.detail)
+        return trouble
+
+    # ------------------------------------------------------------ extending
+
+    async def _extended(self, login: Login, site: str) -> Extension | Trouble:
+        pause = self._site_pauses[site]
+        if self._paused(pause):
+            return pause.trouble
+        flight = self._flights.get((login, site))
+        if flight is None:
+            flight = self._flights[login, site] = asyncio.create_task(self._extend(login, site))
+            flight.add_done_callback(lambda _: self._flights.pop((login, site)))
+        return await asyncio.shield(flight)
+
+    async def _extend(self, login: Login, site: str) -> Extension | Trouble:
+        credentials = self._read()
+        if isinstance(credentials, Trouble):
+            return self._extension_failed(site, credentials)
+        of_site = credentials.of_site(site)
+        if of_site is None:
+            return self._extension_failed(site, Trouble(label="error", detail="Its credentials are gone."))
+        answer = await self._wire.call(
+            "extend",
+            method="POST",
+            target="/sessions/extend",
+            token=login.token,
+            content=json.dumps(of_site.extend_body()).encode(),
+        )
+        if isinstance(answer, NoAnswer):
+            return self._extension_failed(site, Trouble(label=answer.label, detail=f"Extension: {answer.detail}"))
+        if answer.status // 100 == 2:  # noqa: PLR2004 - 2xx
+            login.extensions[site] = Extension()
+            logger.info("Extended the session to site %s.", site, extra={"site": site})
+            return login.extensions[site]
+        trouble = self._failure("Extension", answer)
+        # "NotAuthenticated" is about the session itself; the site's own word is "RemoteAuthenticationFailure".
+        not_ours = trouble.error is not None and trouble.error.code == "NotAuthenticated"
+        if (_is_gone(answer) or not_ours) and self._login is login:
+            self._login = None
+            return trouble
+        return self._extension_failed(site, trouble)
+
+    def _extension_failed(self, site: str, trouble: Trouble) -> Trouble:
+        seconds = self._site_pauses[site].begin(self._clock.monotonic(), trouble)
+        logger.warning(
+            "The session could not be extended to site %s, the next attempt is in %g s: %s",
+            site,
+            seconds,
+            trouble.detail,
+            extra={"site": site},
+        )
+        return trouble
+
+    # ------------------------------------------------------------ pausing
+
+    def _paused(self, pause: "_Pause") -> bool:
+        """Whether nothing is to be tried yet. New credentials end all pauses, so it looks for some now and then."""
+        now = self._clock.monotonic()
+        if not pause.left(now):
+            return False
+        if now - self._looked_at >= LOOK_EVERY:
+            self._looked_at = now
+            credentials = self._read()
+            if not isinstance(credentials, Trouble) and credentials != self._tried:
+                logger.info("The credentials for VCDA have changed; trying them.")
+                self._tried = credentials
+                self._pause = _Pause()
+                self._site_pauses.clear()
+                return False
+        return True
+
+    def _read(self) -> Credentials | Trouble:
+        try:
+            return self._read_credentials()
+        except (OSError, ValueError) as error:
+            # The text may quote what it couldn't read.
+            return Trouble(label="error", detail=f"The credentials can't be read ({type(error).__name__}).")
+
+    def _failure(self, what: str, answer: Answer) -> Trouble:
+        error = translate.read_api_error(answer.body)
+        said = "no token" if answer.status // 100 == 2 else error.msg or error.code if error else "no reason given"  # noqa: PLR2004 - 2xx
+        return Trouble(
+            label=status_label(answer.status),
+            detail=f"{what} answered with {answer.status}: {said}",
+            http_status=answer.status,
+            error=error,
+            retry_after=retry_after(
+                answer.headers.get("retry-after"), date=answer.headers.get("date"), now=self._clock.now()
+            ),
+        )
+
+
+class _Pause:
+    """How long to leave something alone that keeps failing."""
+
+    def __init__(self) -> None:
+        self.trouble = Trouble(label="error", detail="Nothing has failed yet.")
+        self._failures = 0
+        self._until = float("-inf")
+
+    def begin(self, now: float, trouble: Trouble) -> float:
+        """Count a failure; return the seconds of the pause."""
+        if now - self._until >= SETTLED:
+            self._failures = 0
+        self.trouble = trouble
+        seconds = min(2.0**self._failures, LONGEST_PAUSE)
+        if trouble.retry_after is not None:
+            seconds = max(seconds, trouble.retry_after.total_seconds())
+        self._failures = min(self._failures + 1, 10)  # the pause is at its longest by then
+        self._until = now + seconds
+        return seconds
+
+    def left(self, now: float) -> bool:
+        """Whether it still lasts."""
+        return now < self._until
+
+
+def unauthorized(answer: Answer) -> Trouble:
+    """Return what a 401 is to the calls: trouble of the lane."""
+    error = translate.read_api_error(answer.body)
+    said = f": {error.msg or error.code}" if error else ""
+    return Trouble(label="401", detail=f"VCDA answered with 401{said}", http_status=401, error=error)
+
+
+def _is_gone(answer: Answer) -> bool:
+    """Whether VCDA doesn't know our token, as its own client tells it."""
+    return answer.status == 401 and "token required" in answer.headers.get("www-authenticate", "").lower()  # noqa: PLR2004
+
+
+def _is_token(text: str) -> bool:
+    """Whether it can travel as a header."""
+    return bool(text) and text.isascii() and text.isprintable()

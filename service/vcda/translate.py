@@ -1,0 +1,193 @@
+"""VCDA's words -> the values of `sync`. Pure, and total: no bytes make it raise, and what is odd is left out.
+
+Of a task's result only the latest instance is read: the rest can hold passwords. Stack traces aren't read at all.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias
+
+from pydantic_core import from_json
+
+from service.sync import ApiError, Instance, Task
+
+Json: TypeAlias = object
+Object: TypeAlias = dict[str, Json]
+
+TEXT_LIMIT: Final = 1000
+LIST_LIMIT: Final = 20
+"""How many warnings, or arguments of one, are kept: the contract's numbers."""
+
+INT64: Final = 2**63 - 1
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+LAST_MILLISECOND: Final = 253_402_300_799_999
+"""The end of the year 9999, and of what a datetime can hold."""
+
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}")
+"""A task's id: it becomes part of paths and of comma-separated lists, so nothing that could mean something there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of tasks. `seen` are the ids of all of them, also of those that weren't asked for."""
+
+    tasks: tuple[Task, ...]
+    seen: frozenset[str]
+    count: int
+    total: int
+
+
+def read_object(body: bytes) -> Object | None:
+    """Read a JSON object; None if it isn't one, or is only half of one."""
+    try:
+        value = from_json(body, cache_strings="keys")
+    except ValueError:  # too deep is a ValueError as well
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def read_api_error(body: bytes) -> ApiError | None:
+    """Read VCDA's own error; None for a proxy's page, or its JSON.
+
+    `code` and `msg` both have to be there: what is taken for VCDA's refusal ends a request for good.
+    """
+    value = read_object(body)
+    if value is None or "msg" not in value or not isinstance(value.get("code"), str) or not value["code"]:
+        return None
+    return _api_error(value)
+
+
+def read_task(body: bytes, *, local: frozenset[str] = frozenset()) -> Task | None:
+    """Read a single task; None without an id that can be asked for."""
+    return _task(read_object(body), local)
+
+
+def read_page(body: bytes, *, local: frozenset[str] = frozenset(), kind: str | None = None) -> Page | None:
+    """Read a page of tasks; None if it can't be relied on. With `kind`, tasks of another kind are left out.
+
+    A page with a task that can't be read isn't reliable: that one might be the one looked for.
+    """
+    value = read_object(body)
+    if value is None:
+        return None
+    items, total = value.get("items"), _integer(value.get("total"))
+    if not isinstance(items, list) or total is None or total < 0:
+        return None
+    tasks = [(item, _task(item, local)) for item in items]
+    read = [task for _, task in tasks if task is not None]
+    if len(read) < len(items):
+        return None
+    wanted = tuple(task for item, task in tasks if task is not None and (kind is None or _kind(item) in {kind, None}))
+    return Page(wanted, frozenset(task.id for task in read), len(items), total)
+
+
+def read_session(body: bytes) -> tuple[str | None, frozenset[str]]:
+    """Read whose session it is, and which sites it is authenticated at."""
+    value = read_object(body) or {}
+    sites = value.get("authenticatedSites")
+    names = [_text(site.get("site")) for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
+    return _text(value.get("user")), frozenset(name for name in names if name)
+
+
+# ---------------------------------------------------------------- the parts
+
+
+def _task(value: Json, local: frozenset[str]) -> Task | None:
+    if not isinstance(value, dict):
+        return None
+    name = value.get("id")
+    if not isinstance(name, str) or not ID.fullmatch(name):
+        return None
+    site = _text(value.get("site"))
+    progress = _integer(value.get("progress"))
+    return Task(
+        id=name,
+        state=_text(value.get("state")) or "",
+        site=None if site in local else site,
+        user=_text(value.get("user")),
+        replication_id=_text(_member(value, "workflowInfo").get("resourceId")),
+        progress=progress if progress is not None and 0 <= progress <= 100 else None,  # noqa: PLR2004 - percent
+        started_at=_moment(value.get("startTime")),
+        ended_at=_moment(value.get("endTime")),
+        error=_api_error(value["error"]) if isinstance(value.get("error"), dict) else None,
+        warnings=_warnings(value.get("warnings")),
+        instance=_instance(value),
+    )
+
+
+def _kind(item: Json) -> str | None:
+    return _text(_member(item, "workflowInfo").get("type"))
+
+
+def _api_error(value: Json) -> ApiError:
+    words = value if isinstance(value, dict) else {}
+    args = words.get("args")
+    return ApiError(
+        _text(words.get("code")) or "Unknown",
+        _text(words.get("msg")) or "",
+        tuple(_cut(arg) for arg in args[:LIST_LIMIT] if isinstance(arg, (str, int, float)))
+        if isinstance(args, list)
+        else (),
+    )
+
+
+def _warnings(value: Json) -> tuple[ApiError, ...]:
+    if not isinstance(value, list):
+        return ()
+    return tuple(_api_error(item) for item in value[:LIST_LIMIT] if isinstance(item, dict))
+
+
+def _instance(task: Object) -> Instance | None:
+    latest = _member(_member(task, "result"), "destinationState").get("latestInstance")
+    if not isinstance(latest, dict):
+        return None
+    return Instance(
+        sequence_number=_integer(latest.get("sequenceNumber")),
+        timestamp=_moment(latest.get("timestamp")),
+        transfer_bytes=_integer(latest.get("transferBytes")),
+        transfer_seconds=_number(latest.get("transferSeconds")),
+    )
+
+
+def _member(value: Json, name: str) -> Object:
+    inner = value.get(name) if isinstance(value, dict) else None
+    return inner if isinstance(inner, dict) else {}
+
+
+def _text(value: Json) -> str | None:
+    return value[:TEXT_LIMIT] if isinstance(value, str) and value else None
+
+
+def _cut(value: str | float) -> str:
+    try:
+        return str(value)[:TEXT_LIMIT]
+    except ValueError:  # an integer of more digits than Python is willing to print
+        return "?"
+
+
+def _number(value: Json) -> float | None:
+    """Read a number, also one written as text; None for what isn't finite, or doesn't fit 64 bits."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) and abs(number) <= INT64 else None
+
+
+def _integer(value: Json) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if abs(value) <= INT64 else None
+    number = _number(value)
+    return None if number is None else int(number)
+
+
+def _moment(value: Json) -> datetime | None:
+    """Read milliseconds since 1970. -1 is VCDA's "not yet"."""
+    milliseconds = _integer(value)
+    if milliseconds is None or not 0 < milliseconds <= LAST_MILLISECOND:
+        return None
+    return EPOCH + timedelta(milliseconds=milliseconds)

@@ -1,0 +1,347 @@
+"""One HTTP call to VCDA: bounded in time and size, never repeated, and certain about whether a byte left.
+
+What goes wrong on the wire is a value, `NoAnswer`. Its `sent_at` is the point of this module: None means that nothing
+left, for certain. No exception of a library can tell that (a connection cut after the server had read the POST comes
+as the class of "refused"), so it isn't deduced from one: aiohttp calls `on_request_headers_sent` after the connection
+stands and before it writes the first byte, without giving up control in between. That hook asks whether the request
+may still leave, and notes that it did.
+
+This module knows HTTP, and nothing of sessions, replications or tasks. It follows no redirect, keeps no cookie, uses
+no proxy from the environment, and never trusts a certificate unseen.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+
+from service.clock import Clock
+from service.vcda.moments import Offset, http_date
+
+logger = logging.getLogger("service.vcda")
+
+Operation: TypeAlias = Literal["login", "extend", "logout", "submit", "poll", "find"]
+
+SMALL: Final = 1024 * 1024
+"""The longest answer about one thing: a task with its result has a few KiB, one with a stack trace some dozen."""
+LARGE: Final = 16 * SMALL
+"""The longest answer about a hundred tasks."""
+
+KEEP_ALIVE: Final = 10.0
+"""Seconds an idle connection is kept: less than servers do (Tomcat 20, nginx 75). A POST written to a connection that
+the server is just closing isn't lost, but it is in doubt, and doubts cost minutes."""
+
+
+class Meter(Protocol):
+    """What is counted here."""
+
+    def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Whom to believe: the system's store, an own CA, or one certificate known by its SHA-256 thumbprint."""
+
+    ca_file: Path | None = None
+    thumbprint: str | None = None
+
+    def verification(self) -> ssl.SSLContext | aiohttp.Fingerprint:
+        """Return what aiohttp takes for it.
+
+        Raises:
+            ValueError: both are given, or the thumbprint isn't 32 bytes in hexadecimal.
+            OSError: the CA file can't be read (`ssl.SSLError`, when it holds no certificate).
+        """
+        if self.thumbprint is None:
+            return ssl.create_default_context(cafile=self.ca_file)
+        if self.ca_file is not None:
+            msg = "a CA file and a thumbprint exclude each other"
+            raise ValueError(msg)
+        digits = self.thumbprint.replace(":", "").strip()
+        if not re.fullmatch(r"[0-9A-Fa-f]{64}", digits):
+            msg = "the thumbprint is not a SHA-256: 64 hexadecimal digits, colons allowed"
+            raise ValueError(msg)
+        return aiohttp.Fingerprint(bytes.fromhex(digits))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. `sent_at` is the monotonic moment when the request began to leave."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """No answer, or not a whole one. `sent_at` None: nothing left, for certain."""
+
+    label: Literal["timeout", "error", "withheld"]
+    detail: str
+    sent_at: float | None
+
+
+def status_label(status: int) -> str:
+    """Return the metrics' word for a status: those that mean something here by themselves, else its hundred."""
+    return str(status) if status in {401, 403, 404, 409, 429} else f"{status // 100}xx"
+
+
+class Wire:
+    """The connections to one appliance.
+
+    Each kind of call has its own, without a common limit: how many POSTs run at once is decided per site, before they
+    come here, and a limit here would let the calls to a dead site hold back those to the others.
+    """
+
+    def __init__(
+        self, url: str, *, tls: Tls, request_timeout: timedelta, user_agent: str, clock: Clock, meter: Meter
+    ) -> None:
+        """Prepare; nothing is connected yet.
+
+        Raises:
+            ValueError: the URL isn't `https://host[:port]`, or `http` to another machine; see also `Tls`.
+            OSError: see `Tls`.
+        """
+        self._base, host = _base(url)
+        self._timeout = request_timeout.total_seconds()
+        self._clock = clock
+        self._meter = meter
+        self._offset = Offset()
+        self._headers = [
+            (b"host", host.encode()),
+            (b"user-agent", user_agent.encode()),
+            (b"accept", b"application/json"),
+            # Answers are small, and what isn't compressed can be bounded while it is read.
+            (b"accept-encoding", b"identity"),
+        ]
+        verification = tls.verification()
+        clients = {
+            name: httpx.AsyncClient(transport=_transport(verification, request_timeout))
+            for name in ("session", "submit", "poll", "find")
+        }
+        self._clients: dict[Operation, httpx.AsyncClient] = {
+            "login": clients["session"],
+            "extend": clients["session"],
+            "logout": clients["session"],
+            "submit": clients["submit"],
+            "poll": clients["poll"],
+            "find": clients["find"],
+        }
+
+    async def call(
+        self,
+        operation: Operation,
+        *,
+        method: Literal["GET", "POST", "DELETE"],
+        target: str,
+        token: str | None = None,
+        operation_id: str | None = None,
+        content: bytes | None = None,
+        may_leave: Callable[[], bool] | None = None,
+        limit: int = SMALL,
+    ) -> Answer | NoAnswer:
+        """Make one call; `target` is path and query, percent-encoded; `limit` the longest body to accept, in bytes.
+
+        `may_leave` is asked just before the first byte; if it says no, nothing leaves.
+        """
+        headers = self._headers.copy()
+        if token is not None:
+            headers.append((b"x-vcav-auth", token.encode("ascii")))
+        if operation_id is not None:
+            headers.append((b"operationid", operation_id.encode("ascii")))
+        if content is not None:
+            headers.append((b"content-type", b"application/json"))
+        request = httpx.Request(method, self._base + target, headers=headers, content=content)
+
+        departure = _Departure(self._clock, may_leave)
+        began, began_at = self._clock.now(), self._clock.monotonic()
+        outer = _departing.set(departure)
+        try:
+            seen = await self._exchange(self._clients[operation], request, departure, limit=limit)
+        finally:
+            _departing.reset(outer)
+
+        seconds = self._clock.monotonic() - began_at
+        if isinstance(seen, Answer):
+            self._heard(seen, sent=began)
+        label = status_label(seen.status) if isinstance(seen, Answer) else seen.label
+        if label != "withheld" and operation != "logout":  # the one is no call, the other tells nothing
+            self._meter.api_request(operation, label, seconds)
+        return seen
+
+    def offset(self) -> timedelta | None:
+        """Return the appliance's clock minus ours; None before its first answer."""
+        return self._offset.value()
+
+    async def close(self) -> None:
+        """Close all connections, at once."""
+        for client in set(self._clients.values()):
+            await client.aclose()
+
+    async def _exchange(
+        self, client: httpx.AsyncClient, request: httpx.Request, departure: "_Departure", *, limit: int
+    ) -> Answer | NoAnswer:
+        try:
+            # Around everything, the reading of the body too: the libraries' own timeouts begin anew with each byte.
+            async with asyncio.timeout(self._timeout):
+                response = await client.send(request, stream=True)
+                try:
+                    body = await _read(response, limit)
+                finally:
+                    await response.aclose()
+        except _Withheld:
+            return NoAnswer(label="withheld", detail="It may no longer be sent.", sent_at=None)
+        except TimeoutError:
+            return NoAnswer(
+                label="timeout", detail=f"No whole answer within {self._timeout:g} s.", sent_at=departure.at
+            )
+        # UnicodeError: of a reason phrase, or of a host's name; aiohttp's own come through where httpx maps none.
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError) as error:
+            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
+        except Exception as error:
+            if departure.at is None:
+                raise
+            # Whatever a library makes of an answer, the request may have been received: that must not get lost.
+            logger.exception("An answer of VCDA led to an unforeseen error.")
+            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
+        if body is None:
+            return NoAnswer(label="error", detail=f"The answer is longer than {limit} bytes.", sent_at=departure.at)
+        sent_at = self._clock.monotonic() if departure.at is None else departure.at
+        return Answer(status=response.status_code, headers=response.headers, body=body, sent_at=sent_at)
+
+    def _heard(self, answer: Answer, *, sent: datetime) -> None:
+        text = answer.headers.get("date")
+        if text is not None and (date := http_date(text)) is not None:
+            self._offset.heard(date, sent=sent, received=self._clock.now())
+
+
+# ---------------------------------------------------------------- leaving
+
+
+class _Withheld(Exception):
+    """Raised in the hook, so that nothing leaves."""
+
+
+class _Departure:
+    """Whether one request may leave, and when it did."""
+
+    __slots__ = ("_clock", "_may_leave", "at")
+
+    def __init__(self, clock: Clock, may_leave: Callable[[], bool] | None) -> None:
+        self._clock = clock
+        self._may_leave = may_leave
+        self.at: float | None = None
+
+    def leave(self) -> None:
+        """Let it go, or raise `_Withheld`."""
+        if self._may_leave is not None and not self._may_leave():
+            raise _Withheld
+        self.at = self._clock.monotonic()
+
+
+# httpx's transport hands no context of its own to aiohttp's hooks, but they run in the task that makes the call.
+_departing: ContextVar[_Departure] = ContextVar("departing")
+
+
+async def _before_the_first_byte(*_: object) -> None:
+    _departing.get().leave()
+
+
+# ---------------------------------------------------------------- connections
+
+
+def _base(url: str) -> tuple[str, str]:
+    """Return what every URL begins with, and the `Host`. The documentation's `//` is an artefact: one slash it is."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"https", "http"} or not parts.hostname:
+        msg = "the URL of VCDA has to be https://host[:port]"
+        raise ValueError(msg)
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        msg = "the URL of VCDA has to be https://host[:port], and nothing more"
+        raise ValueError(msg)
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        msg = "plain http is only for a VCDA on this very machine: the password would travel in the clear"
+        raise ValueError(msg)
+    _ = parts.port  # raises ValueError for one that isn't a port
+    return f"{parts.scheme}://{parts.netloc}", parts.netloc
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: timedelta) -> AiohttpTransport:
+    hooks = aiohttp.TraceConfig()
+    hooks.on_request_headers_sent.append(_before_the_first_byte)
+
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE, ssl=verification, socket_factory=_sockets(timeout)
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A POST without a body would else be announced as an octet-stream.
+            skip_auto_headers=("Content-Type",),
+            trace_configs=[hooks],
+        )
+
+    # Called once a loop runs. `verify` is for the session it would make itself; the default would load certifi's store.
+    context = verification if isinstance(verification, ssl.SSLContext) else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return AiohttpTransport(client=session, verify=context)
+
+
+def _sockets(timeout: timedelta) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
+    """Make sockets whose kernel gives up what nobody acknowledges once the call itself is given up.
+
+    Otherwise it would go on resending a written POST for minutes, and VCDA might take it long after we looked for it.
+    """
+    milliseconds = int(timeout.total_seconds() * 1000)
+
+    def make(address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family, kind, protocol)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        return made
+
+    return make
+
+
+async def _read(response: httpx.Response, limit: int) -> bytes | None:
+    """Read a body; None if it is longer than `limit`."""
+    body = bytearray()
+    chunks: AsyncIterator[Any] = response.aiter_bytes()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+def _describe(error: Exception) -> str:
+    """Say what went wrong, without words of the other side: a broken login answer would bring its token along."""
+    cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
+    name = type(cause).__name__
+    if isinstance(cause, (OSError, aiohttp.ServerFingerprintMismatch)):
+        return f"{name}: {cause}"[:1000]
+    return name
