@@ -1,0 +1,256 @@
+"""One message of every kind, made by the code that makes, and reads, the real ones.
+
+They stand in the AsyncAPI document and, as files, in `schemas/examples/`. Everything in them is invented.
+"""
+
+import base64
+import json
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from service import sync
+from service.messages import (
+    STRUCTURED,
+    Event,
+    OutcomeTopics,
+    Record,
+    Unreadable,
+    read_request,
+    write_dead_letter,
+    write_outcome,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A message as a record: `value` is what the JSON says, or the text where it isn't JSON, or None."""
+
+    name: str
+    summary: str
+    key: str | None
+    headers: dict[str, str]
+    value: Any
+
+    def record(self) -> Record:
+        """Give the record that Kafka would hand over."""
+        return Record(
+            topic="vm-sync.requests",
+            partition=4,
+            offset=1207,
+            timestamp_ms=int(_REQUESTED_AT.timestamp() * 1000),
+            key=None if self.key is None else self.key.encode(),
+            value=self.value.encode() if isinstance(self.value, str) else json.dumps(self.value).encode(),
+            headers=tuple((name, text.encode()) for name, text in self.headers.items()),
+        )
+
+
+_REQUESTED_AT: Final = datetime(2026, 3, 1, 22, 0, tzinfo=UTC)
+_REPLICATION: Final = "C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55"
+_TASK: Final = "6f5d31f2-3b0e-4c53-9a53-0f3e6f3ed1c4"
+_TRACE: Final = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "rojo=1"}
+_DATA: Final = {"operationID": "nightly-2026-03-01.17", "replicationId": _REPLICATION}
+_ATTRIBUTES: Final = {
+    "specversion": "1.0",
+    "id": "0f4e2c1a-17",
+    "source": "/scheduler/nightly",
+    "type": "scheduler.sync-wanted",
+}
+
+PLAIN: Final = (
+    Example(name="minimal", summary="What must be there", key=_REPLICATION, headers={}, value=_DATA),
+    Example(
+        name="full",
+        summary="Every field, and a trace to continue",
+        key=_REPLICATION,
+        headers={"content-type": "application/json", **_TRACE},
+        value={**_DATA, "site": "Site B", "deadlineSeconds": 3600},
+    ),
+    Example(
+        name="without-key",
+        summary="Accepted, but in no order among its replication's requests",
+        key=None,
+        headers={},
+        value=_DATA,
+    ),
+)
+BINARY: Final = (
+    Example(
+        name="cloudevent-binary",
+        summary="A CloudEvent in binary mode: its identity is its source and id",
+        key=_REPLICATION,
+        headers={
+            "content-type": "application/json",
+            **{f"ce_{name}": text for name, text in _ATTRIBUTES.items()},
+            **_TRACE,
+        },
+        value=_DATA,
+    ),
+)
+STRUCTURED_MODE: Final = (
+    Example(
+        name="cloudevent-structured",
+        summary="A CloudEvent in structured mode",
+        key=_REPLICATION,
+        headers={"content-type": f"{STRUCTURED}; charset=utf-8"},
+        value={**_ATTRIBUTES, "datacontenttype": "application/json", "data": _DATA},
+    ),
+    Example(
+        name="cloudevent-structured-base64",
+        summary="A CloudEvent in structured mode, its data as base64",
+        key=_REPLICATION,
+        headers={"content-type": STRUCTURED},
+        value={**_ATTRIBUTES, "data_base64": base64.b64encode(json.dumps(_DATA).encode()).decode()},
+    ),
+)
+
+_REQUEST: Final = sync.Request(
+    identity=f"op:{_REPLICATION}:nightly-2026-03-01.17",
+    operation_id="nightly-2026-03-01.17",
+    replication_id=_REPLICATION,
+    site="Site B",
+    offset=1207,
+    requested_at=_REQUESTED_AT,
+    accepted_at=_REQUESTED_AT + timedelta(milliseconds=12),
+    deadline=_REQUESTED_AT + timedelta(hours=6),
+    traceparent=_TRACE["traceparent"],
+    tracestate=_TRACE["tracestate"],
+)
+_SUBMITTED_AT: Final = _REQUESTED_AT + timedelta(milliseconds=431)
+_ENDED_AT: Final = _REQUESTED_AT + timedelta(minutes=7, milliseconds=85)
+_DEADLINE: Final = _REQUEST.deadline
+_COMPLETED: Final = sync.Completed(
+    request=_REQUEST,
+    task_id=_TASK,
+    submitted_at=_SUBMITTED_AT,
+    ended_at=_ENDED_AT,
+    attempts=1,
+    instance=sync.Instance(
+        sequence_number=118,
+        timestamp=_REQUESTED_AT + timedelta(seconds=2),
+        transfer_bytes=734_003_200,
+        transfer_seconds=391.5,
+    ),
+)
+_FAILED: Final = sync.Failed(request=_REQUEST, reason=sync.Reason.TASK_FAILED, ended_at=_ENDED_AT, attempts=1)
+
+_OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
+    ("completed", "A sync that made a new instance", _COMPLETED),
+    (
+        "completed-with-warnings",
+        "A sync that VCDA had something to say about",
+        replace(_COMPLETED, warnings=(sync.ApiError("QuiesceFailed", "The guest could not be quiesced."),)),
+    ),
+    (
+        "completed-without-instance",
+        "A sync of the local site whose result told of no instance, and whose start VCDA didn't tell",
+        replace(_COMPLETED, request=replace(_REQUEST, site=None), submitted_at=None, instance=None),
+    ),
+    (
+        "failed-task-failed",
+        "The task ended FAILED",
+        replace(
+            _FAILED,
+            task_id=_TASK,
+            submitted_at=_SUBMITTED_AT,
+            error=sync.ApiError("ReplicationTransferFailed", "The source VM cannot be reached.", ("vm-2041",)),
+        ),
+    ),
+    (
+        "failed-rejected",
+        "VCDA refused",
+        replace(
+            _FAILED,
+            reason=sync.Reason.REJECTED,
+            ended_at=_SUBMITTED_AT,
+            error=sync.ApiError("ReplicationNotFound", "No such replication.", (_REPLICATION,)),
+            http_status=404,
+        ),
+    ),
+    (
+        "failed-rejected-no-credentials",
+        "The service has no credentials for the site",
+        replace(
+            _FAILED,
+            reason=sync.Reason.REJECTED,
+            ended_at=_SUBMITTED_AT,
+            attempts=0,
+            error=sync.ApiError("NoCredentials", "There are no credentials for this site."),
+        ),
+    ),
+    (
+        "failed-timed-out",
+        "The deadline passed while the task was running; it may still be",
+        replace(
+            _FAILED,
+            reason=sync.Reason.TIMED_OUT,
+            task_id=_TASK,
+            submitted_at=_SUBMITTED_AT,
+            ended_at=_DEADLINE,
+        ),
+    ),
+    (
+        "failed-timed-out-in-doubt",
+        "The deadline passed while nobody could say whether VCDA had taken the request",
+        replace(
+            _FAILED,
+            reason=sync.Reason.TIMED_OUT,
+            ended_at=_DEADLINE,
+            error=sync.ApiError("timeout", "VCDA did not answer."),
+        ),
+    ),
+    (
+        "failed-task-lost",
+        "VCDA no longer knows the task",
+        replace(_FAILED, reason=sync.Reason.TASK_LOST, task_id=_TASK, submitted_at=_SUBMITTED_AT),
+    ),
+    (
+        "failed-not-started",
+        "The deadline passed before the request had its turn",
+        replace(
+            _FAILED,
+            reason=sync.Reason.NOT_STARTED,
+            ended_at=_DEADLINE,
+            attempts=0,
+            error=sync.ApiError("NotStarted", "It had no turn before its deadline."),
+        ),
+    ),
+)
+_BAD: Final = (
+    ("dead-letter-bad-field", "A field that breaks its rule", json.dumps({**_DATA, "deadlineSeconds": "PT1H"})),
+    ("dead-letter-not-json", "A value that is not JSON", "sync C4-5a6ccf7a, please"),
+)
+
+
+def _of(event: Event, *, name: str, summary: str) -> Example:
+    text = (event.value or b"").decode()
+    return Example(
+        name=name,
+        summary=summary,
+        key=None if event.key is None else event.key.decode(),
+        headers={header: (value or b"").decode() for header, value in event.headers},
+        value=text if name.startswith("dead-letter") else json.loads(text),
+    )
+
+
+def _outcome(name: str, summary: str, outcome: sync.Outcome) -> Example:
+    told_at = max(outcome.ended_at, _SUBMITTED_AT) + timedelta(seconds=1)
+    topics = OutcomeTopics(completed="vm-sync.completed", failed="vm-sync.failed")
+    return _of(write_outcome(outcome, topics=topics, now=told_at), name=name, summary=summary)
+
+
+def _dead_letter(name: str, summary: str, value: str) -> Example:
+    record = Example(name=name, summary=summary, key=_REPLICATION, headers={}, value=value).record()
+    bad = read_request(record)
+    if not isinstance(bad, Unreadable):
+        msg = f"{name} is a good request"
+        raise TypeError(msg)
+    return _of(write_dead_letter(record, bad, topic="vm-sync.dead-letter"), name=name, summary=summary)
+
+
+OUTCOMES: Final = tuple(_outcome(*row) for row in _OUTCOMES)
+COMPLETED: Final = tuple(example for example in OUTCOMES if example.name.startswith("completed"))
+FAILED: Final = tuple(example for example in OUTCOMES if example.name.startswith("failed"))
+DEAD_LETTERS: Final = tuple(_dead_letter(*row) for row in _BAD)
+REQUESTS: Final = (*PLAIN, *BINARY, *STRUCTURED_MODE)
+ALL: Final = (*REQUESTS, *OUTCOMES, *DEAD_LETTERS)
