@@ -1,0 +1,566 @@
+"""Records from Kafka to the partitions that are owned here.
+
+FastStream's subscriber, the rebalance listener, and one keeper for each assigned partition:
+
+    assigned --keeper opens the journal, seeks to the cursor--> open --revoked--> quiescing --assigned again--> open
+                                                                 |                    |
+                                                                 | journal lost       +--assigned elsewhere--> closed
+                                                                 +--group-checked--> opened anew
+
+The journal's cursor alone says where reading goes on; the group's committed offsets are for lag displays, and to ask
+the group whether this process is still a member. A batch for a partition that isn't open, or that was fetched before
+its last seek, is dropped: it will be read again.
+
+It never understands a message (`messages` does), and never acknowledges one through FastStream: an ack there commits
+the positions of all partitions (measured).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any, Protocol
+
+from aiokafka import ConsumerRebalanceListener, ConsumerRecord, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
+from aiokafka.errors import KafkaError
+from faststream import AckPolicy
+from faststream.kafka import KafkaBroker, KafkaMessage
+from faststream.kafka.message import FAKE_CONSUMER
+from typing_extensions import override
+
+from service.clock import Clock
+from service.consumer import SteadyConsumer, UnreadableRecord
+from service.journal import Cursor, JournalLost, JournalUnfit, Opened
+from service.messages import Record
+from service.partition import Partition, Tools
+
+log = logging.getLogger(__name__)
+
+HEARTBEAT = timedelta(milliseconds=500)
+"""Members hear of a join at once, instead of after aiokafka's 3 s."""
+
+REBALANCE_TIMEOUT = timedelta(seconds=30)
+"""How long the group waits for a member that quiesces. aiokafka's default is the session timeout: a joiner then took
+over while the old member still quiesced (measured)."""
+
+QUIESCE_LIMIT = timedelta(seconds=20)
+"""How long a revoked partition may take to let its POSTs be answered; well within the rebalance timeout."""
+
+KAFKA_REQUEST_TIMEOUT = timedelta(seconds=10)
+"""A killed broker leaves requests hanging for so long; with aiokafka's 40 s the service stood still with them."""
+
+SHOW_PROGRESS = timedelta(seconds=5)
+"""How often the group is told the cursors, and Kafka is asked whether it is there."""
+
+REOPEN_FIRST, REOPEN_LONGEST = timedelta(milliseconds=100), timedelta(seconds=10)
+"""Pauses between attempts to open a partition anew, doubling."""
+
+UNFIT_AGAIN = timedelta(seconds=30)
+"""How often a partition that doesn't fit is looked at again, so that it goes on by itself once it was mended."""
+
+LEADER_SETTLES = timedelta(seconds=10)
+"""A new leader's end of the topic may lag behind for a moment: only after this does a cursor beyond it count."""
+
+AT_ONCE = 500
+"""Records a `getmany` returns for one partition: some 20 ms of work between two turns of the event loop."""
+
+RESUME_AT = 0.7
+"""A partition that was paused for being full reads on when it is down to this part of its share."""
+
+
+class Meter(Protocol):
+    """What is counted here."""
+
+    def lost(self, count: int) -> None: ...  # noqa: D102 - the names say it
+    def restored(self, seconds: float) -> None: ...  # noqa: D102
+    def owned(self, count: int) -> None: ...  # noqa: D102
+    def partitions(self, total: int) -> None: ...  # noqa: D102
+    def stopped(self, reason: str, count: int) -> None: ...  # noqa: D102
+    def reopened(self) -> None: ...  # noqa: D102
+    def kafka_connected(self, value: bool) -> None: ...  # noqa: D102, FBT001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What the intake is to do, from the settings."""
+
+    group_id: str
+    session_timeout: timedelta
+    max_in_flight: int
+    open_journal: Callable[[int], Awaitable[Opened]]
+    """Opens the journal of a partition: fences, reads, raises `JournalLost` or `JournalUnfit`."""
+
+
+@dataclass(slots=True, eq=False)
+class _Keeper:
+    """One assigned partition: its task, and what is open of it."""
+
+    place: TopicPartition
+    task: "asyncio.Task[None] | None" = None
+    partition: Partition | None = None
+    reading: int | None = None
+    """The seek under which records are admitted; None: none are."""
+    unfit: JournalUnfit | None = None
+    full: bool = False
+    cursor: int | None = None
+    """The last one known, to ask the group with."""
+    returned: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
+    """See the module. `start` and `stop` once each."""
+
+    def __init__(
+        self, *, connection: Mapping[str, Any], plan: Plan, tools: Tools, metrics: Meter, clock: Clock
+    ) -> None:
+        self._connection = connection
+        self._plan = plan
+        self._tools = tools
+        self._metrics = metrics
+        self._clock = clock
+        self._keepers: dict[int, _Keeper] = {}
+        self._closing: dict[int, asyncio.Task[None]] = {}
+        self._reasons: set[str] = set()
+        self._progress: asyncio.Task[None] | None = None
+        self._stopping = False
+        self.joined = False
+        """Whether the group has ever assigned something here, were it nothing."""
+        self.kafka_seen_at = clock.monotonic()
+        self.died: BaseException | None = None
+        """What ended a task that must never end."""
+        # `consumer_only`: events are written by the journals' producers. Types are not applied to bytes that may be
+        # anything. Topics are made by us: FastStream would make them with a single partition.
+        self.broker = KafkaBroker(
+            bootstrap_servers=connection["bootstrap_servers"],
+            consumer_only=True,
+            allow_auto_create_topics=False,
+            apply_types=False,
+            logger=None,
+        )
+        subscriber = self.broker.subscriber(
+            tools.requests,
+            batch=True,
+            group_id=plan.group_id,
+            ack_policy=AckPolicy.MANUAL,
+            auto_offset_reset="earliest",
+            isolation_level="read_committed",
+            session_timeout_ms=_ms(plan.session_timeout),
+            heartbeat_interval_ms=_ms(HEARTBEAT),
+            rebalance_timeout_ms=_ms(REBALANCE_TIMEOUT),
+            partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            batch_timeout_ms=10,  # also how long FastStream sleeps after an empty read: our consumer waits by itself
+            max_records=AT_ONCE,
+            listener=self,
+            parser=_parse,
+            decoder=_decode,
+        )
+        subscriber(self._take)
+        self._subscriber = subscriber
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Join the group.
+
+        Raises:
+            KafkaError: Kafka can't be reached, or refuses us.
+        """
+        await self.broker.connect()
+        # The seam by which FastStream's own test broker replaces the consumer; the minor version is pinned for it.
+        self.broker.config.broker_config.builder = self._consumer_of
+        await self.broker.start()
+        self._metrics.partitions(len(self._consumer.partitions_for_topic(self._tools.requests) or ()))
+        self._progress = asyncio.create_task(self._show_progress())
+        self._progress.add_done_callback(self._note_death)
+
+    def _consumer_of(self, **options: Any) -> SteadyConsumer:  # noqa: ANN401 - as FastStream calls it
+        options |= self._connection
+        options |= {"request_timeout_ms": _ms(KAFKA_REQUEST_TIMEOUT), "enable_auto_commit": False}
+        return SteadyConsumer(**options)
+
+    async def stop(self, limit: float) -> None:
+        """Stop reading, quiesce, let everything stand in the journals, leave the group; within `limit` seconds."""
+        self._stopping = True
+        deadline = self._clock.monotonic() + limit
+        if self._started:
+            self._consumer.pause(*self._consumer.assignment())
+        opened = [keeper.partition for keeper in self._keepers.values() if keeper.partition is not None]
+        log.info("Stopping: %d partitions let their POSTs be answered", len(opened))
+        done = await asyncio.gather(*(partition.quiesce(limit * 0.6) for partition in opened))
+        if not all(done):
+            log.warning("%d partitions leave POSTs in doubt: their next owner looks for the tasks", done.count(False))
+        await self._report_cursors()
+        if self._progress is not None:
+            self._progress.cancel()
+        for number in list(self._keepers):
+            self._let_go(number)
+        left = max(1.0, deadline - self._clock.monotonic())
+        try:
+            # Leaving the group hangs while the broker is away (13 s measured): the group will notice by itself.
+            async with asyncio.timeout(left):
+                await asyncio.gather(self.broker.stop(), *self._closing.values(), return_exceptions=True)
+        except TimeoutError:
+            log.warning("Kafka did not let go in time; the group notices by its session timeout")
+
+    # ------------------------------------------------------------ what others see
+
+    @property
+    def _started(self) -> bool:
+        return self._subscriber.consumer is not None
+
+    @property
+    def _consumer(self) -> SteadyConsumer:
+        consumer = self._subscriber.consumer
+        if not isinstance(consumer, SteadyConsumer):
+            msg = "the consumer is not ours: FastStream's seam has changed"
+            raise TypeError(msg)
+        return consumer
+
+    @property
+    def read_at(self) -> float:
+        """When the reading loop last asked for records, on the monotonic clock."""
+        return self._consumer.asked_at
+
+    def partitions(self) -> Iterator[Partition]:
+        """Yield the partitions open here."""
+        for keeper in self._keepers.values():
+            if keeper.partition is not None:
+                yield keeper.partition
+
+    def opening(self) -> list[int]:
+        """Return the partitions that are assigned and not open yet."""
+        return [n for n, keeper in self._keepers.items() if keeper.partition is None and keeper.unfit is None]
+
+    def unfit(self) -> list[str]:
+        """Return what is wrong with the partitions that refuse to work, a sentence each."""
+        return [f"partition {n}: {keeper.unfit}" for n, keeper in self._keepers.items() if keeper.unfit is not None]
+
+    # ------------------------------------------------------------ the group
+
+    @override
+    async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
+        """Begin nothing new, and let what is on its way be answered. aiokafka revokes everything at each rebalance."""
+        await self._total(self._revoke(revoked))
+
+    async def _revoke(self, revoked: Iterable[TopicPartition]) -> None:
+        keepers = [keeper for place in revoked if (keeper := self._keepers.get(place.partition)) is not None]
+        for keeper in keepers:
+            keeper.reading = None
+        opened = [keeper.partition for keeper in keepers if keeper.partition is not None]
+        await asyncio.gather(*(partition.quiesce(QUIESCE_LIMIT.total_seconds()) for partition in opened))
+
+    @override
+    async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
+        """Pause and seek before anything is awaited, so that nothing is read from where the group believes to be."""
+        places = set(assigned)
+        if places:
+            self._consumer.pause(*places)
+        await self._total(self._assign(places))
+
+    async def _assign(self, places: set[TopicPartition]) -> None:
+        self.joined = True
+        numbers = {place.partition for place in places}
+        for number in set(self._keepers) - numbers:
+            self._let_go(number)
+        for place in places:
+            keeper = self._keepers.get(place.partition)
+            if keeper is None:
+                keeper = self._keepers[place.partition] = _Keeper(place)
+                keeper.task = asyncio.create_task(self._keep(keeper))
+                keeper.task.add_done_callback(self._note_death)
+            else:
+                keeper.returned.set()
+                if keeper.partition is not None:
+                    self._read_on(keeper, keeper.partition)
+        log.info("Assigned here: partitions %s", sorted(numbers))
+
+    async def _total(self, work: Awaitable[None]) -> None:
+        """End the process where the listener fails: aiokafka swallows what it raises (measured), and goes on."""
+        try:
+            await work
+        except Exception as error:
+            log.exception("The rebalance listener failed")
+            self.died = error
+
+    def _let_go(self, number: int) -> None:
+        keeper = self._keepers.pop(number)
+        if keeper.task is not None:
+            keeper.task.cancel()
+            self._closing[number] = keeper.task
+
+    # ------------------------------------------------------------ one partition's keeper
+
+    async def _keep(self, keeper: _Keeper) -> None:
+        """Open the partition, again and again as its journal is lost, until it is assigned elsewhere."""
+        pause = REOPEN_FIRST
+        number = keeper.place.partition
+        if (earlier := self._closing.pop(number, None)) is not None:
+            await asyncio.wait([earlier])  # opening and closing one partition are serialised
+        while True:
+            lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+            partition: Partition | None = None
+            try:
+                partition = await self._open(keeper, lost)
+                pause = REOPEN_FIRST
+                log.warning("Partition %d is opened anew: %s", number, await lost)
+                self._metrics.reopened()
+            except JournalLost as error:
+                log.warning("Partition %d could not be opened: %s", number, error)
+            except JournalUnfit as error:
+                await self._refuse(keeper, error)
+                continue
+            finally:
+                keeper.reading = None
+                keeper.partition = None
+                self._count()
+                if partition is not None:
+                    await partition.close()
+            await asyncio.sleep(pause.total_seconds() * self._tools.random.uniform(0.5, 1.0))
+            pause = min(2 * pause, REOPEN_LONGEST)
+            await self._still_a_member(keeper)
+
+    async def _open(self, keeper: _Keeper, lost: "asyncio.Future[str]") -> Partition:
+        began = self._clock.monotonic()
+        opened = await self._plan.open_journal(keeper.place.partition)
+        try:
+            start_at = await self._start_at(keeper, opened.cursor)
+            keeper.cursor = start_at
+            partition = Partition(
+                keeper.place.partition,
+                opened=opened,
+                tools=self._tools,
+                start_at=start_at,
+                on_lost=partial(_settle, lost),
+            )
+        except BaseException:
+            await opened.journal.close()
+            raise
+        try:
+            await partition.start()
+        except BaseException:
+            await partition.close()
+            raise
+        keeper.partition, keeper.unfit = partition, None
+        self._metrics.restored(self._clock.monotonic() - began)
+        self._count()
+        log.info(
+            "Partition %d is open: %d in flight, reading from %d", keeper.place.partition, len(partition), start_at
+        )
+        self._read_on(keeper, partition)
+        return partition
+
+    def _read_on(self, keeper: _Keeper, partition: Partition) -> None:
+        """Read from the partition's own cursor; a seek drops what was fetched before."""
+        place = keeper.place
+        if self._stopping or place not in self._consumer.assignment():
+            return
+        self._consumer.seek(place, partition.cursor)
+        keeper.reading = self._consumer.seeks[place]
+        partition.resume()
+        if not keeper.full:
+            self._consumer.resume(place)
+
+    async def _start_at(self, keeper: _Keeper, cursor: Cursor | None) -> int:
+        """Where reading begins.
+
+        Raises:
+            JournalUnfit: journal and requests don't belong together.
+            JournalLost: Kafka could not be asked.
+        """
+        place, requests = keeper.place, self._tools.requests
+        try:
+            begin = (await self._consumer.beginning_offsets([place]))[place]
+            if cursor is None:
+                committed = await self._consumer.committed(place)
+                if committed:
+                    msg = (
+                        f"the group {self._plan.group_id} has read up to offset {committed}, but the journal is empty: "
+                        "what was in flight is not known any more. Restore the journal topic, or, to begin again at "
+                        "the topic's beginning, delete the group's offsets"
+                    )
+                    raise JournalUnfit(msg, reason="journal-empty")
+                return int(begin)
+            if cursor.topic != requests:
+                msg = (
+                    f"the journal belongs to the topic {cursor.topic}, not to {requests}: "
+                    "give each requests topic a journal of its own (VM_SYNC_TOPICS__JOURNAL)"
+                )
+                raise JournalUnfit(msg, reason="other-topic")
+            until = self._clock.monotonic() + LEADER_SETTLES.total_seconds()
+            while cursor.offset > (end := (await self._consumer.end_offsets([place]))[place]):
+                if self._clock.monotonic() >= until:
+                    msg = (
+                        f"the journal has read up to offset {cursor.offset}, but {requests} ends at {end}: the topic "
+                        "was made anew, or has lost records. With a new topic use a new journal "
+                        "(VM_SYNC_TOPICS__JOURNAL)"
+                    )
+                    raise JournalUnfit(msg, reason="cursor-beyond-end")
+                await asyncio.sleep(1.0)
+        except KafkaError as error:
+            raise JournalLost(repr(error)) from error
+        if cursor.offset < begin:
+            gone = begin - cursor.offset
+            log.error(
+                "%d requests of partition %d are gone from the topic before they could be read: its retention is too "
+                "short for how long the service was away",
+                gone,
+                place.partition,
+            )
+            self._metrics.lost(gone)
+        return int(max(cursor.offset, begin))
+
+    async def _still_a_member(self, keeper: _Keeper) -> None:
+        """Wait until the group confirms that the partition is ours.
+
+        A member that was thrown out would otherwise fence its successor: its own transactions still commit (measured).
+        """
+        while True:
+            keeper.returned.clear()
+            try:
+                offset = keeper.cursor
+                if offset is None:
+                    offset = await self._consumer.committed(keeper.place)
+                if offset is None:
+                    return  # nobody has ever read here: there is nobody to fence
+                await self._consumer.commit({keeper.place: offset})
+            except KafkaError as error:
+                log.info("Partition %d waits for the group: %r", keeper.place.partition, error)
+                try:
+                    async with asyncio.timeout(1.0):
+                        await keeper.returned.wait()
+                except TimeoutError:
+                    pass
+            else:
+                return
+
+    async def _refuse(self, keeper: _Keeper, error: JournalUnfit) -> None:
+        if keeper.unfit is None or str(keeper.unfit) != str(error):
+            log.error("Partition %d refuses to work: %s", keeper.place.partition, error)
+        keeper.unfit = error
+        self._count()
+        try:
+            await asyncio.sleep(UNFIT_AGAIN.total_seconds())
+        except asyncio.CancelledError:
+            keeper.unfit = None
+            self._count(error.reason)
+            raise
+
+    def _count(self, *also: str) -> None:
+        self._metrics.owned(sum(1 for _ in self.partitions()))
+        reasons = [keeper.unfit.reason for keeper in self._keepers.values() if keeper.unfit is not None]
+        for reason in {*reasons, *also, *self._reasons}:
+            self._metrics.stopped(reason, reasons.count(reason))
+        self._reasons = set(reasons)
+
+    # ------------------------------------------------------------ reading
+
+    async def _take(self, records: tuple[ConsumerRecord, ...]) -> None:
+        """FastStream's handler. Total: what it raised would be swallowed, and its batch skipped."""
+        by_partition: dict[int, list[ConsumerRecord]] = {}
+        for record in records:
+            by_partition.setdefault(record.partition, []).append(record)
+        for number, some in by_partition.items():
+            keeper = self._keepers.get(number)
+            if keeper is None or keeper.partition is None:
+                continue
+            if keeper.reading is None or keeper.reading != self._consumer.fetched_under.get(keeper.place):
+                continue
+            try:
+                keeper.partition.admit(_record(record) for record in some)
+            except Exception:
+                log.exception("Admission failed on partition %d", number)
+                keeper.reading = None
+                keeper.partition.fail("admission failed")
+                continue
+            self._hold_back(keeper, keeper.partition)
+
+    def _hold_back(self, keeper: _Keeper, partition: Partition) -> None:
+        """Pause a partition that has more than its share in flight; read on when it has become less."""
+        share = max(1, self._plan.max_in_flight // max(1, len(self._keepers)))
+        if not keeper.full and len(partition) >= share:
+            keeper.full = True
+            self._consumer.pause(keeper.place)
+            log.info("Partition %d has %d in flight, its share: reading pauses", keeper.place.partition, len(partition))
+        elif keeper.full and len(partition) <= share * RESUME_AT:
+            keeper.full = False
+            if keeper.reading is not None:
+                self._consumer.resume(keeper.place)
+
+    async def _show_progress(self) -> None:
+        """Tell the group the cursors, ask whether Kafka is there, and let partitions read on that have room again."""
+        told = 0.0
+        while True:
+            for keeper in list(self._keepers.values()):
+                if keeper.partition is not None and keeper.full:
+                    self._hold_back(keeper, keeper.partition)
+            if self._clock.monotonic() - told >= SHOW_PROGRESS.total_seconds():
+                told = self._clock.monotonic()
+                await self._report_cursors()
+            await asyncio.sleep(0.2)
+
+    async def _report_cursors(self) -> None:
+        cursors = {
+            keeper.place: keeper.partition.cursor
+            for keeper in self._keepers.values()
+            if keeper.partition is not None and keeper.reading is not None
+        }
+        for keeper in self._keepers.values():
+            if keeper.partition is not None:
+                keeper.cursor = keeper.partition.cursor
+        try:
+            async with asyncio.timeout(SHOW_PROGRESS.total_seconds()):
+                await self._consumer.topics()
+                seen = True
+                if cursors:
+                    await self._consumer.commit(cursors)
+        except TimeoutError:
+            seen = False
+        except KafkaError as error:
+            log.debug("The group was not told the cursors: %r", error)
+            seen = not error.retriable
+        if seen:
+            self.kafka_seen_at = self._clock.monotonic()
+        self._metrics.kafka_connected(seen)
+
+    def _note_death(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.error("A task that must not end has ended", exc_info=error)
+        self.died = error
+
+
+async def _parse(records: tuple[ConsumerRecord, ...]) -> KafkaMessage:
+    """Hand the records on as they are.
+
+    FastStream's own parser decodes header values, and skips a batch silently where one isn't UTF-8 (measured).
+    """
+    return KafkaMessage(body=b"", raw_message=records, headers={}, consumer=FAKE_CONSUMER)
+
+
+async def _decode(message: KafkaMessage) -> tuple[ConsumerRecord, ...]:
+    return message.raw_message  # a batch: a tuple of records
+
+
+def _record(record: ConsumerRecord) -> Record:
+    return Record(
+        topic=record.topic,
+        partition=record.partition,
+        offset=record.offset,
+        timestamp_ms=record.timestamp,
+        key=record.key,
+        value=record.value,
+        headers=tuple(record.headers),
+        unreadable=record.unreadable if isinstance(record, UnreadableRecord) else None,
+    )
+
+
+def _settle(future: "asyncio.Future[str]", reason: str) -> None:
+    if not future.done():
+        future.set_result(reason)
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)

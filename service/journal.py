@@ -1,0 +1,471 @@
+"""One partition's durable memory: a partition of a compacted Kafka topic, written by one transactional producer.
+
+The journal holds a record for each sync, keyed by the request's identity, and a cursor: where reading the requests
+goes on. A `Batch` changes any number of them, together with the events that tell of it, in one transaction: all of
+it, or nothing. Opening fences whoever had the partition before; from then on their commits are refused.
+
+It never decides anything about a sync, never repeats a commit whose fate is unknown, and never tells one failure
+from another: Kafka's errors can't say whether a successor exists, so every failure is `JournalLost`, and the owner
+starts anew from what the journal says.
+
+Format of a record: JSON, moments in epoch milliseconds, absent fields left out. Readers ignore what they don't know;
+a new version is written one release after it can be read, so that an upgrade can be rolled back.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Protocol, TypeAlias, assert_never
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.partitioner import murmur2
+
+from service.clock import Clock
+from service.messages import Event, Header
+from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+
+CURSOR_KEY = b"cursor"
+"""No identity looks like it: they begin with `ce:` or `op:`."""
+
+TRANSACTION_TIMEOUT = timedelta(seconds=12)
+"""An open transaction holds all read_committed readers of its topics back, so it must be short; but a broker's
+restart (5 s measured) should pass within it. It also bounds each step of a commit here: aiokafka never expires
+the batches of a transaction by itself."""
+
+REQUEST_TIMEOUT = timedelta(seconds=10)
+"""A killed broker leaves requests hanging for this long; aiokafka's 40 s kept a partition idle for 18 s (measured)."""
+
+RETRY_BACKOFF = timedelta(milliseconds=20)
+"""aiokafka waits this long when the broker still finishes the previous transaction, which is the usual case under
+load: its default of 100 ms would be most of a commit."""
+
+BATCH_BYTES = 512 * 1024
+"""Kafka's default limit of a produce batch is 1 MiB; half of it leaves room for a record that comes last."""
+
+READ_AT_ONCE = 2_000
+"""Records decoded between two turns of the event loop while a journal is read, some 10 ms."""
+
+
+TROUBLE = (KafkaError, OSError, TimeoutError, AssertionError)
+"""What a Kafka that fails raises. aiokafka asserts its states: a fenced producer's is not what the next call wants."""
+
+
+class JournalLost(Exception):
+    """The journal can't be written any more, or it isn't known what was: drop the memory, open anew."""
+
+
+class JournalUnfit(Exception):
+    """The journal and the requests topic don't belong together; the text says what to do. Opening again won't help.
+
+    `reason` is a stable word for metrics.
+    """
+
+    def __init__(self, advice: str, *, reason: str) -> None:
+        super().__init__(advice)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The next offset to read, and the topic it belongs to."""
+
+    topic: str
+    offset: int
+
+
+@dataclass(slots=True)
+class Batch:
+    """What shall become true together. A change to None is a tombstone: the identity is forgotten."""
+
+    changes: dict[str, Sync | None] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    cursor: Cursor | None = None
+
+
+Entry: TypeAlias = tuple[str, Sync]
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A journal, and what it held. `opened_at` (monotonic) is after the moment from which no predecessor can write."""
+
+    journal: "Journal"
+    opened_at: float
+    cursor: Cursor | None
+    syncs: Sequence[Sync]
+
+
+class Journal(Protocol):
+    """What a partition at work needs of it."""
+
+    async def commit(self, batch: Batch) -> None:
+        """Make it true, or raise `JournalLost`; then nothing is known and nothing may be done on its strength."""
+
+    def entries(self) -> AsyncIterator[Entry]:
+        """Read everything that stands in the journal, in the order of writing; a later entry replaces an earlier.
+
+        Raises:
+            JournalLost: it can't be read just now; the journal itself may be well.
+        """
+
+    async def close(self) -> None:
+        """Let go of the producer. What was not committed is aborted by the next owner."""
+
+
+class KafkaJournal:
+    """The journal of one partition on a real Kafka."""
+
+    def __init__(self, *, topic: str, partition: int, connection: Mapping[str, Any]) -> None:
+        self._place = TopicPartition(topic, partition)
+        self._connection = connection
+        self._producer = AIOKafkaProducer(
+            **connection,
+            transactional_id=f"{topic}-{partition}",
+            transaction_timeout_ms=_ms(TRANSACTION_TIMEOUT),
+            request_timeout_ms=_ms(REQUEST_TIMEOUT),
+            retry_backoff_ms=_ms(RETRY_BACKOFF),
+            max_batch_size=BATCH_BYTES,
+            acks="all",
+        )
+
+    @classmethod
+    async def open(cls, *, topic: str, partition: int, connection: Mapping[str, Any], clock: Clock) -> Opened:
+        """Fence the predecessor, then read the journal to an end that is asked for after that.
+
+        Raises:
+            JournalLost: Kafka could not be reached, or somebody else opened meanwhile.
+            JournalUnfit: it holds what no version known here has written.
+        """
+        journal = cls(topic=topic, partition=partition, connection=connection)
+        try:
+            await journal._producer.start()
+            opened_at = clock.monotonic()
+            syncs: dict[str, Sync] = {}
+            cursor = None
+            async for key, value in journal._records():
+                if key == CURSOR_KEY:
+                    cursor = _decode_cursor(value) if value is not None else None
+                elif value is None:
+                    syncs.pop(key.decode(), None)
+                else:
+                    syncs[key.decode()] = decode(key.decode(), value)
+        except BaseException as error:
+            await journal.close()
+            if isinstance(error, ValueError | KeyError | TypeError):
+                msg = (
+                    f"{topic}-{partition} holds a record that can't be read ({error!r}): "
+                    "run the version that wrote it, or point VM_SYNC_TOPICS__JOURNAL to the service's own topic"
+                )
+                raise JournalUnfit(msg, reason="journal-unreadable") from error
+            if isinstance(error, TROUBLE):
+                msg = f"journal {topic}-{partition} could not be opened: {error!r}"
+                raise JournalLost(msg) from error
+            raise
+        return Opened(journal=journal, opened_at=opened_at, cursor=cursor, syncs=list(syncs.values()))
+
+    async def commit(self, batch: Batch) -> None:
+        """Write the batch in one transaction.
+
+        All sends are awaited before the commit: aiokafka commits a transaction whose batch the broker refused,
+        without a word (measured). Shielded, since a commit that is cancelled half-way has an unknown fate.
+        """
+        work = asyncio.ensure_future(self._transact(batch))
+        try:
+            await asyncio.shield(work)
+        except asyncio.CancelledError:
+            await asyncio.wait([work])
+            if not work.cancelled():
+                work.exception()
+            raise
+        except TROUBLE as error:
+            msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {error!r}"
+            raise JournalLost(msg) from error
+
+    async def _transact(self, batch: Batch) -> None:
+        records: dict[TopicPartition, list[_Record]] = {self._place: list(_journal_records(batch))}
+        for event in batch.events:
+            count = len(await self._producer.partitions_for(event.topic))
+            place = TopicPartition(event.topic, _partition(event.key, count))
+            records.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
+        limit = TRANSACTION_TIMEOUT.total_seconds()
+        async with asyncio.timeout(limit):
+            await self._producer.begin_transaction()
+            try:
+                sent = [
+                    await self._producer.send_batch(part, place.topic, partition=place.partition)
+                    for place, some in records.items()
+                    for part in self._batches(some)
+                ]
+                results = await asyncio.gather(*sent, return_exceptions=True)
+                for result in results:
+                    if isinstance(result, BaseException):
+                        raise result
+            except Exception:
+                await self._abort()
+                raise
+            await self._producer.commit_transaction()
+
+    def _batches(self, records: Sequence["_Record"]) -> Iterable[Any]:
+        """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2."""
+        part = self._producer.create_batch()
+        for key, value, headers, timestamp_ms in records:
+            if part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
+                yield part
+                part = self._producer.create_batch()
+                if part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
+                    msg = f"a record of {len(value or b'')} bytes does not fit into a batch"
+                    raise ValueError(msg)
+        part.close()
+        yield part
+
+    async def _abort(self) -> None:
+        try:
+            await self._producer.abort_transaction()
+        except Exception as error:  # noqa: BLE001 - the transaction is lost either way, and the cause is on its way up
+            log.debug("aborting failed as well: %r", error)
+
+    async def entries(self) -> AsyncIterator[Entry]:
+        """Read the journal from its beginning; see `Journal.entries`."""
+        try:
+            async for key, value in self._records():
+                if key != CURSOR_KEY and value is not None:
+                    yield key.decode(), decode(key.decode(), value)
+        except TROUBLE as error:
+            raise JournalLost(repr(error)) from error
+
+    async def _records(self) -> AsyncIterator[tuple[bytes, bytes | None]]:
+        async for key, value in read_to_end(self._place, connection=self._connection):
+            yield key, value
+
+    async def close(self) -> None:
+        """Stop the producer, but not for longer than a request may take: it hangs while the broker is away."""
+        try:
+            async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
+                await self._producer.stop()
+        except Exception as error:  # noqa: BLE001 - a producer that failed is being thrown away
+            log.debug("closing the producer of %s failed: %r", self._place, error)
+
+
+async def read_to_end(
+    place: TopicPartition, *, connection: Mapping[str, Any]
+) -> AsyncIterator[tuple[bytes, bytes | None]]:
+    """Read one journal partition, read_committed, to the end it has when this is called."""
+    consumer = AIOKafkaConsumer(
+        **connection,
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        request_timeout_ms=_ms(REQUEST_TIMEOUT),
+        max_partition_fetch_bytes=8 * 1024 * 1024,
+    )
+    consumer.assign([place])
+    await consumer.start()
+    try:
+        end = (await consumer.end_offsets([place]))[place]
+        await consumer.seek_to_beginning(place)
+        while await consumer.position(place) < end:
+            got = await consumer.getmany(place, timeout_ms=200, max_records=READ_AT_ONCE)
+            for record in got.get(place, ()):
+                yield record.key, record.value
+            await asyncio.sleep(0)
+    finally:
+        await consumer.stop()
+
+
+# ---------------------------------------------------------------- records
+
+_Record: TypeAlias = tuple[bytes | None, bytes | None, list[Header], int | None]
+
+
+def _journal_records(batch: Batch) -> Iterable[_Record]:
+    for identity, state in batch.changes.items():
+        yield identity.encode(), None if state is None else encode(state), [], None
+    if batch.cursor is not None:
+        yield CURSOR_KEY, _dumps({"v": VERSION, "topic": batch.cursor.topic, "offset": batch.cursor.offset}), [], None
+
+
+def _partition(key: bytes | None, count: int) -> int:
+    """Choose an outcome's partition as Java and aiokafka do; the contract promises it."""
+    if key is None:
+        return 0
+    return int((murmur2(key) & 0x7FFFFFFF) % count)
+
+
+def encode(state: Sync) -> bytes:
+    """Write a sync as its journal record; the identity is the record's key."""
+    match state:
+        case Waiting():
+            fields = {"state": "waiting", **_request(state.request), "attempts": state.attempts}
+            fields |= _trouble(state.trouble)
+        case Submitting():
+            fields = {"state": "submitting", **_request(state.request), **_submitting(state)}
+        case Running():
+            fields = {"state": "running", **_request(state.request), **_running(state)}
+        case Lingering(of=of):
+            what = _submitting(of) if isinstance(of, Submitting) else _running(of)
+            fields = {"state": "lingering", **_request(state.request), **what, "toldAt": _epoch(state.told_at)}
+        case Ended():
+            fields = {
+                "state": "ended",
+                **_request(state.request),
+                "attempts": state.attempts,
+                "reason": state.reason,
+                "endedAt": _epoch(state.ended_at),
+                "expiresAt": _epoch(state.expires_at),
+                "taskId": state.task_id,
+                "submittedAt": _epoch(state.submitted_at),
+                "adopted": state.adopted or None,
+            }
+        case _:
+            assert_never(state)
+    return _dumps({"v": VERSION, **fields})
+
+
+def decode(identity: str, value: bytes) -> Sync:
+    """Read a journal record.
+
+    Raises:
+        ValueError: it isn't one of ours.
+    """
+    record = json.loads(value)
+    request = Request(
+        identity=identity,
+        operation_id=record["operationID"],
+        replication_id=record["replicationId"],
+        site=record.get("site"),
+        offset=record["offset"],
+        requested_at=_moment(record["requestedAt"]),
+        accepted_at=_moment(record["acceptedAt"]),
+        deadline=_moment(record["deadline"]),
+        traceparent=record.get("traceparent"),
+        tracestate=record.get("tracestate"),
+    )
+    match record["state"]:
+        case "waiting":
+            return Waiting(request=request, attempts=record["attempts"], trouble=_read_trouble(record))
+        case "submitting":
+            return _read_submitting(request, record)
+        case "running":
+            return _read_running(request, record)
+        case "lingering":
+            of = _read_running(request, record) if "taskId" in record else _read_submitting(request, record)
+            return Lingering(of=of, told_at=_moment(record["toldAt"]))
+        case "ended":
+            return Ended(
+                request=request,
+                attempts=record["attempts"],
+                reason=Reason(record["reason"]) if "reason" in record else None,
+                ended_at=_moment(record["endedAt"]),
+                expires_at=_moment(record["expiresAt"]),
+                task_id=record.get("taskId"),
+                submitted_at=_maybe(record.get("submittedAt")),
+                adopted=record.get("adopted", False),
+            )
+        case other:
+            msg = f"a journal record in the unknown state {other!r}: it was written by a newer version"
+            raise ValueError(msg)
+
+
+def _request(request: Request) -> dict[str, Any]:
+    return {
+        "operationID": request.operation_id,
+        "replicationId": request.replication_id,
+        "site": request.site,
+        "offset": request.offset,
+        "requestedAt": _epoch(request.requested_at),
+        "acceptedAt": _epoch(request.accepted_at),
+        "deadline": _epoch(request.deadline),
+        "traceparent": request.traceparent,
+        "tracestate": request.tracestate,
+    }
+
+
+def _submitting(state: Submitting) -> dict[str, Any]:
+    return {
+        "attempts": state.attempts,
+        "lookFrom": _epoch(state.look_from),
+        "account": state.account,
+        "passedOver": state.passed_over or None,
+        **_trouble(state.trouble),
+    }
+
+
+def _read_submitting(request: Request, record: Mapping[str, Any]) -> Submitting:
+    return Submitting(
+        request=request,
+        attempts=record["attempts"],
+        look_from=_moment(record["lookFrom"]),
+        account=record.get("account"),
+        passed_over=tuple(record.get("passedOver", ())),
+        trouble=_read_trouble(record),
+    )
+
+
+def _running(state: Running) -> dict[str, Any]:
+    return {
+        "attempts": state.attempts,
+        "taskId": state.task_id,
+        "taskSite": state.site,
+        "account": state.account,
+        "submittedAt": _epoch(state.submitted_at),
+        "adopted": state.adopted or None,
+    }
+
+
+def _read_running(request: Request, record: Mapping[str, Any]) -> Running:
+    return Running(
+        request=request,
+        attempts=record["attempts"],
+        task_id=record["taskId"],
+        site=record.get("taskSite"),
+        account=record.get("account"),
+        submitted_at=_maybe(record.get("submittedAt")),
+        adopted=record.get("adopted", False),
+    )
+
+
+def _trouble(trouble: ApiError | None) -> dict[str, Any]:
+    return {} if trouble is None else {"trouble": [trouble.code, trouble.msg, list(trouble.args)]}
+
+
+def _read_trouble(record: Mapping[str, Any]) -> ApiError | None:
+    if "trouble" not in record:
+        return None
+    code, msg, args = record["trouble"]
+    return ApiError(code, msg, tuple(args))
+
+
+def _decode_cursor(value: bytes) -> Cursor:
+    record = json.loads(value)
+    return Cursor(topic=record["topic"], offset=record["offset"])
+
+
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
+def _dumps(fields: Mapping[str, Any]) -> bytes:
+    return _encoder.encode({name: value for name, value in fields.items() if value is not None}).encode()
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+def _epoch(moment: datetime | None) -> int | None:
+    return None if moment is None else round(moment.timestamp() * 1000)
+
+
+def _moment(epoch: int) -> datetime:
+    return datetime.fromtimestamp(epoch / 1000, UTC)
+
+
+def _maybe(epoch: int | None) -> datetime | None:
+    return None if epoch is None else _moment(epoch)

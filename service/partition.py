@@ -1,0 +1,835 @@
+"""One partition at work, from an opened journal until it is closed or the journal is lost.
+
+It admits requests, drives each sync through `sync.py`, and hands over. Everything it decides stands in the journal
+before anything is done about it:
+
+    records --admit--> Waiting --a slot in the lane--> Submitting --commit--> POST --> Running --polls--> outcome
+                                                            |                 |
+                                                         (a crash, or no answer: look for the task first)
+
+What changes gathers in one `Batch` while the previous one commits; what must wait for the commit waits in `after`.
+A POST leaves only within the submit window of a commit that stood: otherwise a process that was suspended would POST
+for a partition that is no longer its own.
+
+It never reads from the requests topic, never opens its journal again (its keeper does), and never asks for the time.
+"""
+
+import asyncio
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from random import Random
+from typing import Protocol
+
+from service import sync
+from service.clock import Clock
+from service.journal import Batch, Cursor, JournalLost, Opened
+from service.lanes import Lane
+from service.messages import (
+    OutcomeTopics,
+    Record,
+    SyncRequested,
+    Unreadable,
+    read_request,
+    write_dead_letter,
+    write_outcome,
+)
+from service.polling import Verdict, Watch
+from service.remembered import Remembered, YoungTasks
+from service.sync import Ended, Lingering, NotTaken, Policy, Running, Step, Submitting, Task, TaskState, Waiting
+
+log = logging.getLogger(__name__)
+
+GATHER = timedelta(milliseconds=20)
+"""How long changes that nobody waits for gather before they are committed; a commit costs 3-25 ms (measured)."""
+
+CLOCKS_MARGIN = timedelta(minutes=1)
+"""How far a task's start may lie before our first POST by VCDA's clock as we know it: the `Date` header has whole
+seconds, a remote site's clock is its own, and NTP keeps both well within a minute."""
+
+UNCALIBRATED_MARGIN = timedelta(minutes=15)
+"""The same while VCDA has not answered yet, so that nothing is known of its clock."""
+
+YOUNG = timedelta(hours=1)
+"""How long tasks of ended requests are kept for look-ups: longer than both margins together."""
+
+LOOK_AGAIN = (timedelta(seconds=1), timedelta(seconds=15))
+"""First and longest pause between two look-ups for POSTs in doubt. The moment when a look-up becomes conclusive is
+never slept past."""
+
+LOOK_UPS_ONE_BY_ONE = 20
+"""With more doubts than this at a site, all its sync tasks are paged through instead of asking for each replication."""
+
+OWN_BACKOFF = timedelta(seconds=10)
+"""How long a replication that is busy (409) is left alone, jittered; the site's other requests go on."""
+
+TICK = timedelta(seconds=1)
+"""How often deadlines are looked at. The shortest deadline of the contract is a second."""
+
+SWEEP = timedelta(hours=1)
+"""How often expired identities are given their tombstones; at least so often are they read, so it shall be seldom."""
+
+
+KNOWN_STATES = frozenset(TaskState)
+
+
+class Api(Protocol):
+    """What is asked of VCDA here; polling is the poller's."""
+
+    async def submit(
+        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
+    ) -> sync.SubmitAnswer:
+        """POST the sync, unless `may_leave` forbids it at the last moment."""
+
+    async def find(
+        self, *, site: str | None, replication_id: str | None, since: datetime, operation_id: str | None = None
+    ) -> list[Task] | sync.Trouble:
+        """Return all sync tasks since then, complete, or why not."""
+
+    def account(self) -> str | None:
+        """Return the user of the session."""
+
+    def names(self, site: str | None) -> frozenset[str]:
+        """Return the ways in which VCDA spells our user there."""
+
+    def offset(self, site: str | None) -> timedelta | None:
+        """Return VCDA's clock minus ours."""
+
+
+class Lanes(Protocol):
+    """The traffic rules of each site."""
+
+    def lane(self, site: str | None) -> Lane:
+        """Return the site's lane."""
+
+
+class Poller(Protocol):
+    """Asks after tasks until told not to."""
+
+    def watch(self, watch: Watch) -> None:
+        """Begin to ask."""
+
+    def unwatch(self, watch: Watch) -> None:
+        """Stop asking."""
+
+
+class Meter(Protocol):
+    """What is counted here."""
+
+    def accepted(self) -> None: ...  # noqa: D102 - the names say it
+    def duplicate(self) -> None: ...  # noqa: D102
+    def dead_lettered(self, reason: str) -> None: ...  # noqa: D102
+    def without_key(self) -> None: ...  # noqa: D102
+    def adopted(self) -> None: ...  # noqa: D102
+    def unknown_task_state(self, site: str | None) -> None: ...  # noqa: D102
+    def moved(self, site: str | None, before: str | None, after: str | None) -> None: ...  # noqa: D102
+    def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None: ...  # noqa: D102
+    def commit(self, seconds: float, records: int) -> None: ...  # noqa: D102
+    def identities(self, delta: int) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """What all partitions of a process share."""
+
+    api: Api
+    lanes: Lanes
+    poller: Poller
+    clock: Clock
+    policy: Policy
+    metrics: Meter
+    requests: str
+    outcomes: OutcomeTopics
+    dead_letters: str
+    deadline: timedelta
+    random: Random = field(default_factory=Random)
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A sync in flight, and what this process is doing about it."""
+
+    state: sync.Sync
+    posting: "asyncio.Task[None] | None" = None
+    left: bool = False
+    """The POST's bytes may have left."""
+    occupies: bool = False
+    """Counted among the site's syncs at VCDA."""
+    queued: bool = False
+    """Has a turn coming in the lane."""
+    not_before: float = 0.0
+    """The replication is busy (409): no turn is asked for until this moment of the monotonic clock."""
+    watch: Watch | None = None
+    progress: int | None = None
+
+    @property
+    def request(self) -> sync.Request:
+        """The request it is about."""
+        return self.state.request
+
+
+@dataclass(slots=True)
+class _Doubts:
+    """The POSTs in doubt at one site; `more` when one has come that was not looked for yet."""
+
+    works: set[Work] = field(default_factory=set)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Pending(Batch):
+    """The batch that gathers, and what is to be done once it stands."""
+
+    after: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Partition:
+    """See the module. `on_lost` is called once, with a sentence, when the work here can't go on."""
+
+    def __init__(
+        self, number: int, *, opened: Opened, tools: Tools, start_at: int, on_lost: Callable[[str], None]
+    ) -> None:
+        self.number = number
+        self.cursor = start_at
+        self.quiescing = False
+        self._journal = opened.journal
+        self._tools = tools
+        self._on_lost = on_lost
+        self._works: dict[str, Work] = {}
+        self._queues: dict[str, deque[Work]] = {}
+        self._remembered = Remembered()
+        self._young = YoungTasks(horizon=YOUNG)
+        self._deadlines: list[tuple[datetime, int, Work]] = []
+        self._doubts: dict[str | None, _Doubts] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._committer: asyncio.Task[None] | None = None
+        self._pending = _Pending()
+        self._dirty = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._proved_at = opened.opened_at
+        self._closed = False
+        self._serial = 0
+        self._restore(opened)
+
+    # ------------------------------------------------------------ opening and closing
+
+    def _restore(self, opened: Opened) -> None:
+        now = self._tools.clock.now()
+        in_flight: list[sync.InFlight] = []
+        for state in opened.syncs:
+            if not isinstance(state, Ended):
+                in_flight.append(state)
+            elif state.expires_at <= now:
+                self._pending.changes[state.request.identity] = None
+            else:
+                self._remember(state)
+        for state in sorted(in_flight, key=lambda state: state.request.offset):
+            self._enter(sync.restored(state, opened_at=opened.opened_at, policy=self._tools.policy))
+
+    async def start(self) -> None:
+        """Prove the ownership with a commit, then begin to work.
+
+        Raises:
+            JournalLost: somebody else opened after us, or Kafka is away.
+        """
+        self._pending.cursor = self._here()
+        await self._commit()
+        self._committer = self._keep(asyncio.create_task(self._commit_loop()))
+        self._spawn(self._deadline_loop())
+        self._spawn(self._sweep_loop())
+        for work in list(self._works.values()):
+            self._take_up(work)
+        for replication_id in list(self._queues):
+            self._move_on(replication_id)
+
+    async def quiesce(self, limit: float) -> bool:
+        """Begin nothing, let the POSTs in flight be answered and their answers stand; within `limit` seconds or not.
+
+        For speed only: what is left open is in doubt for whoever comes next, never lost. Polls and outcomes go on.
+        """
+        self.quiescing = True
+        try:
+            async with asyncio.timeout(limit):
+                while posting := [work.posting for work in self._works.values() if work.posting]:
+                    await asyncio.wait(posting)
+                await self.prove()
+        except (TimeoutError, JournalLost):
+            return False
+        return True
+
+    def resume(self) -> None:
+        """The partition stays here after all: begin again."""
+        self.quiescing = False
+        for replication_id in list(self._queues):
+            self._move_on(replication_id)
+
+    async def close(self) -> None:
+        """Forget the syncs here; they are never cancelled there. A commit on its way is waited for, within bounds."""
+        self._closed = True
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for work in list(self._works.values()):
+            self._leave(work)
+            self._tools.metrics.moved(work.request.site, _public(work.state), None)
+        self._tools.metrics.identities(-len(self._remembered))
+        await self._journal.close()
+
+    # ------------------------------------------------------------ what others see of it
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def works(self) -> Iterator[Work]:
+        """Yield what is in flight here, in the order of acceptance."""
+        yield from list(self._works.values())
+
+    async def prove(self) -> None:
+        """Prove the ownership: return once a record that is written from now on stands.
+
+        Raises:
+            JournalLost: it doesn't.
+        """
+        stood: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending.cursor = self._here()
+        self._pending.after.append(partial(_settle, stood))
+        self._hurry()
+        if self._committer is None or self._closed:
+            msg = "the partition is closed"
+            raise JournalLost(msg)
+        await asyncio.wait([stood, self._committer], return_when=asyncio.FIRST_COMPLETED)
+        if not stood.done():
+            msg = "the journal was lost before the proof stood"
+            raise JournalLost(msg)
+
+    # ------------------------------------------------------------ admission
+
+    def admit(self, records: Iterable[Record]) -> None:
+        """Take up records in the order of the topic; those below the cursor were taken up before."""
+        now = self._tools.clock.now()
+        for record in records:
+            if record.offset < self.cursor:
+                continue
+            self.cursor = record.offset + 1
+            asked = read_request(record)
+            if isinstance(asked, Unreadable):
+                self._pending.events.append(write_dead_letter(record, asked, topic=self._tools.dead_letters))
+                self._tools.metrics.dead_lettered(asked.reason)
+                log.warning(
+                    "Message %d of partition %d went to the dead letters: %s", record.offset, self.number, asked.detail
+                )
+            else:
+                self._admit(asked, record, now)
+        self._pending.cursor = self._here()
+        self._stir()
+
+    def _admit(self, asked: SyncRequested, record: Record, now: datetime) -> None:
+        metrics = self._tools.metrics
+        if not asked.has_key:
+            metrics.without_key()
+        if asked.identity in self._works or self._remembered.holds(asked.identity, now):
+            metrics.duplicate()
+            return
+        metrics.accepted()
+        request = sync.Request(
+            identity=asked.identity,
+            operation_id=asked.operation_id,
+            replication_id=asked.replication_id,
+            site=asked.site,
+            offset=record.offset,
+            requested_at=_written_at(record, default=now),
+            accepted_at=now,
+            deadline=now + (asked.deadline or self._tools.deadline),
+            traceparent=asked.traceparent,
+            tracestate=asked.tracestate,
+        )
+        work = self._enter(Waiting(request=request))
+        self._pending.changes[request.identity] = work.state
+        self._move_on(request.replication_id)
+
+    def _enter(self, state: sync.InFlight) -> Work:
+        work = Work(state)
+        self._works[state.request.identity] = work
+        self._queues.setdefault(state.request.replication_id, deque()).append(work)
+        self._remind(work, state.request.deadline)
+        self._tools.metrics.moved(state.request.site, None, _public(state))
+        return work
+
+    # ------------------------------------------------------------ one after another
+
+    def _move_on(self, replication_id: str) -> None:
+        """Tell what has expired, and let the replication's next request queue for a slot if none is before it."""
+        self._tell_expired(replication_id)
+        queue = self._queues.get(replication_id)
+        if not queue or self.quiescing or self._closed:
+            return
+        work = queue[0]
+        if isinstance(work.state, Waiting) and not work.queued and work.not_before <= self._tools.clock.monotonic():
+            work.queued = True
+            # One that was turned away keeps its place before those that never tried.
+            self._lane(work).queue(partial(self._turn, work), first=work.state.attempts > 0)
+
+    def _turn(self, work: Work) -> bool:
+        """A slot is free: form the intent, or decline."""
+        work.queued = False
+        now = self._tools.clock.now()
+        if self._closed or self.quiescing or not isinstance(work.state, Waiting) or now >= work.request.deadline:
+            return False
+        request, api = work.request, self._tools.api
+        offset = api.offset(request.site)
+        margin = UNCALIBRATED_MARGIN if offset is None else CLOCKS_MARGIN
+        look_from = now + (offset or timedelta()) - margin
+        work.occupies = True
+        work.left = False
+        intent = sync.begin(
+            work.state,
+            look_from=look_from,
+            account=api.account(),
+            passed_over=tuple(self._young.since(request.replication_id, look_from - CLOCKS_MARGIN)),
+        )
+        self._become(work, Step(intent))
+        self._pending.after.append(partial(self._post_soon, work))
+        self._hurry()
+        return True
+
+    def _post_soon(self, work: Work) -> None:
+        work.posting = self._keep(asyncio.create_task(self._post(work)))
+
+    async def _post(self, work: Work) -> None:
+        """POST, within the window of a commit that stood; where it closed before the bytes left, prove and go again."""
+        request = work.request
+        while True:
+            answer = await self._tools.api.submit(
+                replication_id=request.replication_id,
+                site=request.site,
+                operation_id=request.operation_id,
+                may_leave=partial(self._may_leave, work),
+            )
+            if work.left or not self._may_begin(work) or not _withheld(answer):
+                break
+            await self.prove()
+        work.posting = None
+        self._answered(work, answer)
+
+    def _may_begin(self, work: Work) -> bool:
+        return (
+            not self._closed
+            and not self.quiescing
+            and isinstance(work.state, Submitting)
+            and self._tools.clock.now() < work.request.deadline
+        )
+
+    def _may_leave(self, work: Work) -> bool:
+        age = self._tools.clock.monotonic() - self._proved_at
+        if not self._may_begin(work) or age > self._tools.policy.window.total_seconds():
+            return False
+        work.left = True
+        return True
+
+    # ------------------------------------------------------------ what the world says
+
+    def _answered(self, work: Work, answer: sync.SubmitAnswer) -> None:
+        lane = self._lane(work)
+        lane.answered()
+        trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
+        if not _withheld(answer):
+            lane.heard(trouble)
+        if not isinstance(work.state, Submitting | Lingering):
+            return
+        step = sync.answered(work.state, answer, now=self._tools.clock.now(), policy=self._tools.policy)
+        self._become(work, step)
+        if isinstance(step.state, Waiting) and trouble is not None and trouble.own:
+            self._wait_alone(work)
+        else:
+            self._take_up(work)
+
+    def _looked_up(self, work: Work, seen: sync.LookUp) -> None:
+        if not isinstance(work.state, Submitting | Lingering):
+            return
+        before = work.state
+        step = sync.looked_up(work.state, seen, now=self._tools.clock.now(), policy=self._tools.policy)
+        if step.state is before or step.state == before:
+            return
+        if isinstance(seen, sync.Found):
+            self._tools.metrics.adopted()
+            log.info(
+                "Found task %s for %s instead of POSTing again", seen.task.id, work.request.identity, extra=_ids(work)
+            )
+        self._become(work, step)
+        self._take_up(work)
+
+    def _polled(self, work: Work, seen: sync.PollAnswer) -> Verdict:
+        state = work.state
+        if self._closed or not isinstance(state, Running | Lingering):
+            return Verdict.DONE
+        if isinstance(seen, Task):
+            work.progress = seen.progress
+            if seen.state not in KNOWN_STATES:
+                self._tools.metrics.unknown_task_state(work.request.site)
+                log.warning("Task %s is in the unknown state %.40r: taken as running", seen.id, seen.state)
+        step = sync.polled(state, seen, now=self._tools.clock.now(), policy=self._tools.policy)
+        if isinstance(step.state, Ended):
+            work.watch = None
+            self._become(work, step)
+            self._move_on(work.request.replication_id)
+            return Verdict.DONE
+        work.state = step.state
+        running = step.state.of if isinstance(step.state, Lingering) else step.state
+        lost = isinstance(running, Running) and running.suspected_lost(
+            self._tools.clock.monotonic(), self._tools.policy
+        )
+        return Verdict.ASK_ALONE if lost else Verdict.GO_ON
+
+    def _take_up(self, work: Work) -> None:
+        """Do what its new state asks for."""
+        match work.state:
+            case Waiting() | Ended():
+                self._move_on(work.request.replication_id)
+            case Running() as running:
+                self._watch(work, running)
+            case Lingering(of=Running() as running):
+                self._watch(work, running)
+            case Submitting() | Lingering():
+                self._occupy(work)
+                self._look_for(work)
+
+    # ------------------------------------------------------------ polling
+
+    def _watch(self, work: Work, running: Running) -> None:
+        self._occupy(work)
+        clock = self._tools.clock
+        age = timedelta()
+        if running.submitted_at is not None:
+            offset = self._tools.api.offset(running.site) or timedelta()
+            age = max(age, clock.now() + offset - running.submitted_at)
+        work.watch = Watch(
+            task_id=running.task_id,
+            site=running.site,
+            replication_id=running.request.replication_id,
+            since=clock.monotonic() - age.total_seconds(),
+            answered=partial(self._polled, work),
+        )
+        self._tools.poller.watch(work.watch)
+
+    # ------------------------------------------------------------ doubt
+
+    def _look_for(self, work: Work) -> None:
+        site = work.request.site
+        if site not in self._doubts:
+            self._doubts[site] = _Doubts()
+            self._spawn(self._resolve(site))
+        self._doubts[site].works.add(work)
+        self._doubts[site].more.set()
+
+    async def _resolve(self, site: str | None) -> None:
+        """Look for the tasks of the POSTs in doubt at a site until none is left."""
+        clock, doubts = self._tools.clock, self._doubts[site]
+        first, longest = (pause.total_seconds() for pause in LOOK_AGAIN)
+        pause = first
+        while True:
+            if doubts.more.is_set():
+                doubts.more.clear()
+                pause = first
+            await self._look_up(site, doubts.works)
+            doubts.works = {work for work in doubts.works if _doubt(work) is not None}
+            if not doubts.works:
+                del self._doubts[site]
+                return
+            now = clock.monotonic()
+            conclusive = [left for work in doubts.works if (left := _conclusive_from(work) - now) > 0]
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min([pause, *conclusive])):
+                    await doubts.more.wait()
+            pause = min(2 * pause, longest)
+
+    async def _look_up(self, site: str | None, works: set[Work]) -> None:
+        """One round. The account is compared before and after: a look-up under two sessions concludes nothing."""
+        api, clock, lane = self._tools.api, self._tools.clock, self._tools.lanes.lane(site)
+        doubts = [(work, doubt) for work in works if (doubt := _doubt(work)) is not None]
+        asked: list[tuple[str | None, datetime, list[tuple[Work, Submitting]]]]
+        if len(doubts) <= LOOK_UPS_ONE_BY_ONE:
+            asked = [(work.request.replication_id, doubt.look_from, [(work, doubt)]) for work, doubt in doubts]
+        else:
+            asked = [(None, min(doubt.look_from for _, doubt in doubts), doubts)]
+        for replication_id, since, some in asked:
+            await lane.clear()
+            while lane.pause_left() > 0.0:
+                await lane.clear()
+            began, account = clock.monotonic(), api.account()
+            operation_id = some[0][0].request.operation_id if len(some) == 1 else None
+            tasks = await api.find(site=site, replication_id=replication_id, since=since, operation_id=operation_id)
+            trouble = tasks if isinstance(tasks, sync.Trouble) else None
+            lane.heard(trouble)
+            if isinstance(tasks, sync.Trouble):
+                return
+            names = api.names(site)
+            by_replication: dict[str | None, list[Task]] = {}
+            for task in tasks:
+                by_replication.setdefault(task.replication_id, []).append(task)
+            same = account is not None and account == api.account()
+            for work, doubt in some:
+                own = sync.adoptable(by_replication.get(work.request.replication_id, ()), doubt, names=names)
+                if own is not None:
+                    self._looked_up(work, sync.Found(own, api.account()))
+                elif same:
+                    self._looked_up(work, sync.NotFound(began, account))
+
+    # ------------------------------------------------------------ deadlines
+
+    def _remind(self, work: Work, moment: datetime) -> None:
+        self._serial += 1
+        heapq.heappush(self._deadlines, (moment, self._serial, work))
+
+    async def _deadline_loop(self) -> None:
+        while True:
+            now = self._tools.clock.now()
+            while self._deadlines and self._deadlines[0][0] <= now:
+                _, _, work = heapq.heappop(self._deadlines)
+                if work.request.identity in self._works:
+                    self._move_on(work.request.replication_id)
+            await asyncio.sleep(TICK.total_seconds())
+
+    def _tell_expired(self, replication_id: str) -> None:
+        """Tell the outcomes of expired requests, the eldest first; nobody's before those of their elders."""
+        now = self._tools.clock.now()
+        policy = self._tools.policy
+        elder: sync.Sync | None = None
+        for work in list(self._queues.get(replication_id, ())):
+            if isinstance(work.state, Ended):
+                continue
+            if isinstance(work.state, Submitting) and not work.state.in_doubt and not work.left:
+                return  # its POST has not begun and now won't: the answer will say so, and it comes back here
+            behind = (
+                None if elder is None else f"It waited behind {elder.request.operation_id} of the same replication."
+            )
+            step = sync.expired(work.state, now=now, policy=policy, behind=behind)
+            if step.state is not work.state:
+                self._become(work, step)
+            if not isinstance(step.state, Lingering | Ended):
+                return
+            elder = work.state
+
+    # ------------------------------------------------------------ changes and commits
+
+    def _become(self, work: Work, step: Step) -> None:
+        before, work.state = work.state, step.state
+        self._pending.changes[work.request.identity] = step.state
+        self._tools.metrics.moved(work.request.site, _public(before), _public(step.state))
+        if step.outcome is not None:
+            now = self._tools.clock.now()
+            self._pending.events.append(write_outcome(step.outcome, topics=self._tools.outcomes, now=now))
+            self._pending.after.append(partial(self._told, step.outcome))
+        match step.state:
+            case Ended() as ended:
+                self._leave(work)
+                del self._works[work.request.identity]
+                queue = self._queues[work.request.replication_id]
+                queue.remove(work)
+                if not queue:
+                    del self._queues[work.request.replication_id]
+                self._remember(ended)
+            case Lingering(of=Submitting()) if not isinstance(before, Lingering):
+                self._remind(work, work.request.deadline + sync.LINGER_LIMIT)
+            case Waiting():
+                self._vacate(work)
+            case _:
+                pass
+        self._stir()
+
+    def _remember(self, ended: Ended) -> None:
+        self._remembered.add(ended.request.identity, ended.expires_at)
+        self._tools.metrics.identities(1)
+        if ended.task_id is not None:
+            self._young.add(ended.request.replication_id, ended.task_id, ended.submitted_at or ended.ended_at)
+
+    def _told(self, outcome: sync.Outcome) -> None:
+        """The outcome stands: count it, and log one sentence."""
+        now = self._tools.clock.now()
+        request = outcome.request
+        duration = (now - request.accepted_at).total_seconds()
+        offset = self._tools.api.offset(request.site)
+        ended_there = outcome.task_id is not None and getattr(outcome, "reason", None) in (
+            None,
+            sync.Reason.TASK_FAILED,
+        )
+        lag = max(0.0, (now - outcome.ended_at + (offset or timedelta())).total_seconds()) if ended_there else None
+        self._tools.metrics.outcome(outcome, site=request.site, duration=duration, lag=lag)
+        verdict = "completed" if isinstance(outcome, sync.Completed) else f"failed ({outcome.reason})"
+        log.info(
+            "Sync %s of %s %s after %.1f s",
+            request.operation_id,
+            request.replication_id,
+            verdict,
+            duration,
+            extra={
+                "operation_id": request.operation_id,
+                "replication_id": request.replication_id,
+                "site": request.site,
+                "task_id": outcome.task_id,
+                "attempts": outcome.attempts,
+                "partition": self.number,
+            },
+        )
+
+    def _stir(self) -> None:
+        self._dirty.set()
+
+    def _hurry(self) -> None:
+        self._dirty.set()
+        self._urgent.set()
+
+    async def _commit_loop(self) -> None:
+        while True:
+            await self._dirty.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(GATHER.total_seconds()):
+                    await self._urgent.wait()
+            await self._commit()
+
+    async def _commit(self) -> None:
+        batch, self._pending = self._pending, _Pending()
+        self._dirty.clear()
+        self._urgent.clear()
+        began = self._tools.clock.monotonic()
+        await self._journal.commit(batch)
+        self._proved_at = began
+        self._tools.metrics.commit(self._tools.clock.monotonic() - began, len(batch.changes) + len(batch.events))
+        for then in batch.after:
+            then()
+
+    async def _sweep_loop(self) -> None:
+        """Give expired identities their tombstones. Memory holds only hashes, so the journal is read again."""
+        while True:
+            await asyncio.sleep(SWEEP.total_seconds() * self._tools.random.uniform(0.5, 1.0))
+            now = self._tools.clock.now()
+            gone: dict[str, None] = {}
+            try:
+                async for identity, state in self._journal.entries():
+                    if isinstance(state, Ended) and state.expires_at <= now:
+                        gone[identity] = None
+                    else:
+                        gone.pop(identity, None)
+            except JournalLost as error:
+                log.warning("Expired identities of partition %d stay for another round: %s", self.number, error)
+                continue
+            for identity in gone:
+                if identity not in self._works and identity not in self._pending.changes:
+                    self._pending.changes[identity] = None
+            self._tools.metrics.identities(-self._remembered.forget_expired(now))
+            if gone:
+                self._stir()
+
+    # ------------------------------------------------------------ small parts
+
+    def _here(self) -> Cursor:
+        return Cursor(self._tools.requests, self.cursor)
+
+    def _lane(self, work: Work) -> Lane:
+        return self._tools.lanes.lane(work.request.site)
+
+    def _occupy(self, work: Work) -> None:
+        if not work.occupies:
+            work.occupies = True
+            self._lane(work).occupy()
+
+    def _vacate(self, work: Work) -> None:
+        if work.occupies:
+            work.occupies = False
+            self._lane(work).vacate()
+
+    def _leave(self, work: Work) -> None:
+        if work.watch is not None:
+            self._tools.poller.unwatch(work.watch)
+            work.watch = None
+        self._vacate(work)
+
+    def _wait_alone(self, work: Work) -> None:
+        pause = OWN_BACKOFF.total_seconds() * self._tools.random.uniform(0.5, 1.5)
+        work.not_before = self._tools.clock.monotonic() + pause
+
+        async def then() -> None:
+            await asyncio.sleep(pause)
+            self._move_on(work.request.replication_id)
+
+        self._spawn(then())
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        _ = self._keep(asyncio.create_task(work))
+
+    def _keep(self, task: "asyncio.Task[None]") -> "asyncio.Task[None]":
+        self._tasks.add(task)
+        task.add_done_callback(self._ended_task)
+        return task
+
+    def fail(self, reason: str) -> None:
+        """Stop working here: the memory can't be trusted any more."""
+        if not self._closed:
+            self._closed = True
+            self._on_lost(reason)
+
+    def _ended_task(self, task: "asyncio.Task[None]") -> None:
+        """A task that fails takes the partition's work with it: its memory can't be trusted any more."""
+        self._tasks.discard(task)
+        if self._closed or task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, JournalLost):
+            self.fail(str(error))
+        else:
+            log.error("The work on partition %d failed", self.number, exc_info=error)
+            self.fail(f"internal error: {type(error).__name__}")
+
+
+def _public(state: sync.Sync) -> str | None:
+    """The state's word on the outside: a lingering sync counts as what it lingers of, an ended one isn't in flight."""
+    match state:
+        case Waiting():
+            return "waiting"
+        case Submitting():
+            return "in_doubt" if state.in_doubt else "submitting"
+        case Running():
+            return "running"
+        case Lingering():
+            return _public(state.of)
+        case Ended():
+            return None
+
+
+def _doubt(work: Work) -> Submitting | None:
+    """The POST in doubt, if it is one."""
+    state = work.state.of if isinstance(work.state, Lingering) else work.state
+    return state if isinstance(state, Submitting) and state.in_doubt else None
+
+
+def _conclusive_from(work: Work) -> float:
+    doubt = _doubt(work)
+    return 0.0 if doubt is None or doubt.conclusive_from is None else doubt.conclusive_from
+
+
+def _withheld(answer: sync.SubmitAnswer) -> bool:
+    """Whether nothing left because `may_leave` said so; that speaks of us, not of the site."""
+    return isinstance(answer, NotTaken) and answer.trouble.label == sync.WITHHELD
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+def _written_at(record: Record, *, default: datetime) -> datetime:
+    """The record's timestamp. A producer may have set it to anything, even to a year that Python doesn't know."""
+    try:
+        return datetime.fromtimestamp(record.timestamp_ms / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return default
+
+
+def _ids(work: Work) -> dict[str, str | None]:
+    request = work.request
+    return {"operation_id": request.operation_id, "replication_id": request.replication_id, "site": request.site}

@@ -1,0 +1,641 @@
+"""One sync: everything that can be true of a request, and every way it can change. Pure.
+
+Rule 1: whatever changes what is true of a request is written in this module.
+Rule 2: no clock, no loop, no I/O, no library. Time is handed in; what the world said is handed in as a value.
+Rule 3: an outcome is told exactly once, by the step that returns it.
+
+    Waiting --begin--> Submitting --Accepted--> Running --SUCCEEDED--> Ended (Completed)
+       ^                 |    |                    |
+       |                 |    +--Refused-----------|-----------------> Ended (Failed: rejected)
+       +--NotTaken-------+                         +--FAILED---------> Ended (Failed: task-failed)
+       +--not there------+  (in doubt: look for    +--gone-----------> Ended (Failed: task-lost)
+                             its task first;
+                             found: Running)
+
+    The deadline passes:  Waiting -----------------> Ended (Failed: not-started)
+                          Submitting, Running -----> Lingering (Failed: timed-out)
+
+A `Lingering` sync has told its outcome, but may still be running at VCDA, which has no cancel. Its replication stays
+taken until its task has ended, or is known not to be: otherwise two syncs of one replication would overlap.
+
+Two time lines run through it: `datetime` is wall time and survives a restart in the journal; `float` is the
+monotonic clock of this process, and a field that holds one is never written down.
+"""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import TypeAlias, assert_never
+
+# ---------------------------------------------------------------- what is asked, and by which rules
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request as it was accepted. `offset` is its place in the requests topic, and so its order among siblings."""
+
+    identity: str
+    operation_id: str
+    replication_id: str
+    site: str | None
+    offset: int
+    requested_at: datetime
+    accepted_at: datetime
+    deadline: datetime
+    traceparent: str | None = None
+    tracestate: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """The numbers that decide. Safety rests on `window` and `late`; the others are the operator's taste."""
+
+    window: timedelta
+    """W: a POST begins within this of the moment before the sending of a commit that stood."""
+    late: timedelta
+    """D: how long after its sending VCDA may still take a POST; the request timeout and SYNC__SETTLE together."""
+    lost_after: timedelta
+    """How long VCDA must deny a task before it may count as lost."""
+    deduplicate_for: timedelta
+    """How long an ended request's identity is remembered."""
+
+    @property
+    def restored_doubt(self) -> timedelta:
+        """How long after one's own producer start a predecessor's POST may still turn into a task."""
+        return self.window + self.late
+
+
+LOST_ANSWERS = 3
+"""A task must be absent from at least so many good answers: one empty page proves nothing."""
+
+LINGER_LIMIT = timedelta(hours=24)
+"""How long after its deadline a doubtful POST may hold its replication when nothing can be learnt of it, because the
+account that sent it is no longer ours. Longer than any session of VCDA lives (24 h), short of blocking for ever."""
+
+
+# ---------------------------------------------------------------- what the world said
+
+
+@dataclass(frozen=True, slots=True)
+class ApiError:
+    """VCDA's own words: never a stack trace, texts cut where they were read."""
+
+    code: str
+    msg: str
+    args: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """The replication's latest instance, from the task's result."""
+
+    sequence_number: int | None
+    timestamp: datetime | None
+    transfer_bytes: int | None
+    transfer_seconds: float | None
+
+
+class TaskState(StrEnum):
+    """The states that mean something here. Only two end a task; any other word, known or not, is still going."""
+
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """A task as VCDA showed it. `site` is where to ask for it; moments are VCDA's clock, None where it gave none."""
+
+    id: str
+    state: str
+    site: str | None = None
+    user: str | None = None
+    replication_id: str | None = None
+    progress: int | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    error: ApiError | None = None
+    warnings: tuple[ApiError, ...] = ()
+    instance: Instance | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """An answer, or the lack of one, that says nothing about the request itself. Expected; so a value."""
+
+    label: str
+    """For metrics: `429`, `5xx`, `timeout`, `error` ..."""
+    detail: str
+    """A sentence for people, without secrets."""
+    http_status: int | None = None
+    error: ApiError | None = None
+    retry_after: timedelta | None = None
+    """How long VCDA asked to be left alone."""
+    own: bool = False
+    """True where it concerns this replication alone (409), so that the site's other requests go on."""
+
+
+WITHHELD = "withheld"
+"""The trouble's label where a POST was held back here at the last moment: it speaks of us, not of the site."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """202 and a task."""
+
+    task: Task
+    account: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """VCDA understood, and repeating won't change its mind."""
+
+    error: ApiError | None
+    http_status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotTaken:
+    """VCDA is known not to have taken the POST: it never left, or was turned away in a way that may pass."""
+
+    trouble: Trouble
+    sent: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unanswered:
+    """The POST may have been received, and there is no whole, understood answer."""
+
+    trouble: Trouble
+    sent_at: float
+    account: str | None
+
+
+SubmitAnswer: TypeAlias = Accepted | Refused | NotTaken | Unanswered
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A look-up saw the task of the POST in doubt."""
+
+    task: Task
+    account: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class NotFound:
+    """A look-up that began at `began` was answered completely, and the task isn't in it."""
+
+    began: float
+    account: str | None
+
+
+LookUp: TypeAlias = Found | NotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Absent:
+    """A good answer to a poll, without the task."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """Asked for the task alone, VCDA said 404 with an ApiError."""
+
+    at: float
+    account: str | None
+
+
+PollAnswer: TypeAlias = Task | Absent | Gone
+
+
+# ---------------------------------------------------------------- what is told
+
+
+class Reason(StrEnum):
+    """Why a request failed; the words of the contract."""
+
+    TASK_FAILED = "task-failed"
+    REJECTED = "rejected"
+    TIMED_OUT = "timed-out"
+    TASK_LOST = "task-lost"
+    NOT_STARTED = "not-started"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    """The task succeeded."""
+
+    request: Request
+    task_id: str
+    submitted_at: datetime | None
+    ended_at: datetime
+    attempts: int
+    warnings: tuple[ApiError, ...] = ()
+    instance: Instance | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """The request will not be fulfilled, or is not known to be, and why."""
+
+    request: Request
+    reason: Reason
+    ended_at: datetime
+    attempts: int
+    task_id: str | None = None
+    submitted_at: datetime | None = None
+    warnings: tuple[ApiError, ...] = ()
+    error: ApiError | None = None
+    http_status: int | None = None
+
+
+Outcome: TypeAlias = Completed | Failed
+
+
+# ---------------------------------------------------------------- what is true of a request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """Accepted, and VCDA is known not to have it. `trouble` says why the last attempt came to nothing."""
+
+    request: Request
+    attempts: int = 0
+    trouble: ApiError | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitting:
+    """The intent to POST, written down before the POST. Read back from a journal it is in doubt.
+
+    `look_from` is the start of the look-up on VCDA's clock, margin included; `passed_over` the young tasks of this
+    replication that belong to earlier requests; `account` who POSTs, since VCDA shows a user only their own tasks.
+    """
+
+    request: Request
+    attempts: int
+    look_from: datetime
+    account: str | None = None
+    passed_over: tuple[str, ...] = ()
+    conclusive_from: float | None = None
+    """In doubt: a look-up that began earlier can't conclude that the task isn't there. None: not in doubt."""
+    trouble: ApiError | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the POST's fate has to be looked up."""
+        return self.conclusive_from is not None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """VCDA has a task for it. `site` is where to ask for the task."""
+
+    request: Request
+    attempts: int
+    task_id: str
+    site: str | None
+    account: str | None
+    submitted_at: datetime | None
+    adopted: bool = False
+    absent_since: float | None = None
+    absent_answers: int = 0
+
+    def suspected_lost(self, at: float, policy: Policy) -> bool:
+        """Whether it has been absent often and long enough to be asked for alone."""
+        return (
+            self.absent_since is not None
+            and self.absent_answers >= LOST_ANSWERS
+            and at - self.absent_since >= policy.lost_after.total_seconds()
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lingering:
+    """Its outcome is told (`timed-out`), its POST or task may live on; the replication stays taken meanwhile."""
+
+    of: Submitting | Running
+    told_at: datetime
+
+    @property
+    def request(self) -> Request:
+        """The request whose outcome was told."""
+        return self.of.request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """What remains: enough to know a duplicate, to pass over its task, and to tell its story."""
+
+    request: Request
+    attempts: int
+    reason: Reason | None
+    ended_at: datetime
+    expires_at: datetime
+    task_id: str | None = None
+    submitted_at: datetime | None = None
+    adopted: bool = False
+
+
+InFlight: TypeAlias = Waiting | Submitting | Running | Lingering
+Sync: TypeAlias = InFlight | Ended
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The next state, and the outcome that this very step tells, if any."""
+
+    state: Sync
+    outcome: Outcome | None = None
+
+
+# ---------------------------------------------------------------- how it changes
+
+
+def begin(waiting: Waiting, *, look_from: datetime, account: str | None, passed_over: tuple[str, ...]) -> Submitting:
+    """Form the intent to POST. It must stand in the journal before a byte leaves."""
+    return Submitting(
+        request=waiting.request,
+        attempts=waiting.attempts + 1,
+        look_from=look_from,
+        account=account,
+        passed_over=passed_over,
+        trouble=waiting.trouble,
+    )
+
+
+def restored(state: InFlight, *, opened_at: float, policy: Policy) -> InFlight:
+    """Take up what a predecessor, or an earlier self, left: an intent is in doubt from here on."""
+    match state:
+        case Submitting():
+            return replace(state, conclusive_from=opened_at + policy.restored_doubt.total_seconds())
+        case Lingering(of=Submitting() as doubt):
+            return replace(state, of=replace(doubt, conclusive_from=opened_at + policy.restored_doubt.total_seconds()))
+        case Waiting() | Running() | Lingering():
+            return state
+        case _:
+            assert_never(state)
+
+
+def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime, policy: Policy) -> Step:
+    """The POST was answered, or wasn't."""
+    if isinstance(state, Lingering):
+        return _lingering(state, answered(_doubt(state), seen, now=now, policy=policy), now=now, policy=policy)
+    match seen:
+        case Accepted(task, account):
+            return Step(_running(state, task, account, adopted=False))
+        case Refused(error, http_status):
+            return _failed(
+                state, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
+            )
+        case NotTaken(trouble, sent):
+            return Step(
+                Waiting(
+                    request=state.request,
+                    attempts=state.attempts if sent else state.attempts - 1,
+                    trouble=_words(trouble),
+                )
+            )
+        case Unanswered(trouble, sent_at, account):
+            return Step(
+                replace(
+                    state,
+                    conclusive_from=sent_at + policy.late.total_seconds(),
+                    account=account or state.account,
+                    trouble=_words(trouble),
+                )
+            )
+        case _:
+            assert_never(seen)
+
+
+def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, policy: Policy) -> Step:
+    """The task of a POST in doubt was looked for."""
+    if isinstance(state, Lingering):
+        return _lingering(state, looked_up(_doubt(state), seen, now=now, policy=policy), now=now, policy=policy)
+    match seen:
+        case Found(task, account):
+            return Step(_running(state, task, account, adopted=True))
+        case NotFound(began, account):
+            conclusive = (
+                state.conclusive_from is not None
+                and began >= state.conclusive_from
+                and (state.account is None or account == state.account)
+            )
+            if not conclusive:
+                return Step(state)
+            return Step(Waiting(request=state.request, attempts=state.attempts, trouble=state.trouble))
+        case _:
+            assert_never(seen)
+
+
+def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, policy: Policy) -> Step:
+    """The task was asked after."""
+    if isinstance(state, Lingering):
+        if not isinstance(state.of, Running):
+            return Step(state)
+        return _lingering(state, polled(state.of, seen, now=now, policy=policy), now=now, policy=policy)
+    match seen:
+        case Task(state=TaskState.SUCCEEDED):
+            return _completed(state, seen, now=now, policy=policy)
+        case Task(state=TaskState.FAILED):
+            return _failed(
+                state,
+                Reason.TASK_FAILED,
+                now=now,
+                ended_at=seen.ended_at or now,
+                policy=policy,
+                error=seen.error,
+                warnings=seen.warnings,
+            )
+        case Task():
+            if state.absent_since is None and state.submitted_at is not None:
+                return Step(state)
+            return Step(
+                replace(state, absent_since=None, absent_answers=0, submitted_at=state.submitted_at or seen.started_at)
+            )
+        case Absent(at):
+            return Step(
+                replace(
+                    state,
+                    absent_since=at if state.absent_since is None else state.absent_since,
+                    absent_answers=state.absent_answers + 1,
+                )
+            )
+        case Gone(at, account):
+            if not state.suspected_lost(at, policy) or account != state.account:
+                return Step(state)
+            return _failed(state, Reason.TASK_LOST, now=now, ended_at=now, policy=policy)
+        case _:
+            assert_never(seen)
+
+
+def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | None = None) -> Step:
+    """Time has passed. Tells the outcome when the deadline has come, and lets go of a doubt nobody can resolve.
+
+    `behind` is a sentence for a waiting request that never had its turn.
+    """
+    match state:
+        case Lingering(of=Submitting()) if now >= state.request.deadline + LINGER_LIMIT:
+            return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
+        case Lingering():
+            return Step(state)
+        case _ if now < state.request.deadline:
+            return Step(state)
+        case Waiting():
+            return _failed(
+                state,
+                Reason.NOT_STARTED,
+                now=now,
+                ended_at=now,
+                policy=policy,
+                error=state.trouble or ApiError("NotStarted", behind or "It had no turn before its deadline."),
+            )
+        case Submitting() | Running():
+            outcome = _outcome(
+                state, Reason.TIMED_OUT, ended_at=now, error=state.trouble if isinstance(state, Submitting) else None
+            )
+            return Step(Lingering(of=state, told_at=now), outcome)
+        case _:
+            assert_never(state)
+
+
+def adoptable(tasks: Iterable[Task], doubt: Submitting, *, names: Collection[str]) -> Task | None:
+    """Choose, among tasks seen in a look-up, the one that the POST in doubt made: the earliest that can be its.
+
+    `names` are the ways VCDA spells our own user. A task without a user, or without a start, is taken as ours and
+    as young: to pass it over would be to POST a second time.
+    """
+    own = [
+        task
+        for task in tasks
+        if task.replication_id == doubt.request.replication_id
+        and task.id not in doubt.passed_over
+        and (task.user is None or task.user in names)
+        and (task.started_at is None or task.started_at >= doubt.look_from)
+    ]
+    return min(own, key=lambda task: task.started_at or doubt.look_from, default=None)
+
+
+# ---------------------------------------------------------------- the small parts
+
+
+def _doubt(state: Lingering) -> Submitting:
+    if not isinstance(state.of, Submitting):
+        msg = f"{state.request.identity} has a task already: no POST of it can be answered"
+        raise TypeError(msg)
+    return state.of
+
+
+def _lingering(state: Lingering, step: Step, *, now: datetime, policy: Policy) -> Step:
+    """Carry on behind an outcome that was told: nothing more is told, nothing is begun again."""
+    match step.state:
+        case Submitting() | Running() as of:
+            return Step(replace(state, of=of))
+        case Waiting():
+            return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
+        case Ended() as ended:
+            return Step(replace(ended, reason=Reason.TIMED_OUT, ended_at=state.told_at))
+        case Lingering():
+            return step
+        case _:
+            assert_never(step.state)
+
+
+def _running(state: Submitting, task: Task, account: str | None, *, adopted: bool) -> Running:
+    return Running(
+        request=state.request,
+        attempts=state.attempts,
+        task_id=task.id,
+        site=state.request.site or task.site,
+        account=account,
+        submitted_at=task.started_at,
+        adopted=adopted,
+    )
+
+
+def _words(trouble: Trouble) -> ApiError:
+    return trouble.error or ApiError(trouble.label, trouble.detail)
+
+
+def _completed(state: Running, task: Task, *, now: datetime, policy: Policy) -> Step:
+    ended_at = task.ended_at or now
+    submitted_at = state.submitted_at or task.started_at
+    return Step(
+        _ended(replace(state, submitted_at=submitted_at), None, ended_at=ended_at, now=now, policy=policy),
+        Completed(
+            request=state.request,
+            task_id=state.task_id,
+            submitted_at=submitted_at,
+            ended_at=ended_at,
+            attempts=state.attempts,
+            warnings=task.warnings,
+            instance=task.instance,
+        ),
+    )
+
+
+def _failed(
+    state: Waiting | Submitting | Running,
+    reason: Reason,
+    *,
+    now: datetime,
+    ended_at: datetime,
+    policy: Policy,
+    error: ApiError | None = None,
+    http_status: int | None = None,
+    warnings: tuple[ApiError, ...] = (),
+) -> Step:
+    outcome = _outcome(state, reason, ended_at=ended_at, error=error, http_status=http_status, warnings=warnings)
+    return Step(_ended(state, reason, ended_at=ended_at, now=now, policy=policy), outcome)
+
+
+def _outcome(
+    state: Waiting | Submitting | Running,
+    reason: Reason,
+    *,
+    ended_at: datetime,
+    error: ApiError | None = None,
+    http_status: int | None = None,
+    warnings: tuple[ApiError, ...] = (),
+) -> Failed:
+    running = state if isinstance(state, Running) else None
+    return Failed(
+        request=state.request,
+        reason=reason,
+        ended_at=ended_at,
+        attempts=state.attempts,
+        task_id=running.task_id if running else None,
+        submitted_at=running.submitted_at if running else None,
+        warnings=warnings,
+        error=error,
+        http_status=http_status,
+    )
+
+
+def _ended(
+    state: Waiting | Submitting | Running,
+    reason: Reason | None,
+    *,
+    ended_at: datetime,
+    now: datetime,
+    policy: Policy,
+) -> Ended:
+    running = state if isinstance(state, Running) else None
+    return Ended(
+        request=state.request,
+        attempts=state.attempts,
+        reason=reason,
+        ended_at=ended_at,
+        expires_at=now + policy.deduplicate_for,
+        task_id=running.task_id if running else None,
+        submitted_at=running.submitted_at if running else None,
+        adopted=running.adopted if running else False,
+    )
