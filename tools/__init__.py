@@ -1,1 +1,1 @@
-"""Programs that make committed files, each kept equal to its product by a test. The service never imports them."""
+"""What people and CI run on the repository, never the service."""

@@ -1,4 +1,4 @@
-"""Wraps deploy/monitoring/rules.yaml into the object that the Prometheus operator reads: `python -m tools.prometheusrule`.
+"""Wraps deploy/monitoring/rules.yaml into the Prometheus operator's object: `python -m tools.prometheusrule`.
 
 promtool and Prometheus itself want the plain file, the operator wants it inside an object, and Kustomize can't put one
 into the other. So the plain file is the source, and a test holds the object equal to it. It never changes a rule.
