@@ -138,9 +138,11 @@ class Simulator:
         task.add_done_callback(self._tasks.discard)
 
     def _drop_what_is_to_come(self) -> None:
-        for to_come in (*self._timers, *self._tasks):
-            to_come.cancel()
+        for timer in self._timers:
+            timer.cancel()
         self._timers.clear()
+        for task in self._tasks:
+            task.cancel()
 
     # ------------------------------------------------ what may be done to it
 
@@ -394,7 +396,8 @@ async def serve(config: Config, *, host: str, port: int, tls: ssl.SSLContext | N
         user = config.users[0]
         sys.stdout.write(
             f"A simulated VCDA listens on {sim.url}; sites {config.local_site} (local), "
-            f"{', '.join(config.remote_sites)}; user {user.name}, password {user.password}; control {sim.url}/_simulator/\n"
+            f"{', '.join(config.remote_sites)}; user {user.name}, password {user.password}; "
+            f"control {sim.url}/_simulator/\n"
         )
         sys.stdout.flush()
         await stop.wait()

@@ -300,7 +300,7 @@ class World:
     def reset(self) -> None:
         """Forget everything but the configuration."""
         config = self.config
-        self.rng = random.Random(config.seed)  # noqa: S311  # repeatable on purpose
+        self.rng = random.Random(config.seed)  # repeatable on purpose
         self.sites = {
             name: Site(name, {user.name: user for user in config.site_users.get(name, config.users)})
             for name in (config.local_site, *config.remote_sites)
@@ -357,7 +357,7 @@ class World:
     def submit(self, session: Session, *, replication_id: str, site: str | None, operation_id: str | None) -> Task:
         """Start a sync, if it may be."""
         where, user = self.at(session, site)
-        if self.now() - session.cloud_director_since > self.config.cloud_director_max_age:
+        if self.now() - session.cloud_director_since >= self.config.cloud_director_max_age:
             raise not_authenticated(session_gone=False)
         self.replication(replication_id, where.name)
         return self.start(where, user, replication_id=replication_id, operation_id=operation_id)
