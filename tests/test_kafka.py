@@ -1,9 +1,39 @@
 """The embedded Kafka: what tests and the demo rely on."""
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+import asyncio
+import os
+import select
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import jgo
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from service.sandbox.kafka import EmbeddedKafka, KafkaError, jars
+
+HOLDER = """
+import signal
 from service.sandbox.kafka import EmbeddedKafka
+kafka = EmbeddedKafka()
+kafka.start()
+print(kafka.pid, flush=True)
+signal.pause()
+"""
+
+
+@dataclass
+class FakeArtifact:
+    filename: str
+    source: Path
+
+    def resolve(self) -> Path:
+        self.source.write_text("a jar", encoding="utf-8")
+        return self.source
 
 
 async def _create(bootstrap: str, topic: str) -> None:
@@ -25,19 +55,16 @@ async def _publish(bootstrap: str, topic: str, value: bytes) -> None:
         await producer.stop()
 
 
-async def _read(bootstrap: str, topic: str) -> list[bytes | None]:
+async def _read(bootstrap: str, topic: str, *, count: int) -> list[bytes | None]:
+    # So many, rather than to the end: a commit is acknowledged before its markers are written, so a broker that is
+    # killed then completes the transaction a moment after its next start.
     consumer = AIOKafkaConsumer(
-        bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
+        topic, bootstrap_servers=bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
     )
     await consumer.start()
     try:
-        partition = TopicPartition(topic, 0)
-        consumer.assign([partition])
-        end = (await consumer.end_offsets([partition]))[partition]
-        values: list[bytes | None] = []
-        while await consumer.position(partition) < end:
-            values += [record.value for record in (await consumer.getmany(timeout_ms=1000)).get(partition, [])]
-        return values
+        async with asyncio.timeout(30):
+            return [(await consumer.getone()).value for _ in range(count)]
     finally:
         await consumer.stop()
 
@@ -52,4 +79,61 @@ async def test_what_was_committed_outlives_a_stop_and_a_kill(own_kafka: Embedded
     own_kafka.start()
 
     assert own_kafka.bootstrap == before
-    assert await _read(before, "memory") == [b"first", b"second"]
+    assert await _read(before, "memory", count=2) == [b"first", b"second"]
+
+
+@pytest.mark.kafka
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's-death signal is Linux's own")
+def test_it_dies_with_a_parent_that_was_killed() -> None:
+    jars()  # the download, if it is due, is not what is tested here
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as parent:  # noqa: S603 - ours
+        assert parent.stdout is not None
+        watch = os.pidfd_open(int(parent.stdout.readline()))
+        parent.kill()
+    try:
+        ended, _, _ = select.select([watch], [], [], 10)  # such a descriptor is readable once the process has ended
+    finally:
+        os.close(watch)
+
+    assert ended
+
+
+@pytest.mark.kafka
+def test_a_start_that_fails_shows_the_end_of_the_log() -> None:
+    broken = EmbeddedKafka(properties={"num.io.threads": "0"})
+
+    with pytest.raises(KafkaError, match=r"num\.io\.threads"), broken:
+        pytest.fail("it must not start")
+
+
+def test_two_processes_at_once_download_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def resolve(endpoint: str) -> list[FakeArtifact]:
+        asked.append(endpoint)
+        return [FakeArtifact(f"{len(asked)}.jar", tmp_path / "source")]
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(jgo, "resolve", resolve)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = [future.result() for future in [pool.submit(jars), pool.submit(jars)]]
+
+    assert one == other
+    assert sorted(jar.name for jar in one.iterdir()) == ["1.jar", "2.jar"]
+    assert len(asked) == 2
+
+
+def test_without_maven_central_one_line_says_so_and_nothing_half_done_remains(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def resolve(endpoint: str) -> list[FakeArtifact]:
+        raise ConnectionError(endpoint)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jgo, "resolve", resolve)
+
+    with pytest.raises(KafkaError, match="can't be downloaded from Maven Central") as caught:
+        jars()
+
+    assert "\n" not in str(caught.value)
+    assert not [path for path in (tmp_path / "vm-sync").iterdir() if path.is_dir()]

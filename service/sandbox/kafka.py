@@ -23,6 +23,9 @@ from types import TracebackType
 from typing import Protocol, Self
 
 KAFKA_VERSION = "4.3.1"
+LOG4J_VERSION = "2.25.4"
+"""That of Kafka's own log4j. The piece that connects Kafka's logging with it isn't among Kafka's dependencies, and
+without it a broker that doesn't start says nothing."""
 
 START_LIMIT = 60.0
 """Seconds. A start takes 2 to 3; a machine under load many times that."""
@@ -227,7 +230,7 @@ def jars() -> Path:
         KafkaError: Maven Central can't be reached.
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vm-sync"
-    folder = cache / f"kafka-{KAFKA_VERSION}"
+    folder = cache / f"kafka-{KAFKA_VERSION}-log4j-{LOG4J_VERSION}"
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
@@ -249,6 +252,8 @@ def _download(folder: Path) -> None:
     print(f"Downloading Apache Kafka {KAFKA_VERSION} from Maven Central (45 MB, this once) ...", file=say, flush=True)
     try:
         artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")
+        # By itself, and nothing that it depends on: resolved together, log4j's word on versions would count for Kafka.
+        artifacts += jgo.resolve(f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J_VERSION}")[:1]
         for number, artifact in enumerate(artifacts, start=1):
             shutil.copy(artifact.resolve(), folder / artifact.filename)
             if say.isatty():
