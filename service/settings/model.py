@@ -255,7 +255,7 @@ class Vcda(Part):
     )
     """For one HTTP call, whole.
 
-    VCDA answers a POST in a second or two, through two proxies in some more; what is in doubt waits for it."""
+    Generous for one answer through a proxy or two; what a POST without an answer leaves in doubt waits for it."""
 
     @override
     def faults(self) -> Iterator[Fault]:
@@ -277,11 +277,11 @@ class Sync(Part):
     deduplicate_for: Duration = timedelta(hours=24)
     """How long an ended request's identity is remembered.
 
-    Whoever repeats messages does so within a day; each costs about a hundred bytes of memory."""
+    Whoever repeats messages mostly does so within a day."""
     settle: Duration = timedelta(minutes=1)
     """Grace for a task that VCDA creates late, before a doubtful POST is repeated.
 
-    An appliance under load creates tasks seconds after the POST; waiting is cheaper than a second sync."""
+    Waiting a minute is cheaper than syncing twice."""
     lost_after: Duration = timedelta(minutes=10)
     """How long VCDA must deny a task before it counts as lost.
 
@@ -289,15 +289,15 @@ class Sync(Part):
     max_in_flight: Annotated[int, Field(ge=1)] = 50_000
     """Per process; past it, consuming pauses.
 
-    About 100 MB of memory, and a second to restore."""
+    So many are read back from the journal in a fraction of a second."""
     max_concurrent_submits: Annotated[int, Field(ge=1)] = 16
     """POSTs at once, per site and process.
 
-    Hundreds a second at usual answer times, without crowding out people who use the same appliance."""
+    Moves a backlog along without crowding out the people who use the same appliance."""
     max_running: Annotated[int, Field(ge=0)] = 200
     """Syncs running at VCDA at once, per site and process; past it, requests wait; 0 = no limit.
 
-    A replicator appliance is sized for some hundreds of active replications."""
+    Syncs share the appliance with everybody else's; raise it once you know what yours carries."""
     poll_min: Positive = timedelta(seconds=1)
     """Shortest polling interval.
 

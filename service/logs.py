@@ -1,0 +1,276 @@
+"""Logs: a line for each event, as JSON for machines or as text for people, to standard error.
+
+Fields come from `extra=`; their names are the metrics' and the events' words (`site`, `replication_id`, `reason` ...).
+Whoever logs keeps secrets out of it; the `Redactor` here is the last line of defence, not the first: it hides the
+values it was told of, in any of their usual spellings, and whatever follows a header or a field known to hold one.
+
+Libraries that repeat themselves hundreds of times a minute while Kafka is away are held to one line of a kind in
+`QUIET`; the next line says how many were held back.
+
+Nothing here reads settings, and no record is lost for being badly made: a wrong format string still gives its line.
+"""
+
+import json
+import logging
+import math
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Final, Literal, TextIO
+from urllib.parse import quote, quote_plus
+
+from typing_extensions import override
+
+QUIET: Final = timedelta(seconds=30)
+"""How long a flooding message of one kind stays silent: two lines a minute show that it goes on."""
+
+FLOODING: Final = ("aiokafka", "faststream")
+"""aiokafka repeats `Unable connect` and `NotEnoughReplicas` for each attempt of each connection and batch."""
+
+KINDS: Final = 500
+"""How many kinds of messages are remembered at most; texts that defy counting start anew instead of growing."""
+
+TAMED: Final = {
+    "aiokafka": logging.WARNING,  # INFO tells of each metadata update and each step of a rebalance
+    "faststream": logging.WARNING,  # INFO tells of each message
+    "httpx": logging.WARNING,  # INFO tells of each call, with its address
+    "httpcore": logging.WARNING,
+    "uvicorn.access": logging.CRITICAL,  # probes and scrapes, every few seconds
+    "uvicorn.error": logging.WARNING,
+    "asyncio": logging.WARNING,
+}
+"""Least level for others' loggers, unless ours is DEBUG: then all of them speak."""
+
+HIDDEN: Final = "[hidden]"
+
+HEADERS: Final = re.compile(
+    r"""((?:x-vcav-auth|(?:proxy-)?authorization|(?:set-)?cookie|x-vmware-vcloud-access-token)["']?\s*[:=,]\s*)"""
+    r"""(b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\]|\\.)*'|(?:(?:bearer|basic)\s+)?[^\s,;"']+)""",
+    re.IGNORECASE,
+)
+"""A header known to hold a secret, as on the wire, in a dict's text, or in a list of pairs."""
+
+FIELDS: Final = re.compile(
+    r"""([\w.-]*(?:password|passwd|secret|token|cookie)(?:"|'|\\")?\s*)"""
+    r"""(?:(=\s*)(?!["'])[^\s,;&)\]}]+|([:=]\s*)(?:b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\]|\\.)*'|\\"(?:[^"\\]|\\[^"])*\\"))""",
+    re.IGNORECASE,
+)
+"""`password=...`, `"vcdPassword": "..."`, and the like. A sentence such as `PASSWORD: required` stays readable."""
+
+
+class Redactor:
+    """Hides secrets in texts. Whoever reads new credentials tells it of them."""
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        self._spellings: set[str] = set()
+        self._values: re.Pattern[str] | None = None
+        self.hide(secrets)
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Hide these from now on, as they are and as addresses, JSON and Python's `repr` spell them."""
+        before = len(self._spellings)
+        for secret in filter(None, secrets):
+            escaped = (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1])
+            self._spellings.update((secret, quote(secret), quote(secret, safe=""), quote_plus(secret), *escaped))
+        if len(self._spellings) > before:
+            # The longest first, lest a secret that begins another leaves the other's end in sight.
+            longest = sorted(self._spellings, key=len, reverse=True)
+            self._values = re.compile("|".join(map(re.escape, longest)))
+
+    def clean(self, text: str) -> str:
+        """Return the text without secrets."""
+        if self._values is not None:
+            text = self._values.sub(HIDDEN, text)
+        text = HEADERS.sub(rf"\1{HIDDEN}", text)
+        return FIELDS.sub(lambda found: f"{found[1]}{found[2] or found[3]}{HIDDEN}", text)
+
+
+class Flood(logging.Filter):
+    """Lets one record of a kind through in `QUIET`, with the number of those held back as its field `suppressed`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kinds: dict[tuple[str, str], tuple[float, int]] = {}
+
+    @override
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.name.split(".")[0] not in FLOODING:
+            return True
+        kind = record.name, re.sub(r"\d+", "#", str(record.msg))
+        last, suppressed = self._kinds.get(kind, (-math.inf, 0))
+        # `created` is wall time: a clock that was put back must not silence anything for hours.
+        if 0 <= record.created - last < QUIET.total_seconds():
+            self._kinds[kind] = last, suppressed + 1
+            return False
+        if len(self._kinds) >= KINDS:
+            self._kinds.clear()
+        self._kinds[kind] = record.created, 0
+        if suppressed:
+            record.suppressed = suppressed
+        return True
+
+
+STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
+"""What every record has; whatever else it has came as `extra`."""
+
+
+class Line(logging.Formatter):
+    """What both formats have in common: the parts of a record, without secrets."""
+
+    def __init__(self, redactor: Redactor) -> None:
+        super().__init__()
+        self._redactor = redactor
+
+    def moment(self, record: logging.LogRecord) -> datetime:
+        """Return when it was logged."""
+        return datetime.fromtimestamp(record.created, UTC)
+
+    def message(self, record: logging.LogRecord) -> str:
+        """Return the message with its arguments filled in; a wrong format string gives both side by side."""
+        try:
+            return self._redactor.clean(record.getMessage())
+        except Exception:  # noqa: BLE001 - whatever an argument's __str__ may raise, the line is worth more
+            return self._redactor.clean(f"{record.msg} [arguments don't fit: {_safe_repr(record.args)}]")
+
+    def fields(self, record: logging.LogRecord) -> dict[str, object]:
+        """Return what came as `extra`."""
+        given = {name: value for name, value in vars(record).items() if name not in STANDARD}
+        return {name: HIDDEN if _telling(name) else self._plain(value) for name, value in given.items()}
+
+    def trace(self, record: logging.LogRecord) -> str:
+        """Return the exception's traceback and the stack, where asked for; empty otherwise."""
+        parts = []
+        if record.exc_info and record.exc_info[1] is not None:
+            parts.append("".join(traceback.format_exception(record.exc_info[1])).rstrip("\n"))
+        elif record.exc_text:
+            parts.append(record.exc_text)
+        if record.stack_info:
+            parts.append(record.stack_info)
+        return self._redactor.clean("\n".join(parts))
+
+    def _plain(self, value: object) -> object:
+        """Return something that JSON knows, in which every text is clean."""
+        match value:
+            case None | bool():
+                return value
+            case int() | float():
+                text = str(value)
+                same = math.isfinite(value) and self._redactor.clean(text) == text
+                return value if same else self._redactor.clean(text)
+            case str():
+                return self._redactor.clean(value)
+            case Mapping():
+                return {
+                    self._redactor.clean(_safe_str(name)): HIDDEN if _telling(name) else self._plain(inner)
+                    for name, inner in value.items()
+                }
+            case list() | tuple() | set() | frozenset():
+                return [self._plain(inner) for inner in value]
+            case timedelta():
+                return value.total_seconds()
+            case datetime():
+                return value.isoformat()
+            case _:
+                return self._redactor.clean(_safe_str(value))
+
+
+class JsonLine(Line):
+    """One JSON object a line."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, object] = {
+            "time": self.moment(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "message": self.message(record),
+        }
+        for name, value in self.fields(record).items():
+            line[f"{name}_" if name in line else name] = value
+        if trace := self.trace(record):
+            line["exception"] = trace
+        # In ASCII: half a surrogate can't be written, and some readers take U+0085 or U+2028 for the end of a line.
+        return json.dumps(line)
+
+
+class TextLine(Line):
+    """One line to read, and the traceback below it."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        fields = "".join(f"  {name}={_shown(value)}" for name, value in self.fields(record).items())
+        # Only a traceback may have lines of its own: whatever came from outside can't imitate a record.
+        head = f"{self.moment(record):%H:%M:%S.%f}"[:-3]
+        line = f"{head} {record.levelname:<7} {record.name}: {_one_line(self.message(record))}{fields}"
+        # Half a surrogate can't be written.
+        trace = self.trace(record).encode(errors="backslashreplace").decode()
+        return f"{line}\n{trace}" if trace else line
+
+
+def handler(redactor: Redactor, *, form: Literal["json", "text"], stream: TextIO) -> logging.Handler:
+    """Return what writes the lines of one stream."""
+    writer = logging.StreamHandler(stream)
+    writer.setFormatter(JsonLine(redactor) if form == "json" else TextLine(redactor))
+    writer.addFilter(Flood())
+    return writer
+
+
+def configure(
+    *, form: Literal["json", "text"], level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
+) -> Redactor:
+    """Send all logs of this process, warnings and its last words to one place. Returns what to tell of new secrets.
+
+    Whoever makes a FastStream broker or a uvicorn server hands it a logger, or no logging configuration: both would
+    otherwise put up handlers of their own, past the redactor.
+    """
+    redactor = Redactor(secrets)
+    logging.basicConfig(level=level, handlers=[handler(redactor, form=form, stream=stream or sys.stderr)], force=True)
+    for name, least in TAMED.items():
+        other = logging.getLogger(name)
+        other.handlers.clear()
+        other.propagate = True
+        other.setLevel(logging.NOTSET if level == "DEBUG" else max(least, logging.getLevelName(level)))
+    logging.captureWarnings(capture=True)
+    # Python's own hook prints the exception as it is.
+    sys.excepthook = _last_words
+    return redactor
+
+
+def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    logging.getLogger("vm-sync").critical("The process ends with an error.", exc_info=(kind, error, trace))
+
+
+def _telling(name: object) -> bool:
+    """Tell whether a name says that what it names is a secret."""
+    probe = f"{_safe_str(name)}=x"
+    return FIELDS.fullmatch(probe) is not None or HEADERS.fullmatch(probe) is not None
+
+
+def _safe_str(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - see Line.message
+        return f"<{type(value).__name__} without a text>"
+
+
+def _safe_repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - see Line.message
+        return f"<{type(value).__name__} without a text>"
+
+
+def _shown(value: object) -> str:
+    if not isinstance(value, str):
+        return _one_line(json.dumps(value, ensure_ascii=False))
+    quoted = re.search(r"[\s\"=]", value) is not None or not value
+    return _one_line(json.dumps(value, ensure_ascii=False) if quoted else value)
+
+
+def _one_line(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

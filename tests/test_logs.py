@@ -1,0 +1,333 @@
+"""What stands in the logs, and what never does."""
+
+import io
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+from urllib.parse import quote_plus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typing_extensions import override
+
+from service import logs
+from service.logs import HIDDEN, Redactor
+
+SECRET = 's3cr"et/ö+\\n &x'
+
+
+class Logged:
+    """A logger of its own, and what it wrote."""
+
+    def __init__(self, form: str, *secrets: str, name: str = "service.partition") -> None:
+        self._out = io.StringIO()
+        self.redactor = Redactor(secrets)
+        self.log = logging.Logger(name, logging.DEBUG)  # noqa: LOG001 - of its own, so that tests don't meet
+        assert form in {"json", "text"}
+        self.log.addHandler(logs.handler(self.redactor, form="json" if form == "json" else "text", stream=self._out))
+
+    @property
+    def text(self) -> str:
+        return self._out.getvalue()
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.text.splitlines()]
+
+
+def record(name: str, message: str, at: float) -> logging.LogRecord:
+    return logging.makeLogRecord({"name": name, "msg": message, "created": at, "levelname": "WARNING"})
+
+
+# ---------------------------------------------------------------- the two formats
+
+
+def test_json_is_an_object_a_line_with_the_fields_beside_the_message() -> None:
+    out = Logged("json")
+
+    out.log.info("Completed %s", "C4-1", extra={"site": None, "seconds": 1.5, "ids": ("a", "b"), "took": timedelta(1)})
+
+    (line,) = out.lines
+    assert line.pop("time").endswith("Z")
+    assert line == {
+        "level": "INFO",
+        "logger": "service.partition",
+        "message": "Completed C4-1",
+        "site": None,
+        "seconds": 1.5,
+        "ids": ["a", "b"],
+        "took": 86400.0,
+    }
+
+
+def test_text_is_a_line_that_people_can_read() -> None:
+    out = Logged("text")
+
+    out.log.warning("Paused", extra={"site": "berlin", "why": "asked to wait", "n": 3})
+
+    assert out.text[13:] == 'WARNING service.partition: Paused  site=berlin  why="asked to wait"  n=3\n'
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_traceback_is_part_of_its_record(form: str) -> None:
+    out = Logged(form)
+
+    try:
+        int("x")
+    except ValueError:
+        out.log.exception("Broke")
+
+    if form == "json":
+        (line,) = out.lines
+        assert line["exception"].startswith("Traceback")
+        assert line["exception"].endswith("ValueError: invalid literal for int() with base 10: 'x'")
+    else:
+        assert out.text.endswith("ValueError: invalid literal for int() with base 10: 'x'\n")
+
+
+def test_a_message_from_outside_cannot_imitate_a_record() -> None:
+    out = Logged("text")
+
+    out.log.info("reason: %s", "x\n12:00:00.000 INFO service: all is well\x1b[2J", extra={"detail": "a\nb"})
+
+    assert len(out.text.splitlines()) == 1
+    assert "\x1b" not in out.text
+
+
+def test_a_field_never_hides_a_part_of_the_record() -> None:
+    out = Logged("json")
+
+    out.log.info("hello", extra={"level": 3, "time": "then"})
+
+    (line,) = out.lines
+    assert (line["level"], line["level_"], line["time_"]) == ("INFO", 3, "then")
+
+
+class Mute:
+    @override
+    def __str__(self) -> str:
+        raise RuntimeError
+
+    __repr__ = __str__
+
+
+def test_a_badly_made_record_still_gives_its_line() -> None:
+    out = Logged("json")
+
+    out.log.info("%d of %d", "one")  # noqa: PLE1206 - wrong on purpose
+    out.log.info("%s", Mute())
+    out.log.info("field", extra={"x": Mute(), "y": float("nan")})
+
+    assert [line["message"] for line in out.lines] == [
+        "%d of %d [arguments don't fit: ('one',)]",
+        "%s [arguments don't fit: <tuple without a text>]",
+        "field",
+    ]
+    assert (out.lines[2]["x"], out.lines[2]["y"]) == ("<Mute without a text>", "nan")
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def leak_in_an_exception() -> None:
+    try:
+        raise KeyError(SECRET)
+    except KeyError as error:
+        raise ExceptionGroup(SECRET, [ValueError(f"login with {SECRET!r} failed")]) from error
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_registered_secret_never_comes_out_even_inside_an_exception(form: str) -> None:
+    out = Logged(form, SECRET)
+
+    out.log.info(SECRET)
+    out.log.info("%s and %r", SECRET, SECRET)
+    out.log.info("%d", SECRET)
+    out.log.info("body %s", json.dumps({"p": SECRET}))
+    out.log.info("address %s", quote_plus(SECRET))
+    out.log.info("field", extra={"a": SECRET, "b": [{"c": SECRET}], "d": ValueError(SECRET), "e": {SECRET: 1}})
+    try:
+        leak_in_an_exception()
+    except ExceptionGroup:
+        out.log.exception("Broke")
+
+    for spelling in (SECRET, repr(SECRET)[1:-1], json.dumps(SECRET)[1:-1], quote_plus(SECRET), "s3cr"):
+        assert spelling not in out.text
+    assert out.text.count(HIDDEN) >= 11
+
+
+@given(secret=st.text(min_size=4), before=st.text(), after=st.text())
+def test_whatever_the_secret_is_it_is_not_in_the_line(secret: str, before: str, after: str) -> None:
+    out = Logged("json", secret)
+
+    out.log.info("%s", before + secret + after)
+
+    assert secret not in out.lines[0]["message"].replace(HIDDEN, "")
+
+
+def test_a_number_can_be_a_secret_too() -> None:
+    out = Logged("json", "12345")
+
+    out.log.info("n", extra={"a": 12345, "b": 1.5, "c": {12345: 12}})
+
+    assert (out.lines[0]["a"], out.lines[0]["b"], out.lines[0]["c"]) == (HIDDEN, 1.5, {HIDDEN: 12})
+
+
+def test_a_secret_that_is_learnt_later_is_hidden_from_then_on() -> None:
+    out = Logged("json", "first-secret")
+
+    out.redactor.hide(["second-secret", ""])
+    out.log.info("first-secret second-secret")
+
+    assert out.lines[0]["message"] == f"{HIDDEN} {HIDDEN}"
+
+
+def test_a_secret_that_begins_another_does_not_leave_its_end_in_sight() -> None:
+    assert Redactor(["abcd", "abcdefgh"]).clean("abcdefgh") == HIDDEN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "X-VCAV-Auth: dG9rZW4+c2Vzc2lvbg==",
+        "x-vcav-auth=dG9rZW4+c2Vzc2lvbg==",
+        "{'X-VCAV-Auth': 'dG9rZW4+c2Vzc2lvbg=='}",
+        "[(b'X-VCAV-Auth', b'dG9rZW4+c2Vzc2lvbg==')]",
+        "Authorization: Bearer dG9rZW4+c2Vzc2lvbg==",
+        "Set-Cookie: dG9rZW4+c2Vzc2lvbg==",
+        "password=dG9rZW4+c2Vzc2lvbg==",
+        "sasl_plain_password='dG9rZW4+c2Vzc2lvbg==', x=1",
+        '{"type": "vcdCredentials", "vcdPassword": "dG9rZW4+c2Vzc2lvbg=="}',
+        '"{\\"vcdPassword\\": \\"dG9rZW4+c2Vzc2lvbg==\\"}"',
+        '{"vcdAccessToken":"dG9rZW4+c2Vzc2lvbg=="}',
+        "https://vcda/x?token=dG9rZW4+c2Vzc2lvbg==&y=1",
+    ],
+)
+def test_what_follows_a_known_header_or_field_is_hidden_without_being_registered(text: str) -> None:
+    assert "dG9rZW4" not in Redactor().clean(text)
+
+
+@pytest.mark.parametrize("name", ["X-VCAV-Auth", "vcdPassword", "Authorization", "SASL_PASSWORD"])
+def test_a_field_named_like_a_secret_is_hidden_wherever_it_lies(name: str) -> None:
+    out = Logged("json")
+
+    out.log.info("sent", extra={"headers": {name: ["dG9rZW4"], "Accept": "json"}, name: 7})
+
+    assert out.lines[0]["headers"] == {name: HIDDEN, "Accept": "json"}
+    assert out.lines[0][name] == HIDDEN
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "VM_SYNC_VCDA__CREDENTIALS__PASSWORD: required for TYPE vcdCredentials",
+        "401 Authentication Token Required",
+        "op:C4-ec991bd5:a took 3.5 s",
+    ],
+)
+def test_a_sentence_about_secrets_stays_readable(text: str) -> None:
+    assert Redactor(["unrelated"]).clean(text) == text
+
+
+# ---------------------------------------------------------------- floods
+
+
+def test_a_flooding_message_comes_once_in_30_s_and_then_tells_how_many_were_held_back() -> None:
+    flood = logs.Flood()
+    seen = [record("aiokafka.client", f'Unable connect to "k:{i}"', 100.0 + i) for i in range(31)]
+
+    passed = [r for r in seen if flood.filter(r)]
+
+    assert [r.created for r in passed] == [100.0, 130.0]
+    assert vars(passed[1])["suppressed"] == 29
+
+
+def test_another_message_and_another_logger_are_not_held_back_by_it() -> None:
+    flood = logs.Flood()
+
+    assert flood.filter(record("aiokafka.client", "Unable connect", 0.0))
+    assert flood.filter(record("aiokafka.client", "NotEnoughReplicas", 1.0))
+    assert flood.filter(record("aiokafka.producer", "Unable connect", 1.0))
+
+
+def test_our_own_messages_are_never_held_back() -> None:
+    flood = logs.Flood()
+
+    assert all(flood.filter(record("service.partition", "Completed", float(at))) for at in range(5))
+
+
+def test_a_clock_that_is_put_back_silences_nothing() -> None:
+    flood = logs.Flood()
+    flood.filter(record("aiokafka", "m", 1000.0))
+
+    assert flood.filter(record("aiokafka", "m", 10.0))
+
+
+def test_kinds_without_end_are_not_remembered_without_end() -> None:
+    flood = logs.Flood()
+
+    for kind in range(logs.KINDS * 2 + 1):
+        flood.filter(record("aiokafka", "m" * kind, 0.0))
+
+    assert len(flood._kinds) <= logs.KINDS
+
+
+# ---------------------------------------------------------------- the process
+
+
+@pytest.fixture
+def restored() -> Iterator[None]:
+    root = logging.getLogger()
+    others = {name: logging.getLogger(name) for name in logs.TAMED}
+    before = root.handlers[:], root.level, {name: (o.level, o.handlers[:]) for name, o in others.items()}
+    hook = sys.excepthook
+    yield
+    logging.captureWarnings(capture=False)
+    sys.excepthook = hook
+    root.handlers[:], root.level = before[0], before[1]
+    for name, (level, handlers) in before[2].items():
+        others[name].setLevel(level)
+        others[name].handlers[:] = handlers
+
+
+def test_everything_goes_to_one_place_and_others_speak_only_of_trouble(restored: None) -> None:
+    out = io.StringIO()
+    logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(io.StringIO()))
+
+    logs.configure(form="json", level="INFO", stream=out)
+    logging.getLogger("service").info("ours")
+    logging.getLogger("service").debug("too quiet")
+    logging.getLogger("httpx").info("HTTP Request: POST")
+    logging.getLogger("uvicorn.access").error("GET /livez")
+    logging.getLogger("uvicorn.error").warning("theirs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.warn("old", DeprecationWarning, stacklevel=1)
+
+    messages = [json.loads(line)["message"] for line in out.getvalue().splitlines()]
+    assert messages[:2] == ["ours", "theirs"]
+    assert "DeprecationWarning: old" in messages[2]
+    assert len(messages) == 3
+
+
+def test_a_level_above_theirs_silences_them_too_and_debug_lets_all_speak(restored: None) -> None:
+    logs.configure(form="json", level="ERROR", stream=io.StringIO())
+    assert not logging.getLogger("aiokafka").isEnabledFor(logging.WARNING)
+
+    logs.configure(form="json", level="DEBUG", stream=io.StringIO())
+    assert logging.getLogger("aiokafka").isEnabledFor(logging.DEBUG)
+
+
+def test_the_last_words_of_a_process_are_redacted_too(restored: None) -> None:
+    out = io.StringIO()
+    logs.configure(form="text", level="INFO", secrets=[SECRET], stream=out)
+
+    error = RuntimeError(f"with {SECRET}")
+    sys.excepthook(RuntimeError, error, None)
+
+    assert f"RuntimeError: with {HIDDEN}" in out.getvalue()
