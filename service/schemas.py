@@ -216,13 +216,14 @@ class SyncFailed(_Outcome):
     """A request that is not fulfilled, or is not known to be, and why. Consumers ignore fields that they don't know."""
 
     reason: Annotated[
-        sync.Reason,
+        str,
         Field(
             title="Reason",
             description="`task-failed`: the task ended FAILED. `rejected`: VCDA refused in a way that repeating won't "
             "change, or the site has no credentials. `timed-out`: the deadline passed while a task was running, or "
             "may have been; it may still be. `task-lost`: VCDA no longer knows a task that it had accepted. "
             "`not-started`: the deadline passed and VCDA is known not to have accepted the request.",
+            json_schema_extra={"enum": [reason.value for reason in sync.Reason]},
         ),
     ]
     error: Annotated[Error | None, Field(title="Error", description="What went wrong, where anybody said so.")]

@@ -58,16 +58,16 @@ _ATTRIBUTES: Final = {
 }
 
 PLAIN: Final = (
-    Example(name="minimal", summary="What must be there", key=_REPLICATION, headers={}, value=_DATA),
+    Example(name="request-minimal", summary="What must be there", key=_REPLICATION, headers={}, value=_DATA),
     Example(
-        name="full",
+        name="request-full",
         summary="Every field, and a trace to continue",
         key=_REPLICATION,
         headers={"content-type": "application/json", **_TRACE},
         value={**_DATA, "site": "Site B", "deadlineSeconds": 3600},
     ),
     Example(
-        name="without-key",
+        name="request-without-key",
         summary="Accepted, but in no order among its replication's requests",
         key=None,
         headers={},
@@ -76,7 +76,7 @@ PLAIN: Final = (
 )
 BINARY: Final = (
     Example(
-        name="cloudevent-binary",
+        name="request-cloudevent-binary",
         summary="A CloudEvent in binary mode: its identity is its source and id",
         key=_REPLICATION,
         headers={
@@ -89,14 +89,14 @@ BINARY: Final = (
 )
 STRUCTURED_MODE: Final = (
     Example(
-        name="cloudevent-structured",
+        name="request-cloudevent-structured",
         summary="A CloudEvent in structured mode",
         key=_REPLICATION,
         headers={"content-type": f"{STRUCTURED}; charset=utf-8"},
         value={**_ATTRIBUTES, "datacontenttype": "application/json", "data": _DATA},
     ),
     Example(
-        name="cloudevent-structured-base64",
+        name="request-cloudevent-structured-base64",
         summary="A CloudEvent in structured mode, its data as base64",
         key=_REPLICATION,
         headers={"content-type": STRUCTURED},
