@@ -46,6 +46,9 @@ TAMED: Final = {
 
 HIDDEN: Final = "[hidden]"
 
+WORDS: Final = ("auth", "password", "passwd", "secret", "token", "cookie")
+"""What every name that the two patterns below know contains; most texts contain none, and asking is cheap."""
+
 HEADERS: Final = re.compile(
     r"""((?:x-vcav-auth|(?:proxy-)?authorization|(?:set-)?cookie|x-vmware-vcloud-access-token)["']?\s*[:=,]\s*)"""
     r"""(b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\]|\\.)*'|(?:(?:bearer|basic)\s+)?[^\s,;"']+)""",
@@ -54,7 +57,7 @@ HEADERS: Final = re.compile(
 """A header known to hold a secret, as on the wire, in a dict's text, or in a list of pairs."""
 
 FIELDS: Final = re.compile(
-    r"""([\w.-]*(?:password|passwd|secret|token|cookie)(?:"|'|\\")?\s*)"""
+    r"""((?:password|passwd|secret|token|cookie)(?:"|'|\\")?\s*)"""
     r"""(?:(=\s*)(?!["'])[^\s,;&)\]}]+|([:=]\s*)(?:b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\]|\\.)*'|\\"(?:[^"\\]|\\[^"])*\\"))""",
     re.IGNORECASE,
 )
@@ -84,6 +87,8 @@ class Redactor:
         """Return the text without secrets."""
         if self._values is not None:
             text = self._values.sub(HIDDEN, text)
+        if not _mentions(text):
+            return text
         text = HEADERS.sub(rf"\1{HIDDEN}", text)
         return FIELDS.sub(lambda found: f"{found[1]}{found[2] or found[3]}{HIDDEN}", text)
 
@@ -245,10 +250,15 @@ def _last_words(kind: type[BaseException], error: BaseException, trace: Tracebac
     logging.getLogger("vm-sync").critical("The process ends with an error.", exc_info=(kind, error, trace))
 
 
+def _mentions(text: str) -> bool:
+    lower = text.lower()
+    return any(word in lower for word in WORDS)
+
+
 def _telling(name: object) -> bool:
     """Tell whether a name says that what it names is a secret."""
-    probe = f"{_safe_str(name)}=x"
-    return FIELDS.fullmatch(probe) is not None or HEADERS.fullmatch(probe) is not None
+    text = _safe_str(name)
+    return _mentions(text) and any(pattern.search(f"{text}=x") for pattern in (HEADERS, FIELDS))
 
 
 def _safe_str(value: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
@@ -161,6 +161,7 @@ def test_a_registered_secret_never_comes_out_even_inside_an_exception(form: str)
     assert out.text.count(HIDDEN) >= 11
 
 
+@settings(max_examples=50)
 @given(secret=st.text(min_size=4), before=st.text(), after=st.text())
 def test_whatever_the_secret_is_it_is_not_in_the_line(secret: str, before: str, after: str) -> None:
     out = Logged("json", secret)
@@ -231,6 +232,13 @@ def test_a_field_named_like_a_secret_is_hidden_wherever_it_lies(name: str) -> No
     ],
 )
 def test_a_sentence_about_secrets_stays_readable(text: str) -> None:
+    assert Redactor(["unrelated"]).clean(text) == text
+
+
+def test_a_long_text_is_cleaned_in_a_time_that_grows_with_its_length_alone() -> None:
+    text = "a_token" * 50_000
+
+    # Quadratic matching would take minutes; pytest's time limit is the judge.
     assert Redactor(["unrelated"]).clean(text) == text
 
 
