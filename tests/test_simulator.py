@@ -486,6 +486,18 @@ async def test_a_remote_task_is_found_at_its_site_only_and_by_the_user_there(bro
     assert (await browser.sync()).status == 404  # it lives at site2
 
 
+async def test_even_an_administrator_of_both_sites_has_to_name_the_right_one(browser: Browser) -> None:
+    await browser("POST", "/sessions/extend", body=EXTENSION)
+    there = (await browser.sync(A, site="site2")).json["id"]
+    here = (await browser.sync(B)).json["id"]
+    for query in (f"ids={there},{here}", "type=sync"):
+        assert await browser.tasks(query) == [here]
+        assert await browser.tasks(f"{query}&site=site2") == [there]
+    assert await browser.tasks(f"resourceId={A}") == []
+    assert (await browser("GET", f"/tasks/{there}")).status == 404
+    assert (await browser("GET", f"/tasks/{here}?site=site2")).status == 404
+
+
 async def test_a_user_may_be_renamed_or_become_another_account(browser: Browser) -> None:
     await browser.log_in(TENANT)
     task = (await browser.sync()).json
