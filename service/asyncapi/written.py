@@ -11,6 +11,9 @@ from typing import Any
 # A name that no YAML reader takes for a number, a boolean, null or a date.
 _PLAIN_NAME = re.compile(r"(?!(?:y|n|yes|no|on|off|true|false|null)\Z)[A-Za-z_][\w-]*", re.ASCII | re.IGNORECASE)
 
+# What JSON lets stand and YAML doesn't, or takes for a line break.
+_ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
+
 
 def to_json(document: Mapping[str, Any]) -> str:
     """Write for programs."""
@@ -26,7 +29,7 @@ def _lines(value: object) -> Iterator[str]:
     match value:
         case dict() if value:
             for name, inner in value.items():
-                key = name if _PLAIN_NAME.fullmatch(name) else json.dumps(name)
+                key = name if _PLAIN_NAME.fullmatch(name) else _scalar(name)
                 yield from _entry(
                     f"{key}:", list(_lines(inner)), inline=not isinstance(inner, dict | list) or not inner
                 )
@@ -36,8 +39,7 @@ def _lines(value: object) -> Iterator[str]:
                 yield f"- {first}"
                 yield from (f"  {line}" for line in rest)
         case _:
-            # U+0085 and the like are line breaks to some YAML readers: escaped.
-            yield json.dumps(value, ensure_ascii=True)
+            yield _scalar(value)
 
 
 def _entry(key: str, lines: list[str], *, inline: bool) -> Iterator[str]:
@@ -46,3 +48,7 @@ def _entry(key: str, lines: list[str], *, inline: bool) -> Iterator[str]:
     else:
         yield key
         yield from (f"  {line}" for line in lines)
+
+
+def _scalar(value: object) -> str:
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
