@@ -129,12 +129,12 @@ class Usual:
 
     @property
     def shortest(self) -> float:
-        """Hardly any takes less: nine in ten lie within twice their average distance from the mean."""
-        return math.exp(self.mean - 2 * self.spread)
+        """Hardly any takes less: one in a hundred lies three times the average distance below the mean."""
+        return math.exp(self.mean - 3 * self.spread)
 
     @property
     def longest(self) -> float:
-        """Hardly any takes more."""
+        """Few take more: one in twenty lies twice the average distance above the mean."""
         return math.exp(self.mean + 2 * self.spread)
 
 
