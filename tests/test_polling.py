@@ -1,0 +1,363 @@
+"""The poller in virtual time: who is asked when, with whom, and what becomes of the answers."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+
+import pytest
+from typing_extensions import override
+
+from service.lanes import LaneLimits, Lanes
+from service.polling import CALLS_AT_ONCE, Poller, Verdict, Watch
+from service.sync import Absent, Gone, PollAnswer, Task, Trouble
+from tests.virtual import VirtualClock, virtual
+
+BAD = Trouble(label="5xx", detail="It said 500.")
+
+
+class Longest(Random):
+    """Dice that always fall on the longest wait."""
+
+    @override
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+@dataclass
+class FakeVcda:
+    """Tasks that end at a moment, shown as VCDA would: those it doesn't know are left out."""
+
+    ends: dict[str, float] = field(default_factory=dict)
+    takes: float = 0.0
+    trouble: dict[str | None, Trouble] = field(default_factory=dict)
+    unknown: set[str] = field(default_factory=set)
+    calls: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
+    asked_alone: list[tuple[float, str]] = field(default_factory=list)
+    at_once: int = 0
+    most_at_once: int = 0
+
+    async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
+        self.calls.append((now(), tuple(ids)))
+        self.at_once += 1
+        self.most_at_once = max(self.at_once, self.most_at_once)
+        await asyncio.sleep(self.takes)
+        self.at_once -= 1
+        return self.trouble.get(site) or [self.task(id_) for id_ in ids if id_ not in self.unknown]
+
+    async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:  # noqa: ARG002
+        self.asked_alone.append((now(), task_id))
+        return Gone(now(), "me") if task_id in self.unknown else self.task(task_id)
+
+    def task(self, id_: str) -> Task:
+        return Task(id=id_, state="SUCCEEDED" if now() >= self.ends.get(id_, 1e9) else "RUNNING")
+
+    def paused(self, site: str | None, value: bool) -> None:
+        pass
+
+    def poll_batch(self, site: str | None, size: int) -> None:  # noqa: ARG002
+        assert 1 <= size <= 100
+
+    @property
+    def moments(self) -> list[float]:
+        return [at for at, _ in self.calls]
+
+
+@dataclass
+class Answers:
+    """Whoever watches: keeps what it is told, and is done with a task that ended."""
+
+    told: list[tuple[float, str, str]] = field(default_factory=list)
+    verdict: Callable[[PollAnswer], Verdict] = field(
+        default=lambda seen: Verdict.DONE if isinstance(seen, Task) and seen.state == "SUCCEEDED" else Verdict.GO_ON
+    )
+
+    def watch(self, task_id: str, *, site: str | None = None, since: float | None = None) -> Watch:
+        def answered(seen: PollAnswer) -> Verdict:
+            self.told.append((now(), task_id, seen.state if isinstance(seen, Task) else type(seen).__name__))
+            return self.verdict(seen)
+
+        begun = now() if since is None else since
+        return Watch(task_id=task_id, site=site, replication_id="C4-" + task_id, since=begun, answered=answered)
+
+
+@asynccontextmanager
+async def polling(vcda: FakeVcda) -> AsyncIterator[tuple[Poller, Lanes]]:
+    clock = VirtualClock(asyncio.get_running_loop())
+    limits = LaneLimits(max_concurrent_submits=1, max_running=1)
+    lanes = Lanes(limits=limits, clock=clock, metrics=vcda, random=Longest())
+    poller = Poller(
+        api=vcda,
+        lane=lanes.lane,
+        clock=clock,
+        metrics=vcda,
+        random=Random(5),
+        shortest=timedelta(seconds=1),
+        longest=timedelta(seconds=60),
+    )
+    running = asyncio.create_task(poller.run())
+    try:
+        yield poller, lanes
+    finally:
+        running.cancel()
+        with suppress(asyncio.CancelledError):
+            await running
+        lanes.close()
+
+
+@virtual
+async def test_a_task_is_asked_after_until_it_has_ended_and_then_no_more() -> None:
+    vcda, answers = FakeVcda(ends={"a": 5.5}), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(1000)
+    assert answers.told == [(float(at), "a", "RUNNING") for at in range(1, 6)] + [(6.0, "a", "SUCCEEDED")]
+
+
+@virtual
+async def test_a_task_of_which_nothing_is_known_is_asked_after_ever_more_seldom() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(3600)
+    gaps = [later - earlier for earlier, later in zip(vcda.moments, vcda.moments[1:], strict=False)]
+    assert gaps[0] == 1.0
+    assert all(1.0 <= gap <= 61.0 for gap in gaps)
+    assert gaps[-1] >= 60.0
+    assert 60 < len(gaps) < 110
+
+
+@virtual
+async def test_tasks_due_together_share_calls_of_a_hundred() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, _):
+        for number in range(250):
+            poller.watch(answers.watch(f"t{number}"))
+        await asyncio.sleep(1.5)
+    assert [(at, len(ids)) for at, ids in vcda.calls] == [(1.0, 100), (1.0, 100), (1.0, 50)]
+
+
+@virtual
+async def test_one_due_a_moment_later_comes_along() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(0.05)
+        poller.watch(answers.watch("b"))
+        await asyncio.sleep(1)
+    assert vcda.calls == [(1.0, ("a", "b"))]
+
+
+@virtual
+async def test_thousands_restored_together_are_all_asked_within_seconds_and_never_all_at_once() -> None:
+    vcda, answers = FakeVcda(takes=0.05), Answers()
+    await asyncio.sleep(1000)
+    async with polling(vcda) as (poller, _):
+        for number in range(5000):
+            poller.watch(answers.watch(f"t{number}", since=0.0))
+        await asyncio.sleep(1.25)
+        assert {id_ for _, id_, _ in answers.told} == {f"t{number}" for number in range(5000)}
+    assert vcda.most_at_once <= CALLS_AT_ONCE
+    assert len(set(vcda.moments)) > 10
+
+
+@virtual
+async def test_a_slow_site_is_asked_by_no_more_than_four_calls_at_once() -> None:
+    vcda, answers = FakeVcda(takes=10.0), Answers()
+    async with polling(vcda) as (poller, _):
+        for number in range(2000):
+            poller.watch(answers.watch(f"t{number}"))
+        await asyncio.sleep(60)
+    assert vcda.most_at_once == CALLS_AT_ONCE
+
+
+@virtual
+async def test_one_dead_site_delays_nobody_else() -> None:
+    vcda, answers = FakeVcda(trouble={"dead": BAD}), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("x", site="dead"))
+        poller.watch(answers.watch("a", site="alive"))
+        await asyncio.sleep(4.5)
+    assert answers.told == [(float(at), "a", "RUNNING") for at in range(1, 5)]
+
+
+@virtual
+async def test_a_failed_poll_teaches_nothing_and_those_due_stay_due() -> None:
+    vcda, answers = FakeVcda(trouble={None: BAD}), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(9.5)
+        assert answers.told == []
+        assert vcda.moments == [1.0, 2.0, 4.0, 8.0]
+        assert poller.overdue() == {None: 8.5}
+        vcda.trouble.clear()
+        await asyncio.sleep(7)
+    assert answers.told == [(16.0, "a", "RUNNING")]
+
+
+@virtual
+async def test_retry_after_is_obeyed_to_the_moment() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, lanes):
+        lanes.lane(None).heard(Trouble(label="429", detail="Slower.", retry_after=timedelta(seconds=33.25)))
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(34)
+    assert vcda.moments == [33.25]
+
+
+@virtual
+async def test_a_full_lane_does_not_hold_polls_back() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, lanes):
+        for _ in range(100):
+            lanes.lane(None).queue(lambda: True)
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(1.5)
+    assert vcda.moments == [1.0]
+
+
+@virtual
+async def test_a_task_left_out_of_a_good_answer_is_reported_absent() -> None:
+    vcda, answers = FakeVcda(unknown={"a"}), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        poller.watch(answers.watch("b"))
+        await asyncio.sleep(1.5)
+    assert answers.told == [(1.0, "a", "Absent"), (1.0, "b", "RUNNING")]
+
+
+@virtual
+async def test_tasks_that_vanish_together_are_not_reported_absent(caplog: pytest.LogCaptureFixture) -> None:
+    vcda, answers = FakeVcda(unknown={f"t{number}" for number in range(5)}), Answers()
+    async with polling(vcda) as (poller, _):
+        for number in range(9):
+            poller.watch(answers.watch(f"t{number}"))
+        with caplog.at_level(logging.WARNING):
+            await asyncio.sleep(1.5)
+        assert {said for _, _, said in answers.told} == {"RUNNING"}
+        assert "5 of 9 tasks vanished together" in caplog.text
+        vcda.unknown.clear()
+        await asyncio.sleep(1)
+    assert len(answers.told) == 4 + 9
+
+
+@virtual
+async def test_a_few_absent_among_many_are_reported() -> None:
+    vcda, answers = FakeVcda(unknown={f"t{number}" for number in range(5)}), Answers()
+    async with polling(vcda) as (poller, _):
+        for number in range(10):
+            poller.watch(answers.watch(f"t{number}"))
+        await asyncio.sleep(1.5)
+    assert [said for _, _, said in answers.told].count("Absent") == 5
+
+
+@virtual
+async def test_one_suspected_lost_is_asked_for_alone_at_once() -> None:
+    def suspicious(seen: PollAnswer) -> Verdict:
+        return Verdict.ASK_ALONE if isinstance(seen, Absent) else Verdict.DONE
+
+    vcda, answers = FakeVcda(unknown={"a"}), Answers(verdict=suspicious)
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(100)
+    assert answers.told == [(1.0, "a", "Absent"), (1.0, "a", "Gone")]
+    assert vcda.asked_alone == [(1.0, "a")]
+
+
+@virtual
+async def test_one_asked_for_alone_and_still_suspected_takes_its_ordinary_turns() -> None:
+    vcda, answers = FakeVcda(unknown={"a"}), Answers(verdict=lambda _: Verdict.ASK_ALONE)
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(3.5)
+    assert vcda.asked_alone == [(1.0, "a"), (2.0, "a"), (3.0, "a")]
+
+
+@virtual
+async def test_an_answer_that_comes_after_unwatching_is_dropped() -> None:
+    vcda, answers = FakeVcda(takes=2.0), Answers()
+    async with polling(vcda) as (poller, _):
+        watch = answers.watch("a")
+        poller.watch(watch)
+        await asyncio.sleep(1.5)
+        poller.unwatch(watch)
+        await asyncio.sleep(100)
+    assert (answers.told, vcda.moments) == ([], [1.0])
+
+
+@virtual
+async def test_a_task_unwatched_before_its_turn_is_not_asked_after() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, _):
+        watch = answers.watch("a")
+        poller.watch(watch)
+        poller.unwatch(watch)
+        await asyncio.sleep(100)
+        assert poller.overdue() == {None: 0.0}
+    assert vcda.calls == []
+
+
+@virtual
+async def test_watching_begins_before_run_does() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        assert poller.overdue() == {None: 0.0}
+        await asyncio.sleep(1.5)
+    assert vcda.moments == [1.0]
+
+
+@virtual
+async def test_an_answer_on_its_way_counts_as_overdue() -> None:
+    vcda, answers = FakeVcda(takes=30.0), Answers()
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a", site="far"))
+        await asyncio.sleep(21)
+        assert poller.overdue() == {"far": 20.0}
+
+
+@virtual
+async def test_what_a_replications_syncs_took_tells_when_to_ask_after_the_next() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, _):
+        for _ in range(30):
+            vcda.ends["a"] = now() + 40.0
+            poller.watch(answers.watch("a"))
+            await asyncio.sleep(60)
+        vcda.calls.clear()
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(39)
+    assert vcda.moments[0] >= 1808.0
+
+
+@virtual
+async def test_a_bug_in_whoever_watches_ends_the_run_instead_of_being_swallowed() -> None:
+    vcda = FakeVcda()
+
+    def broken(_: PollAnswer) -> Verdict:
+        raise ZeroDivisionError
+
+    clock = VirtualClock(asyncio.get_running_loop())
+    lanes = Lanes(
+        limits=LaneLimits(max_concurrent_submits=1, max_running=1), clock=clock, metrics=vcda, random=Longest()
+    )
+    poller = Poller(
+        api=vcda,
+        lane=lanes.lane,
+        clock=clock,
+        metrics=vcda,
+        random=Random(5),
+        shortest=timedelta(seconds=1),
+        longest=timedelta(seconds=60),
+    )
+    poller.watch(Watch(task_id="a", site=None, replication_id="C4-a", since=now(), answered=broken))
+    with pytest.raises(ExceptionGroup) as raised:
+        await poller.run()
+    assert raised.group_contains(ZeroDivisionError)
