@@ -295,6 +295,8 @@ COMPLETED_TYPE: Final = "vm-sync.completed.v1"
 FAILED_TYPE: Final = "vm-sync.failed.v1"
 SOURCE: Final = "/vm-sync"
 
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
 
 def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime) -> Event:
     """Tell how a request ended. The same outcome written again carries the same `ce_id`."""
@@ -336,7 +338,7 @@ def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime
         if request.tracestate is not None:
             headers["tracestate"] = request.tracestate
     # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of an outcome lost.
-    value = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode("utf-8", "replace")
+    value = _JSON(data).encode("utf-8", "replace")
     return Event(
         topic=topic,
         key=request.replication_id.encode(),

@@ -93,6 +93,7 @@ BAD_REQUESTS: Final = [
     BadRequest("a CloudEvent without data", structured(data=None), _R.BAD_CLOUDEVENT),
     BadRequest("a CloudEvent with data twice", structured(data_base64="e30="), _R.BAD_CLOUDEVENT),
     BadRequest("data_base64 that is not base64", structured(data=None, data_base64="e30"), _R.BAD_CLOUDEVENT),
+    BadRequest("data_base64 with a blank in it", structured(data=None, data_base64="e3 0="), _R.BAD_CLOUDEVENT),
     BadRequest("data_base64 with letters beyond ASCII", structured(data=None, data_base64="é"), _R.BAD_CLOUDEVENT),
     BadRequest("data_base64 that is a number", structured(data=None, data_base64=1), _R.BAD_CLOUDEVENT),
     BadRequest("data_base64 that holds no JSON", structured(data=None, data_base64="eA=="), _R.NOT_JSON),
