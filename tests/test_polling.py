@@ -155,9 +155,10 @@ async def test_one_due_a_moment_later_comes_along() -> None:
     assert vcda.calls == [(1.0, ("a", "b"))]
 
 
+@pytest.mark.parametrize("takes", [0.0, 0.05])
 @virtual
-async def test_thousands_restored_together_are_all_asked_within_seconds_and_never_all_at_once() -> None:
-    vcda, answers = FakeVcda(takes=0.05), Answers()
+async def test_thousands_restored_together_are_all_asked_within_seconds_and_never_all_at_once(takes: float) -> None:
+    vcda, answers = FakeVcda(takes=takes), Answers()
     await asyncio.sleep(1000)
     async with polling(vcda) as (poller, _):
         for number in range(5000):
