@@ -6,7 +6,6 @@ never swallows what it doesn't know: a bug keeps its stack trace.
 
 import sys
 from enum import IntEnum
-
 from typing import Any
 
 import typer
@@ -35,7 +34,7 @@ class Answering(TyperGroup):
     """The program: tells what goes wrong in any command in a sentence, and turns it into an exit code."""
 
     @override
-    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - its type lives in a private module of typer
+    def invoke(self, ctx: Any) -> Any:
         from service.settings import SettingsError
 
         try:

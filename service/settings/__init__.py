@@ -5,14 +5,15 @@ written, `reading` where they come from, `rows` how they are shown, `credentials
 """
 
 from service.settings.credentials import CredentialsReader, Logins, kafka_security, secrets, secrets_of
-from service.settings.model import Credentials, Kafka, Log, Ops, Settings, Site, Sync, Topics, Vcda
-from service.settings.reading import SettingsError, load
+from service.settings.model import Credentials, Kafka, KafkaSettings, Log, Ops, Settings, Site, Sync, Topics, Vcda
+from service.settings.reading import SettingsError, load, load_for_kafka
 from service.settings.rows import Row, describe
 
 __all__ = [
     "Credentials",
     "CredentialsReader",
     "Kafka",
+    "KafkaSettings",
     "Log",
     "Logins",
     "Ops",
@@ -26,6 +27,7 @@ __all__ = [
     "describe",
     "kafka_security",
     "load",
+    "load_for_kafka",
     "secrets",
     "secrets_of",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import SecretStr  # noqa: TC002 - beside runtime imports of its kind
 
-from service.settings.model import Credentials, Kafka, Settings, Site
+from service.settings.model import Credentials, Kafka, KafkaSettings, Settings, Site
 from service.settings.reading import SettingsError, load
 from service.settings.rows import leaves
 
@@ -58,7 +58,7 @@ def secrets_of(logins: Logins) -> frozenset[str]:
     )
 
 
-def kafka_security(settings: Settings) -> dict[str, Any]:
+def kafka_security(settings: Settings | KafkaSettings) -> dict[str, Any]:
     """Return aiokafka's keyword arguments for a secure connection. Raises `SettingsError` for unusable certificates."""
     kafka = settings.kafka
     wanted: dict[str, Any] = {"security_protocol": kafka.security_protocol}

@@ -341,17 +341,30 @@ class Log(Part):
     A line for each outcome, none for each poll."""
 
 
+CONFIG: Final = SettingsConfigDict(
+    env_prefix=PREFIX,
+    env_nested_delimiter=BETWEEN,
+    frozen=True,
+    extra="forbid",
+    use_attribute_docstrings=True,
+    hide_input_in_errors=True,
+)
+
+
+class KafkaSettings(BaseSettings):
+    """What a command needs that talks to Kafka alone. Made by `load_for_kafka` alone; VCDA's part may be missing."""
+
+    model_config = CONFIG
+
+    topics: Topics = Topics()
+    kafka: Kafka = Kafka()
+    ops: Ops = Ops()
+
+
 class Settings(BaseSettings):
     """All of them. Made by `load` alone; constructing it looks nowhere by itself."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX,
-        env_nested_delimiter=BETWEEN,
-        frozen=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        hide_input_in_errors=True,
-    )
+    model_config = CONFIG
 
     topics: Topics = Topics()
     kafka: Kafka = Kafka()

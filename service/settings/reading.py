@@ -10,13 +10,15 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pydantic import ValidationError
-from pydantic_settings import EnvSettingsSource
+from pydantic_settings import BaseSettings, EnvSettingsSource
 
-from service.settings.model import BETWEEN, PREFIX, Fault, Given, Misfit, Settings, Site
+from service.settings.model import BETWEEN, PREFIX, Fault, Given, KafkaSettings, Misfit, Settings, Site
 from service.settings.rows import leaves
+
+Kind = TypeVar("Kind", bound=BaseSettings)
 
 SECRETS_DIR: Final = PREFIX + "SECRETS_DIR"
 SITES: Final = "VM_SYNC_VCDA__SITES"
@@ -34,18 +36,29 @@ class SettingsError(Exception):
 
 def load(environ: Mapping[str, str] | None = None) -> Settings:
     """Read the settings, from this process's environment if none is handed in. Raises `SettingsError`."""
+    # The empty parts make pydantic look into them, and name each missing setting.
+    settings, given = _read(Settings, environ, least={"vcda": {"credentials": {}}})
+    settings._given = given  # noqa: SLF001 - its own maker
+    return settings
+
+
+def load_for_kafka(environ: Mapping[str, str] | None = None) -> KafkaSettings:
+    """Read what commands need that never talk to VCDA, likewise; its settings may be missing or wrong."""
+    settings, _ = _read(KafkaSettings, environ, least={})
+    return settings
+
+
+def _read(
+    kind: type[Kind], environ: Mapping[str, str] | None, *, least: dict[str, Any]
+) -> tuple[Kind, Mapping[str, Given]]:
     given, lines = _given(os.environ if environ is None else environ)
     if not lines:
-        found = EnvSettingsSource(Settings, case_sensitive=False)
+        found = EnvSettingsSource(kind, case_sensitive=False)
         found.env_vars = {name.lower(): value.text for name, value in given.items()}
         try:
-            # The empty parts make pydantic look into them, and name each missing setting.
-            settings = Settings(**_over({"vcda": {"credentials": {}}}, found()))
+            return kind(**_over(least, found())), given
         except ValidationError as error:
             lines = sorted(_lines(error, given))
-        else:
-            settings._given = given  # noqa: SLF001 - its own maker
-            return settings
     # Raised out here, so that nothing that holds a value hangs on it as its context.
     raise SettingsError(tuple(lines))
 
