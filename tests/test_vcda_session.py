@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.sync import Accepted, NotTaken, Refused, Trouble
+from service.sync import Accepted, ApiError, NotTaken, Refused, Trouble
 from service.vcda.credentials import Credentials, SiteCredentials
 from tests.appliance import (
     CREDENTIALS,
@@ -182,6 +182,39 @@ async def test_a_half_dead_session_is_replaced() -> None:
         assert logins(there) == 2
 
 
+async def test_a_half_dead_session_is_replaced_for_a_remote_site_too() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+
+        def half_dead(call: Call) -> Answer:
+            dead = call.path.endswith("/sync") and call.token == "token-1"
+            return Reply(401, NOT_AUTHENTICATED) if dead else guard(call)
+
+        there.script = half_dead
+
+        assert isinstance(await us.submit(site="site2"), Accepted)
+        assert logins(there) == 2
+
+
+async def test_where_a_new_extension_does_not_help_a_new_session_may() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+
+        def odd(call: Call) -> Answer:
+            dead = call.path.endswith("/sync") and call.token == "token-1"
+            return Reply(401, REMOTE) if dead else guard(call)
+
+        there.script = odd
+        assert isinstance(await us.submit(site="site2"), NotTaken)
+        us.clock.seconds += 1
+        assert isinstance(await us.submit(site="site2"), Accepted)
+
+        assert logins(there) == 2
+        assert len(there.seen(EXTEND)) == 3
+
+
 async def test_a_session_gone_when_it_is_to_be_extended_is_replaced() -> None:
     guard = Guard()
     async with appliance(guard) as there, ours(there.url) as us:
@@ -301,15 +334,18 @@ async def test_a_site_that_refuses_us_is_extended_to_once_a_pause_and_the_others
     assert all(isinstance(answer, NotTaken) and not answer.sent for answer in answers)
 
 
-async def test_an_extension_that_never_helps_is_not_renewed_for_ever() -> None:
-    async with appliance(script(submit=Reply(401, REMOTE))) as there, ours(there.url) as us:
-        for _ in range(20):
-            answer = await us.submit(site="site2")
-            assert isinstance(answer, NotTaken)
-            assert answer.sent
+@pytest.mark.parametrize(
+    "refusal", [Reply(401, REMOTE), Reply(401, NOT_AUTHENTICATED), Reply(401, NOT_AUTHENTICATED, GONE), Reply(401)]
+)
+async def test_a_site_where_nothing_helps_is_no_reason_to_log_in_for_ever(refusal: Reply) -> None:
+    async with appliance(script(submit=refusal)) as there, ours(there.url) as us:
+        for second in range(200):
+            us.clock.seconds = 1000.0 + second
+            answers = await asyncio.gather(*[us.submit(site="site2") for _ in range(3)])
+            assert all(isinstance(answer, NotTaken) for answer in answers)
 
-        assert len(there.seen(EXTEND)) == 2
-        assert logins(there) == 1
+        assert logins(there) <= 10
+        assert len(there.seen(EXTEND)) <= 10
 
 
 async def test_a_session_that_never_extends_is_not_replaced_for_ever() -> None:
@@ -448,6 +484,17 @@ async def test_a_site_without_credentials_is_refused_without_a_call() -> None:
     assert answer.error.code == "NoCredentials"
     assert answer.http_status is None
     assert isinstance(found, Trouble)
+
+
+async def test_a_site_that_vcda_does_not_know_is_refused_as_the_post_would_be() -> None:
+    unknown = Reply(404, error("SiteNotFound", "Site site2 not found."))
+    async with appliance(script(extend=unknown)) as there, ours(there.url) as us:
+        answers = [await us.submit(site="site2") for _ in range(3)]
+
+        assert there.posts == []
+        assert len(there.seen(EXTEND)) == 1
+
+    assert answers == [Refused(ApiError("SiteNotFound", "Site site2 not found."), 404)] * 3
 
 
 async def test_while_nobody_can_log_in_a_site_without_credentials_is_trouble() -> None:

@@ -297,6 +297,9 @@ class Vcda:
         match reply.seen:
             case NoCredentials():
                 return Refused(ApiError("NoCredentials", _without_credentials(site)), None)
+            case Trouble(http_status=404, error=ApiError(code="SiteNotFound") as error):
+                # Said of the session's extension; the POST itself would have been told the same.
+                return Refused(error, 404)
             case Trouble() as trouble:
                 return NotTaken(trouble, sent=reply.tried)
             case NoAnswer(sent_at=sent_at) as nothing:

@@ -7,9 +7,9 @@ the calls get the last trouble as their answer, without a call being made. New c
 Three kinds of 401 are told apart:
 
     "Authentication Token Required"         the session is gone: log in
-    a remote site, and none of the others   its extension is gone: extend again, the login stays
-    any other                               the token is known but not good enough (the session's own login at Cloud
+    "NotAuthenticated", or no remote site   the token is known but not good enough (the session's own login at Cloud
                                             Director has died, say): log in
+    any other from a remote site            its extension is gone: extend again; should that not help, log in
 
 A 401 that survives that is a failed login too: the next attempt waits, but the calls themselves go on, since with a
 half-dead session some of them still work.
@@ -55,12 +55,15 @@ class Meter(Protocol):
     def login(self, result: str) -> None: ...  # noqa: D102
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Extension:
     """That a session was extended to a site. Its identity matters: it tells a 401 of an old one from one of the new."""
 
+    disappointed: bool = False
+    """Calls were answered with 401 although it was fresh."""
 
-@dataclass(frozen=True, slots=True, eq=False)
+
+@dataclass(slots=True, eq=False)
 class Login:
     """One session. `local` are the sites that the login itself authenticated; `born` is monotonic."""
 
@@ -69,6 +72,8 @@ class Login:
     local: frozenset[str]
     born: float
     extensions: dict[str, Extension] = field(default_factory=dict)
+    disappointed: bool = False
+    """Calls were answered with 401 although it was fresh."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +113,6 @@ class Session:
         self._flights: dict[tuple[Login, str], asyncio.Task[Extension | Trouble]] = {}
         self._pause = _Pause()
         self._site_pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
-        self._disappointing: Login | Extension | None = None
 
     @property
     def user(self) -> str | None:
@@ -144,27 +148,28 @@ class Session:
 
     async def readmit(self, refused: Ticket, *, site: str | None, answer: Answer) -> Ticket | Trouble:
         """A call came back with 401. Return what to repeat it with, once, or the trouble if there is nothing."""
-        if refused.extension is not None and site is not None and not _is_gone(answer):
-            if refused.login.extensions.get(site) is refused.extension:
-                if self._paused(self._site_pauses[site]):
-                    return unauthorized(answer)
-                del refused.login.extensions[site]
-        elif self._login is refused.login:
+        login, extension = refused.login, refused.extension
+        if site is not None and extension is not None and self._paused(self._site_pauses[site]):
+            return unauthorized(answer)
+        if site is not None and extension is not None and not (_is_about_the_login(answer) or extension.disappointed):
+            if login.extensions.get(site) is extension:
+                del login.extensions[site]
+        elif self._login is login:
             if _is_gone(answer):
                 self._login = None  # nobody else need try this token
             if self._paused(self._pause):
                 return unauthorized(answer)
-            login = await self._log_in_once()
-            if isinstance(login, Trouble):
-                return login
+            renewed = await self._log_in_once()
+            if isinstance(renewed, Trouble):
+                return renewed
         admission = await self.admit(site)
         return unauthorized(answer) if isinstance(admission, NoCredentials) else admission
 
     def refused_again(self, ticket: Ticket, *, site: str | None, trouble: Trouble) -> Trouble:
         """Take note of a 401 that a fresh login, or extension, didn't cure. Returns the trouble."""
         fresh = ticket.extension or ticket.login
-        if fresh is not self._disappointing:  # of many calls at once, the first one tells it all
-            self._disappointing = fresh
+        if not fresh.disappointed:  # of many calls at once, the first one tells it all
+            fresh.disappointed = True
             pause = self._pause if ticket.extension is None or site is None else self._site_pauses[site]
             seconds = pause.begin(self._clock.monotonic(), trouble)
             self._meter.login("refused")
@@ -279,9 +284,7 @@ class Session:
             logger.info("Extended the session to site %s.", site, extra={"site": site})
             return login.extensions[site]
         trouble = self._failure("Extension", answer)
-        # "NotAuthenticated" is about the session itself; the site's own word is "RemoteAuthenticationFailure".
-        not_ours = trouble.error is not None and trouble.error.code == "NotAuthenticated"
-        if (_is_gone(answer) or not_ours) and self._login is login:
+        if _is_about_the_login(answer) and self._login is login:
             self._login = None
             return trouble
         return self._extension_failed(site, trouble)
@@ -371,6 +374,12 @@ def unauthorized(answer: Answer) -> Trouble:
 def _is_gone(answer: Answer) -> bool:
     """Whether VCDA doesn't know our token, as its own client tells it."""
     return answer.status == 401 and "token required" in answer.headers.get("www-authenticate", "").lower()  # noqa: PLR2004
+
+
+def _is_about_the_login(answer: Answer) -> bool:
+    """Whether a 401 is about the session itself; a site's own word is "RemoteAuthenticationFailure"."""
+    error = translate.read_api_error(answer.body)
+    return _is_gone(answer) or (answer.status == 401 and error is not None and error.code == "NotAuthenticated")  # noqa: PLR2004
 
 
 def _is_token(text: str) -> bool:

@@ -56,7 +56,7 @@ class Meter(Protocol):
 class Tls:
     """Whom to believe: the system's store, an own CA, or one certificate known by its SHA-256 thumbprint."""
 
-    ca_file: Path | None = None
+    ca_file: Path | str | None = None
     thumbprint: str | None = None
 
     def verification(self) -> ssl.SSLContext | aiohttp.Fingerprint:
