@@ -539,12 +539,10 @@ def _lingering(state: Lingering, step: Step, *, now: datetime, policy: Policy) -
     match step.state:
         case Submitting() | Running() as of:
             return Step(replace(state, of=of))
-        case Waiting():
+        case Waiting() | Lingering():  # the latter never comes: nothing lingers of what lingers
             return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
         case Ended() as ended:
             return Step(replace(ended, reason=Reason.TIMED_OUT, ended_at=state.told_at))
-        case Lingering():
-            return step
         case _:
             assert_never(step.state)
 

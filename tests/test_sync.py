@@ -1,0 +1,657 @@
+"""One sync's life, transition by transition, and then any life at all: whatever is seen, one outcome is told."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service import sync
+from service.sync import (
+    LINGER_LIMIT,
+    LOST_ANSWERS,
+    Absent,
+    Accepted,
+    ApiError,
+    Completed,
+    Ended,
+    Failed,
+    Found,
+    Gone,
+    Instance,
+    Lingering,
+    NotFound,
+    NotTaken,
+    Policy,
+    Reason,
+    Refused,
+    Request,
+    Running,
+    Step,
+    Submitting,
+    Task,
+    Trouble,
+    Unanswered,
+    Waiting,
+)
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+LATER = NOON + timedelta(minutes=5)
+ACCEPTED_AT = NOON - timedelta(minutes=1)
+DEADLINE = NOON + timedelta(hours=6)
+POLICY = Policy(
+    window=timedelta(seconds=2),
+    late=timedelta(seconds=90),
+    lost_after=timedelta(minutes=10),
+    deduplicate_for=timedelta(hours=24),
+)
+REQUEST = Request(
+    identity="op:C4-1:sync-1",
+    operation_id="sync-1",
+    replication_id="C4-1",
+    site=None,
+    offset=7,
+    requested_at=ACCEPTED_AT,
+    accepted_at=ACCEPTED_AT,
+    deadline=DEADLINE,
+)
+TROUBLE = Trouble(label="5xx", detail="It said 503.")
+TASK = Task(id="task-1", state="RUNNING", replication_id="C4-1", user="me@org", started_at=NOON)
+INSTANCE = Instance(sequence_number=3, timestamp=LATER, transfer_bytes=1024, transfer_seconds=1.5)
+WARNING = ApiError("Slow", "The network is slow.")
+
+WAITING = Waiting(request=REQUEST)
+SUBMITTING = Submitting(request=REQUEST, attempts=1, look_from=NOON - timedelta(minutes=1), account="me")
+DOUBT = replace(SUBMITTING, conclusive_from=100.0)
+RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site=None, account="me", submitted_at=NOON)
+LOST = replace(RUNNING, absent_since=0.0, absent_answers=LOST_ANSWERS)
+
+
+def answered(state: Submitting | Lingering, seen: sync.SubmitAnswer) -> Step:
+    return sync.answered(state, seen, now=LATER, policy=POLICY)
+
+
+def looked_up(state: Submitting | Lingering, seen: sync.LookUp) -> Step:
+    return sync.looked_up(state, seen, now=LATER, policy=POLICY)
+
+
+def polled(state: Running | Lingering, seen: sync.PollAnswer) -> Step:
+    return sync.polled(state, seen, now=LATER, policy=POLICY)
+
+
+def expired(state: sync.InFlight, *, now: datetime = DEADLINE, behind: str | None = None) -> Step:
+    return sync.expired(state, now=now, policy=POLICY, behind=behind)
+
+
+def lingering(of: Submitting | Running) -> Lingering:
+    return Lingering(of=of, told_at=DEADLINE)
+
+
+# ---------------------------------------------------------------- begin, and being restored
+
+
+def test_an_intent_counts_the_attempt_and_says_where_a_look_up_would_begin() -> None:
+    waiting = replace(WAITING, attempts=2, trouble=WARNING)
+    assert sync.begin(waiting, look_from=NOON, account="me", passed_over=("task-0",)) == Submitting(
+        request=REQUEST, attempts=3, look_from=NOON, account="me", passed_over=("task-0",), trouble=WARNING
+    )
+
+
+def test_an_intent_is_not_in_doubt_while_its_own_process_is_posting() -> None:
+    assert not SUBMITTING.in_doubt
+
+
+def test_a_restored_intent_is_in_doubt_until_the_window_and_the_latest_post_are_over() -> None:
+    assert sync.restored(SUBMITTING, opened_at=50.0, policy=POLICY) == replace(SUBMITTING, conclusive_from=50.0 + 92.0)
+
+
+def test_a_restored_lingering_intent_is_in_doubt_as_well() -> None:
+    state = sync.restored(lingering(SUBMITTING), opened_at=50.0, policy=POLICY)
+    assert state == lingering(replace(SUBMITTING, conclusive_from=142.0))
+
+
+@pytest.mark.parametrize("state", [WAITING, RUNNING, lingering(RUNNING)])
+def test_whatever_is_not_an_intent_is_restored_as_it_was(state: sync.InFlight) -> None:
+    assert sync.restored(state, opened_at=50.0, policy=POLICY) is state
+
+
+# ---------------------------------------------------------------- the answer to a POST
+
+
+def test_an_accepted_post_is_running_since_vcda_says_so() -> None:
+    assert answered(SUBMITTING, Accepted(TASK, "me")) == Step(RUNNING)
+
+
+def test_a_running_task_is_asked_for_where_the_request_said_or_else_where_the_task_is() -> None:
+    there = replace(SUBMITTING, request=replace(REQUEST, site="west"))
+    assert getattr(answered(there, Accepted(replace(TASK, site="east"), "me")).state, "site", "") == "west"
+    assert getattr(answered(SUBMITTING, Accepted(replace(TASK, site="east"), "me")).state, "site", "") == "east"
+
+
+def test_a_refused_post_fails_the_request_in_vcdas_own_words() -> None:
+    error = ApiError("NotFound", "No such replication.")
+    assert answered(SUBMITTING, Refused(error, 404)) == Step(
+        Ended(
+            request=REQUEST,
+            attempts=1,
+            reason=Reason.REJECTED,
+            ended_at=LATER,
+            expires_at=LATER + timedelta(hours=24),
+        ),
+        Failed(
+            request=REQUEST,
+            reason=Reason.REJECTED,
+            ended_at=LATER,
+            attempts=1,
+            task_id=None,
+            error=error,
+            http_status=404,
+        ),
+    )
+
+
+def test_a_post_that_was_turned_away_waits_again_and_its_attempt_counts() -> None:
+    assert answered(SUBMITTING, NotTaken(TROUBLE, sent=True)) == Step(
+        Waiting(request=REQUEST, attempts=1, trouble=ApiError("5xx", "It said 503."))
+    )
+
+
+def test_a_post_that_never_left_waits_again_and_was_no_attempt() -> None:
+    assert answered(SUBMITTING, NotTaken(TROUBLE, sent=False)) == Step(
+        Waiting(request=REQUEST, attempts=0, trouble=ApiError("5xx", "It said 503."))
+    )
+
+
+def test_trouble_is_remembered_in_vcdas_words_where_it_had_any() -> None:
+    busy = replace(TROUBLE, error=ApiError("Busy", "A sync is running."))
+    step = answered(SUBMITTING, NotTaken(busy, sent=True))
+    assert step.state == Waiting(request=REQUEST, attempts=1, trouble=ApiError("Busy", "A sync is running."))
+
+
+def test_an_unanswered_post_is_in_doubt_until_vcda_cannot_take_it_any_more() -> None:
+    step = answered(SUBMITTING, Unanswered(TROUBLE, 10.0, "other"))
+    trouble = ApiError("5xx", "It said 503.")
+    assert step == Step(replace(SUBMITTING, conclusive_from=10.0 + 90.0, account="other", trouble=trouble))
+
+
+def test_an_unanswered_post_keeps_the_account_of_its_intent_where_the_session_is_gone() -> None:
+    step = answered(SUBMITTING, Unanswered(TROUBLE, 10.0, None))
+    assert getattr(step.state, "account", "") == "me"
+
+
+# ---------------------------------------------------------------- looking for a POST's task
+
+
+def test_a_found_task_is_adopted_instead_of_posting_again() -> None:
+    assert looked_up(DOUBT, Found(TASK, "me")) == Step(replace(RUNNING, adopted=True))
+
+
+def test_a_found_task_is_adopted_before_the_doubt_is_old_enough_for_the_opposite() -> None:
+    assert isinstance(looked_up(replace(DOUBT, conclusive_from=1e9), Found(TASK, "me")).state, Running)
+
+
+def test_not_there_is_concluded_by_a_look_up_that_began_late_enough() -> None:
+    doubt = replace(DOUBT, trouble=WARNING)
+    assert looked_up(doubt, NotFound(100.0, "me")) == Step(Waiting(request=REQUEST, attempts=1, trouble=WARNING))
+
+
+def test_a_look_up_that_began_too_early_concludes_nothing() -> None:
+    assert looked_up(DOUBT, NotFound(99.9, "me")) == Step(DOUBT)
+
+
+def test_a_look_up_under_another_account_concludes_nothing() -> None:
+    assert looked_up(DOUBT, NotFound(100.0, "somebody else")) == Step(DOUBT)
+
+
+def test_an_intent_that_never_knew_its_account_trusts_whoever_looks() -> None:
+    assert isinstance(looked_up(replace(DOUBT, account=None), NotFound(100.0, "me")).state, Waiting)
+
+
+def test_a_post_on_its_way_is_never_concluded_to_be_nowhere() -> None:
+    assert looked_up(SUBMITTING, NotFound(1e9, "me")) == Step(SUBMITTING)
+
+
+# ---------------------------------------------------------------- polls
+
+
+def test_a_task_that_succeeded_completes_the_request() -> None:
+    seen = replace(TASK, state="SUCCEEDED", ended_at=LATER, warnings=(WARNING,), instance=INSTANCE)
+    assert sync.polled(RUNNING, seen, now=LATER + timedelta(seconds=3), policy=POLICY) == Step(
+        Ended(
+            request=REQUEST,
+            attempts=1,
+            reason=None,
+            ended_at=LATER,
+            expires_at=LATER + timedelta(seconds=3, hours=24),
+            task_id="task-1",
+            submitted_at=NOON,
+        ),
+        Completed(
+            request=REQUEST,
+            task_id="task-1",
+            submitted_at=NOON,
+            ended_at=LATER,
+            attempts=1,
+            warnings=(WARNING,),
+            instance=INSTANCE,
+        ),
+    )
+
+
+def test_where_vcda_gives_no_end_the_moment_of_seeing_it_is_taken() -> None:
+    step = polled(replace(RUNNING, submitted_at=None), replace(TASK, state="SUCCEEDED"))
+    assert isinstance(step.outcome, Completed)
+    assert (step.outcome.submitted_at, step.outcome.ended_at) == (NOON, LATER)
+
+
+def test_a_task_that_failed_fails_the_request_with_its_error_and_warnings() -> None:
+    error = ApiError("DiskFull", "No space.")
+    step = polled(RUNNING, replace(TASK, state="FAILED", ended_at=NOON, error=error, warnings=(WARNING,)))
+    assert step.outcome == Failed(
+        request=REQUEST,
+        reason=Reason.TASK_FAILED,
+        ended_at=NOON,
+        attempts=1,
+        task_id="task-1",
+        submitted_at=NOON,
+        warnings=(WARNING,),
+        error=error,
+    )
+    assert isinstance(step.state, Ended)
+    assert step.state.reason is Reason.TASK_FAILED
+
+
+@pytest.mark.parametrize("state", ["QUEUED", "RUNNING", "SUSPENDED", "", "succeeded"])
+def test_any_other_word_is_a_task_that_still_runs(state: str) -> None:
+    assert polled(RUNNING, replace(TASK, state=state)) == Step(RUNNING)
+
+
+def test_a_start_that_was_unknown_is_learnt_from_a_poll() -> None:
+    assert polled(replace(RUNNING, submitted_at=None), TASK) == Step(RUNNING)
+
+
+def test_absences_are_counted_from_the_first() -> None:
+    once = polled(RUNNING, Absent(10.0)).state
+    assert once == replace(RUNNING, absent_since=10.0, absent_answers=1)
+    assert isinstance(once, Running)
+    assert polled(once, Absent(20.0)) == Step(replace(RUNNING, absent_since=10.0, absent_answers=2))
+
+
+def test_a_task_that_is_seen_again_was_never_lost() -> None:
+    assert polled(LOST, TASK) == Step(RUNNING)
+
+
+@pytest.mark.parametrize(
+    ("since", "answers", "suspected"),
+    [(0.0, LOST_ANSWERS, True), (0.1, LOST_ANSWERS, False), (0.0, LOST_ANSWERS - 1, False), (None, 0, False)],
+)
+def test_a_task_is_suspected_lost_when_it_was_absent_often_and_long_enough(
+    since: float | None, answers: int, suspected: bool
+) -> None:
+    state = replace(RUNNING, absent_since=since, absent_answers=answers)
+    assert state.suspected_lost(600.0, POLICY) is suspected
+
+
+def test_a_suspected_task_of_which_vcda_denies_all_knowledge_is_lost() -> None:
+    step = polled(LOST, Gone(600.0, "me"))
+    assert step.outcome == Failed(
+        request=REQUEST, reason=Reason.TASK_LOST, ended_at=LATER, attempts=1, task_id="task-1", submitted_at=NOON
+    )
+    assert isinstance(step.state, Ended)
+
+
+def test_a_denial_before_any_suspicion_proves_nothing() -> None:
+    assert polled(RUNNING, Gone(600.0, "me")) == Step(RUNNING)
+
+
+def test_a_denial_to_somebody_else_proves_nothing() -> None:
+    assert polled(LOST, Gone(600.0, "somebody else")) == Step(LOST)
+
+
+# ---------------------------------------------------------------- the deadline
+
+
+@pytest.mark.parametrize("state", [WAITING, SUBMITTING, DOUBT, RUNNING])
+def test_before_the_deadline_nothing_expires(state: sync.InFlight) -> None:
+    assert expired(state, now=DEADLINE - timedelta(milliseconds=1)) == Step(state)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "behind", "error"),
+    [
+        (WARNING, "It waited.", WARNING),
+        (None, "It waited behind sync-0.", ApiError("NotStarted", "It waited behind sync-0.")),
+        (None, None, ApiError("NotStarted", "It had no turn before its deadline.")),
+    ],
+)
+def test_a_waiting_request_past_its_deadline_was_not_started_and_says_why(
+    trouble: ApiError | None, behind: str | None, error: ApiError
+) -> None:
+    step = expired(replace(WAITING, attempts=1, trouble=trouble), behind=behind)
+    assert step.outcome == Failed(
+        request=REQUEST, reason=Reason.NOT_STARTED, ended_at=DEADLINE, attempts=1, error=error
+    )
+    assert step.state == Ended(
+        request=REQUEST,
+        attempts=1,
+        reason=Reason.NOT_STARTED,
+        ended_at=DEADLINE,
+        expires_at=DEADLINE + timedelta(hours=24),
+    )
+
+
+def test_a_running_sync_past_its_deadline_is_told_and_lingers() -> None:
+    assert expired(RUNNING) == Step(
+        lingering(RUNNING),
+        Failed(
+            request=REQUEST,
+            reason=Reason.TIMED_OUT,
+            ended_at=DEADLINE,
+            attempts=1,
+            task_id="task-1",
+            submitted_at=NOON,
+        ),
+    )
+
+
+@pytest.mark.parametrize("state", [SUBMITTING, DOUBT])
+def test_a_post_without_an_answer_past_its_deadline_is_told_and_lingers(state: Submitting) -> None:
+    state = replace(state, trouble=WARNING)
+    assert expired(state) == Step(
+        lingering(state),
+        Failed(request=REQUEST, reason=Reason.TIMED_OUT, ended_at=DEADLINE, attempts=1, error=WARNING),
+    )
+
+
+# ---------------------------------------------------------------- behind an outcome that was told
+
+
+def over(*, task_id: str | None = None, adopted: bool = False) -> Step:
+    """What is left once a lingering sync is over: nothing more is told, and the reason stays what was told."""
+    return Step(
+        Ended(
+            request=REQUEST,
+            attempts=1,
+            reason=Reason.TIMED_OUT,
+            ended_at=DEADLINE,
+            expires_at=LATER + timedelta(hours=24),
+            task_id=task_id,
+            submitted_at=NOON if task_id else None,
+            adopted=adopted,
+        )
+    )
+
+
+def test_a_lingering_sync_is_about_the_request_that_was_told() -> None:
+    assert lingering(RUNNING).request is REQUEST
+
+
+def test_a_late_answer_makes_a_lingering_post_a_lingering_task() -> None:
+    assert answered(lingering(SUBMITTING), Accepted(TASK, "me")) == Step(lingering(RUNNING))
+
+
+def test_a_lingering_post_without_an_answer_is_in_doubt() -> None:
+    step = answered(lingering(SUBMITTING), Unanswered(TROUBLE, 10.0, "me"))
+    assert isinstance(step.state, Lingering)
+    assert isinstance(step.state.of, Submitting)
+    assert step.state.of.in_doubt
+
+
+@pytest.mark.parametrize("seen", [NotTaken(TROUBLE, sent=True), NotTaken(TROUBLE, sent=False), Refused(None, 403)])
+def test_a_lingering_post_that_was_not_taken_is_over(seen: sync.SubmitAnswer) -> None:
+    assert answered(lingering(SUBMITTING), seen) == over()
+
+
+def test_a_lingering_posts_task_is_still_looked_for_and_followed() -> None:
+    assert looked_up(lingering(DOUBT), Found(TASK, "me")) == Step(lingering(replace(RUNNING, adopted=True)))
+
+
+def test_a_lingering_doubt_is_over_when_its_task_is_known_not_to_be() -> None:
+    assert looked_up(lingering(DOUBT), NotFound(100.0, "me")) == over()
+
+
+def test_a_lingering_doubt_stays_while_nothing_is_concluded() -> None:
+    assert looked_up(lingering(DOUBT), NotFound(99.0, "me")) == Step(lingering(DOUBT))
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED"])
+def test_a_lingering_task_that_ends_tells_nothing_more(state: str) -> None:
+    seen = replace(TASK, state=state, ended_at=LATER)
+    assert polled(lingering(replace(RUNNING, adopted=True)), seen) == over(task_id="task-1", adopted=True)
+
+
+def test_a_lingering_task_that_is_lost_is_over() -> None:
+    assert polled(lingering(LOST), Gone(600.0, "me")) == over(task_id="task-1")
+
+
+def test_a_lingering_task_that_runs_keeps_lingering() -> None:
+    assert polled(lingering(RUNNING), TASK) == Step(lingering(RUNNING))
+    assert polled(lingering(RUNNING), Absent(1.0)).state == lingering(
+        replace(RUNNING, absent_since=1.0, absent_answers=1)
+    )
+
+
+def test_a_lingering_post_has_no_task_to_be_polled() -> None:
+    assert polled(lingering(DOUBT), TASK) == Step(lingering(DOUBT))
+
+
+def test_a_lingering_task_never_expires_again() -> None:
+    assert expired(lingering(RUNNING), now=DEADLINE + 2 * LINGER_LIMIT) == Step(lingering(RUNNING))
+
+
+def test_a_doubt_that_nobody_can_resolve_lets_go_of_its_replication_in_the_end() -> None:
+    limit = DEADLINE + LINGER_LIMIT
+    assert expired(lingering(DOUBT), now=limit - timedelta(milliseconds=1)) == Step(lingering(DOUBT))
+    step = expired(lingering(DOUBT), now=limit)
+    assert step.outcome is None
+    assert isinstance(step.state, Ended)
+    assert (step.state.reason, step.state.ended_at) == (Reason.TIMED_OUT, DEADLINE)
+
+
+@pytest.mark.parametrize(
+    "ask", [lambda s: answered(s, Accepted(TASK, "me")), lambda s: looked_up(s, Found(TASK, "me"))]
+)
+def test_an_answer_to_a_post_whose_task_is_known_already_is_a_bug(ask: Callable[[Lingering], Step]) -> None:
+    with pytest.raises(TypeError, match="has a task already"):
+        ask(lingering(RUNNING))
+
+
+# ---------------------------------------------------------------- which task is ours
+
+
+def test_the_earliest_of_several_own_tasks_is_adopted() -> None:
+    tasks = [replace(TASK, id=f"task-{n}", started_at=NOON + timedelta(seconds=n)) for n in (3, 1, 2)]
+    assert sync.adoptable(tasks, DOUBT, names={"me@org"}) is tasks[1]
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "RUNNING", "QUEUED"])
+def test_a_task_is_ours_whether_it_still_runs_or_has_ended(state: str) -> None:
+    task = replace(TASK, state=state)
+    assert sync.adoptable([task], DOUBT, names={"me@org"}) is task
+
+
+def test_a_task_just_at_the_start_of_the_look_up_is_ours() -> None:
+    task = replace(TASK, started_at=DOUBT.look_from)
+    assert sync.adoptable([task], DOUBT, names={"me@org"}) is task
+
+
+def test_a_task_without_user_or_start_is_ours_since_passing_it_over_would_mean_posting_twice() -> None:
+    task = replace(TASK, user=None, started_at=None)
+    assert sync.adoptable([task], DOUBT, names=()) is task
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        replace(TASK, replication_id="C4-2"),
+        replace(TASK, replication_id=None),
+        replace(TASK, user="somebody@org"),
+        replace(TASK, started_at=DOUBT.look_from - timedelta(milliseconds=1)),
+        replace(TASK, id="task-0"),
+    ],
+    ids=["another replication's", "of no replication", "another user's", "older than our POST", "an earlier request's"],
+)
+def test_a_task_that_cannot_be_ours_is_passed_over(task: Task) -> None:
+    assert sync.adoptable([task], replace(DOUBT, passed_over=("task-0",)), names={"me@org"}) is None
+
+
+# ---------------------------------------------------------------- any life at all
+
+
+moments = st.floats(0.0, 2_000.0)
+accounts = st.sampled_from(["me", "somebody else", None])
+troubles = st.builds(
+    Trouble, label=st.sampled_from(["429", "timeout"]), detail=st.just("."), error=st.sampled_from([None, WARNING])
+)
+tasks = st.builds(
+    Task,
+    id=st.sampled_from(["task-1", "task-2"]),
+    state=st.sampled_from(["QUEUED", "RUNNING", "SUCCEEDED", "FAILED", "PAUSED"]),
+    site=st.sampled_from([None, "west"]),
+    started_at=st.sampled_from([None, NOON]),
+    ended_at=st.sampled_from([None, LATER]),
+)
+answers = st.one_of(
+    st.builds(Accepted, tasks, accounts),
+    st.builds(Refused, st.sampled_from([None, WARNING]), st.sampled_from([400, None])),
+    st.builds(NotTaken, troubles, st.booleans()),
+    st.builds(Unanswered, troubles, moments, accounts),
+)
+look_ups = st.one_of(st.builds(Found, tasks, accounts), st.builds(NotFound, moments, accounts))
+poll_answers = st.one_of(tasks, st.builds(Absent, moments), st.builds(Gone, moments, accounts))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One thing that may happen next: an hour passes, the process is restarted, or the world says something."""
+
+    what: str
+    answer: sync.SubmitAnswer | None = None
+    look_up: sync.LookUp | None = None
+    poll: sync.PollAnswer | None = None
+
+
+happenings = st.one_of(
+    st.builds(Seen, st.just("time")),
+    st.builds(Seen, st.just("restart")),
+    st.builds(Seen, st.just("world"), answers, look_ups, poll_answers),
+)
+
+
+@dataclass
+class Life:
+    """Drives a sync as a partition would: each state is shown only what can be seen in it."""
+
+    state: sync.Sync = WAITING
+    now: datetime = ACCEPTED_AT
+    told: list[sync.Outcome] = field(default_factory=list)
+    taken: bool = False
+    """VCDA said that it has a task for it, or may have taken the POST."""
+
+    def step(self, seen: Seen) -> None:
+        before, state = self.state, self.state
+        step = Step(state)
+        if isinstance(state, Ended):
+            return
+        if seen.what == "time":
+            self.now += timedelta(hours=1)
+            step = sync.expired(state, now=self.now, policy=POLICY)
+        elif seen.what == "restart":
+            step = Step(sync.restored(state, opened_at=1.0, policy=POLICY))
+        elif isinstance(state, Waiting):
+            step = Step(sync.begin(state, look_from=NOON, account="me", passed_over=()))
+        else:
+            step = self._hear(state, seen)
+        self.state = step.state
+        self._check(before, step)
+
+    def _hear(self, state: Submitting | Running | Lingering, seen: Seen) -> Step:
+        assert seen.answer is not None
+        assert seen.look_up is not None
+        assert seen.poll is not None
+        of = state.of if isinstance(state, Lingering) else state
+        if isinstance(of, Running):
+            assert isinstance(state, Running | Lingering)
+            return sync.polled(state, seen.poll, now=self.now, policy=POLICY)
+        assert isinstance(state, Submitting | Lingering)
+        if of.in_doubt:
+            return sync.looked_up(state, seen.look_up, now=self.now, policy=POLICY)
+        return sync.answered(state, seen.answer, now=self.now, policy=POLICY)
+
+    def _check(self, before: sync.Sync, step: Step) -> None:
+        """What holds at every single step."""
+        if step.outcome is not None:
+            assert not isinstance(before, Lingering), "its outcome was told already"
+            self.told.append(step.outcome)
+        assert len(self.told) <= 1
+        after = step.state
+        attempts = after.of.attempts if isinstance(after, Lingering) else after.attempts
+        assert attempts >= 0
+        assert bool(self.told) == isinstance(after, Lingering | Ended), "told when, and only when, nothing can follow"
+        if isinstance(after, Waiting):
+            assert isinstance(before, Waiting | Submitting), "what runs, or was told, is never begun again"
+        assert after.request is REQUEST
+
+
+@given(st.lists(happenings, max_size=30))
+def test_whatever_happens_one_outcome_is_told_in_the_end_and_never_two(seen: list[Seen]) -> None:
+    life = Life()
+    for one in seen:
+        life.step(one)
+    for _ in range(40):  # time passes its deadline; VCDA answers, denies the POST, and ends its task
+        life.step(Seen("time"))
+        life.step(Seen("restart"))
+        life.step(
+            Seen(
+                "world",
+                NotTaken(TROUBLE, sent=True),
+                NotFound(1e9, "me"),
+                replace(TASK, state="SUCCEEDED"),
+            )
+        )
+    assert isinstance(life.state, Ended)
+    assert len(life.told) == 1
+    (outcome,) = life.told
+    reason = outcome.reason if isinstance(outcome, Failed) else None
+    assert life.state.reason == reason, "the record tells what the outcome told"
+    assert outcome.request is REQUEST
+    assert life.state.attempts == outcome.attempts
+
+
+@given(st.lists(happenings, max_size=30))
+def test_a_timed_out_sync_keeps_its_replication_until_its_task_has_ended_or_is_known_not_to_be(
+    seen: list[Seen],
+) -> None:
+    life = Life(state=SUBMITTING)
+    for one in seen:
+        before, at = life.state, life.now
+        life.step(one)
+        if not (isinstance(before, Lingering) and isinstance(life.state, Ended)):
+            continue
+        if isinstance(before.of, Running):
+            assert one.poll is not None
+            ended = isinstance(one.poll, Task) and one.poll.state in {"SUCCEEDED", "FAILED"}
+            assert ended or isinstance(one.poll, Gone)
+        elif one.what == "time":
+            assert at + timedelta(hours=1) >= DEADLINE + LINGER_LIMIT
+        elif before.of.in_doubt:
+            assert isinstance(one.look_up, NotFound)
+            assert before.of.conclusive_from is not None
+            assert one.look_up.began >= before.of.conclusive_from
+        else:
+            assert isinstance(one.answer, NotTaken | Refused)
+
+
+@given(st.lists(tasks), st.sets(st.sampled_from(["task-1", "task-2"])), st.sampled_from(["C4-1", "C4-2"]))
+def test_what_is_adopted_is_never_another_requests_task(
+    seen: list[Task], passed_over: set[str], replication_id: str
+) -> None:
+    seen = [replace(task, replication_id=replication_id) for task in seen]
+    own = sync.adoptable(seen, replace(DOUBT, passed_over=tuple(passed_over)), names={"me@org"})
+    if own is not None:
+        assert own.id not in passed_over
+        assert own.replication_id == "C4-1"
+    else:
+        assert replication_id == "C4-2" or all(task.id in passed_over for task in seen)
