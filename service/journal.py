@@ -18,6 +18,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, assert_never
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -62,13 +63,20 @@ class JournalLost(Exception):
     """The journal can't be written any more, or it isn't known what was: drop the memory, open anew."""
 
 
+class StopReason(StrEnum):
+    """Why a partition refuses to work: a metric's label."""
+
+    JOURNAL_EMPTY = "journal-empty"
+    JOURNAL_TOO_NARROW = "journal-too-narrow"
+    JOURNAL_UNREADABLE = "journal-unreadable"
+    OTHER_TOPIC = "other-topic"
+    CURSOR_BEYOND_END = "cursor-beyond-end"
+
+
 class JournalUnfit(Exception):
-    """The journal and the requests topic don't belong together; the text says what to do. Opening again won't help.
+    """The journal and the requests topic don't belong together; the text says what to do. Opening again won't help."""
 
-    `reason` is a stable word for metrics.
-    """
-
-    def __init__(self, advice: str, *, reason: str) -> None:
+    def __init__(self, advice: str, *, reason: StopReason) -> None:
         super().__init__(advice)
         self.reason = reason
 
@@ -148,6 +156,12 @@ class KafkaJournal:
         try:
             await journal._producer.start()
             opened_at = clock.monotonic()
+            if partition not in await journal._producer.partitions_for(topic):
+                msg = (
+                    f"the requests topic has a partition {partition}, and {topic} has not: drain the service, widen "
+                    "the journal, then the requests topic; in this order, since wider topics move keys"
+                )
+                raise JournalUnfit(msg, reason=StopReason.JOURNAL_TOO_NARROW)
             syncs: dict[str, Sync] = {}
             cursor = None
             async for key, value in journal._records():
@@ -164,7 +178,7 @@ class KafkaJournal:
                     f"{topic}-{partition} holds a record that can't be read ({error!r}): "
                     "run the version that wrote it, or point VM_SYNC_TOPICS__JOURNAL to the service's own topic"
                 )
-                raise JournalUnfit(msg, reason="journal-unreadable") from error
+                raise JournalUnfit(msg, reason=StopReason.JOURNAL_UNREADABLE) from error
             if isinstance(error, TROUBLE):
                 msg = f"journal {topic}-{partition} could not be opened: {error!r}"
                 raise JournalLost(msg) from error
@@ -452,7 +466,9 @@ _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def _dumps(fields: Mapping[str, Any]) -> bytes:
-    return _encoder.encode({name: value for name, value in fields.items() if value is not None}).encode()
+    # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of a journal lost.
+    text = _encoder.encode({name: value for name, value in fields.items() if value is not None})
+    return text.encode(errors="replace")
 
 
 def _ms(duration: timedelta) -> int:

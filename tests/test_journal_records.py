@@ -123,6 +123,11 @@ def test_a_record_is_json_that_names_its_version_and_leaves_out_what_is_absent()
     }
 
 
+def test_a_text_of_vcdas_that_has_no_utf_8_is_written_all_the_same() -> None:
+    state = read_back(Waiting(request=REQUEST, trouble=ApiError("Odd", "half a pair: \ud800")))
+    assert state == Waiting(request=REQUEST, trouble=ApiError("Odd", "half a pair: ?"))
+
+
 def test_the_identity_stands_in_the_key_alone() -> None:
     assert b"op:C4-1" not in encode(Waiting(request=REQUEST))
     assert decode("ce:elsewhere:1", encode(Waiting(request=REQUEST))).request.identity == "ce:elsewhere:1"
