@@ -130,7 +130,9 @@ class Wire:
             # Answers are small, and what isn't compressed can be bounded while it is read.
             (b"accept-encoding", b"identity"),
         ]
-        verification = tls.verification()
+        # Loopback by plain http has no certificate; this context has no store, so it would believe none.
+        secure = self._base.startswith("https:")
+        verification = tls.verification() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         clients = {
             name: httpx.AsyncClient(transport=_transport(verification, request_timeout))
             for name in ("session", "submit", "poll", "find")
@@ -300,7 +302,7 @@ def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: time
                 limit=0, keepalive_timeout=KEEP_ALIVE, ssl=verification, socket_factory=_sockets(timeout)
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-            # A POST without a body would else be announced as an octet-stream.
+# A POST without a body would else be announced as an octet-stream.
             skip_auto_headers=("Content-Type",),
             trace_configs=[hooks],
         )
