@@ -1,21 +1,43 @@
 """A VCDA at arm's length: the calls of `service.vcda` answered from a script, in whatever time the clock tells.
 
-For tests of what happens behind the API: partitions, journals, hand-overs. The wire itself is tested elsewhere.
+For tests of what happens behind the API: partitions, journals, hand-overs. The wire itself is tested elsewhere. What
+VCDA does, it does whether or not the caller still lives: see `at_a_distance`.
 """
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
-from types import TracebackType
+from typing import Self, TypeVar
 
 from service import sync
 from service.clock import Clock
 from service.sync import Task, Trouble
 
-_IDS = count(1)
+T = TypeVar("T")
+
+ELSEWHERE = Context()
+"""Where no process of ours runs: what happens there goes on when one of them is frozen or dead."""
+
+
+def at_a_distance(there: float, do: Callable[[], T], back: float) -> "asyncio.Future[T]":
+    """Do something `there` seconds away, whatever becomes of who asked; its result arrives `back` seconds later."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[T] = loop.create_future()
+
+    def arrive(what: T) -> None:
+        if not answer.done():
+            answer.set_result(what)
+
+    def happen() -> None:
+        loop.call_later(back, arrive, do(), context=ELSEWHERE)
+
+    loop.call_later(there, happen, context=ELSEWHERE)
+    return answer
 
 
 @dataclass(slots=True)
@@ -26,13 +48,17 @@ class Made:
     operation_id: str
     begun: float
     lasts: float
-    fate: str = "SUCCEEDED"
+    fate: str
     error: sync.ApiError | None = None
+
+    @property
+    def ends(self) -> float:
+        return self.begun + self.lasts
 
 
 @dataclass
 class World:
-    """All tasks, whoever asked for them; shared by the `ScriptedVcda`s of several processes."""
+    """All tasks, whoever asked for them; shared by the `ScriptedVcda`s of several processes. `clock` is VCDA's."""
 
     clock: Clock
     lasts: Callable[[str], float] = lambda _: 1.0
@@ -40,18 +66,20 @@ class World:
     made: dict[str, Made] = field(default_factory=dict)
     overlaps: list[tuple[str, str]] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)
+    """Tasks that VCDA knows no more."""
     user: str = "admin@org"
+    _ids: "count[int]" = field(default_factory=lambda: count(1))
 
-    def make(self, replication_id: str, site: str | None, operation_id: str) -> Task:
+    def make(self, replication_id: str, site: str | None, operation_id: str, *, user: str | None = None) -> Task:
         now = self.clock.monotonic()
         for other in self.made.values():
-            if other.task.replication_id == replication_id and other.begun + other.lasts > now:
+            if other.task.replication_id == replication_id and other.ends > now:
                 self.overlaps.append((other.operation_id, operation_id))
         task = Task(
-            id=f"task-{next(_IDS)}",
+            id=f"task-{next(self._ids)}",
             state="RUNNING",
             site=site,
-            user=self.user,
+            user=user or self.user,
             replication_id=replication_id,
             progress=0,
             started_at=self.clock.now(),
@@ -60,8 +88,8 @@ class World:
         return task
 
     def look(self, made: Made) -> Task:
-        now, end = self.clock.monotonic(), made.begun + made.lasts
-        if now < end:
+        now = self.clock.monotonic()
+        if now < made.ends:
             return replace(made.task, progress=int(100 * (now - made.begun) / made.lasts))
         ended_at = (made.task.started_at or datetime.now(UTC)) + timedelta(seconds=made.lasts)
         error = made.error or (sync.ApiError("Boom", "It broke.") if made.fate == "FAILED" else None)
@@ -71,99 +99,142 @@ class World:
         """How many tasks each operation has."""
         return Counter(made.operation_id for made in self.made.values())
 
+    def task_of(self, operation_id: str) -> Made:
+        """The only task of an operation."""
+        (made,) = (made for made in self.made.values() if made.operation_id == operation_id)
+        return made
+
 
 class ScriptedVcda:
-    """One process' way to the world. Each POST takes `latency`; faults are what the test puts into `script`."""
+    """One process' way to the world. Each call takes `latency`; what POSTs meet is what the test puts into `script`."""
 
-    def __init__(self, world: World, *, latency: float = 0.01, late: timedelta = timedelta(seconds=30)) -> None:
+    def __init__(
+        self,
+        world: World,
+        *,
+        latency: float = 0.01,
+        late: timedelta = timedelta(seconds=30),
+        clock: Clock | None = None,
+        meets: Callable[[str], str] = lambda _: "well",
+    ) -> None:
         self.world = world
         self.latency = latency
+        self.login = 0.0
+        """How long a POST is kept here, by logging in and connecting, before anything could leave."""
         self.posts: Counter[str] = Counter()
+        self.sent: list[tuple[float, str]] = []
+        """When each POST left, and of which operation."""
+        self.asked: list[tuple[float, str | None]] = []
+        """When each look-up began, and for which replication."""
         self.script: dict[str, list[str]] = {}
-        """By operation: what its next POSTs meet: `lost-answer`, `lost-post`, `late`, `429`, `409`, `rejected`, `hang`."""
-        self.finds = 0
+        """By operation: what its next POSTs meet: `lost-answer`, `lost-post`, `late`, `429`, `409`, `5xx`, `rejected`,
+        `hang` (no answer, and no task, for `late`). Once it is used up, `meets` is asked."""
         self.finding = "well"
-        self._late = late
-        self._background: set[asyncio.Task[None]] = set()
+        """Or what look-ups meet."""
+        self.user: str | None = world.user
+        """Whose session it is; None before the first login."""
+        self._late = late.total_seconds()
+        self._clock = clock or world.clock
+        self._meets = meets
+
+    @property
+    def finds(self) -> int:
+        return len(self.asked)
 
     async def submit(
         self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
     ) -> sync.SubmitAnswer:
-        clock = self.world.clock
-        await asyncio.sleep(self.latency / 2)
+        await asyncio.sleep(self.login + self.latency / 2)
+        self.user = self.user or self.world.user
         if not may_leave():
             return sync.NotTaken(Trouble(label=sync.WITHHELD, detail="held back"), sent=False)
         self.posts[operation_id] += 1
-        sent_at = clock.monotonic()
-        script = self.script.get(operation_id) or ["well"]
-        what = script.pop(0)
-        unanswered = sync.Unanswered(Trouble(label="timeout", detail="no answer"), sent_at, self.world.user)
-        if what == "late":
-            self._later(0.9 * self._late.total_seconds(), replication_id, site, operation_id)
-            return unanswered
-        await asyncio.sleep(self.latency / 2)
+        sent_at = self._clock.monotonic()
+        self.sent.append((sent_at, operation_id))
+        script = self.script.get(operation_id)
+        what = script.pop(0) if script else self._meets("submit")
+        user = self.user
+
+        def make() -> Task:
+            return self.world.make(replication_id, site, operation_id, user=user)
+
+        unanswered = sync.Unanswered(Trouble(label="timeout", detail="no answer"), sent_at, user)
+        there = back = self.latency / 2
         match what:
-            case "429":
-                return sync.NotTaken(Trouble(label="429", detail="slow down", http_status=429), sent=True)
-            case "409":
-                return sync.NotTaken(Trouble(label="409", detail="busy", http_status=409, own=True), sent=True)
-            case "rejected":
-                return sync.Refused(sync.ApiError("Forbidden", "Permission denied."), 403)
-            case "lost-post":
-                return unanswered
+            case "well":
+                return sync.Accepted(await at_a_distance(there, make, back), user)
+            case "lost-answer":
+                await at_a_distance(there, make, back)
+            case "late":
+                _ = at_a_distance(0.9 * self._late, make, back)
             case "hang":
-                await asyncio.sleep(3600)
-        task = self.world.make(replication_id, site, operation_id)
-        return unanswered if what == "lost-answer" else sync.Accepted(task, self.world.user)
-
-    def _later(self, delay: float, replication_id: str, site: str | None, operation_id: str) -> None:
-        async def make() -> None:
-            await asyncio.sleep(delay)
-            self.world.make(replication_id, site, operation_id)
-
-        task = asyncio.create_task(make())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+                await asyncio.sleep(self._late)
+            case "lost-post":
+                await asyncio.sleep(self.latency)
+            case "rejected":
+                await asyncio.sleep(self.latency)
+                return sync.Refused(sync.ApiError("Forbidden", "Permission denied."), 403)
+            case _:
+                await asyncio.sleep(self.latency)
+                return sync.NotTaken(Trouble(label=what, detail="not now", own=what == "409"), sent=True)
+        return unanswered
 
     async def find(
-        self, *, site: str | None, replication_id: str | None, since: datetime, operation_id: str | None = None
+        self,
+        *,
+        site: str | None,  # noqa: ARG002 - all sites are one here
+        replication_id: str | None,
+        since: datetime,
+        operation_id: str | None = None,  # noqa: ARG002 - says whose POST it is about, which only the wire tells VCDA
     ) -> list[Task] | Trouble:
-        self.finds += 1
-        if self.finding != "well":
-            return Trouble(label="5xx", detail=self.finding)
-        seen = [
-            self.world.look(made)
-            for made in self.world.made.values()
-            if (replication_id is None or made.task.replication_id == replication_id)
-            and made.task.id not in self.world.forgotten
-            and made.task.started_at is not None
-            and made.task.started_at >= since
-        ]
-        await asyncio.sleep(self.latency)
-        return seen
+        self.asked.append((self._clock.monotonic(), replication_id))
+        self.user = self.user or self.world.user
+        what = self.finding if self.finding != "well" else self._meets("find")
+        user = self.user
 
-    async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
-        await asyncio.sleep(self.latency)
-        return [self.world.look(self.world.made[i]) for i in ids if i not in self.world.forgotten]
+        def look() -> list[Task]:
+            return [
+                self.world.look(made)
+                for made in self.world.made.values()
+                if (replication_id is None or made.task.replication_id == replication_id)
+                and made.task.user == user
+                and made.task.id not in self.world.forgotten
+                and made.task.started_at is not None
+                and made.task.started_at >= since
+            ]
 
-    async def ask(self, *, site: str | None, task_id: str) -> Task | sync.Gone | Trouble:
+        seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
+        return seen if what == "well" else Trouble(label="5xx", detail=what)
+
+    async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:  # noqa: ARG002
+        made, forgotten, what = self.world.made, self.world.forgotten, self._meets("poll")
+
+        def look() -> list[Task]:
+            return [self.world.look(made[i]) for i in ids if i in made and i not in forgotten]
+
+        seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
+        return seen if what == "well" else Trouble(label="5xx", detail=what)
+
+    async def ask(self, *, site: str | None, task_id: str) -> Task | sync.Gone | Trouble:  # noqa: ARG002
         await asyncio.sleep(self.latency)
         if task_id in self.world.forgotten:
-            return sync.Gone(self.world.clock.monotonic(), self.world.user)
+            return sync.Gone(self._clock.monotonic(), self.user)
         return self.world.look(self.world.made[task_id])
 
     def account(self) -> str | None:
-        return self.world.user
+        return self.user
 
-    def names(self, site: str | None) -> frozenset[str]:
-        return frozenset({self.world.user})
+    def names(self, site: str | None) -> frozenset[str]:  # noqa: ARG002
+        return frozenset() if self.user is None else frozenset({self.user})
 
-    def offset(self, site: str | None) -> timedelta | None:
-        return timedelta()
+    def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002
+        """VCDA's clock minus ours, as its `Date` header tells it: in whole seconds."""
+        if self.user is None:
+            return None
+        return timedelta(seconds=math.floor((self.world.clock.now() - self._clock.now()).total_seconds()))
 
-    async def __aenter__(self) -> "ScriptedVcda":
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        for task in self._background:
-            task.cancel()
+    async def __aexit__(self, *_: object) -> None:
+        """Nothing is left: what VCDA does is VCDA's."""
