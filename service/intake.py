@@ -33,7 +33,7 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.consumer import SteadyConsumer, UnreadableRecord
-from service.journal import Cursor, JournalLost, JournalUnfit, Opened
+from service.journal import Cursor, JournalLost, JournalUnfit, Opened, StopReason
 from service.messages import Record
 from service.partition import Partition, Tools
 
@@ -123,14 +123,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._clock = clock
         self._keepers: dict[int, _Keeper] = {}
         self._closing: dict[int, asyncio.Task[None]] = {}
-        self._reasons: set[str] = set()
+        self._reasons: set[StopReason] = set()
         self._progress: asyncio.Task[None] | None = None
         self._stopping = False
         self.joined = False
         """Whether the group has ever assigned something here, were it nothing."""
         self.kafka_seen_at = clock.monotonic()
-        self.died: BaseException | None = None
-        """What ended a task that must never end."""
+        self.died = asyncio.Event()
+        """Set when a task has ended that never must; the log tells which."""
         # `consumer_only`: events are written by the journals' producers. Types are not applied to bytes that may be
         # anything. Topics are made by us: FastStream would make them with a single partition.
         self.broker = KafkaBroker(
@@ -234,9 +234,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Return the partitions that are assigned and not open yet."""
         return [n for n, keeper in self._keepers.items() if keeper.partition is None and keeper.unfit is None]
 
-    def unfit(self) -> list[str]:
-        """Return what is wrong with the partitions that refuse to work, a sentence each."""
-        return [f"partition {n}: {keeper.unfit}" for n, keeper in self._keepers.items() if keeper.unfit is not None]
+    def unfit(self) -> dict[int, str]:
+        """Return the partitions that refuse to work, and why."""
+        return {n: str(keeper.unfit) for n, keeper in self._keepers.items() if keeper.unfit is not None}
 
     # ------------------------------------------------------------ the group
 
@@ -281,9 +281,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """End the process where the listener fails: aiokafka swallows what it raises (measured), and goes on."""
         try:
             await work
-        except Exception as error:
+        except Exception:
             log.exception("The rebalance listener failed")
-            self.died = error
+            self.died.set()
 
     def _let_go(self, number: int) -> None:
         keeper = self._keepers.pop(number)
@@ -381,14 +381,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                         "what was in flight is not known any more. Restore the journal topic, or, to begin again at "
                         "the topic's beginning, delete the group's offsets"
                     )
-                    raise JournalUnfit(msg, reason="journal-empty")
+                    raise JournalUnfit(msg, reason=StopReason.JOURNAL_EMPTY)
                 return int(begin)
             if cursor.topic != requests:
                 msg = (
                     f"the journal belongs to the topic {cursor.topic}, not to {requests}: "
                     "give each requests topic a journal of its own (VM_SYNC_TOPICS__JOURNAL)"
                 )
-                raise JournalUnfit(msg, reason="other-topic")
+                raise JournalUnfit(msg, reason=StopReason.OTHER_TOPIC)
             until = self._clock.monotonic() + LEADER_SETTLES.total_seconds()
             while cursor.offset > (end := (await self._consumer.end_offsets([place]))[place]):
                 if self._clock.monotonic() >= until:
@@ -397,7 +397,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                         "was made anew, or has lost records. With a new topic use a new journal "
                         "(VM_SYNC_TOPICS__JOURNAL)"
                     )
-                    raise JournalUnfit(msg, reason="cursor-beyond-end")
+                    raise JournalUnfit(msg, reason=StopReason.CURSOR_BEYOND_END)
                 await asyncio.sleep(1.0)
         except KafkaError as error:
             raise JournalLost(repr(error)) from error
@@ -448,7 +448,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._count(error.reason)
             raise
 
-    def _count(self, *also: str) -> None:
+    def _count(self, *also: StopReason) -> None:
         self._metrics.owned(sum(1 for _ in self.partitions()))
         reasons = [keeper.unfit.reason for keeper in self._keepers.values() if keeper.unfit is not None]
         for reason in {*reasons, *also, *self._reasons}:
@@ -529,7 +529,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if task.cancelled() or (error := task.exception()) is None:
             return
         log.error("A task that must not end has ended", exc_info=error)
-        self.died = error
+        self.died.set()
 
 
 async def _parse(records: tuple[ConsumerRecord, ...]) -> KafkaMessage:

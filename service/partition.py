@@ -278,7 +278,7 @@ class Partition:
             await asyncio.wait(tasks)
         for work in list(self._works.values()):
             self._leave(work)
-            self._tools.metrics.moved(work.request.site, _public(work.state), None)
+            self._tools.metrics.moved(work.request.site, public_state(work.state), None)
         self._tools.metrics.identities(-len(self._remembered))
         await self._journal.close()
 
@@ -359,7 +359,7 @@ class Partition:
         self._works[state.request.identity] = work
         self._queues.setdefault(state.request.replication_id, deque()).append(work)
         self._remind(work, state.request.deadline)
-        self._tools.metrics.moved(state.request.site, None, _public(state))
+        self._tools.metrics.moved(state.request.site, None, public_state(state))
         return work
 
     # ------------------------------------------------------------ one after another
@@ -621,7 +621,7 @@ class Partition:
     def _become(self, work: Work, step: Step) -> None:
         before, work.state = work.state, step.state
         self._pending.changes[work.request.identity] = step.state
-        self._tools.metrics.moved(work.request.site, _public(before), _public(step.state))
+        self._tools.metrics.moved(work.request.site, public_state(before), public_state(step.state))
         if step.outcome is not None:
             now = self._tools.clock.now()
             self._pending.events.append(write_outcome(step.outcome, topics=self._tools.outcomes, now=now))
@@ -786,7 +786,7 @@ class Partition:
             self.fail(f"internal error: {type(error).__name__}")
 
 
-def _public(state: sync.Sync) -> str | None:
+def public_state(state: sync.Sync) -> str | None:
     """The state's word on the outside: a lingering sync counts as what it lingers of, an ended one isn't in flight."""
     match state:
         case Waiting():
@@ -796,7 +796,7 @@ def _public(state: sync.Sync) -> str | None:
         case Running():
             return "running"
         case Lingering():
-            return _public(state.of)
+            return public_state(state.of)
         case Ended():
             return None
 

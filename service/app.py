@@ -1,0 +1,489 @@
+"""Wires everything and runs it: the only module that reads settings, and the only one that knows all the others.
+
+A process' life, told line by line in its log:
+
+    start   logs; the operations server (alive, not ready); Kafka, tried until it is there; topics; the group
+    run     until SIGTERM, or until something that must not end has ended
+    drain   not ready; nothing new is begun; POSTs in flight are answered; the group is left; VCDA's session is closed;
+            the operations server goes last
+
+Exit codes: 0 after a clean stop, 1 when Kafka could not be reached or after an internal error, 2 for what doesn't fit.
+"""
+
+import asyncio
+import logging
+import signal
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from importlib.metadata import version
+from random import Random
+
+from aiokafka.errors import KafkaError
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from service import asyncapi, logs, ops
+from service.clock import Clock
+from service.intake import Intake, Plan
+from service.journal import KafkaJournal, Opened, StopReason
+from service.lanes import LaneLimits, Lanes
+from service.messages import DeadReason, OutcomeTopics
+from service.metrics import Metrics
+from service.partition import Tools, Work, public_state
+from service.polling import Poller
+from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
+from service.sync import Lingering, Policy, Running
+from service.topics import Advice, KafkaConnection, Refusal, TopicNames, ensure_topics
+from service.vcda.client import Vcda
+from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
+from service.vcda.transport import Tls
+
+log = logging.getLogger(__name__)
+
+SUBMIT_WINDOW = timedelta(seconds=2)
+"""W: a POST begins within this of the sending of a commit that stood. Commits take 3-25 ms and connections some more;
+every doubt that a successor restores waits for it as well, so it should not be long."""
+
+START_PAUSES = (timedelta(seconds=1), timedelta(seconds=10))
+"""First and longest pause between attempts to reach Kafka at the start."""
+
+AWAY_FOR_LONG = timedelta(seconds=30)
+"""How long Kafka may be silent before the process is not ready: longer than a broker's restart."""
+
+READING_STALLED = timedelta(seconds=60)
+"""How long the reading loop may not turn: a rebalance holds it for 30 s at most."""
+
+WATCH = timedelta(milliseconds=500)
+"""How often readiness is looked at anew."""
+
+KAFKA_SILENT = timedelta(seconds=12)
+"""Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
+
+OPS_SHARE = timedelta(seconds=2)
+"""Of the drain's limit, what is kept for closing VCDA's session and the operations server."""
+
+
+class Misfit(Exception):
+    """The process can't work with what it was given; exit code 2. Each line says what to do."""
+
+
+def serve(settings: Settings) -> int:
+    """Run the service until it is told to stop, and return the exit code."""
+    redactor = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
+    try:
+        import uvloop  # noqa: PLC0415 - not on every platform
+    except ImportError:
+        factory = None
+    else:
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        return runner.run(_serve(settings, redactor))
+
+
+async def _serve(settings: Settings, redactor: logs.Redactor) -> int:
+    app = App(settings, redactor=redactor)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        return await app.run(stop)
+    except Misfit as error:
+        for line in str(error).splitlines():
+            log.error(line)  # noqa: TRY400 - it is for the operator, not for us
+        return 2
+
+
+class App:
+    """One process of the service. `run` it once."""
+
+    def __init__(self, settings: Settings, *, redactor: logs.Redactor, clock: Clock | None = None) -> None:
+        self._settings = settings
+        self._clock = clock or Clock()
+        self._version = version("vm-sync")
+        self._redactor = redactor
+        self._registry = CollectorRegistry()
+        self._metrics = Metrics(
+            self._registry,
+            clock=self._clock,
+            version=self._version,
+            sites=[site.name for site in settings.vcda.sites],
+            dead_reasons=list(DeadReason),
+            stop_reasons=list(StopReason),
+        )
+        self._metrics.set_oldest(self._oldest)
+        self._health = ops.Health(away_for_long=AWAY_FOR_LONG)
+        self._credentials = CredentialsReader(settings)
+        self._intake: Intake | None = None
+
+    async def run(self, stop: asyncio.Event) -> int:
+        """Start, work until `stop` is set or something essential has ended, drain. Returns the exit code.
+
+        Raises:
+            Misfit: topics or certificates don't fit.
+        """
+        operations = ops.operations(
+            health=self._health,
+            clock=self._clock,
+            registry=self._registry,
+            documents=self._documents(),
+            in_flight=self._in_flight,
+        )
+        settings = self._settings.ops
+        async with ops.serving(operations, host=settings.host, port=settings.port) as port:
+            log.info("Operations server listens on port %d", port, extra={"port": port})
+            lag = asyncio.create_task(ops.probe_loop(self._clock, lag=self._metrics.loop_lag))
+            try:
+                return await self._work(stop)
+            finally:
+                lag.cancel()
+
+    async def _work(self, stop: asyncio.Event) -> int:
+        api = self._vcda()
+        lanes, poller = self._ways_to(api)
+        connection = self._connection()
+        polling = asyncio.create_task(poller.run())
+        watching: asyncio.Task[None] | None = None
+        try:
+            if not await self._topics(connection, stop):
+                return 0 if stop.is_set() else 1
+            intake = self._intake = self._make_intake(api, lanes, poller, connection)
+            if not await self._until_reached(stop, intake.start):
+                return 0 if stop.is_set() else 1
+            watching = asyncio.create_task(self._watch(intake))
+            code = await self._until_over(stop, intake, polling)
+            self._health.draining()
+            await intake.stop((self._settings.ops.drain_limit - OPS_SHARE).total_seconds())
+            return code
+        finally:
+            self._health.draining()
+            for task in (watching, polling):
+                if task is not None:
+                    task.cancel()
+            lanes.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(OPS_SHARE.total_seconds()):
+                    await api.close()
+            log.info("Stopped")
+
+    # ------------------------------------------------------------ making the parts
+
+    def _vcda(self) -> Vcda:
+        settings = self._settings.vcda
+        return Vcda(
+            settings.url,
+            credentials=self._login,
+            request_timeout=settings.request_timeout,
+            clock=self._clock,
+            meter=self._metrics,
+            version=self._version,
+            tls=Tls(ca_file=settings.ca_file, thumbprint=settings.thumbprint),
+        )
+
+    def _login(self) -> Credentials:
+        """Read the credentials as they are now; the log must know new secrets before anybody uses them."""
+        logins = self._credentials()
+        for line in self._credentials.trouble:
+            log.warning("The credentials as they are now don't fit, so the last ones are used: %s", line)
+        self._redactor.hide(secrets_of(logins))
+        given = logins.credentials
+        return Credentials(
+            type=CredentialType(given.type),
+            user=given.login,
+            password=_text(given.password),
+            token=_text(given.token),
+            org=given.org,
+            sites=tuple(
+                SiteCredentials(name=site.name, user=site.user, password=_text(site.password), token=_text(site.token))
+                for site in logins.sites
+            ),
+        )
+
+    def _ways_to(self, api: Vcda) -> tuple[Lanes, Poller]:
+        settings = self._settings.sync
+        lanes = Lanes(
+            limits=LaneLimits(max_concurrent_submits=settings.max_concurrent_submits, max_running=settings.max_running),
+            clock=self._clock,
+            metrics=self._metrics,
+            random=Random(),  # noqa: S311 - jitter
+        )
+        poller = Poller(
+            api=api,
+            lane=lanes.lane,
+            clock=self._clock,
+            metrics=self._metrics,
+            random=Random(),  # noqa: S311 - jitter
+            shortest=settings.poll_min,
+            longest=settings.poll_max,
+        )
+        self._metrics.set_overdue(poller.overdue)
+        return lanes, poller
+
+    def _connection(self) -> KafkaConnection:
+        try:
+            security = kafka_security(self._settings)
+        except SettingsError as error:
+            raise Misfit("\n".join(error.lines)) from None
+        return KafkaConnection(bootstrap_servers=tuple(self._settings.kafka.servers), security=security)
+
+    def _make_intake(self, api: Vcda, lanes: Lanes, poller: Poller, connection: KafkaConnection) -> Intake:
+        kafka, topics, settings = self._settings.kafka, self._settings.topics, self._settings.sync
+        arguments = connection.arguments()
+
+        async def open_journal(partition: int) -> Opened:
+            return await KafkaJournal.open(
+                topic=topics.journal, partition=partition, connection=arguments, clock=self._clock
+            )
+
+        return Intake(
+            connection=arguments,
+            plan=Plan(
+                group_id=kafka.group_id,
+                session_timeout=kafka.session_timeout,
+                max_in_flight=settings.max_in_flight,
+                open_journal=open_journal,
+            ),
+            tools=Tools(
+                api=api,
+                lanes=lanes,
+                poller=poller,
+                clock=self._clock,
+                policy=Policy(
+                    window=SUBMIT_WINDOW,
+                    late=self._settings.vcda.request_timeout + settings.settle,
+                    lost_after=settings.lost_after,
+                    deduplicate_for=settings.deduplicate_for,
+                ),
+                metrics=self._metrics,
+                requests=topics.requests,
+                outcomes=OutcomeTopics(completed=topics.completed, failed=topics.failed),
+                dead_letters=topics.dead_letter,
+                deadline=settings.deadline,
+            ),
+            metrics=self._metrics,
+            clock=self._clock,
+        )
+
+    def _documents(self) -> Mapping[str, Callable[[], ops.Document]]:
+        topics, kafka = self._settings.topics, self._settings.kafka
+        document = asyncapi.document(
+            asyncapi.Topics(
+                requests=topics.requests,
+                completed=topics.completed,
+                failed=topics.failed,
+                dead_letter=topics.dead_letter,
+            ),
+            version=self._version,
+            server=asyncapi.Server(
+                hosts=kafka.servers,
+                security_protocol=kafka.security_protocol,
+                sasl_mechanism=kafka.sasl_mechanism,
+            ),
+            group_id=kafka.group_id,
+        )
+        return {
+            "/asyncapi.json": lambda: ops.Document(asyncapi.to_json(document).encode(), "application/json"),
+            "/asyncapi.yaml": lambda: ops.Document(asyncapi.to_yaml(document).encode(), "application/yaml"),
+            "/asyncapi": lambda: ops.Document(asyncapi.to_page(document).encode(), "text/html; charset=utf-8"),
+        }
+
+    # ------------------------------------------------------------ starting
+
+    async def _topics(self, connection: KafkaConnection, stop: asyncio.Event) -> bool:
+        """Make and check the topics, as soon as Kafka is there."""
+        topics = self._settings.topics
+        names = TopicNames(
+            requests=topics.requests,
+            completed=topics.completed,
+            failed=topics.failed,
+            dead_letter=topics.dead_letter,
+            journal=topics.journal,
+        )
+        refusals: list[str] = []
+
+        async def ensure() -> None:
+            found = await ensure_topics(
+                connection,
+                names=names,
+                partitions=self._settings.kafka.partitions,
+                create=self._settings.kafka.create_topics,
+            )
+            for finding in found:
+                if isinstance(finding, Refusal):
+                    refusals.append(finding.text)
+                else:
+                    log.log(logging.WARNING if isinstance(finding, Advice) else logging.INFO, "%s", finding.text)
+
+        reached = await self._until_reached(stop, ensure)
+        if refusals:
+            raise Misfit("\n".join(refusals))
+        return reached
+
+    async def _until_reached(self, stop: asyncio.Event, attempt: Callable[[], Awaitable[None]]) -> bool:
+        """Try until Kafka is there; False after the start limit, or when told to stop."""
+        began = self._clock.monotonic()
+        limit = self._settings.kafka.start_limit
+        pause, longest = (pause.total_seconds() for pause in START_PAUSES)
+        while not stop.is_set():
+            try:
+                await attempt()
+            except (KafkaError, OSError, TimeoutError) as error:
+                age = self._clock.monotonic() - began
+                servers = self._settings.kafka.bootstrap_servers
+                if age + pause > limit.total_seconds():
+                    log.error(  # noqa: TRY400 - the cause is in the sentence
+                        "Kafka at %s (VM_SYNC_KAFKA__BOOTSTRAP_SERVERS) could not be used for %.0f s, the limit of "
+                        "VM_SYNC_KAFKA__START_LIMIT: %s",
+                        servers,
+                        age,
+                        explained(error),
+                    )
+                    return False
+                log.warning(
+                    "Kafka at %s can't be used yet, trying again in %.0f s: %s", servers, pause, explained(error)
+                )
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause):
+                        await stop.wait()
+                pause = min(2 * pause, longest)
+            else:
+                return True
+        return False
+
+    # ------------------------------------------------------------ while it works
+
+    async def _until_over(self, stop: asyncio.Event, intake: Intake, polling: "asyncio.Task[None]") -> int:
+        stopped = asyncio.create_task(stop.wait())
+        died = asyncio.create_task(intake.died.wait())
+        await asyncio.wait([stopped, died, polling], return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        died.cancel()
+        if stop.is_set():
+            log.info("Told to stop")
+            return 0
+        if polling.done() and not polling.cancelled():
+            log.critical("Polling has ended", exc_info=polling.exception())
+            self._health.died("polling", repr(polling.exception()))
+        else:
+            self._health.died("intake", "see the log")
+        return 1
+
+    async def _watch(self, intake: Intake) -> None:
+        """Look again and again at what `/livez` and `/readyz` are to say."""
+        health, clock = self._health, self._clock
+        health.watch("the reading loop", limit=READING_STALLED, now=clock.monotonic())
+        stopped: set[int] = set()
+        while True:
+            now = clock.monotonic()
+            health.beat("the reading loop", intake.read_at)
+            if intake.joined:
+                health.joined()
+                if not intake.opening():
+                    health.restored()
+            if now - intake.kafka_seen_at > KAFKA_SILENT.total_seconds():
+                health.away(now)
+            else:
+                health.back()
+            unfit = intake.unfit()
+            for partition in stopped - set(unfit):
+                health.working(partition)
+            for partition, why in unfit.items():
+                health.stopped(partition, why)
+            stopped = set(unfit)
+            await asyncio.sleep(WATCH.total_seconds())
+
+    def _works(self) -> Iterator[tuple[int, Work]]:
+        if self._intake is not None:
+            for partition in self._intake.partitions():
+                for work in partition.works():
+                    yield partition.number, work
+
+    def _in_flight(self) -> Iterator["Shown"]:
+        return (Shown(work, partition) for partition, work in self._works())
+
+    def _oldest(self) -> Mapping[str | None, datetime]:
+        oldest: dict[str | None, datetime] = {}
+        for _, work in self._works():
+            request = work.request
+            if request.site not in oldest or request.accepted_at < oldest[request.site]:
+                oldest[request.site] = request.accepted_at
+        return oldest
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A sync in flight, as `/syncs` shows it."""
+
+    work: Work
+    partition: int
+
+    @property
+    def identity(self) -> str:
+        """See `ops.InFlight`, here and below."""
+        return self.work.request.identity
+
+    @property
+    def replication_id(self) -> str:  # noqa: D102
+        return self.work.request.replication_id
+
+    @property
+    def operation_id(self) -> str:  # noqa: D102
+        return self.work.request.operation_id
+
+    @property
+    def site(self) -> str | None:  # noqa: D102
+        return self.work.request.site
+
+    @property
+    def state(self) -> str:  # noqa: D102
+        return public_state(self.work.state) or "ended"
+
+    @property
+    def attempts(self) -> int:  # noqa: D102
+        state = self.work.state
+        return state.of.attempts if isinstance(state, Lingering) else state.attempts
+
+    @property
+    def _running(self) -> Running | None:
+        state = self.work.state
+        state = state.of if isinstance(state, Lingering) else state
+        return state if isinstance(state, Running) else None
+
+    @property
+    def task_id(self) -> str | None:  # noqa: D102
+        return self._running.task_id if self._running else None
+
+    @property
+    def progress(self) -> int | None:  # noqa: D102
+        return self.work.progress
+
+    @property
+    def accepted_at(self) -> datetime:  # noqa: D102
+        return self.work.request.accepted_at
+
+    @property
+    def submitted_at(self) -> datetime | None:  # noqa: D102
+        return self._running.submitted_at if self._running else None
+
+    @property
+    def deadline(self) -> datetime:  # noqa: D102
+        return self.work.request.deadline
+
+
+def explained(error: BaseException) -> str:
+    """Say what Kafka's client had to say, in a sentence that names the setting to look at."""
+    words = str(error) or type(error).__name__
+    if isinstance(error, TimeoutError):
+        words = "no answer in time"
+    lower = words.lower()
+    if "authentication" in lower or "sasl" in lower:
+        return f"{words} (look at VM_SYNC_KAFKA__SASL_USERNAME, __SASL_PASSWORD and __SASL_MECHANISM)"
+    if "ssl" in lower or "certificate" in lower:
+        return f"{words} (look at VM_SYNC_KAFKA__SSL_CA_FILE and __SECURITY_PROTOCOL)"
+    return words
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
