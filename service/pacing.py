@@ -8,13 +8,13 @@ until it reports any, from how long this replication's and this site's syncs usu
 import math
 from dataclasses import dataclass
 
-DOUBT = 0.25
+DOUBT = 0.3
 """How far off the time left may be, as a part of it, when it is told from progress: rates vary along the way."""
 
 LOOKS = 10
 """How often to ask while the end may come at any moment, per uncertainty: the lag is a twentieth of it on average."""
 
-SURE = 0.4
+SURE = 0.5
 """An end known this well, in shortest intervals, is awaited instead of approached: one answer just after it."""
 
 CREDULITY = 8
@@ -129,8 +129,8 @@ class Usual:
 
     @property
     def shortest(self) -> float:
-        """Hardly any takes less: one in a hundred lies three times the average distance below the mean."""
-        return math.exp(self.mean - 3 * self.spread)
+        """Hardly any takes less: one in a thousand lies four times the average distance below the mean."""
+        return math.exp(self.mean - 4 * self.spread)
 
     @property
     def longest(self) -> float:

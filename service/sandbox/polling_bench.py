@@ -46,7 +46,7 @@ class Workload:
 WORKLOADS = (
     Workload(name="90 s", tasks=2_000, rate=5.0, median=90.0, sigma=1.0),
     Workload(name="10 min", tasks=800, rate=0.5, median=600.0, sigma=1.0),
-    Workload(name="20 s, 1000/s", tasks=40_000, rate=1000.0, median=20.0 * math.exp(-0.125), sigma=0.5),
+    Workload(name="20 s, 1000/s", tasks=20_000, rate=1000.0, median=20.0 * math.exp(-0.125), sigma=0.5),
 )
 
 KINDS = ("progress", "queued first", "sticks", "jumps", "no progress", "no progress, repeated")
