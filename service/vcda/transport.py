@@ -302,7 +302,7 @@ def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: time
                 limit=0, keepalive_timeout=KEEP_ALIVE, ssl=verification, socket_factory=_sockets(timeout)
             ),
             cookie_jar=aiohttp.DummyCookieJar(),
-# A POST without a body would else be announced as an octet-stream.
+            # A POST without a body would else be announced as an octet-stream.
             skip_auto_headers=("Content-Type",),
             trace_configs=[hooks],
         )
