@@ -1,13 +1,14 @@
 """`vm-sync`: what a person, or a script, can ask for at a command line.
 
-- `commands`: all commands as one program.
-- `running`: run the service, or what stands in for its surroundings.
-- `answers`: how every command ends: what it prints, and where; the sentences for what goes wrong.
+- `commands`: all commands, with their options and help; `words`: what options can be.
+- `answers`: how every command ends: what it prints, where, and with which exit code.
+- `kafka`: Kafka as the commands see it, and a sentence for each way in which it can refuse.
+- `requesting`, `looking`, `dead_letters`, `describing`, `running`: what the commands do.
 
 Exit codes, the same for every command:
 
     0    done; for a request that is waited for: completed
-    1    the answer is no: the request failed, the topics don't fit, not every outcome of the demo was seen
+    1    the answer is no: the request failed, the topics don't fit, some letters were refused, a promise was broken
     2    the command line, or a setting, can't be right; one line on stderr for each
     3    no answer: Kafka is away or refuses us, there is nothing of that name, no outcome came in time
     130  interrupted

@@ -4,13 +4,21 @@ A command raises `NoAnswer` or lets `SettingsError` and Kafka's errors through; 
 never swallows what it doesn't know: a bug keeps its stack trace.
 """
 
+import json
 import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Any
+from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 from typer.core import TyperGroup
 from typing_extensions import override
+
+WIDE: Final = 240
+"""Columns where there is no terminal to fit: nothing is cut that a `grep` may look for."""
+
+AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of a table.")]
 
 
 class Exit(IntEnum):
@@ -46,6 +54,60 @@ class Answering(TyperGroup):
         except NoAnswer as error:
             say(str(error))
             raise typer.Exit(error.code) from None
+
+
+def show_json(value: object) -> None:
+    """Print the answer for a program."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print the answer for a person."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])  # as text: a bracket in it is no markup
+    show(table)
+
+
+def show_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print the answer for a person: one thing, told fact by fact."""
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for name, fact in facts:
+        grid.add_row(Text(name, style="bold"), Text(fact))
+    show(grid)
+
+
+def show(what: object) -> None:
+    """Print what rich can draw."""
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else WIDE).print(what)
+
+
+def printable(text: str | bytes | None) -> str:
+    """Write somebody else's text or bytes so that they can't speak to the terminal."""
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "backslashreplace")
+    return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text or ""])
+
+
+def moment(at: datetime | None) -> str:
+    """Write a moment for a person: UTC, to the second."""
+    return "" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def rfc3339(at: datetime | None) -> str | None:
+    """Write a moment for a program."""
+    return None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def say(text: str) -> None:

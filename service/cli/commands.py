@@ -1,17 +1,256 @@
-"""All commands as one program."""
+"""All commands: their names, options and help. What they do stands in the modules that they import, each its own.
+
+Nothing that takes long to import is imported up here, since `--help` and a shell's completion read this module.
+"""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Final
 
 import typer
 
-from service.cli import running
-from service.cli.answers import Answering
+from service.cli.answers import Answering, AsJson
+from service.cli.words import Format, State
 
 app = typer.Typer(
     cls=Answering,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug's stack trace is for a log; one in colours shows local variables, too
-    help="Requests on a Kafka topic become syncs at VMware Cloud Director Availability, and their ends events.",
+    help="Requests on a Kafka topic become syncs at VMware Cloud Director Availability, and their ends events.\n\n"
+    "Settings are VM_SYNC_ environment variables, the same for every command. Exit codes: 0 done, 1 the answer is no, "
+    "2 the command line or a setting can't be right, 3 no answer.",
 )
+letters = typer.Typer(no_args_is_help=True, help="Messages that could not be understood: look, and put back.")
+topics = typer.Typer(no_args_is_help=True, help="The topics that the service needs.")
+app.add_typer(letters, name="dead-letters")
+app.add_typer(topics, name="topics")
 
-app.command()(running.run)
-app.command()(running.simulator)
-app.command()(running.kafka)
+DURATION: Final = "seconds, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA or lognormal-mean:MEAN:SIGMA"
+
+
+# ---------------------------------------------------------------- run until stopped
+
+
+@app.command(epilog="Example: VM_SYNC_VCDA__URL=https://vcda.example VM_SYNC_LOG__FORMAT=text vm-sync run")
+def run() -> None:
+    """Run the service until SIGTERM or Ctrl-C.
+
+    Exit code 0 after a clean stop, 1 when Kafka stayed away or after an internal error, 2 for settings or topics that
+    don't fit.
+    """
+    from service.app import serve
+    from service.settings import load
+
+    raise typer.Exit(serve(load()))
+
+
+@app.command(epilog="Example: vm-sync demo --requests 200 --keep")
+def demo(
+    *,
+    requests: Annotated[int, typer.Option(min=1, help="How many requests.")] = 60,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave all of it running afterwards, until Ctrl-C.")] = False,
+) -> None:
+    """Show it at work on this machine: a real Kafka, a simulated VCDA, the service, and requests with a live view.
+
+    Needs neither Docker nor an installed Java. Exit code 0 only if every request got exactly one outcome.
+    """
+    from service.cli import running
+
+    raise typer.Exit(running.demo(requests=requests, keep=keep))
+
+
+@app.command(epilog="Example: vm-sync simulator --port 8046 --duration lognormal:90:0.8 --failing 0.05")
+def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one and prints it.")] = 8046,
+    duration: Annotated[str | None, typer.Option(help=f"How long a sync takes: {DURATION}.")] = None,
+    queued: Annotated[str | None, typer.Option(help="How long it stays in QUEUED first, likewise.")] = None,
+    submit_latency: Annotated[str | None, typer.Option(help="How long answering a POST takes, likewise.")] = None,
+    failing: Annotated[float, typer.Option(min=0, max=1, help="Share of syncs that fail.")] = 0.0,
+    warned: Annotated[float, typer.Option(min=0, max=1, help="Share of syncs with a warning.")] = 0.0,
+    password: Annotated[str | None, typer.Option(help="Of administrator@System, at every site.")] = None,
+    cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM: serve https.")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same durations and failures.")] = 1,
+) -> None:
+    """Run a simulated VCDA until Ctrl-C: strict, and breakable on demand."""
+    from service.cli import running
+
+    given = {
+        "--host": host,
+        "--port": port,
+        "--duration": duration,
+        "--queued": queued,
+        "--submit-latency": submit_latency,
+        "--failing": failing,
+        "--warned": warned,
+        "--password": password,
+        "--cert": cert,
+        "--key": key,
+        "--seed": seed,
+    }
+    arguments = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+    raise typer.Exit(running.simulator(arguments))
+
+
+@app.command(epilog="Example: vm-sync kafka")
+def kafka() -> None:
+    """Run a real Kafka of one node until Ctrl-C, without Docker or an installed Java; its data go with it.
+
+    Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS. The first time it downloads Kafka, some 45 MB.
+    """
+    from service.cli import running
+
+    running.kafka()
+
+
+# ---------------------------------------------------------------- ask, and look
+
+
+@app.command(epilog="Example: vm-sync request C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f --wait --timeout 600")
+def request(
+    replication_id: Annotated[str, typer.Argument(metavar="REPLICATION_ID", help='In VCDA "C4-" and a UUID.')],
+    *,
+    operation_id: Annotated[
+        str | None, typer.Option(help="Names the request; unless given, a new one. Given again: a duplicate.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help="The site of the replication, if not that of the login.")] = None,
+    deadline: Annotated[int | None, typer.Option(help="Seconds; unless given, VM_SYNC_SYNC__DEADLINE.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome; exit code 1 if it failed.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait; then exit code 3.")] = 21_600,
+    ops_url: Annotated[
+        str | None,
+        typer.Option(help="Of the service's operations server, for live progress; unless given, on this machine."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Publish a request for a sync; with --wait, wait for its outcome."""
+    from service.cli import requesting
+
+    body: dict[str, object] = {"replicationId": replication_id}
+    given = {"operationID": operation_id, "site": site, "deadlineSeconds": deadline}
+    body |= {name: value for name, value in given.items() if value is not None}
+    requesting.request(body, wait=timeout if wait else None, ops_url=ops_url, as_json=as_json)
+
+
+@app.command("list", epilog="Example: vm-sync list --state running --state waiting --site site2")
+def list_(
+    *,
+    state: Annotated[list[State] | None, typer.Option(help="Only those in this state; repeatable.")] = None,
+    site: Annotated[str | None, typer.Option(help='Only those for this site; "" for those without one.')] = None,
+    replication: Annotated[str | None, typer.Option(help="Only those for this replicationId.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many, the latest accepted.")] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List what is in flight, and what has ended lately, from the service's journal; works while it is down."""
+    from service.cli import looking
+
+    looking.list_(states=state or (), site=site, replication=replication, limit=limit, as_json=as_json)
+
+
+@app.command(epilog="Example: vm-sync show nightly-2026-08-17")
+def show(
+    name: Annotated[
+        str, typer.Argument(metavar="ID", help="An operationID, a replicationId, or a whole identity (requestId).")
+    ],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Tell the story of one request, from the service's journal, works while it is down; of several, list them."""
+    from service.cli import looking
+
+    looking.show(name, as_json=as_json)
+
+
+# ---------------------------------------------------------------- dead letters
+
+Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only those of this reason; repeatable.")]
+Since = Annotated[datetime | None, typer.Option("--since", help="Only those set aside since, UTC.")]
+Until = Annotated[datetime | None, typer.Option("--until", help="Only those set aside before, UTC.")]
+Key = Annotated[str | None, typer.Option("--key", help="Only those with this key.")]
+At = Annotated[
+    list[str] | None, typer.Option("--at", metavar="PARTITION[:OFFSET]", help="Only those at this place; repeatable.")
+]
+
+
+@letters.command("list", epilog="Example: vm-sync dead-letters list --reason bad-field --since 2026-08-17")
+def list_dead_letters(
+    *,
+    reason: Reasons = None,
+    since: Since = None,
+    until: Until = None,
+    key: Key = None,
+    at: At = None,
+    as_json: AsJson = False,
+) -> None:
+    """List dead letters: why, whence, and whether they have been put back."""
+    from service.cli import dead_letters
+
+    chosen = dead_letters.Chosen.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    dead_letters.list_(chosen, as_json=as_json)
+
+
+@letters.command("redrive", epilog="Example: vm-sync dead-letters redrive --reason bad-field --dry-run")
+def redrive(
+    *,
+    reason: Reasons = None,
+    since: Since = None,
+    until: Until = None,
+    key: Key = None,
+    at: At = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be put back.")] = False,
+    at_most: Annotated[int, typer.Option(min=1, help="Refuse those that were put back so often already.")] = 3,
+    force: Annotated[bool, typer.Option("--force", help="Put back however often that was done already.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Put dead letters back on the requests topic, bytes untouched, each once, however often this is interrupted.
+
+    Exit code 1 if some of the chosen were refused.
+    """
+    from service.cli import dead_letters
+
+    chosen = dead_letters.Chosen.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    dead_letters.redrive(chosen, dry_run=dry_run, at_most=None if force else at_most, as_json=as_json)
+
+
+# ---------------------------------------------------------------- what it needs, and says
+
+
+@topics.command("check", epilog="Example: vm-sync topics check")
+def check_topics(*, as_json: AsJson = False) -> None:
+    """Compare the topics with what the service needs; exit code 1 if it would refuse to start."""
+    from service.cli import describing
+
+    describing.topics(create=False, as_json=as_json)
+
+
+@topics.command("create", epilog="Example: VM_SYNC_KAFKA__PARTITIONS=24 vm-sync topics create")
+def create_topics(*, as_json: AsJson = False) -> None:
+    """Make the topics that are missing, and compare all with what the service needs. Never changes one that exists."""
+    from service.cli import describing
+
+    describing.topics(create=True, as_json=as_json)
+
+
+@app.command(epilog="Example: vm-sync settings --json")
+def settings(*, as_json: AsJson = False) -> None:
+    """Print each setting with its value, where that comes from, default, type and meaning; secrets are hidden.
+
+    Settings that don't fit are told in their place, and on stderr; the exit code is then 2.
+    """
+    from service.cli import describing
+
+    describing.settings(as_json=as_json)
+
+
+@app.command(epilog="Example: vm-sync asyncapi --format html > asyncapi.html")
+def asyncapi(
+    *,
+    form: Annotated[Format, typer.Option("--format", help="JSON, YAML, or a page for people.")] = Format.YAML,
+    as_json: AsJson = False,
+) -> None:
+    """Print the AsyncAPI 3.0 document: the topics with their keys, headers and messages. Needs no Kafka."""
+    from service.cli import describing
+
+    describing.asyncapi(Format.JSON if as_json else form)

@@ -1,0 +1,219 @@
+"""Kafka as the commands see it: connect, look, read to an end that is fixed at the start; each bounded in time.
+
+Kafka's client says in its log, and nowhere else, why a broker turned it away; so the log is listened to here, and
+shown to nobody. What becomes of it is a sentence that names the setting to change.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    UnsupportedSaslMechanismError,
+)
+from typing_extensions import override
+
+from service.cli.answers import NoAnswer, say
+from service.settings import KafkaSettings, kafka_security, load_for_kafka
+from service.topics import KafkaConnection, TopicNames
+
+SILENCE: Final = 15.0
+"""Seconds without any progress after which Kafka counts as away: a broker's restart passes within it, a person's
+patience doesn't end before."""
+
+REQUEST_MS: Final = 10_000
+"""For one request to a broker; shorter than `SILENCE`, so that the client itself says first what is wrong."""
+
+NOTE_AFTER: Final = 2.0
+"""Seconds after which a person would like to hear that something is going on, and then again and again."""
+
+READ_AT_ONCE: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The Kafka of the settings, and what its topics are called here."""
+
+    settings: KafkaSettings
+    connection: KafkaConnection
+
+    @property
+    def names(self) -> TopicNames:
+        """The topics' names, as `service.topics` wants them."""
+        topics = self.settings.topics
+        return TopicNames(
+            requests=topics.requests,
+            completed=topics.completed,
+            failed=topics.failed,
+            dead_letter=topics.dead_letter,
+            journal=topics.journal,
+        )
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What any of Kafka's clients takes."""
+        return self.connection.arguments() | {"request_timeout_ms": REQUEST_MS}
+
+
+class _Overheard(logging.Handler):
+    """Keeps the exceptions that Kafka's client logs instead of raising."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[BaseException] = []
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        given = record.args if isinstance(record.args, tuple) else ()
+        self.errors += [part for part in given if isinstance(part, BaseException)]
+
+
+def settings() -> Place:
+    """Read the settings. Raises `SettingsError`."""
+    found = load_for_kafka()
+    connection = KafkaConnection(bootstrap_servers=tuple(found.kafka.servers), security=kafka_security(found))
+    return Place(found, connection)
+
+
+@asynccontextmanager
+async def explained(place: Place) -> AsyncIterator[None]:
+    """Turn what Kafka's client raises within into a sentence, and keep its own log to itself."""
+    overheard, log = _Overheard(), logging.getLogger("aiokafka")
+    log.addHandler(overheard)
+    log.propagate = False
+    try:
+        yield
+    except (KafkaError, TimeoutError, OSError) as error:
+        raise NoAnswer(_explain([error, *reversed(overheard.errors)], place.settings)) from None
+    finally:
+        log.removeHandler(overheard)
+        log.propagate = True
+
+
+def _explain(errors: Iterable[BaseException], settings: KafkaSettings) -> str:
+    """Choose the error that says most; a wrong password hides behind a mere "unable to bootstrap"."""
+    kafka, seen = settings.kafka, list(errors)
+    for error in seen:
+        match error:
+            case UnsupportedSaslMechanismError():
+                return (
+                    f"Kafka at {kafka.bootstrap_servers} doesn't take logins of mechanism {kafka.sasl_mechanism}: "
+                    "change VM_SYNC_KAFKA__SASL_MECHANISM."
+                )
+            case AuthenticationFailedError() | SaslAuthenticationFailed():
+                return (
+                    f"Kafka at {kafka.bootstrap_servers} refuses the login of {kafka.sasl_username}: check "
+                    "VM_SYNC_KAFKA__SASL_USERNAME, VM_SYNC_KAFKA__SASL_PASSWORD and VM_SYNC_KAFKA__SASL_MECHANISM."
+                )
+            case ssl.SSLCertVerificationError():
+                return (
+                    f"The certificate of Kafka at {kafka.bootstrap_servers} can't be trusted ({error.verify_message}): "
+                    "name its authority's certificates in VM_SYNC_KAFKA__SSL_CA_FILE."
+                )
+            case ssl.SSLError():
+                return (
+                    f"Kafka at {kafka.bootstrap_servers} and we can't agree on TLS ({error.reason}): check "
+                    "VM_SYNC_KAFKA__SECURITY_PROTOCOL and VM_SYNC_KAFKA__SSL_CERT_FILE."
+                )
+            case TopicAuthorizationFailedError() | GroupAuthorizationFailedError():
+                return f"Kafka doesn't allow us this: grant it to the user that we log in as ({_kind(error)})."
+            case TransactionalIdAuthorizationFailed():
+                return f"Kafka doesn't allow us transactions: grant Write on the transactional id ({_kind(error)})."
+            case _:
+                pass
+    first = seen[0]
+    if isinstance(first, KafkaConnectionError | TimeoutError | OSError):
+        return (
+            f"Kafka can't be reached at {kafka.bootstrap_servers}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and whether "
+            f"VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol} is what its brokers speak."
+        )
+    return f"Kafka at {kafka.bootstrap_servers} refuses: {_kind(first)}."
+
+
+def _kind(error: BaseException) -> str:
+    return type(error).__name__
+
+
+async def partitions(place: Place) -> Mapping[str, int]:
+    """Return how many partitions each topic has. All are asked for: naming a missing one would make it."""
+    admin = AIOKafkaAdminClient(**place.arguments)
+    try:
+        async with asyncio.timeout(SILENCE):
+            await admin.start()
+            return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+    finally:
+        await admin.close()
+
+
+async def places(place: Place, *topics: str) -> list[TopicPartition]:
+    """Return the partitions of topics. Raises `NoAnswer` for one that doesn't exist."""
+    there = await partitions(place)
+    for topic in topics:
+        if not there.get(topic):
+            msg = (
+                f"There is no topic {topic} on Kafka at {place.settings.kafka.bootstrap_servers}: `vm-sync topics "
+                "check` tells more; check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, too."
+            )
+            raise NoAnswer(msg)
+    return [TopicPartition(topic, number) for topic in dict.fromkeys(topics) for number in range(there[topic])]
+
+
+@asynccontextmanager
+async def reader(place: Place, wanted: Iterable[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
+    """Open a consumer outside of any group that sees committed records only. Where it stands is for the user to say."""
+    consumer = AIOKafkaConsumer(
+        **place.arguments,
+        enable_auto_commit=False,
+        isolation_level="read_committed",
+        auto_offset_reset="earliest",
+        max_partition_fetch_bytes=8 * 1024 * 1024,
+    )
+    consumer.assign(list(wanted))
+    try:
+        async with asyncio.timeout(SILENCE):
+            await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def read(place: Place, wanted: Iterable[TopicPartition], *, what: str) -> AsyncIterator[ConsumerRecord]:
+    """Read partitions from their beginning to the end that they have now. `what` is said when it takes long."""
+    wanted = list(wanted)
+    clock = asyncio.get_running_loop().time
+    async with reader(place, wanted) as consumer:
+        async with asyncio.timeout(SILENCE):
+            ends = await consumer.end_offsets(wanted)
+            begins = await consumer.beginning_offsets(wanted)
+            for where, offset in begins.items():
+                consumer.seek(where, offset)
+        total = sum(ends[where] - begins[where] for where in wanted)
+        left, note = total, clock() + NOTE_AFTER
+        while left:
+            records: list[ConsumerRecord] = []
+            before = left
+            async with asyncio.timeout(SILENCE):
+                # Control records move the position without being handed over, so an empty answer may be progress.
+                while left == before:
+                    got = await consumer.getmany(timeout_ms=200, max_records=READ_AT_ONCE)
+                    records += [record for some in got.values() for record in some]
+                    left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
+            for record in records:
+                if record.offset < ends[TopicPartition(record.topic, record.partition)]:
+                    yield record
+            if left and clock() > note:
+                say(f"Reading {what}: {100 * (total - left) // total} % of {total} records ...")
+                note = clock() + NOTE_AFTER

@@ -1,0 +1,219 @@
+"""What the journal holds, told from Kafka alone: it works while the service is down, and changes nothing.
+
+The journal knows what is in flight and, for SYNC__DEDUPLICATE_FOR, how each request ended; older ones are only in the
+outcomes' topics.
+"""
+
+import asyncio
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from service import journal
+from service.cli import kafka
+from service.cli.answers import NoAnswer, moment, printable, rfc3339, say, show_facts, show_json, show_table
+from service.cli.words import State
+from service.sync import ApiError, Ended, Lingering, Reason, Running, Submitting, Sync, Waiting
+
+COLUMNS: Final = ("operationID", "replicationId", "site", "state", "accepted", "submitted", "ended", "POSTs", "task")
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A sync as the journal holds it, read for telling."""
+
+    sync: Sync
+    partition: int
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """What it can be asked for by."""
+        request = self.sync.request
+        return request.identity, request.operation_id, request.replication_id
+
+    @property
+    def at(self) -> Waiting | Submitting | Running | Ended:
+        """How far it has come; a lingering one's outcome is told, but this is where it still is."""
+        return self.sync.of if isinstance(self.sync, Lingering) else self.sync
+
+    @property
+    def state(self) -> State:
+        """In one word."""
+        match self.sync:
+            case Waiting():
+                return State.WAITING
+            case Submitting():
+                return State.SUBMITTING
+            case Running():
+                return State.RUNNING
+            case Lingering():
+                return State.LINGERING
+            case Ended(reason=reason):
+                return State.FAILED if reason else State.COMPLETED
+
+    @property
+    def reason(self) -> Reason | None:
+        """Why it failed."""
+        if isinstance(self.sync, Lingering):
+            return Reason.TIMED_OUT
+        return self.sync.reason if isinstance(self.sync, Ended) else None
+
+    @property
+    def ended_at(self) -> datetime | None:
+        """When its outcome was decided."""
+        if isinstance(self.sync, Lingering):
+            return self.sync.told_at
+        return self.sync.ended_at if isinstance(self.sync, Ended) else None
+
+    @property
+    def submitted_at(self) -> datetime | None:
+        """When VCDA accepted it."""
+        return self.at.submitted_at if isinstance(self.at, Running | Ended) else None
+
+    @property
+    def task_id(self) -> str | None:
+        """VCDA's task."""
+        return self.at.task_id if isinstance(self.at, Running | Ended) else None
+
+    @property
+    def adopted(self) -> bool:
+        """Whether its task was found at VCDA instead of POSTing again."""
+        return self.at.adopted if isinstance(self.at, Running | Ended) else False
+
+    @property
+    def trouble(self) -> ApiError | None:
+        """Why the last attempt came to nothing."""
+        return self.at.trouble if isinstance(self.at, Waiting | Submitting) else None
+
+
+def list_(*, states: Collection[State], site: str | None, replication: str | None, limit: int, as_json: bool) -> None:
+    """List those that pass the filters; a site of "" means none."""
+    found = [
+        told
+        for told in asyncio.run(_journal())
+        if (not states or told.state in states)
+        and (site is None or (told.sync.request.site or "") == site)
+        and replication in {None, told.sync.request.replication_id}
+    ]
+    if len(found) > limit:
+        say(f"The latest {limit} of {len(found)}; --limit shows more.")
+    _show(found[-limit:], as_json=as_json)
+
+
+def show(name: str, *, as_json: bool) -> None:
+    """Tell the story of the request of that name; list them if it is the name of several."""
+    found = [told for told in asyncio.run(_journal()) if name in told.names]
+    if not found:
+        msg = (
+            f"The journal knows nothing of {printable(name)}: it was never accepted, or ended longer ago than "
+            "VM_SYNC_SYNC__DEDUPLICATE_FOR; dead letters are listed by `vm-sync dead-letters list`."
+        )
+        raise NoAnswer(msg)
+    if len(found) == 1 and not as_json:
+        show_facts(_story(found[0]))
+    else:
+        _show(found, as_json=as_json)
+
+
+async def _journal() -> list[Told]:
+    """Read all of it, in the order of acceptance."""
+    place = kafka.settings()
+    syncs: dict[tuple[int, bytes], Sync] = {}
+    async with kafka.explained(place):
+        topic = place.names.journal
+        async for record in kafka.read(place, await kafka.places(place, topic), what=f"the journal {topic}"):
+            if record.key == journal.CURSOR_KEY or record.key is None:
+                continue
+            if record.value is None:
+                syncs.pop((record.partition, record.key), None)
+            else:
+                syncs[record.partition, record.key] = _decode(record.key, record.value, topic=topic)
+    told = [Told(sync, partition) for (partition, _), sync in syncs.items()]
+    return sorted(told, key=lambda one: (one.sync.request.accepted_at, one.partition, one.sync.request.offset))
+
+
+def _decode(key: bytes, value: bytes, *, topic: str) -> Sync:
+    try:
+        return journal.decode(key.decode(), value)
+    except (ValueError, KeyError, TypeError):
+        msg = (
+            f"The topic {topic} holds a record that this version can't read: run the version that wrote it, or point "
+            "VM_SYNC_TOPICS__JOURNAL to the service's journal."
+        )
+        raise NoAnswer(msg) from None
+
+
+def _show(found: Sequence[Told], *, as_json: bool) -> None:
+    if as_json:
+        show_json([_json(told) for told in found])
+    else:
+        show_table(COLUMNS, [_row(told) for told in found])
+
+
+def _json(told: Told) -> dict[str, Any]:
+    """Tell of it in the contract's words."""
+    request = told.sync.request
+    return {
+        "requestId": request.identity,
+        "operationID": request.operation_id,
+        "replicationId": request.replication_id,
+        "site": request.site,
+        "state": told.state.value,
+        "reason": told.reason,
+        "partition": told.partition,
+        "offset": request.offset,
+        "requestedAt": rfc3339(request.requested_at),
+        "acceptedAt": rfc3339(request.accepted_at),
+        "submittedAt": rfc3339(told.submitted_at),
+        "endedAt": rfc3339(told.ended_at),
+        "deadline": rfc3339(request.deadline),
+        "attempts": told.at.attempts,
+        "taskId": told.task_id,
+        "adopted": told.adopted,
+        "trouble": {"code": told.trouble.code, "msg": told.trouble.msg} if told.trouble else None,
+    }
+
+
+def _row(told: Told) -> tuple[str, ...]:
+    request = told.sync.request
+    return (
+        request.operation_id,
+        request.replication_id,
+        request.site or "",
+        f"{told.state}: {told.reason}" if told.reason else told.state,
+        moment(request.accepted_at),
+        moment(told.submitted_at),
+        moment(told.ended_at),
+        str(told.at.attempts),
+        told.task_id or "",
+    )
+
+
+def _story(told: Told) -> Iterator[tuple[str, str]]:
+    """Tell it in the order in which it happened."""
+    request = told.sync.request
+    yield "request", request.identity
+    yield "operationID", request.operation_id
+    yield "replicationId", request.replication_id
+    yield "site", request.site or "that of the login"
+    yield "state", told.state
+    yield "requested", f"{moment(request.requested_at)}, partition {told.partition}, offset {request.offset}"
+    yield "accepted", moment(request.accepted_at)
+    if told.submitted_at:
+        yield "submitted", moment(told.submitted_at)
+    yield "POSTs", str(told.at.attempts)
+    if told.task_id:
+        yield "task", told.task_id + (", found at VCDA instead of POSTing again" if told.adopted else "")
+    if told.trouble:
+        yield "trouble", f"{printable(told.trouble.code)}: {printable(told.trouble.msg)}"
+    if told.ended_at:
+        yield "ended", f"{moment(told.ended_at)}, {told.ended_at - request.accepted_at} after it was accepted"
+    if told.reason:
+        yield "reason", told.reason
+    if isinstance(told.sync, Lingering):
+        yield "lingering", "its task may still run at VCDA, so the replication's next request waits"
+    if isinstance(told.sync, Ended):
+        yield "remembered", f"until {moment(told.sync.expires_at)}"
+    else:
+        yield "deadline", moment(request.deadline)
