@@ -133,6 +133,8 @@ class ScriptedVcda:
         """Or what look-ups meet."""
         self.user: str | None = world.user
         """Whose session it is; None before the first login."""
+        self.dead = False
+        """Whether the process has died: nothing leaves it any more."""
         self._late = late.total_seconds()
         self._clock = clock or world.clock
         self._meets = meets
@@ -148,6 +150,8 @@ class ScriptedVcda:
         self.user = self.user or self.world.user
         if not may_leave():
             return sync.NotTaken(Trouble(label=sync.WITHHELD, detail="held back"), sent=False)
+        if self.dead:
+            await asyncio.get_running_loop().create_future()
         self.posts[operation_id] += 1
         sent_at = self._clock.monotonic()
         self.sent.append((sent_at, operation_id))
