@@ -16,6 +16,8 @@ from tests.appliance import (
     Answer,
     Appliance,
     Call,
+    Cut,
+    Drip,
     Ours,
     Reply,
     appliance,
@@ -247,7 +249,7 @@ async def test_wrong_credentials_are_tried_once_a_pause_that_grows_to_a_minute()
     refuse = script(login=Reply(401, NOT_AUTHENTICATED))
     async with appliance(refuse) as there, ours(there.url) as us:
         attempts = []
-        for second in range(400):
+        for second in range(190):
             us.clock.seconds = 1000.0 + second
             before = logins(there)
             answers = await asyncio.gather(*[us.submit() for _ in range(3)])
@@ -256,7 +258,7 @@ async def test_wrong_credentials_are_tried_once_a_pause_that_grows_to_a_minute()
                 assert logins(there) == before + 1
                 attempts.append(second)
 
-        assert attempts == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 303, 363]
+        assert attempts == [0, 1, 3, 7, 15, 31, 63, 123, 183]
         assert there.posts == []
 
     assert set(us.meter.logins) == {"refused"}
@@ -339,13 +341,13 @@ async def test_a_site_that_refuses_us_is_extended_to_once_a_pause_and_the_others
 )
 async def test_a_site_where_nothing_helps_is_no_reason_to_log_in_for_ever(refusal: Reply) -> None:
     async with appliance(script(submit=refusal)) as there, ours(there.url) as us:
-        for second in range(200):
+        for second in range(70):
             us.clock.seconds = 1000.0 + second
             answers = await asyncio.gather(*[us.submit(site="site2") for _ in range(3)])
             assert all(isinstance(answer, NotTaken) for answer in answers)
 
-        assert logins(there) <= 10
-        assert len(there.seen(EXTEND)) <= 10
+        assert logins(there) <= 8
+        assert len(there.seen(EXTEND)) <= 8
 
 
 async def test_a_session_that_never_extends_is_not_replaced_for_ever() -> None:
@@ -414,6 +416,34 @@ async def test_the_end_logs_out() -> None:
             await us.submit()
 
         assert [call.token for call in there.seen("DELETE /sessions")] == ["t0+/="]
+
+
+async def test_an_end_does_not_wait_for_a_logout_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.vcda.session.LOGOUT_LIMIT", 0.05)
+    async with appliance(script(logout=Drip(b"", drop=b""))) as there, ours(there.url) as us:
+        await us.submit()
+        await asyncio.wait_for(us.vcda.close(), 1)
+
+        assert len(there.seen("DELETE /sessions")) == 1
+
+
+async def test_an_end_gives_up_a_login_under_way() -> None:
+    async with appliance(script(login=Drip(b"", drop=b""))) as there, ours(there.url) as us:
+        waiting = asyncio.create_task(us.submit())
+        await there.until(lambda: logins(there) == 1)
+        await asyncio.wait_for(us.vcda.close(), 1)
+        await asyncio.wait([waiting])
+
+        assert waiting.cancelled()
+
+
+async def test_an_extension_without_an_answer_is_trouble_of_its_site_alone() -> None:
+    async with appliance(script(extend=Cut())) as there, ours(there.url) as us:
+        answer = await us.submit(site="site2")
+
+        assert isinstance(answer, NotTaken)
+        assert not answer.sent
+        assert isinstance(await us.submit(), Accepted)
 
 
 async def test_an_end_without_a_login_makes_no_call() -> None:

@@ -127,7 +127,7 @@ def _api_error(value: Json) -> ApiError:
     return ApiError(
         _text(words.get("code")) or "Unknown",
         _text(words.get("msg")) or "",
-        tuple(_cut(arg) for arg in args[:LIST_LIMIT] if isinstance(arg, (str, int, float)))
+        tuple(str(arg)[:TEXT_LIMIT] for arg in args[:LIST_LIMIT] if isinstance(arg, (str, int, float)))
         if isinstance(args, list)
         else (),
     )
@@ -158,13 +158,6 @@ def _member(value: Json, name: str) -> Object:
 
 def _text(value: Json) -> str | None:
     return value[:TEXT_LIMIT] if isinstance(value, str) and value else None
-
-
-def _cut(value: str | float) -> str:
-    try:
-        return str(value)[:TEXT_LIMIT]
-    except ValueError:  # an integer of more digits than Python is willing to print
-        return "?"
 
 
 def _number(value: Json) -> float | None:
