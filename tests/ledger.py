@@ -94,15 +94,19 @@ class Process:
     def signal(self, number: int) -> None:
         self.child.send_signal(number)
 
-    def kill(self) -> None:
+    async def kill(self) -> None:
         self.child.send_signal(signal.SIGKILL)
-        self.child.wait(10)
+        await self.ended(within=10.0)
 
-    def stop(self, *, within: float = 40.0) -> int:
+    async def stop(self, *, within: float = 40.0) -> int:
         """SIGTERM, and the exit code."""
         if self.running:
             self.child.send_signal(signal.SIGTERM)
-        return self.child.wait(within)
+        return await self.ended(within=within)
+
+    async def ended(self, *, within: float) -> int:
+        """Wait for its end without holding up the simulator, which runs on the same event loop."""
+        return await asyncio.to_thread(self.child.wait, within)
 
     def close(self) -> None:
         if self.running:
@@ -124,7 +128,8 @@ class Process:
         """Ask its operations server; raises httpx.HTTPError when it doesn't answer."""
         port = self.port()
         if port is None:
-            raise httpx.ConnectError("no port yet")
+            msg = "no port yet"
+            raise httpx.ConnectError(msg)
         async with httpx.AsyncClient() as client:
             return await client.get(f"http://127.0.0.1:{port}{path}", timeout=timeout)
 
@@ -334,10 +339,10 @@ class Ledger:
         placed: defaultdict[tuple[str, TopicPartition], list[tuple[int, int]]] = defaultdict(list)
         for one in told:
             if (asked := self.asked.get(one.event["operationID"])) is not None:
-                placed[(asked.replication_id, one.place)].append((asked.offset, one.offset))
-        for (replication_id, _), some in placed.items():
-            offsets = [told_at for _, told_at in sorted(some)]
-            if offsets != sorted(offsets):
+                placed[asked.replication_id, one.place].append((asked.offset, one.offset))
+        for (replication_id, _), offsets in placed.items():
+            told_at = [at for _, at in sorted(offsets)]
+            if told_at != sorted(told_at):
                 yield f"the outcomes of {replication_id} were told out of order"
 
     def _secrets(self, told: list[Told]) -> Iterator[str]:
