@@ -156,6 +156,8 @@ class Refused:
 
     error: ApiError | None
     http_status: int | None
+    sent: bool = True
+    """False where it was refused before a POST was made: there are no credentials for the site, or no such site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,16 +393,18 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
     match seen:
         case Accepted(task, account):
             return Step(_running(state, task, account, adopted=False))
-        case Refused(error, http_status):
+        case Refused(error, http_status, sent):
+            tried = state if sent else replace(state, attempts=state.attempts - 1)
             return _failed(
-                state, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
+                tried, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
             )
         case NotTaken(trouble, sent):
             return Step(
                 Waiting(
                     request=state.request,
                     attempts=state.attempts if sent else state.attempts - 1,
-                    trouble=_words(trouble),
+                    # What we held back ourselves says nothing of why the request had to wait so long.
+                    trouble=state.trouble if trouble.label == WITHHELD else _words(trouble),
                 )
             )
         case Unanswered(trouble, sent_at, account):

@@ -164,6 +164,20 @@ def test_a_post_that_never_left_waits_again_and_was_no_attempt() -> None:
     )
 
 
+def test_a_request_refused_before_any_post_was_made_tells_of_no_attempt() -> None:
+    step = answered(SUBMITTING, Refused(ApiError("NoCredentials", "None for this site."), None, sent=False))
+    assert isinstance(step.outcome, Failed)
+    assert (step.outcome.reason, step.outcome.attempts) == (Reason.REJECTED, 0)
+
+
+def test_a_post_held_back_here_leaves_the_trouble_that_vcda_had_told_of() -> None:
+    earlier = replace(SUBMITTING, trouble=ApiError("Busy", "A sync is running."))
+    held_back = NotTaken(Trouble(label=sync.WITHHELD, detail="It may no longer be sent."), sent=False)
+    assert answered(earlier, held_back).state == Waiting(
+        request=REQUEST, attempts=0, trouble=ApiError("Busy", "A sync is running.")
+    )
+
+
 def test_trouble_is_remembered_in_vcdas_words_where_it_had_any() -> None:
     busy = replace(TROUBLE, error=ApiError("Busy", "A sync is running."))
     step = answered(SUBMITTING, NotTaken(busy, sent=True))

@@ -524,7 +524,7 @@ async def test_a_site_that_vcda_does_not_know_is_refused_as_the_post_would_be() 
         assert there.posts == []
         assert len(there.seen(EXTEND)) == 1
 
-    assert answers == [Refused(ApiError("SiteNotFound", "Site site2 not found."), 404)] * 3
+    assert answers == [Refused(ApiError("SiteNotFound", "Site site2 not found."), 404, sent=False)] * 3
 
 
 async def test_while_nobody_can_log_in_a_site_without_credentials_is_trouble() -> None:

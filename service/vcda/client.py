@@ -296,10 +296,10 @@ class Vcda:
         """Read a POST's answer, as the table at the top says."""
         match reply.seen:
             case NoCredentials():
-                return Refused(ApiError("NoCredentials", _without_credentials(site)), None)
+                return Refused(ApiError("NoCredentials", _without_credentials(site)), None, sent=reply.tried)
             case Trouble(http_status=404, error=ApiError(code="SiteNotFound") as error):
                 # Said of the session's extension; the POST itself would have been told the same.
-                return Refused(error, 404)
+                return Refused(error, 404, sent=reply.tried)
             case Trouble() as trouble:
                 return NotTaken(trouble, sent=reply.tried)
             case NoAnswer(sent_at=sent_at) as nothing:
