@@ -1,0 +1,58 @@
+"""Writes docs/vcda-answers.md from the table that tests/test_answers.py proves: `python -m tools.vcda_answers`."""
+
+from pathlib import Path
+
+from tests.answers import TABLES, End, Row
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "vcda-answers.md"
+
+HEAD = """\
+# What VCDA may answer, and what becomes of the request
+
+Made by `python -m tools.vcda_answers` from `tests/answers.py`. `tests/test_answers.py` does every row of it to a
+running service, with a simulated VCDA, and compares.
+
+Three rules explain all rows:
+
+- What VCDA itself refuses, with an ApiError, ends the request; what a proxy says, or nobody, doesn't.
+- A POST that VCDA may have taken is never repeated before its task has been looked for, and can no longer come.
+- Only `SUCCEEDED` and `FAILED` end a task.
+
+*POSTs* are those that reached VCDA, *tasks* those it made of them; an *adopted* task was found, instead of POSTing
+again.
+"""
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEAD]
+    for title, rows in TABLES.items():
+        parts.append(
+            f"\n## {title}\n\n| VCDA answers | what happens | outcome | POSTs | tasks |\n|---|---|---|---|---|\n"
+        )
+        parts.extend(_line(row) for row in rows)
+    return "".join(parts)
+
+
+def _line(row: Row) -> str:
+    ends = row.ends
+    posts = "several" if ends.posts is None else str(ends.posts)
+    tasks = f"{ends.tasks}, adopted" if ends.adopted else str(ends.tasks)
+    return f"| {row.answer} | {row.then} | {_outcome(ends)} | {posts} | {tasks} |\n"
+
+
+def _outcome(ends: End) -> str:
+    why = [f"`{ends.code}`"] if ends.code else []
+    if ends.http_status is not None:
+        why.append(str(ends.http_status))
+    said = f"`{ends.outcome}`" + (f" ({', '.join(why)})" if why else "")
+    return said + (f", warning {', '.join(f'`{code}`' for code in ends.warnings)}" if ends.warnings else "")
+
+
+def main() -> None:
+    """Write into the repository."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
