@@ -10,13 +10,14 @@ It never decides what becomes of a record, and never skips one silently.
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError, UnsupportedCodecError
 from typing_extensions import override
+
+from service.clock import Clock
 
 log = logging.getLogger(__name__)
 
@@ -36,11 +37,12 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     fetch it: records of one count follow each other without a gap, those of another don't.
     """
 
-    def __init__(self, *topics: str, **options: Any) -> None:  # noqa: ANN401 - aiokafka's own options, passed on
+    def __init__(self, *topics: str, clock: Clock, **options: Any) -> None:  # noqa: ANN401 - aiokafka's own, passed on
         super().__init__(*topics, **options)
+        self._clock = clock
         self.seeks: Counter[TopicPartition] = Counter()
         self.fetched_under: dict[TopicPartition, int] = {}
-        self.asked_at = time.monotonic()
+        self.asked_at = clock.monotonic()
         """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
         self._bad: dict[TopicPartition, int] = {}
 
@@ -56,11 +58,11 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> Records:
         """Return records of any assigned partition; waits up to `timeout_ms` until there are some."""
-        until = time.monotonic() + timeout_ms / 1000
+        until = self._clock.monotonic() + timeout_ms / 1000
         while True:
-            self.asked_at = time.monotonic()
+            self.asked_at = self._clock.monotonic()
             got = await self._collect(partitions, max_records)
-            left = until - time.monotonic()
+            left = until - self._clock.monotonic()
             if got or left <= 0:
                 return got
             if not self._fetcher._records:
@@ -121,7 +123,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             topic=place.topic,
             partition=place.partition,
             offset=offset,
-            timestamp=int(time.time() * 1000),
+            timestamp=int(self._clock.now().timestamp() * 1000),
             timestamp_type=0,
             key=None,
             value=None,

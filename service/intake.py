@@ -138,7 +138,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             consumer_only=True,
             allow_auto_create_topics=False,
             apply_types=False,
-            logger=None,
+            logger=logging.getLogger("faststream"),
+            log_level=logging.DEBUG,  # of each message; what goes wrong while reading is logged above that
         )
         subscriber = self.broker.subscriber(
             tools.requests,
@@ -172,14 +173,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         # The seam by which FastStream's own test broker replaces the consumer; the minor version is pinned for it.
         self.broker.config.broker_config.builder = self._consumer_of
         await self.broker.start()
-        self._metrics.partitions(len(self._consumer.partitions_for_topic(self._tools.requests) or ()))
         self._progress = asyncio.create_task(self._show_progress())
         self._progress.add_done_callback(self._note_death)
 
     def _consumer_of(self, **options: Any) -> SteadyConsumer:  # noqa: ANN401 - as FastStream calls it
         options |= self._connection
         options |= {"request_timeout_ms": _ms(KAFKA_REQUEST_TIMEOUT), "enable_auto_commit": False}
-        return SteadyConsumer(**options)
+        return SteadyConsumer(clock=self._clock, **options)
 
     async def stop(self, limit: float) -> None:
         """Stop reading, quiesce, let everything stand in the journals, leave the group; within `limit` seconds."""
@@ -221,8 +221,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     @property
     def read_at(self) -> float:
-        """When the reading loop last asked for records, on the monotonic clock."""
-        return self._consumer.asked_at
+        """When the reading loop last asked for records, on the monotonic clock; now, once it was told to stop."""
+        return self._clock.monotonic() if self._stopping else self._consumer.asked_at
 
     def partitions(self) -> Iterator[Partition]:
         """Yield the partitions open here."""
@@ -510,6 +510,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         for keeper in self._keepers.values():
             if keeper.partition is not None:
                 keeper.cursor = keeper.partition.cursor
+        self._metrics.partitions(len(self._consumer.partitions_for_topic(self._tools.requests) or ()))
         try:
             async with asyncio.timeout(SHOW_PROGRESS.total_seconds()):
                 await self._consumer.topics()

@@ -206,8 +206,10 @@ class Vcda:
 
     async def close(self) -> None:
         """Log out and close all connections; takes a few seconds at most."""
-        await self._session.close()
-        await self._wire.close()
+        try:
+            await self._session.close()
+        finally:
+            await self._wire.close()
 
     # ------------------------------------------------------------ how
 
