@@ -71,6 +71,9 @@ OWN_BACKOFF = timedelta(seconds=10)
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
+FEW_DEADLINES = 1_000
+"""So many deadlines of syncs that have ended are not worth clearing away."""
+
 SWEEP = timedelta(hours=1)
 """How often expired identities are given their tombstones; at least so often are they read, so it shall be seldom."""
 
@@ -155,6 +158,8 @@ class Work:
     """A sync in flight, and what this process is doing about it."""
 
     state: sync.Sync
+    submitting: bool = False
+    """Counted among the site's POSTs on their way: from its turn until the answer."""
     posting: "asyncio.Task[None] | None" = None
     left: bool = False
     """The POST's bytes may have left."""
@@ -164,6 +169,8 @@ class Work:
     """Has a turn coming in the lane."""
     not_before: float = 0.0
     """The replication is busy (409): no turn is asked for until this moment of the monotonic clock."""
+    behind: str | None = None
+    """The operation that it still waited behind when its deadline came."""
     watch: Watch | None = None
     progress: int | None = None
 
@@ -255,8 +262,12 @@ class Partition:
         self.quiescing = True
         try:
             async with asyncio.timeout(limit):
-                while posting := [work.posting for work in self._works.values() if work.posting]:
-                    await asyncio.wait(posting)
+                while submitting := [work for work in self._works.values() if work.submitting]:
+                    posting = [work.posting for work in submitting if work.posting]
+                    if posting:
+                        await asyncio.wait(posting)
+                    else:
+                        await self.prove()  # their intents are on the way to the journal; only then are they withheld
                 await self.prove()
         except (TimeoutError, JournalLost):
             return False
@@ -277,6 +288,7 @@ class Partition:
         if tasks:
             await asyncio.wait(tasks)
         for work in list(self._works.values()):
+            self._free_slot(work)
             self._leave(work)
             self._tools.metrics.moved(work.request.site, public_state(work.state), None)
         self._tools.metrics.identities(-len(self._remembered))
@@ -358,7 +370,7 @@ class Partition:
         work = Work(state)
         self._works[state.request.identity] = work
         self._queues.setdefault(state.request.replication_id, deque()).append(work)
-        self._remind(work, state.request.deadline)
+        self._remind(work)
         self._tools.metrics.moved(state.request.site, None, public_state(state))
         return work
 
@@ -386,7 +398,7 @@ class Partition:
         offset = api.offset(request.site)
         margin = UNCALIBRATED_MARGIN if offset is None else CLOCKS_MARGIN
         look_from = now + (offset or timedelta()) - margin
-        work.occupies = True
+        work.submitting = work.occupies = True
         work.left = False
         intent = sync.begin(
             work.state,
@@ -437,7 +449,7 @@ class Partition:
 
     def _answered(self, work: Work, answer: sync.SubmitAnswer) -> None:
         lane = self._lane(work)
-        lane.answered()
+        self._free_slot(work)
         trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
         if not _withheld(answer):
             lane.heard(trouble)
@@ -568,7 +580,7 @@ class Partition:
             trouble = tasks if isinstance(tasks, sync.Trouble) else None
             lane.heard(trouble)
             if isinstance(tasks, sync.Trouble):
-                return
+                continue  # the lane says when the next may go; a replication that breaks VCDA holds nobody up
             names = api.names(site)
             by_replication: dict[str | None, list[Task]] = {}
             for task in tasks:
@@ -583,16 +595,26 @@ class Partition:
 
     # ------------------------------------------------------------ deadlines
 
-    def _remind(self, work: Work, moment: datetime) -> None:
+    def _remind(self, work: Work) -> None:
+        """Look at it again when its deadline comes, or when a doubt behind a told outcome has lasted too long."""
+        told = isinstance(work.state, Lingering)
+        moment = work.request.deadline + (sync.LINGER_LIMIT if told else timedelta())
         self._serial += 1
         heapq.heappush(self._deadlines, (moment, self._serial, work))
+        if len(self._deadlines) > 2 * len(self._works) + FEW_DEADLINES:
+            # Most syncs end hours before their deadlines; what has ended shall not be kept in memory until then.
+            self._deadlines = [entry for entry in self._deadlines if self._is_here(entry[2])]
+            heapq.heapify(self._deadlines)
+
+    def _is_here(self, work: Work) -> bool:
+        return self._works.get(work.request.identity) is work
 
     async def _deadline_loop(self) -> None:
         while True:
             now = self._tools.clock.now()
             while self._deadlines and self._deadlines[0][0] <= now:
                 _, _, work = heapq.heappop(self._deadlines)
-                if work.request.identity in self._works:
+                if self._is_here(work):
                     self._move_on(work.request.replication_id)
             await asyncio.sleep(TICK.total_seconds())
 
@@ -600,21 +622,20 @@ class Partition:
         """Tell the outcomes of expired requests, the eldest first; nobody's before those of their elders."""
         now = self._tools.clock.now()
         policy = self._tools.policy
-        elder: sync.Sync | None = None
+        elder: str | None = None
         for work in list(self._queues.get(replication_id, ())):
             if isinstance(work.state, Ended):
                 continue
             if isinstance(work.state, Submitting) and not work.state.in_doubt and not work.left:
                 return  # its POST has not begun and now won't: the answer will say so, and it comes back here
-            behind = (
-                None if elder is None else f"It waited behind {elder.request.operation_id} of the same replication."
-            )
+            elder = elder or work.behind
+            behind = None if elder is None else f"It waited behind {elder} of the same replication."
             step = sync.expired(work.state, now=now, policy=policy, behind=behind)
             if step.state is not work.state:
                 self._become(work, step)
             if not isinstance(step.state, Lingering | Ended):
                 return
-            elder = work.state
+            elder = work.request.operation_id
 
     # ------------------------------------------------------------ changes and commits
 
@@ -634,9 +655,11 @@ class Partition:
                 queue.remove(work)
                 if not queue:
                     del self._queues[work.request.replication_id]
+                elif queue[0].request.deadline <= self._tools.clock.now():
+                    queue[0].behind = work.request.operation_id
                 self._remember(ended)
             case Lingering(of=Submitting()) if not isinstance(before, Lingering):
-                self._remind(work, work.request.deadline + sync.LINGER_LIMIT)
+                self._remind(work)
             case Waiting():
                 self._vacate(work)
             case _:
@@ -644,8 +667,9 @@ class Partition:
         self._stir()
 
     def _remember(self, ended: Ended) -> None:
+        before = len(self._remembered)
         self._remembered.add(ended.request.identity, ended.expires_at)
-        self._tools.metrics.identities(1)
+        self._tools.metrics.identities(len(self._remembered) - before)
         if ended.task_id is not None:
             self._young.add(ended.request.replication_id, ended.task_id, ended.submitted_at or ended.ended_at)
 
@@ -691,6 +715,8 @@ class Partition:
             with suppress(TimeoutError):
                 async with asyncio.timeout(GATHER.total_seconds()):
                     await self._urgent.wait()
+            if self._closed:
+                return
             await self._commit()
 
     async def _commit(self) -> None:
@@ -720,7 +746,8 @@ class Partition:
                 log.warning("Expired identities of partition %d stay for another round: %s", self.number, error)
                 continue
             for identity in gone:
-                if identity not in self._works and identity not in self._pending.changes:
+                # It may have come again since it was read.
+                if identity not in self._works and not self._remembered.holds(identity, now):
                     self._pending.changes[identity] = None
             self._tools.metrics.identities(-self._remembered.forget_expired(now))
             if gone:
@@ -739,6 +766,11 @@ class Partition:
             work.occupies = True
             self._lane(work).occupy()
 
+    def _free_slot(self, work: Work) -> None:
+        if work.submitting:
+            work.submitting = False
+            self._lane(work).answered()
+
     def _vacate(self, work: Work) -> None:
         if work.occupies:
             work.occupies = False
@@ -756,6 +788,7 @@ class Partition:
 
         async def then() -> None:
             await asyncio.sleep(pause)
+            work.not_before = 0.0  # a loop's timer may be a millisecond early
             self._move_on(work.request.replication_id)
 
         self._spawn(then())

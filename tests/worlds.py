@@ -152,6 +152,8 @@ class Log:
     told: list[Told] = field(default_factory=list)
     refused: int = 0
     """Commits of those who had been fenced."""
+    readers: "list[asyncio.Future[None]]" = field(default_factory=list)
+    """Those who have read all there is."""
     history: list[str] = field(default_factory=list)
     """What the journal said, change by change: for whoever has to find out why."""
 
@@ -188,7 +190,8 @@ class Broker:
         asked = {"replicationId": replication_id, "operationID": operation_id}
         if deadline is not None:
             asked["deadlineSeconds"] = deadline  # type: ignore[assignment]
-        requests = self.log(number).requests
+        log = self.log(number)
+        requests = log.requests
         moment = EPOCH + timedelta(seconds=asyncio.get_running_loop().time())
         requests.append(
             Record(
@@ -201,6 +204,10 @@ class Broker:
                 headers=(),
             )
         )
+        readers, log.readers = log.readers, []
+        for reader in readers:
+            if not reader.done():
+                reader.set_result(None)
 
     async def open(self, number: int, *, process: "Process") -> Opened:
         """Fence whoever had the journal, then read it."""
@@ -384,7 +391,6 @@ class Process:
         limits: LaneLimits | None = None,
         meets: Callable[[str], str] = lambda _: "well",
         deadline: timedelta = timedelta(hours=6),
-        reads_every: float = 0.05,
     ) -> None:
         self.name = name
         self.frozen = False
@@ -397,7 +403,6 @@ class Process:
         self.vcda = ScriptedVcda(world, clock=self.clock, late=policy.late, meets=meets)
         self._broker = broker
         self._group = group
-        self._reads_every = reads_every
         self._context = contextvars.copy_context()
         self._context.run(_AT.set, self)
         self._keepers: dict[int, _Keeper] = {}
@@ -532,15 +537,20 @@ class Process:
                 if partition is not None:
                     await partition.close()
             await asyncio.sleep(0.1)
-            while not await self._group.confirms(number, self):  # noqa: ASYNC110 - as the intake asks
+            while not await self._group.confirms(number, self):
                 await asyncio.sleep(1.0)
 
     async def _read(self, number: int, partition: Partition) -> None:
         log = self._broker.log(number)
         while True:
-            if not partition.quiescing and partition.cursor < len(log.requests):
+            if partition.quiescing:
+                await asyncio.sleep(0.5)
+            elif partition.cursor < len(log.requests):
                 partition.admit(log.requests[partition.cursor :])
-            await asyncio.sleep(self._reads_every)
+            else:
+                log.readers.append(asyncio.get_running_loop().create_future())
+                await log.readers[-1]
+                await asyncio.sleep(0.01)
 
 
 # ---------------------------------------------------------------- all together
@@ -565,7 +575,7 @@ class Deployment:
             if not process.dead:
                 await process.crash()
 
-    def process(self, name: str, **how: Any) -> Process:  # noqa: ANN401 - as Process takes it
+    def process(self, name: str, **how: Any) -> Process:
         """Start a process that owns nothing yet."""
         process = Process(
             name, world=self.world, broker=self.broker, group=self.group, **({"policy": self.policy} | how)
@@ -573,7 +583,7 @@ class Deployment:
         self.processes.append(process)
         return process
 
-    def owner(self, name: str = "P0", **how: Any) -> Process:  # noqa: ANN401 - as Process takes it
+    def owner(self, name: str = "P0", **how: Any) -> Process:
         """Start a process that owns partition 0 from now on, whoever had it before."""
         process = self.process(name, **how)
         self.group.hand(0, process)
