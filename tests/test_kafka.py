@@ -86,7 +86,7 @@ async def test_what_was_committed_outlives_a_stop_and_a_kill(own_kafka: Embedded
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's-death signal is Linux's own")
 def test_it_dies_with_a_parent_that_was_killed() -> None:
     jars()  # the download, if it is due, is not what is tested here
-    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as parent:  # noqa: S603 - ours
+    with subprocess.Popen([sys.executable, "-c", HOLDER], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         watch = os.pidfd_open(int(parent.stdout.readline()))
         parent.kill()
