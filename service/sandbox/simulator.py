@@ -193,7 +193,7 @@ class Simulator:
         posting = self._posting.setdefault(site, {})
         posting[id(request)] = request
         try:
-            self._count_posting(posting, site)
+            self._count_posting(posting, site, call.token)
             if self.world.config.submit_latency is not None:
                 await asyncio.sleep(self.world.config.submit_latency.draw(self.world.rng))
             return await self._answer(request, call, site)
@@ -207,9 +207,9 @@ class Simulator:
         if call.operation == "poll":
             counts.ids_polled += call.asked["ids"].count(",") + 1
 
-    def _count_posting(self, posting: dict[int, web.BaseRequest], site: str) -> None:
+    def _count_posting(self, posting: dict[int, web.BaseRequest], site: str, token: str | None) -> None:
         counts, where = self.world.counts, self.world.sites.get(site)
-        if where is not None and self.world.posted_while_paused(where):
+        if where is not None and self.world.posted_while_paused(where, token=token):
             counts.posts_while_paused += 1
         if len(posting) > counts.most_posting[site]:  # those whose clients have gone don't count
             there = sum(request.transport is not None for request in posting.values())
@@ -283,7 +283,7 @@ class Simulator:
             whole = max(1, -int(-seconds // 1))  # rounded up: the header has no fractions
             headers["Retry-After"] = formatdate(self._clock() + whole, usegmt=True) if fault.http_date else str(whole)
             if (where := self.world.sites.get(site)) is not None:
-                self.world.told_to_wait(where, seconds)
+                self.world.told_to_wait(where, seconds, token=call.token)
         if fault.html:
             page = f"<html><head><title>{fault.status}</title></head><body><center>nginx</center></body></html>"
             return Reply(fault.status, page.encode(), "text/html", headers)

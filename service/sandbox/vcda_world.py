@@ -255,9 +255,8 @@ class Site:
     running: list[float] = field(default_factory=list)
     """When each unfinished sync ends: a heap."""
     clock_offset: float = 0.0
-    told_at: float = -math.inf
-    """When a Retry-After was told, and until when it holds."""
-    paused_until: float = -math.inf
+    pauses: dict[str | None, tuple[float, float]] = field(default_factory=dict)
+    """By session, since who was never told breaks nothing: when a Retry-After was told, and until when it holds."""
 
 
 @dataclass(slots=True)
@@ -514,15 +513,16 @@ class World:
         """Put a site's clock fast (or, below 0, slow): its tasks' times, and at the local site the Date header."""
         self.sites[site or self.config.local_site].clock_offset = seconds
 
-    def told_to_wait(self, where: Site, seconds: float) -> None:
-        """Remember that a site said Retry-After."""
+    def told_to_wait(self, where: Site, seconds: float, *, token: str | None = None) -> None:
+        """Remember that a site said Retry-After to a session."""
         now = self.now()
-        where.told_at = now if now >= where.paused_until else where.told_at
-        where.paused_until = max(where.paused_until, now + seconds)
+        told_at, until = where.pauses.get(token, (-math.inf, -math.inf))
+        where.pauses[token] = (now if now >= until else told_at, max(until, now + seconds))
 
-    def posted_while_paused(self, where: Site) -> bool:
+    def posted_while_paused(self, where: Site, *, token: str | None = None) -> bool:
         """Tell whether a POST arriving now breaks a Retry-After that its sender must have heard of."""
-        return where.told_at + self.config.pause_grace < self.now() < where.paused_until
+        told_at, until = where.pauses.get(token, (-math.inf, -math.inf))
+        return told_at + self.config.pause_grace < self.now() < until
 
     # ------------------------------------------------ the truth, for a test to compare with
 
