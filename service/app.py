@@ -13,7 +13,7 @@ Exit codes: 0 after a clean stop, 1 when Kafka could not be reached or after an 
 import asyncio
 import logging
 import signal
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from service import asyncapi, logs, ops
 from service.clock import Clock
 from service.intake import Intake, Plan
-from service.journal import KafkaJournal, Opened, StopReason
+from service.journal import KafkaJournal, Opened, Refusals, StopReason
 from service.lanes import LaneLimits, Lanes
 from service.messages import DeadReason, OutcomeTopics
 from service.metrics import Metrics
@@ -232,9 +232,15 @@ class App:
         kafka, topics, settings = self._settings.kafka, self._settings.topics, self._settings.sync
         arguments = connection.arguments()
 
+        refusals = Refusals()
+
         async def open_journal(partition: int) -> Opened:
             return await KafkaJournal.open(
-                topic=topics.journal, partition=partition, connection=arguments, clock=self._clock
+                topic=topics.journal,
+                partition=partition,
+                connection=arguments,
+                clock=self._clock,
+                refusals=refusals,
             )
 
         return Intake(
@@ -321,14 +327,14 @@ class App:
             raise Misfit("\n".join(refusals))
         return reached
 
-    async def _until_reached(self, stop: asyncio.Event, attempt: Callable[[], Awaitable[None]]) -> bool:
+    async def _until_reached(self, stop: asyncio.Event, attempt: Callable[[], Coroutine[None, None, None]]) -> bool:
         """Try until Kafka is there; False after the start limit, or when told to stop."""
         began = self._clock.monotonic()
         limit = self._settings.kafka.start_limit
         pause, longest = (pause.total_seconds() for pause in START_PAUSES)
         while not stop.is_set():
             try:
-                await attempt()
+                await _unless(stop, attempt())
             except (KafkaError, OSError, TimeoutError) as error:
                 age = self._clock.monotonic() - began
                 servers = self._settings.kafka.bootstrap_servers
@@ -349,7 +355,7 @@ class App:
                         await stop.wait()
                 pause = min(2 * pause, longest)
             else:
-                return True
+                return not stop.is_set()
         return False
 
     # ------------------------------------------------------------ while it works
@@ -470,6 +476,19 @@ class Shown:
     @property
     def deadline(self) -> datetime:  # noqa: D102
         return self.work.request.deadline
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
+    """Do the work, or give it up when told to stop: a Kafka that swallows packets holds a connection up for long."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            await task
+    finally:
+        for one in (task, stopped):
+            one.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
 
 
 def explained(error: BaseException) -> str:
