@@ -133,6 +133,8 @@ class ScriptedVcda:
         """Or what look-ups meet."""
         self.user: str | None = world.user
         """Whose session it is; None before the first login."""
+        self.leaves: Callable[[str], object] = lambda _: None
+        """Told of each POST as it leaves."""
         self.dead = False
         """Whether the process has died: nothing leaves it any more."""
         self._late = late.total_seconds()
@@ -155,6 +157,7 @@ class ScriptedVcda:
         self.posts[operation_id] += 1
         sent_at = self._clock.monotonic()
         self.sent.append((sent_at, operation_id))
+        self.leaves(operation_id)
         script = self.script.get(operation_id)
         what = script.pop(0) if script else self._meets("submit")
         user = self.user
