@@ -34,6 +34,7 @@ from service.metrics import Metrics
 from service.partition import Tools, Work, public_state
 from service.polling import Poller
 from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
+from service.settings.diagnosis import diagnosis, overheard
 from service.sync import Lingering, Policy, Running
 from service.topics import Advice, KafkaConnection, Refusal, TopicNames, ensure_topics
 from service.vcda.client import Vcda
@@ -63,6 +64,10 @@ KAFKA_SILENT = timedelta(seconds=12)
 
 OPS_SHARE = timedelta(seconds=2)
 """Of the drain's limit, what is kept for closing VCDA's session and the operations server."""
+
+
+class NotReached(Exception):
+    """Kafka can't be used yet; the text says why, and what to look at."""
 
 
 class Misfit(Exception):
@@ -334,8 +339,8 @@ class App:
         pause, longest = (pause.total_seconds() for pause in START_PAUSES)
         while not stop.is_set():
             try:
-                await _unless(stop, attempt())
-            except (KafkaError, OSError, TimeoutError) as error:
+                await self._diagnosed(_unless(stop, attempt()))
+            except NotReached as why:
                 age = self._clock.monotonic() - began
                 servers = self._settings.kafka.bootstrap_servers
                 if age + pause > limit.total_seconds():
@@ -344,12 +349,10 @@ class App:
                         "VM_SYNC_KAFKA__START_LIMIT: %s",
                         servers,
                         age,
-                        explained(error),
+                        why,
                     )
                     return False
-                log.warning(
-                    "Kafka at %s can't be used yet, trying again in %.0f s: %s", servers, pause, explained(error)
-                )
+                log.warning("Kafka at %s can't be used yet, trying again in %.0f s: %s", servers, pause, why)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await stop.wait()
@@ -357,6 +360,13 @@ class App:
             else:
                 return not stop.is_set()
         return False
+
+    async def _diagnosed(self, attempt: Coroutine[None, None, None]) -> None:
+        with overheard() as errors:
+            try:
+                await attempt
+            except (KafkaError, OSError, TimeoutError) as error:
+                raise NotReached(diagnosis(error, errors, kafka=self._settings.kafka)) from None
 
     # ------------------------------------------------------------ while it works
 
@@ -489,19 +499,6 @@ async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> Non
         for one in (task, stopped):
             one.cancel()
         await asyncio.gather(task, stopped, return_exceptions=True)
-
-
-def explained(error: BaseException) -> str:
-    """Say what Kafka's client had to say, in a sentence that names the setting to look at."""
-    words = str(error) or type(error).__name__
-    if isinstance(error, TimeoutError):
-        words = "no answer in time"
-    lower = words.lower()
-    if "authentication" in lower or "sasl" in lower:
-        return f"{words} (look at VM_SYNC_KAFKA__SASL_USERNAME, __SASL_PASSWORD and __SASL_MECHANISM)"
-    if "ssl" in lower or "certificate" in lower:
-        return f"{words} (look at VM_SYNC_KAFKA__SSL_CA_FILE and __SECURITY_PROTOCOL)"
-    return words
 
 
 def _text(secret: SecretStr | None) -> str | None:

@@ -1,12 +1,10 @@
 """Kafka as the commands see it: connect, look, read to an end that is fixed at the start; each bounded in time.
 
-Kafka's client says in its log, and nowhere else, why a broker turned it away; so the log is listened to here, and
-shown to nobody. What becomes of it is a sentence that names the setting to change.
+What Kafka's client logs is shown to nobody; what becomes of it is a sentence that names the setting to change.
 """
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,20 +12,11 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import (
-    AuthenticationFailedError,
-    GroupAuthorizationFailedError,
-    KafkaConnectionError,
-    KafkaError,
-    SaslAuthenticationFailed,
-    TopicAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
-    UnsupportedSaslMechanismError,
-)
-from typing_extensions import override
+from aiokafka.errors import KafkaError
 
 from service.cli.answers import NoAnswer, say
 from service.settings import KafkaSettings, kafka_security, load_for_kafka
+from service.settings.diagnosis import diagnosis, overheard
 from service.topics import KafkaConnection, TopicNames
 
 SILENCE: Final = 15.0
@@ -68,19 +57,6 @@ class Place:
         return self.connection.arguments() | {"request_timeout_ms": REQUEST_MS}
 
 
-class _Overheard(logging.Handler):
-    """Keeps the exceptions that Kafka's client logs instead of raising."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.errors: list[BaseException] = []
-
-    @override
-    def emit(self, record: logging.LogRecord) -> None:
-        given = record.args if isinstance(record.args, tuple) else ()
-        self.errors += [part for part in given if isinstance(part, BaseException)]
-
-
 def settings() -> Place:
     """Read the settings. Raises `SettingsError`."""
     found = load_for_kafka()
@@ -91,60 +67,15 @@ def settings() -> Place:
 @asynccontextmanager
 async def explained(place: Place) -> AsyncIterator[None]:
     """Turn what Kafka's client raises within into a sentence, and keep its own log to itself."""
-    overheard, log = _Overheard(), logging.getLogger("aiokafka")
-    log.addHandler(overheard)
+    log = logging.getLogger("aiokafka")
     log.propagate = False
-    try:
-        yield
-    except (KafkaError, TimeoutError, OSError) as error:
-        raise NoAnswer(_explain([error, *reversed(overheard.errors)], place.settings)) from None
-    finally:
-        log.removeHandler(overheard)
-        log.propagate = True
-
-
-def _explain(errors: Iterable[BaseException], settings: KafkaSettings) -> str:
-    """Choose the error that says most; a wrong password hides behind a mere "unable to bootstrap"."""
-    kafka, seen = settings.kafka, list(errors)
-    for error in seen:
-        match error:
-            case UnsupportedSaslMechanismError():
-                return (
-                    f"Kafka at {kafka.bootstrap_servers} doesn't take logins of mechanism {kafka.sasl_mechanism}: "
-                    "change VM_SYNC_KAFKA__SASL_MECHANISM."
-                )
-            case AuthenticationFailedError() | SaslAuthenticationFailed():
-                return (
-                    f"Kafka at {kafka.bootstrap_servers} refuses the login of {kafka.sasl_username}: check "
-                    "VM_SYNC_KAFKA__SASL_USERNAME, VM_SYNC_KAFKA__SASL_PASSWORD and VM_SYNC_KAFKA__SASL_MECHANISM."
-                )
-            case ssl.SSLCertVerificationError():
-                return (
-                    f"The certificate of Kafka at {kafka.bootstrap_servers} can't be trusted ({error.verify_message}): "
-                    "name its authority's certificates in VM_SYNC_KAFKA__SSL_CA_FILE."
-                )
-            case ssl.SSLError():
-                return (
-                    f"Kafka at {kafka.bootstrap_servers} and we can't agree on TLS ({error.reason}): check "
-                    "VM_SYNC_KAFKA__SECURITY_PROTOCOL and VM_SYNC_KAFKA__SSL_CERT_FILE."
-                )
-            case TopicAuthorizationFailedError() | GroupAuthorizationFailedError():
-                return f"Kafka doesn't allow us this: grant it to the user that we log in as ({_kind(error)})."
-            case TransactionalIdAuthorizationFailed():
-                return f"Kafka doesn't allow us transactions: grant Write on the transactional id ({_kind(error)})."
-            case _:
-                pass
-    first = seen[0]
-    if isinstance(first, KafkaConnectionError | TimeoutError | OSError):
-        return (
-            f"Kafka can't be reached at {kafka.bootstrap_servers}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and whether "
-            f"VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol} is what its brokers speak."
-        )
-    return f"Kafka at {kafka.bootstrap_servers} refuses: {_kind(first)}."
-
-
-def _kind(error: BaseException) -> str:
-    return type(error).__name__
+    with overheard() as errors:
+        try:
+            yield
+        except (KafkaError, TimeoutError, OSError) as error:
+            raise NoAnswer(diagnosis(error, errors, kafka=place.settings.kafka)) from None
+        finally:
+            log.propagate = True
 
 
 async def partitions(place: Place) -> Mapping[str, int]:

@@ -1,7 +1,8 @@
 """The settings, read once at the start: `load` them, `describe` them; nobody below the application reads them.
 
 In reading order: `model` has every setting with its meaning and the reason for its default, `kinds` how values are
-written, `reading` where they come from, `rows` how they are shown, `credentials` what of them is secret.
+written, `reading` where they come from, `rows` how they are shown, `credentials` what of them is secret, `diagnosis`
+which of them to look at when Kafka can't be used.
 """
 
 from service.settings.credentials import CredentialsReader, Logins, kafka_security, secrets, secrets_of
