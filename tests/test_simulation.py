@@ -12,14 +12,15 @@ import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from random import Random
 
 from service.lanes import LaneLimits
 from service.sync import Lingering, Submitting
-from tests.scripted import Made
+from tests.scripted import ELSEWHERE, Made
 from tests.worlds import DEAD, POLICY, SESSION, Deployment, Process, Told, run
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "2000"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "1000"))
 
 ROUGH = 20.0
 """For so long things go wrong; then they go well, so that everything can end."""
@@ -65,6 +66,7 @@ class Schedule:
         self.finding = dice.choice([0.0, 0.0, 0.3])
         self.polling = dice.choice([0.0, 0.0, 0.2])
         self.committing = dice.choice([0.0, 0.0, 0.02, 0.1])
+        self.striking = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.slow = dice.choice([0.01, 0.05, 0.5])
         self.limits = LaneLimits(max_concurrent_submits=dice.choice([1, 4]), max_running=dice.choice([0, 0, 2]))
         self.policy = replace(POLICY, late=timedelta(seconds=dice.choice([3, 8])))
@@ -83,9 +85,11 @@ class Schedule:
         self.met[f"{kind} {what}"] += 1
         return what
 
-    def commit(self) -> str:
-        """Say what a commit meets."""
+    def commit(self, d: Deployment, process: Process) -> str:
+        """Say what a commit meets, and perhaps strike while it is on its way: that is when it matters."""
         what = "stands"
+        if self.rough and self.dice.random() < self.striking:
+            d.loop.call_later(self.dice.uniform(0.0, 3 * self.slow), self._strike, d, process, context=ELSEWHERE)
         if self.rough and self.dice.random() < self.committing:
             what = self.dice.choice(["lost", "unanswered", "later"])
         self.met[f"commit {what}"] += 1
@@ -120,7 +124,7 @@ class Schedule:
     def _deploy(self, d: Deployment) -> None:
         dice = self.dice
         d.broker.latency = self.latency
-        d.broker.meets = self.commit
+        d.broker.meets = partial(self.commit, d)
         long = dice.choice([1.0, 4.0, 15.0])
         d.world.lasts = lambda _: dice.uniform(0.05, long)
         d.world.fate = lambda _: dice.choice(["SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "FAILED"])
@@ -193,6 +197,17 @@ class Schedule:
             d.group.hand(0, other, learns_after=dice.uniform(0.0, 15.0))
         elif what == "fence":
             d.log.epoch += 1
+
+    def _strike(self, d: Deployment, process: Process) -> None:
+        """Silence a process, and give its partition away at once: the hardest case for its successor."""
+        others = [other for other in d.processes if not other.dead and not other.frozen and other is not process]
+        if d.group.owners[0] is not process or not others or not self.rough or process.frozen:
+            return
+        self.met["strike"] += 1
+        if self.dice.random() < 0.5:
+            process.freeze()
+            d.loop.call_later(self.dice.uniform(0.0, 8.0), process.thaw)
+        d.group.hand(0, self.dice.choice(others), learns_after=self.dice.uniform(5.0, 30.0))
 
     def _expire(self, d: Deployment, owner: Process, other: Process) -> None:
         if d.group.owners[0] is owner and not other.dead:
@@ -281,7 +296,7 @@ def test_whatever_goes_wrong_the_promises_hold() -> None:
     expected = {
         *(f"submit {what}" for temper in TEMPERS for what in temper),
         *(f"commit {what}" for what in ("lost", "unanswered", "later")),
-        *("crash", "freeze", "rebalance", "hand over", "partitioned", "fence"),
+        *("crash", "freeze", "strike", "rebalance", "hand over", "partitioned", "fence"),
         *("find down", "poll down", "adopted", "refused"),
         *("completed", "task-failed", "rejected", "not-started", "timed-out"),
     }

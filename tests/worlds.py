@@ -168,9 +168,9 @@ class Broker:
 
     latency: Callable[[], float] = lambda: 0.005
     """How long each way takes."""
-    meets: Callable[[], str] = lambda: "stands"
-    """What a commit meets when no script says: `stands`; `lost`: never arrives; `unanswered`: stands, and its answer is
-    lost; `later`: stands after it was given up, unless somebody opens the journal before."""
+    meets: "Callable[[Process], str]" = lambda _: "stands"
+    """What a process' commit meets when no script says: `stands`; `lost`: never arrives; `unanswered`: stands, and its
+    answer is lost; `later`: stands after it was given up, unless somebody opens the journal before."""
     script: deque[str] = field(default_factory=deque)
     logs: dict[int, Log] = field(default_factory=dict)
 
@@ -264,7 +264,7 @@ class ScriptedJournal:
             log.cursor = cursor or log.cursor
             return True
 
-        fate = broker.script.popleft() if broker.script else broker.meets()
+        fate = broker.script.popleft() if broker.script else broker.meets(self._process)
         stood: bool | None = None
         if fate == "stands":
             stood = await at_a_distance(broker.latency(), arrive, broker.latency())
