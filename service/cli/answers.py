@@ -90,7 +90,13 @@ def show(what: object) -> None:
     """Print what rich can draw."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else WIDE).print(what)
+    if sys.stdout.isatty():
+        Console().print(what)
+        return
+    console = Console(width=WIDE)
+    with console.capture() as drawn:
+        console.print(what)
+    print("\n".join([line.rstrip() for line in drawn.get().strip("\n").splitlines()]))
 
 
 def printable(text: str | bytes | None) -> str:

@@ -319,7 +319,7 @@ def _row(letter: Letter) -> tuple[str, ...]:
         letter.said("detail"),
         printable(record.key),
         f"{letter.said('topic')} {letter.said('partition')}:{letter.said('offset')}",
-        f"{letter.times} times" + (f", last {moment(letter.put_back_at)}" if letter.put_back_at else ""),
+        f"{letter.times} x" + (f", last {moment(letter.put_back_at)}" if letter.put_back_at else ""),
     )
 
 

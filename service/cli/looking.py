@@ -7,7 +7,7 @@ outcomes' topics.
 import asyncio
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 from service import journal
@@ -208,7 +208,9 @@ def _story(told: Told) -> Iterator[tuple[str, str]]:
     if told.trouble:
         yield "trouble", f"{printable(told.trouble.code)}: {printable(told.trouble.msg)}"
     if told.ended_at:
-        yield "ended", f"{moment(told.ended_at)}, {told.ended_at - request.accepted_at} after it was accepted"
+        lasted = told.ended_at - request.accepted_at
+        lasted -= timedelta(microseconds=lasted.microseconds)
+        yield "ended", f"{moment(told.ended_at)}, {lasted} after it was accepted"
     if told.reason:
         yield "reason", told.reason
     if isinstance(told.sync, Lingering):

@@ -62,7 +62,8 @@ class DemoError(Exception):
 
 def run(*, requests: int, keep: bool) -> int:
     """Run it and return the exit code: 0 if all was as promised, 1 if not, 130 if stopped half-way."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that it cleans up, like Ctrl-C
+    for sign in (signal.SIGINT, signal.SIGTERM):  # both clean up, even where a shell had Ctrl-C ignored
+        signal.signal(sign, signal.default_int_handler)
     seen = Seen(total=requests)
     try:
         say("Starting a real Kafka ...")
