@@ -1,7 +1,7 @@
 """What was asked, what VCDA did, and what a read_committed reader sees: kept apart, and compared at the end.
 
 A `Ledger` puts requests on a real Kafka, runs the service in processes of their own against the simulated VCDA, does
-to them whatever a test wants, and judges. It knows nothing of how the service works; only what it promises.
+to them whatever a test wants, and has `oracle` judge. It knows nothing of how the service works; only what it promises.
 """
 
 import asyncio
@@ -12,18 +12,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import httpx
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+from aiokafka.record.default_records import _DefaultRecordBatchBuilderPy as PlainBuilder
+from typing_extensions import override
 
-from service.sandbox.simulator import Simulator
-from service.sandbox.vcda_world import Config, Plan, User
+from service.sandbox.children import dying_with_us
+from service.sandbox.vcda_world import Config, Plan, User, World
+from tests.oracle import Asked, Evidence, Spoilt, Told, Verdict, counts, judge
+
+__all__ = ["GUEST_SECRET", "PASSWORD", "Ledger", "Process", "Told", "Verdict", "appliance", "counts"]
 
 PASSWORD = "Vm-Sync-Secret-0815"
 """Must never be seen anywhere outside of a login's body."""
@@ -37,37 +41,23 @@ def appliance(plan: Plan, **more: Any) -> Config:
     return Config(users=(User(name="administrator@System", password=PASSWORD, administrator=True),), plan=plan, **more)
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it was put on the topic."""
+class Simulated(Protocol):
+    """A simulated VCDA, in this loop or apart."""
 
-    operation_id: str
-    replication_id: str
-    partition: int
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """An outcome as a read_committed reader sees it."""
-
-    kind: str
-    event: Mapping[str, Any]
-    headers: Mapping[str, bytes]
-    place: TopicPartition
-    offset: int
+    @property
+    def url(self) -> str: ...
+    @property
+    def world(self) -> World: ...
 
 
-@dataclass(slots=True)
-class Verdict:
-    """What was found; `violations` are sentences, and none is what a run has to show."""
+class _Name(str):
+    """A header's name that becomes bytes that are no text."""
 
-    violations: list[str] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    __slots__ = ()
 
-    def must(self, holds: bool, sentence: str) -> None:
-        if not holds:
-            self.violations.append(sentence)
+    @override
+    def encode(self, encoding: str = "utf-8", errors: str = "strict") -> bytes:
+        return b"\xff\xfe"
 
 
 class Process:
@@ -77,7 +67,7 @@ class Process:
         self.log = log
         self._file = log.open("ab")
         self.child = subprocess.Popen(
-            [*command, sys.executable, "-m", "service.cli", "run"],
+            dying_with_us([*command, sys.executable, "-m", "service.cli", "run"]),
             env={**os.environ, **environment},
             stdout=self._file,
             stderr=subprocess.STDOUT,
@@ -137,12 +127,16 @@ class Process:
 class Ledger:
     """See the module. An async context: leaving it ends every process that it started."""
 
-    def __init__(self, *, bootstrap: str, simulator: Simulator, prefix: str, partitions: int = 8) -> None:
+    def __init__(self, *, bootstrap: str, simulator: Simulated, prefix: str, partitions: int = 8) -> None:
         self.bootstrap = bootstrap
         self.simulator = simulator
         self.prefix = prefix
         self.partitions = partitions
         self.asked: dict[str, Asked] = {}
+        self.unsure: set[str] = set()
+        self.spoilt: list[Spoilt] = []
+        self.foreseen: dict[str, str] = {}
+        """By replication: what a test does to it that no client can stand up to."""
         self.processes: list[Process] = []
         self._folder = tempfile.TemporaryDirectory(prefix="vm-sync-ledger-")
         self.folder = Path(self._folder.name)
@@ -202,14 +196,57 @@ class Ledger:
 
     async def ask_all(self, pairs: list[tuple[str, str]], **fields: object) -> None:
         """Put requests on the topic, keyed by their replication, in this order."""
+        standing = [
+            await self.begin_to_ask(operation_id, replication_id, **fields) for operation_id, replication_id in pairs
+        ]
+        await asyncio.gather(*standing)
+
+    async def begin_to_ask(self, operation_id: str, replication_id: str, **fields: object) -> "asyncio.Task[None]":
+        """Put one request on the topic, behind those put before; what is returned is done when it stands there."""
         producer = await self._producing()
-        sent = []
-        for operation_id, replication_id in pairs:
-            value = json.dumps({"operationID": operation_id, "replicationId": replication_id, **fields}).encode()
-            sent.append(await producer.send(self.topics["requests"], key=replication_id.encode(), value=value))
-        for (operation_id, replication_id), record in zip(pairs, await asyncio.gather(*sent), strict=True):
+        value = json.dumps({"operationID": operation_id, "replicationId": replication_id, **fields}).encode()
+        sent = await producer.send(self.topics["requests"], key=replication_id.encode(), value=value)
+
+        async def stands() -> None:
+            try:
+                record = await sent
+            except KafkaError:
+                if operation_id not in self.asked:
+                    self.unsure.add(operation_id)
+                return
+            self.unsure.discard(operation_id)
             asked = Asked(operation_id, replication_id, record.partition, record.offset)
             self.asked.setdefault(operation_id, asked)
+
+        return asyncio.create_task(stands())
+
+    async def spoil(
+        self, *, partition: int, key: bytes | None, value: bytes | None, headers: tuple[tuple[str, bytes], ...] = ()
+    ) -> None:
+        """Put a message on the requests topic that nobody can understand."""
+        producer = await self._producing()
+        record = await producer.send_and_wait(
+            self.topics["requests"], partition=partition, key=key, value=value, headers=list(headers)
+        )
+        self.spoilt.append(Spoilt(partition, record.offset, key, value, headers))
+
+    async def spoil_below(self, *, partition: int) -> None:
+        """Put a record there that Kafka's clients can't hand over: its header's name is not UTF-8."""
+        producer = await self._producing()
+        batch = producer.create_batch()
+        batch._builder = PlainBuilder(  # the compiled one takes no name but a real string
+            magic=2,
+            compression_type=0,
+            is_transactional=False,
+            producer_id=-1,
+            producer_epoch=-1,
+            base_sequence=-1,
+            batch_size=16_384,
+        )
+        batch.append(key=b"poison", value=b"poison", timestamp=None, headers=[(_Name("?"), b"")])
+        batch.close()
+        record = await (await producer.send_batch(batch, self.topics["requests"], partition=partition))
+        self.spoilt.append(Spoilt(partition, record.offset, b"poison", b"poison", (), lost=True))
 
     async def send_raw(self, *, partition: int, **record: Any) -> None:
         """Put any bytes on the requests topic."""
@@ -266,92 +303,27 @@ class Ledger:
 
     async def judge(self) -> Verdict:
         """Compare. Call it when nothing is to be expected any more."""
-        verdict = Verdict()
         told = await self.outcomes()
-        tasks: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
-        by_id = {}
-        for task in self.simulator.world.ledger():
-            tasks[task["operationID"]].append(task)
-            by_id[task["id"]] = task
-        by_operation = defaultdict(list)
-        for one in told:
-            by_operation[one.event["operationID"]].append(one)
-        lost = sorted(set(self.asked) - set(by_operation))
-        twice = sorted(op for op, some in by_operation.items() if len(some) > 1)
-        doubled = sorted(op for op in self.asked if len(tasks[op]) > 1)
-        verdict.must(not lost, f"{len(lost)} requests have no outcome, such as {lost[:5]}")
-        verdict.must(not twice, f"{len(twice)} requests have two outcomes, such as {twice[:5]}")
-        verdict.must(not doubled, f"{len(doubled)} requests have two tasks, such as {doubled[:5]}")
-        overlapping = self.simulator.world.counters()["overlapping"]
-        verdict.must(overlapping == 0, f"{overlapping} syncs overlapped one of the same replication")
-        paused = self.simulator.world.counters()["postsWhilePaused"]
-        verdict.must(paused == 0, f"{paused} POSTs came inside a Retry-After pause")
-        for sentence in self._truth(by_operation, tasks, by_id):
-            verdict.violations.append(sentence)
-        for sentence in self._order(told):
-            verdict.violations.append(sentence)
-        for sentence in self._secrets(told):
-            verdict.violations.append(sentence)
-        verdict.figures = {
-            "asked": len(self.asked),
-            "completed": sum(one.kind == "completed" for one in told),
-            "failed": sum(one.kind == "failed" for one in told),
-            "lost": len(lost),
-            "two outcomes": len(twice),
-            "two tasks": len(doubled),
-            "overlapping": overlapping,
-            "posts": self.simulator.world.counters()["calls"].get("submit", 0),
-        }
-        return verdict
-
-    def _truth(
-        self,
-        by_operation: Mapping[str, list[Told]],
-        tasks: Mapping[str, list[dict[str, Any]]],
-        by_id: Mapping[str, dict[str, Any]],
-    ) -> Iterator[str]:
-        for operation_id, some in by_operation.items():
-            event = some[0].event
-            if operation_id not in self.asked:
-                yield f"{operation_id} has an outcome, and was never asked for"
-                continue
-            task = by_id.get(event["taskId"]) if event["taskId"] else None
-            if event["taskId"] and (task is None or task["operationID"] != operation_id):
-                yield f"{operation_id} tells of a task that is not its own"
-            reason = event.get("reason")
-            if some[0].kind == "completed" and (task is None or task["state"] != "SUCCEEDED"):
-                yield f"{operation_id} is told completed, and its task is {task and task['state']}"
-            if reason == "task-failed" and (task is None or task["state"] != "FAILED"):
-                yield f"{operation_id} is told task-failed, and its task is {task and task['state']}"
-            if reason in {"not-started", "rejected"} and tasks[operation_id]:
-                yield f"{operation_id} is told {reason}, and VCDA has a task for it"
-
-    def _order(self, told: list[Told]) -> Iterator[str]:
-        """Outcomes of one replication come in the order of its requests: by their tasks' starts, which VCDA knows."""
-        started: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
-        for task in self.simulator.world.ledger():
-            if (asked := self.asked.get(task["operationID"])) is not None:
-                started[asked.replication_id].append((asked.offset, task["start"]))
-        for replication_id, some in started.items():
-            by_offset = [start for _, start in sorted(some)]
-            if by_offset != sorted(by_offset):
-                yield f"the syncs of {replication_id} began out of order"
-        placed: defaultdict[tuple[str, TopicPartition], list[tuple[int, int]]] = defaultdict(list)
-        for one in told:
-            if (asked := self.asked.get(one.event["operationID"])) is not None:
-                placed[asked.replication_id, one.place].append((asked.offset, one.offset))
-        for (replication_id, _), offsets in placed.items():
-            told_at = [at for _, at in sorted(offsets)]
-            if told_at != sorted(told_at):
-                yield f"the outcomes of {replication_id} were told out of order"
-
-    def _secrets(self, told: list[Told]) -> Iterator[str]:
-        for secret in (PASSWORD, GUEST_SECRET):
-            if any(secret in json.dumps(one.event) for one in told):
-                yield f"the secret {secret[:3]}... stands in an outcome"
-            for process in self.processes:
-                if secret in process.text():
-                    yield f"the secret {secret[:3]}... stands in a log"
+        counters = self.simulator.world.counters()
+        texts = {process.log.name: process.text() for process in self.processes}
+        texts["the outcomes"] = "\n".join(json.dumps(one.event) for one in told)
+        texts["the journal"] = "\n".join((one.value or b"").decode() for one in await self.read("journal"))
+        return judge(
+            Evidence(
+                asked=self.asked,
+                unsure=frozenset(self.unsure),
+                told=told,
+                tasks=self.simulator.world.ledger(),
+                spoilt=self.spoilt,
+                dead=await self.read("dead_letter"),
+                foreseen=self.foreseen,
+                posts=counters["calls"].get("submit", 0),
+                posts_while_paused=counters["postsWhilePaused"],
+                refusals=counters["refusals"],
+                texts=texts,
+                secrets=(PASSWORD, GUEST_SECRET),
+            )
+        )
 
     def tracebacks(self) -> list[str]:
         """Return the log lines that hold a traceback: bugs, whatever the outcomes say."""
@@ -381,9 +353,4 @@ def _told(record: Any, place: TopicPartition) -> Told:
     if kind in {"completed", "failed"}:
         event = json.loads(record.value)
         datetime.fromisoformat(event["endedAt"])
-    return Told(kind, event, dict(record.headers), place, record.offset)
-
-
-def counts(told: list[Told]) -> Counter[str]:
-    """Count outcomes by their word."""
-    return Counter(one.event.get("reason", "completed") for one in told)
+    return Told(kind, event, tuple(record.headers), place, record.offset, record.key, record.value)

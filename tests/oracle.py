@@ -1,0 +1,231 @@
+"""Whether the promises were kept: what was asked, what VCDA did and what a reader sees, compared. Pure.
+
+It knows nothing of how the service works. What `docs/guarantees.md` doesn't promise is recognised here by the
+replications on which a run provoked it, and counted apart: there only, and by name.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from aiokafka import TopicPartition
+
+Header = tuple[str, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it was put on the topic, the first time."""
+
+    operation_id: str
+    replication_id: str
+    partition: int
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spoilt:
+    """A message that nobody can understand, as it was put on the topic. `lost`: Kafka's client can't hand it over."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[Header, ...]
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A record as a read_committed reader sees it; `event` is empty unless it is an outcome."""
+
+    kind: str
+    event: Mapping[str, Any]
+    headers: tuple[Header, ...]
+    place: TopicPartition
+    offset: int
+    key: bytes | None = None
+    value: bytes | None = None
+
+
+@dataclass(slots=True)
+class Verdict:
+    """What was found; `violations` are sentences, and none is what a run has to show."""
+
+    violations: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+    not_promised: Counter[str] = field(default_factory=Counter)
+    """What went as badly as the guarantees say that it may, by case."""
+
+    def must(self, holds: bool, sentence: str) -> None:
+        if not holds:
+            self.violations.append(sentence)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Everything there is to compare."""
+
+    asked: Mapping[str, Asked]
+    unsure: frozenset[str] = frozenset()
+    """Operations whose sending failed: they may stand on the topic or not."""
+    told: Sequence[Told]
+    tasks: Sequence[Mapping[str, Any]]
+    """The simulated VCDA's own ledger."""
+    spoilt: Sequence[Spoilt] = ()
+    dead: Sequence[Told] = ()
+    foreseen: Mapping[str, str] = field(default_factory=dict)
+    """By replication, what was done to it that no client could stand up to."""
+    posts: int = 0
+    posts_while_paused: int = 0
+    refusals: Sequence[str] = ()
+    """What a correct client never asks."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Everything written: logs, events, journals; by where it stands."""
+    secrets: Sequence[str] = ()
+
+
+def judge(seen: Evidence) -> Verdict:
+    """Compare. Only of use when nothing is to be expected any more."""
+    verdict = Verdict()
+    tasks: defaultdict[str | None, list[Mapping[str, Any]]] = defaultdict(list)
+    for task in seen.tasks:
+        tasks[task["operationID"]].append(task)
+    by_operation: defaultdict[str, list[Told]] = defaultdict(list)
+    for one in seen.told:
+        by_operation[one.event["operationID"]].append(one)
+    lost = sorted(set(seen.asked) - set(by_operation))
+    twice = sorted(op for op, some in by_operation.items() if len(some) > 1)
+    doubled = sorted(op for op in seen.asked if len(tasks[op]) > 1)
+    promised = [op for op in doubled if seen.asked[op].replication_id not in seen.foreseen]
+    for operation_id in set(doubled) - set(promised):
+        verdict.not_promised[f"two tasks: {seen.foreseen[seen.asked[operation_id].replication_id]}"] += 1
+    overlapping = 0
+    for task in seen.tasks:
+        if task["overlapped"] and task["replicationId"] in seen.foreseen:
+            verdict.not_promised[f"overlap: {seen.foreseen[task['replicationId']]}"] += 1
+        else:
+            overlapping += task["overlapped"]
+    verdict.must(not lost, f"{len(lost)} requests have no outcome, such as {lost[:5]}")
+    verdict.must(not twice, f"{len(twice)} requests have two outcomes, such as {twice[:5]}")
+    verdict.must(not promised, f"{len(promised)} requests have two tasks, such as {promised[:5]}")
+    verdict.must(overlapping == 0, f"{overlapping} syncs overlapped one of the same replication")
+    verdict.must(seen.posts_while_paused == 0, f"{seen.posts_while_paused} POSTs came inside a Retry-After pause")
+    verdict.must(not seen.refusals, f"VCDA was asked what nobody should ask: {list(seen.refusals)[:3]}")
+    verdict.violations.extend(_truth(seen, by_operation, tasks, verdict.not_promised))
+    verdict.violations.extend(_order(seen))
+    verdict.violations.extend(_dead_letters(seen))
+    verdict.violations.extend(_secrets(seen))
+    verdict.figures = {
+        "asked": len(seen.asked),
+        "completed": sum(one.kind == "completed" for one in seen.told),
+        "failed": sum(one.kind == "failed" for one in seen.told),
+        "lost": len(lost),
+        "two outcomes": len(twice),
+        "two tasks": len(promised),
+        "overlapping": overlapping,
+        "not promised": verdict.not_promised.total(),
+        "posts": seen.posts,
+        "spoilt": len(seen.spoilt),
+        "dead letters": len(seen.dead),
+    }
+    return verdict
+
+
+def _truth(
+    seen: Evidence,
+    by_operation: Mapping[str, Sequence[Told]],
+    tasks: Mapping[str | None, Sequence[Mapping[str, Any]]],
+    not_promised: Counter[str],
+) -> Iterator[str]:
+    """Each outcome tells what became of the request's own task."""
+    by_id = {task["id"]: task for task in seen.tasks}
+    for operation_id, some in by_operation.items():
+        event = some[0].event
+        if operation_id not in seen.asked:
+            if operation_id not in seen.unsure:
+                yield f"{operation_id} has an outcome, and was never asked for"
+            continue
+        lie = _lie(some[0], tasks.get(operation_id, ()), by_id)
+        if lie is None:
+            continue
+        foreseen = seen.foreseen.get(event["replicationId"])
+        if foreseen is None:
+            yield f"{operation_id} is told {event.get('reason', 'completed')}, and {lie}"
+        else:
+            not_promised[f"{lie}: {foreseen}"] += 1
+
+
+def _lie(told: Told, own: Sequence[Mapping[str, Any]], by_id: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return what is not as the outcome says."""
+    event = told.event
+    task = by_id.get(event["taskId"] or "")
+    if event["taskId"] and (task is None or task["operationID"] != event["operationID"]):
+        return "the task is not its own"
+    needed = {"completed": "SUCCEEDED", "task-failed": "FAILED"}.get(event.get("reason", "completed"))
+    state = None if task is None else task["state"]
+    if needed is not None and state != needed:
+        return f"its task is {state}"
+    if event.get("reason") == "task-lost" and (task is None or not task["forgotten"]):
+        return "VCDA still knows its task"
+    if event.get("reason") in {"not-started", "rejected"} and own:
+        return "VCDA has a task for it"
+    return None
+
+
+def _order(seen: Evidence) -> Iterator[str]:
+    """Syncs and outcomes of one replication come in the order of its requests."""
+    started: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
+    for task in seen.tasks:
+        asked = seen.asked.get(task["operationID"] or "")
+        if asked is not None and asked.replication_id not in seen.foreseen:
+            started[asked.replication_id].append((asked.offset, task["start"]))
+    for replication_id, some in started.items():
+        starts = [start for _, start in sorted(some)]
+        if starts != sorted(starts):
+            yield f"the syncs of {replication_id} began out of order"
+    placed: defaultdict[tuple[str, TopicPartition], list[tuple[int, int]]] = defaultdict(list)
+    for one in seen.told:
+        if (asked := seen.asked.get(one.event["operationID"])) is not None:
+            placed[asked.replication_id, one.place].append((asked.offset, one.offset))
+    for (replication_id, _), offsets in placed.items():
+        told_at = [at for _, at in sorted(offsets)]
+        if told_at != sorted(told_at):
+            yield f"the outcomes of {replication_id} were told out of order"
+
+
+def _dead_letters(seen: Evidence) -> Iterator[str]:
+    """Each spoilt message has one dead letter, bytes untouched, and nothing else has any."""
+    letters: defaultdict[tuple[int, int], list[Told]] = defaultdict(list)
+    for letter in seen.dead:
+        headers = dict(letter.headers)
+        letters[int(headers["vm-sync-partition"]), int(headers["vm-sync-offset"])].append(letter)
+    for spoilt in seen.spoilt:
+        where = f"the unreadable message {spoilt.offset} of partition {spoilt.partition}"
+        some = letters.pop((spoilt.partition, spoilt.offset), [])
+        if len(some) != 1:
+            yield f"{where} has {len(some)} dead letters"
+            continue
+        (letter,) = some
+        if spoilt.lost:
+            if dict(letter.headers)["vm-sync-reason"] != b"unreadable":
+                yield f"{where} can't be handed over, and its dead letter doesn't say so"
+            continue
+        theirs = tuple(header for header in letter.headers if not header[0].startswith("vm-sync-"))
+        if (letter.key, letter.value or b"", theirs) != (spoilt.key, spoilt.value or b"", spoilt.headers):
+            yield f"{where} was changed on its way to the dead letters"
+    for partition, offset in letters:
+        yield f"message {offset} of partition {partition} has a dead letter, and nothing was wrong with it"
+
+
+def _secrets(seen: Evidence) -> Iterator[str]:
+    for secret in seen.secrets:
+        for where, text in seen.texts.items():
+            if secret in text:
+                yield f"the secret {secret[:3]}... stands in {where}"
+
+
+def counts(told: Iterable[Told]) -> Counter[str]:
+    """Count outcomes by their word."""
+    return Counter(one.event.get("reason", "completed") for one in told)
