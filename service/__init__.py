@@ -3,16 +3,17 @@
 The modules, in the order in which they are best read:
 
 - `sync`: one sync, as states, observations and transitions. Pure; whatever can become of a request stands there.
-- `messages`: bytes to requests, outcomes and dead letters to bytes.
+- `schemas`, `messages`: the shape of the messages; bytes to requests, outcomes and dead letters to bytes.
 - `journal`: one partition's durable memory: open, restore, commit.
+- `remembered`: what a partition keeps of requests that have ended, to know a duplicate and to pass over its task.
 - `partition`: one partition at work: it admits requests, drives their syncs, hands over.
-- `intake`: Kafka's records to the partitions that are owned here.
-- `lanes`, `polling`: each site's traffic rules, and whose turn it is to be asked about.
+- `consumer`, `intake`: a consumer that no record can stop; Kafka's records to the partitions that are owned here.
+- `lanes`, `pacing`, `polling`: each site's traffic rules; when a task is asked after, and together with which others.
 - `vcda`: the API: client, session, and every answer translated into an observation.
 - `topics`: the topics that the service needs, made and checked.
-- `metrics`, `ops`: what operators see.
+- `metrics`, `logs`, `ops`, `asyncapi`: what operators see, and what other teams read.
 - `clock`, `settings`, `app`, `cli`: the time, what can be set, the wiring of it all, the commands.
 - `sandbox`: what a person runs who has neither a Kafka nor a VCDA.
 
-Imports go down only; pyproject.toml has the rule, and `make check` enforces it.
+Imports go down only; pyproject.toml has the rule, `make check` enforces it, docs/architecture.md draws it.
 """

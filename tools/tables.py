@@ -1,0 +1,167 @@
+"""Writes the tables of settings and of metrics from the code that they describe: `python -m tools.tables`.
+
+`docs/settings.md` and `docs/metrics.md` are made whole; of README.md only what stands between `<!-- made: NAME -->` and
+`<!-- /made -->`. A test compares all three with what would be written.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Final
+
+from service import settings
+from service.journal import StopReason
+from service.messages import DeadReason
+from service.metrics import LOGINS, METRICS, OPERATIONS, OUTCOMES, RESULTS, STATES, STATUSES, Metric
+from service.settings.model import BETWEEN, PREFIX, Settings
+from service.sync import Reason
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+SETTINGS = ROOT / "docs" / "settings.md"
+METRICS_PAGE = ROOT / "docs" / "metrics.md"
+
+FIRST_SETTINGS: Final = (
+    "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS",
+    "VM_SYNC_VCDA__URL",
+    "VM_SYNC_VCDA__CREDENTIALS__USER",
+    "VM_SYNC_VCDA__CREDENTIALS__PASSWORD",
+    "VM_SYNC_VCDA__SITES",
+    "VM_SYNC_SYNC__DEADLINE",
+    "VM_SYNC_SYNC__MAX_RUNNING",
+    "VM_SYNC_LOG__FORMAT",
+)
+"""Those that somebody who starts the service for the first time looks for."""
+
+FIRST_METRICS: Final = (
+    "vm_sync_outcomes_total",
+    "vm_sync_in_flight",
+    "vm_sync_oldest_in_flight_seconds",
+    "vm_sync_detection_lag_seconds",
+    "vm_sync_api_requests_total",
+    "vm_sync_partitions_stopped",
+)
+"""Those that say whether the service does its work."""
+
+SETTINGS_HEAD: Final = """\
+# Settings
+
+Made by `python -m tools.tables` from `service/settings/model.py`; `vm-sync settings` prints the same, with the values
+in force and where each came from.
+
+Each is an environment variable, or a file of that name without its prefix in `VM_SYNC_SECRETS_DIR`, case ignored:
+`VM_SYNC_VCDA__CREDENTIALS__PASSWORD` may be the file `vcda__credentials__password`. The variable wins. Durations are
+ISO 8601: `PT30S`, `PT5M`, `PT6H`. A name that is misspelt, a value that doesn't fit or one that is missing stops the
+start with exit code 2, and one line for each.
+"""
+
+METRICS_HEAD: Final = """\
+# Metrics
+
+Made by `python -m tools.tables` from `service/metrics.py`; they are served at `/metrics`, as Prometheus text or
+OpenMetrics. No label ever holds an id. `site` is `local`, a configured or authenticated site's name, or `other`.
+
+Beside them stand those of the Python process (`process_*`, `python_gc_*`). What to alert on is in
+[deploy/monitoring/rules.yaml](../deploy/monitoring/rules.yaml), what to do then in the [runbook](runbook.md).
+"""
+
+
+WORDS: Final = (
+    ("vm_sync_requests_total", "result", RESULTS),
+    ("vm_sync_dead_letters_total", "reason", DeadReason),
+    ("vm_sync_outcomes_total, vm_sync_duration_seconds", "outcome", OUTCOMES),
+    ("vm_sync_outcomes_total", "reason", Reason),
+    ("vm_sync_in_flight", "state", STATES),
+    ("vm_sync_api_requests_total, vm_sync_api_request_duration_seconds", "operation", OPERATIONS),
+    ("vm_sync_api_requests_total", "status", sorted({*STATUSES, "403", "404", "409"})),
+    ("vm_sync_session_logins_total", "result", LOGINS),
+    ("vm_sync_partitions_stopped", "reason", StopReason),
+)
+"""What the labels can be; a status that means something by itself is told by its number."""
+
+
+def settings_page() -> str:
+    """Return docs/settings.md."""
+    parts = [SETTINGS_HEAD]
+    for name, rows in groupby(settings.describe(), key=lambda row: _part(row.name)):
+        parts.append(f"\n## {_title(name)}\n\n")
+        cells = [(f"`{row.name}`", row.type, _code(row.default), row.meaning, row.why) for row in rows]
+        parts.append(_table(("setting", "type", "default", "meaning", "why this default"), cells))
+    return "".join(parts)
+
+
+def metrics_page() -> str:
+    """Return docs/metrics.md."""
+    cells = [(f"`{m.name}`", m.kind, _labels(m), m.help) for m in METRICS]
+    words = [(f"`{label}`", _codes(names.split(", ")), _codes(found)) for names, label, found in WORDS]
+    return (
+        f"{METRICS_HEAD}\n{_table(('metric', 'type', 'labels', 'meaning'), cells)}"
+        f"\n## What the labels can be\n\n{_table(('label', 'of', 'words'), words)}"
+    )
+
+
+def readme(text: str) -> str:
+    """Return the README's text with the made parts made anew."""
+    rows = {row.name: row for row in settings.describe()}
+    known = {m.name: m for m in METRICS}
+    made = {
+        "settings": _table(
+            ("setting", "default", "meaning"),
+            [(f"`{name}`", _code(rows[name].default), rows[name].meaning) for name in FIRST_SETTINGS],
+        ),
+        "metrics": _table(
+            ("metric", "labels", "meaning"),
+            [(f"`{name}`", _labels(known[name]), known[name].help) for name in FIRST_METRICS],
+        ),
+    }
+    for name, table in made.items():
+        begin, end = f"<!-- made: {name} -->\n\n", "\n<!-- /made -->"
+        before, found, rest = text.partition(begin)
+        _, also_found, after = rest.partition(end)
+        if not (found and also_found):
+            msg = f"README.md has no part between {begin.strip()} and {end.strip()}"
+            raise ValueError(msg)
+        text = f"{before}{begin}{table}{end}{after}"
+    return text
+
+
+def _part(name: str) -> str:
+    first, between, _ = name.removeprefix(PREFIX).partition(BETWEEN)
+    return first.lower() if between else ""
+
+
+def _title(part: str) -> str:
+    """Return a group's heading: what its model says of itself."""
+    if not part:
+        return "Where the others may stand"
+    model = Settings.model_fields[part].annotation
+    sentence = (getattr(model, "__doc__", None) or part).strip().splitlines()[0]
+    return sentence.removesuffix(".")
+
+
+def _labels(metric: Metric) -> str:
+    return _codes(metric.labels)
+
+
+def _codes(words: Iterable[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
+
+
+def _code(default: str) -> str:
+    return f"`{default}`" if default not in {"", "required"} else default
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n".replace("|  |", "| |").replace("|  |", "| |") for line in lines)
+
+
+def main() -> None:
+    """Write into the repository."""
+    SETTINGS.write_text(settings_page(), encoding="utf-8")
+    METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
