@@ -208,6 +208,12 @@ def test_a_misspelt_name_stops_the_start_and_the_nearest_right_one_is_suggested(
     assert refusal({wrong: "9090"}) == [f"{wrong.upper()}: there is no such setting; did you mean {right}?"]
 
 
+def test_a_misspelt_name_hides_no_other_fault_and_what_it_leaves_missing_has_one_line() -> None:
+    lines = refusal({"VM_SYNC_VCDA__URL": "", "VM_SYNC_VCDA__ULR": "https://vcda", "VM_SYNC_OPS__PORT": "http"})
+
+    assert [line.partition(":")[0] for line in lines] == ["VM_SYNC_VCDA__ULR", "VM_SYNC_OPS__PORT"]
+
+
 def test_a_whole_part_as_json_is_no_setting() -> None:
     assert refusal({"VM_SYNC_KAFKA": "{}"})[0].startswith("VM_SYNC_KAFKA: there is no such setting")
 

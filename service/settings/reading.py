@@ -52,19 +52,22 @@ def _read(
     kind: type[Kind], environ: Mapping[str, str] | None, *, least: dict[str, Any]
 ) -> tuple[Kind, Mapping[str, Given]]:
     given, lines = _given(os.environ if environ is None else environ)
-    if not lines:
-        found = EnvSettingsSource(kind, case_sensitive=False)
-        found.env_vars = {name.lower(): value.text for name, value in given.items()}
-        try:
-            return kind(**_over(least, found())), given
-        except ValidationError as error:
-            lines = sorted(_lines(error, given))
+    found = EnvSettingsSource(kind, case_sensitive=False)
+    found.env_vars = {name.lower(): value.text for name, value in given.items()}
+    try:
+        settings = kind(**_over(least, found()))
+        if not lines:
+            return settings, given
+    except ValidationError as error:
+        # What a misspelt name or an unreadable file leaves missing has its line already.
+        told = set(re.findall(PREFIX + r"\w+", "\n".join(lines)))
+        lines += [line for line in sorted(_lines(error, given)) if line.partition(":")[0] not in told]
     # Raised out here, so that nothing that holds a value hangs on it as its context.
     raise SettingsError(tuple(lines))
 
 
 def _given(environ: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
-    """Gather what variables and files give, the variables over the files, and what is wrong with the names."""
+    """Gather what variables and files give, the variables over the files, and what is wrong with those left out."""
     # An empty variable is how compose files and manifests spell "not set".
     variables = {
         name.upper(): Given(text, "environment")
@@ -83,6 +86,7 @@ def _given(environ: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
         site = re.match(SITES + r"__\d+__", name)
         right = {site[0] + field.upper() for field in Site.model_fields} if site else known
         if name not in right:
+            del given[name]
             near = difflib.get_close_matches(name, right, n=1)
             lines.append(f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else ""))
     return given, lines
