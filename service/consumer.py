@@ -3,7 +3,8 @@
 aiokafka decodes header names while records are handed out, and decompresses batches then, too. A name that isn't
 UTF-8, or an unknown codec, makes `getmany` raise: for ever, for all partitions, while records of the others that were
 handed out in the same call are never seen (measured). Here each partition is asked on its own; one that raises is
-read again, record by record, up to the bad one, which is handed on as an `UnreadableRecord`.
+read again, record by record, up to the bad one. Its batch is then taken apart here, since aiokafka reads a batch from
+its beginning whatever is asked of it: the bad record is handed on as an `UnreadableRecord`, its neighbours as they are.
 
 It never decides what becomes of a record, and never skips one silently.
 """
@@ -11,15 +12,39 @@ It never decides what becomes of a record, and never skips one silently.
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
-from aiokafka.errors import CorruptRecordException, KafkaError, UnsupportedCodecError
+from aiokafka.errors import (
+    CorruptRecordException,
+    KafkaError,
+    LeaderNotAvailableError,
+    OffsetOutOfRangeError,
+    UnsupportedCodecError,
+    for_code,
+)
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.default_records import _DefaultRecordBatchPy as DefaultRecordBatch
+from aiokafka.record.default_records import _DefaultRecordPy as DefaultRecord
+from aiokafka.record.util import decode_varint
 from typing_extensions import override
 
 from service.clock import Clock
 
 log = logging.getLogger(__name__)
+
+SALVAGE_BYTES = 1024 * 1024
+"""What is fetched of a batch that aiokafka can't read. A broker returns a whole batch, however long it is."""
+
+SALVAGE_AT_ONCE = 500
+"""Records handed out of such a batch in one go, where the caller sets no limit."""
+
+CURRENT_FORMAT = 2
+"""The only format of batches that Kafka has written since 0.11."""
+
+LOOK_MS = 1_000
+"""How long a single record is waited for. It comes at once, but for one that was compacted away."""
 
 Records = dict[TopicPartition, list[ConsumerRecord]]
 
@@ -34,7 +59,8 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     """See the module.
 
     `seeks` counts the seeks of each partition, and `fetched_under` says under which count the last `getmany` began to
-    fetch it: records of one count follow each other without a gap, those of another don't.
+    fetch it: records of one count follow each other without a gap, those of another don't. `handed_out` is the offset
+    after the last record returned since the last seek; the position may lie beyond it, where no records are.
     """
 
     def __init__(self, *topics: str, clock: Clock, **options: Any) -> None:  # noqa: ANN401 - aiokafka's own, passed on
@@ -42,6 +68,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         self._clock = clock
         self.seeks: Counter[TopicPartition] = Counter()
         self.fetched_under: dict[TopicPartition, int] = {}
+        self.handed_out: dict[TopicPartition, int] = {}
         self.asked_at = clock.monotonic()
         """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
         self._bad: dict[TopicPartition, int] = {}
@@ -51,6 +78,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         """Seek; what was fetched before is told apart from what comes."""
         self.seeks[partition] += 1
         self._bad.pop(partition, None)
+        self.handed_out.pop(partition, None)
         super().seek(partition, offset)
 
     @override
@@ -88,6 +116,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             if records:
                 got[place] = records
                 self.fetched_under[place] = under
+                self.handed_out[place] = records[-1].offset + 1
         return got
 
     async def _ask(self, place: TopicPartition, max_records: int | None) -> list[ConsumerRecord]:
@@ -104,10 +133,12 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         except Exception as error:
             if isinstance(error, KafkaError) and not isinstance(error, UnsupportedCodecError | CorruptRecordException):
                 raise
-            return self._stumbled(place, position, error)
+            return await self._stumbled(place, position, error, at_most=max_records or SALVAGE_AT_ONCE)
         return list(got.get(place, ()))
 
-    def _stumbled(self, place: TopicPartition, position: int, error: Exception) -> list[ConsumerRecord]:
+    async def _stumbled(
+        self, place: TopicPartition, position: int, error: Exception, *, at_most: int
+    ) -> list[ConsumerRecord]:
         result = self._fetcher._records.get(place)
         # Past control records and aborted batches, which `position` doesn't know of when the first record is bad.
         offset = max(position, result._partition_records.next_fetch_offset) if result is not None else position
@@ -116,9 +147,67 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             self._bad[place] = offset
             super().seek(place, position)
             return []
-        log.warning("Record %d of %s can't be read: %s", offset, place, type(error).__name__)
-        super().seek(place, offset + 1)
-        del self._bad[place]
+        under = self.seeks[place]
+        try:
+            records = await self._salvaged(place, offset, error)
+        except KafkaError as trouble:
+            log.info("The batch at %d of %s could not be fetched once more: %r", offset, place, trouble)
+            records = []
+        if self.seeks[place] != under or place not in self.assignment():
+            return []
+        records = records[:at_most]
+        super().seek(place, records[-1].offset + 1 if records else position)
+        if records:
+            self._bad.pop(place, None)
+        for record in records:
+            if isinstance(record, UnreadableRecord):
+                log.warning("Record %d of %s can't be read: %s", record.offset, place, record.unreadable)
+        return records
+
+    async def _salvaged(self, place: TopicPartition, offset: int, error: Exception) -> list[ConsumerRecord]:
+        """Return the records from `offset` to the end of its batch, one by one: aiokafka gives up the whole batch.
+
+        Records that can't be read are among them, as such; at least the one at `offset` is there.
+        """
+        batch = await self._batch_at(place, offset)
+        records: list[ConsumerRecord] = []
+        end = offset + 1
+        if batch is not None and batch.validate_crc():
+            end = max(end, batch.next_offset)
+            try:
+                iter(batch)  # decompresses
+                for number, record in _each(batch):
+                    if number >= offset:
+                        records.append(
+                            self._unreadable(place, error, number) if record is None else self._fetched(place, record)
+                        )
+            except Exception as trouble:  # noqa: BLE001 - whatever a codec makes of bytes that may be anything
+                log.debug("The batch at %d of %s can't be taken apart: %r", offset, place, trouble)
+        begin = records[-1].offset + 1 if records else offset
+        return records + [self._unreadable(place, error, number) for number in range(begin, end)]
+
+    async def _batch_at(self, place: TopicPartition, offset: int) -> DefaultRecordBatch | None:
+        """Fetch the batch that holds `offset`, as it is; None where it is not of the current format.
+
+        Raises:
+            KafkaError: it can't be had now.
+        """
+        leader = self._client.cluster.leader_for_partition(place)
+        if leader is None or leader < 0:
+            raise LeaderNotAvailableError
+        request = FetchRequest(0, 1, SALVAGE_BYTES, 0, [(place.topic, [(place.partition, offset, SALVAGE_BYTES)])])
+        response = await self._client.send(leader, request)
+        ((_, ((_, code, *_, fetched),)),) = response.topics
+        if code:
+            raise for_code(code)
+        head = DefaultRecordBatch.HEADER_STRUCT
+        if len(fetched) < head.size:
+            return None
+        _, length, _, magic, *_ = head.unpack_from(fetched)
+        whole = DefaultRecordBatch.AFTER_LEN_OFFSET + length
+        return DefaultRecordBatch(fetched[:whole]) if magic == CURRENT_FORMAT and len(fetched) >= whole else None
+
+    def _unreadable(self, place: TopicPartition, error: Exception, offset: int) -> "UnreadableRecord":
         record = UnreadableRecord(
             topic=place.topic,
             partition=place.partition,
@@ -133,7 +222,64 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             headers=(),
         )
         record.unreadable = _sentence(error)
-        return [record]
+        return record
+
+    def _fetched(self, place: TopicPartition, record: DefaultRecord) -> ConsumerRecord:
+        return ConsumerRecord(
+            topic=place.topic,
+            partition=place.partition,
+            offset=record.offset,
+            timestamp=record.timestamp,
+            timestamp_type=record.timestamp_type,
+            key=record.key,
+            value=record.value,
+            checksum=None,
+            serialized_key_size=len(record.key or b""),
+            serialized_value_size=len(record.value or b""),
+            headers=tuple(record.headers),
+        )
+
+
+def _each(batch: DefaultRecordBatch) -> Iterator[tuple[int, DefaultRecord | None]]:
+    """Yield each record of a decompressed batch with its offset; None where it can't be read.
+
+    Records say their length first, so that one can be passed over whatever is in it.
+    """
+    for _ in range(batch._num_records):
+        length, begin = decode_varint(batch._buffer, batch._pos)
+        _, at = decode_varint(batch._buffer, begin)
+        _, at = decode_varint(batch._buffer, at)
+        delta, _ = decode_varint(batch._buffer, at)
+        try:
+            record = batch._read_msg()
+        except (ValueError, IndexError, CorruptRecordException):
+            record = None
+        batch._pos = begin + length
+        yield batch.base_offset + delta, record
+
+
+async def timestamp_of(
+    place: TopicPartition, offset: int, *, connection: Mapping[str, Any], clock: Clock
+) -> int | None:
+    """Return the timestamp (ms) of one record; None where there is none, or none that can be read.
+
+    Raises:
+        KafkaError: Kafka can't be asked.
+    """
+    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False, auto_offset_reset="none")
+    consumer.assign([place])
+    await consumer.start()
+    try:
+        consumer.seek(place, offset)
+        got = await consumer.getmany(place, timeout_ms=LOOK_MS, max_records=1)
+        for record in got.get(place, ()):
+            if record.offset == offset and not isinstance(record, UnreadableRecord):
+                return int(record.timestamp) if record.timestamp is not None else None
+    except OffsetOutOfRangeError:
+        pass  # gone with its retention meanwhile
+    finally:
+        await consumer.stop()
+    return None
 
 
 def _sentence(error: Exception) -> str:

@@ -32,7 +32,7 @@ from faststream.kafka.message import FAKE_CONSUMER
 from typing_extensions import override
 
 from service.clock import Clock
-from service.consumer import SteadyConsumer, UnreadableRecord
+from service.consumer import SteadyConsumer, UnreadableRecord, timestamp_of
 from service.journal import Cursor, JournalLost, JournalUnfit, Opened, StopReason
 from service.messages import Record
 from service.partition import Partition, Tools
@@ -57,6 +57,10 @@ SHOW_PROGRESS = timedelta(seconds=5)
 
 REOPEN_FIRST, REOPEN_LONGEST = timedelta(milliseconds=100), timedelta(seconds=10)
 """Pauses between attempts to open a partition anew, doubling."""
+
+PROVEN = timedelta(minutes=1)
+"""A partition that was lost sooner than this after it was opened has come to nothing again: the pauses go on doubling,
+so that what can't be done isn't tried ten times a second."""
 
 UNFIT_AGAIN = timedelta(seconds=30)
 """How often a partition that doesn't fit is looked at again, so that it goes on by itself once it was mended."""
@@ -172,7 +176,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         await self.broker.connect()
         # The seam by which FastStream's own test broker replaces the consumer; the minor version is pinned for it.
         self.broker.config.broker_config.builder = self._consumer_of
-        await self.broker.start()
+        try:
+            await self.broker.start()
+        except BaseException:
+            await self.broker.stop()  # a consumer half started would go on trying
+            raise
         self._progress = asyncio.create_task(self._show_progress())
         self._progress.add_done_callback(self._note_death)
 
@@ -298,15 +306,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         pause = REOPEN_FIRST
         number = keeper.place.partition
         if (earlier := self._closing.pop(number, None)) is not None:
-            await asyncio.wait([earlier])  # opening and closing one partition are serialised
+            try:
+                await asyncio.wait([earlier])  # opening and closing one partition are serialised
+            except asyncio.CancelledError:
+                await asyncio.wait([earlier])  # whoever is next waits for us alone
+                raise
         while True:
             lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             partition: Partition | None = None
             try:
                 partition = await self._open(keeper, lost)
-                pause = REOPEN_FIRST
+                opened_at = self._clock.monotonic()
                 log.warning("Partition %d is opened anew: %s", number, await lost)
                 self._metrics.reopened()
+                if self._clock.monotonic() - opened_at > PROVEN.total_seconds():
+                    pause = REOPEN_FIRST
             except JournalLost as error:
                 log.warning("Partition %d could not be opened: %s", number, error)
             except JournalUnfit as error:
@@ -399,6 +413,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                     )
                     raise JournalUnfit(msg, reason=StopReason.CURSOR_BEYOND_END)
                 await asyncio.sleep(1.0)
+            if cursor.stamp is not None and cursor.offset > begin:
+                stamp = await timestamp_of(place, cursor.offset - 1, connection=self._connection, clock=self._clock)
+                if stamp not in {None, cursor.stamp}:
+                    msg = (
+                        f"the journal has read up to offset {cursor.offset} of another topic {requests}: this one was "
+                        "made anew, and the requests below that offset were never read. Use a new journal with it "
+                        "(VM_SYNC_TOPICS__JOURNAL)"
+                    )
+                    raise JournalUnfit(msg, reason=StopReason.REQUESTS_REPLACED)
         except KafkaError as error:
             raise JournalLost(repr(error)) from error
         if cursor.offset < begin:
@@ -502,29 +525,38 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             await asyncio.sleep(0.2)
 
     async def _report_cursors(self) -> None:
-        cursors = {
-            keeper.place: keeper.partition.cursor
-            for keeper in self._keepers.values()
-            if keeper.partition is not None and keeper.reading is not None
-        }
         for keeper in self._keepers.values():
             if keeper.partition is not None:
                 keeper.cursor = keeper.partition.cursor
         self._metrics.partitions(len(self._consumer.partitions_for_topic(self._tools.requests) or ()))
+        seen = False
         try:
             async with asyncio.timeout(SHOW_PROGRESS.total_seconds()):
                 await self._consumer.topics()
                 seen = True
-                if cursors:
-                    await self._consumer.commit(cursors)
-        except TimeoutError:
-            seen = False
-        except KafkaError as error:
+                reached = {
+                    keeper.place: await self._reached(keeper.place, keeper.partition.cursor)
+                    for keeper in list(self._keepers.values())
+                    if keeper.partition is not None and keeper.reading is not None
+                }
+                if reached:
+                    await self._consumer.commit(reached)
+        except (TimeoutError, KafkaError) as error:
+            # What is said of the commit is the group's word, and shows that Kafka is there.
             log.debug("The group was not told the cursors: %r", error)
-            seen = not error.retriable
         if seen:
             self.kafka_seen_at = self._clock.monotonic()
         self._metrics.kafka_connected(seen)
+
+    async def _reached(self, place: TopicPartition, cursor: int) -> int:
+        """Return where reading has come to, for lag displays.
+
+        Past the cursor where all has been taken up that was handed out: what lies between are the marks and the
+        records of transactions, which would else look like requests that nobody takes up.
+        """
+        if self._consumer.handed_out.get(place, cursor) > cursor:
+            return cursor
+        return max(cursor, int(await self._consumer.position(place)))
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or (error := task.exception()) is None:
@@ -550,7 +582,7 @@ def _record(record: ConsumerRecord) -> Record:
         topic=record.topic,
         partition=record.partition,
         offset=record.offset,
-        timestamp_ms=record.timestamp,
+        timestamp_ms=-1 if record.timestamp is None else record.timestamp,  # the oldest message format has none
         key=record.key,
         value=record.value,
         headers=tuple(record.headers),

@@ -15,15 +15,17 @@ a new version is written one release after it can be read, so that an upgrade ca
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias, assert_never
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from service.clock import Clock
 from service.messages import Event, Header
@@ -55,6 +57,9 @@ READ_AT_ONCE = 2_000
 """Records decoded between two turns of the event loop while a journal is read, some 10 ms."""
 
 
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""A broker's words for a batch that is larger than its topic's max.message.bytes, or than a segment."""
+
 TROUBLE = (KafkaError, OSError, TimeoutError, AssertionError)
 """What a Kafka that fails raises. aiokafka asserts its states: a fenced producer's is not what the next call wants."""
 
@@ -71,6 +76,7 @@ class StopReason(StrEnum):
     JOURNAL_UNREADABLE = "journal-unreadable"
     OTHER_TOPIC = "other-topic"
     CURSOR_BEYOND_END = "cursor-beyond-end"
+    REQUESTS_REPLACED = "requests-replaced"
 
 
 class JournalUnfit(Exception):
@@ -83,10 +89,15 @@ class JournalUnfit(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """The next offset to read, and the topic it belongs to."""
+    """The next offset to read, and the topic it belongs to.
+
+    `stamp` is the timestamp (ms) of the record before it, by which a topic that was made anew and filled past the
+    cursor is told from the one that was read; None where it isn't known.
+    """
 
     topic: str
     offset: int
+    stamp: int | None = None
 
 
 @dataclass(slots=True)
@@ -128,12 +139,44 @@ class Journal(Protocol):
         """Let go of the producer. What was not committed is aborted by the next owner."""
 
 
+class Refusals:
+    """What the brokers have refused for its size, so that it isn't tried for ever. One for all journals of a process.
+
+    A limit may be hidden from us, and is changed while we work: so it is learnt by being refused, which costs opening
+    the partition anew, and forgotten when the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._room: dict[str, int] = {}
+
+    def room(self, topic: str) -> int:
+        """Return how many bytes a batch may have, as far as is known."""
+        return self._room.get(topic, BATCH_BYTES)
+
+    def fits(self, event: Event) -> bool:
+        """Whether the event may go as it is: nothing is known against it."""
+        if event.topic not in self._room:
+            return True
+        return _size((event.key, event.value, list(event.headers), None)) <= self._room[event.topic]
+
+    def refused(self, topic: str, *, size: int, records: int) -> None:
+        """Learn that a batch was too large. One of several records says little of each of them: try half."""
+        self._room[topic] = size - 1 if records == 1 else size // 2
+        log.error(
+            "%s refuses a batch of %d bytes for its size: raise its max.message.bytes. Until this process is started "
+            "again, what is larger comes shortened there, and what can't be stops its partition",
+            topic,
+            size,
+        )
+
+
 class KafkaJournal:
     """The journal of one partition on a real Kafka."""
 
-    def __init__(self, *, topic: str, partition: int, connection: Mapping[str, Any]) -> None:
+    def __init__(self, *, topic: str, partition: int, connection: Mapping[str, Any], refusals: Refusals) -> None:
         self._place = TopicPartition(topic, partition)
         self._connection = connection
+        self._refusals = refusals
         self._producer = AIOKafkaProducer(
             **connection,
             transactional_id=f"{topic}-{partition}",
@@ -145,14 +188,16 @@ class KafkaJournal:
         )
 
     @classmethod
-    async def open(cls, *, topic: str, partition: int, connection: Mapping[str, Any], clock: Clock) -> Opened:
+    async def open(
+        cls, *, topic: str, partition: int, connection: Mapping[str, Any], clock: Clock, refusals: Refusals
+    ) -> Opened:
         """Fence the predecessor, then read the journal to an end that is asked for after that.
 
         Raises:
             JournalLost: Kafka could not be reached, or somebody else opened meanwhile.
             JournalUnfit: it holds what no version known here has written.
         """
-        journal = cls(topic=topic, partition=partition, connection=connection)
+        journal = cls(topic=topic, partition=partition, connection=connection, refusals=refusals)
         try:
             await journal._producer.start()
             opened_at = clock.monotonic()
@@ -205,7 +250,8 @@ class KafkaJournal:
 
     async def _transact(self, batch: Batch) -> None:
         records: dict[TopicPartition, list[_Record]] = {self._place: list(_journal_records(batch))}
-        for event in batch.events:
+        for told in batch.events:
+            event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
             count = len(await self._producer.partitions_for(event.topic))
             place = TopicPartition(event.topic, _partition(event.key, count))
             records.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
@@ -213,30 +259,43 @@ class KafkaJournal:
         async with asyncio.timeout(limit):
             await self._producer.begin_transaction()
             try:
-                sent = [
-                    await self._producer.send_batch(part, place.topic, partition=place.partition)
-                    for place, some in records.items()
-                    for part in self._batches(some)
-                ]
-                results = await asyncio.gather(*sent, return_exceptions=True)
-                for result in results:
-                    if isinstance(result, BaseException):
-                        raise result
+                await self._send(records)
             except Exception:
                 await self._abort()
                 raise
             await self._producer.commit_transaction()
 
-    def _batches(self, records: Sequence["_Record"]) -> Iterable[Any]:
-        """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2."""
+    async def _send(self, records: Mapping[TopicPartition, list["_Record"]]) -> None:
+        """Send, and wait until the brokers have all of it."""
+        sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
+        try:
+            for place, some in records.items():
+                for part in self._batches(some, room=self._refusals.room(place.topic)):
+                    arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
+                    sent.append((place.topic, part, arrived))
+        finally:
+            results = await asyncio.gather(*(arrived for *_, arrived in sent), return_exceptions=True)
+            for (topic, part, _), result in zip(sent, results, strict=True):
+                if isinstance(result, TOO_LARGE):
+                    self._refusals.refused(topic, size=part.size(), records=part.record_count())
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+
+    def _batches(self, records: Iterable["_Record"], *, room: int) -> Iterator[BatchBuilder]:
+        """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2.
+
+        The first record of a batch is always taken, however long it is.
+        """
         part = self._producer.create_batch()
-        for key, value, headers, timestamp_ms in records:
-            if part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
+        for record in records:
+            key, value, headers, timestamp_ms = record
+            full = room < BATCH_BYTES and part.record_count() and part.size() + _size(record) > room
+            if full or part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
+                part.close()
                 yield part
                 part = self._producer.create_batch()
-                if part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
-                    msg = f"a record of {len(value or b'')} bytes does not fit into a batch"
-                    raise ValueError(msg)
+                part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers)
         part.close()
         yield part
 
@@ -303,7 +362,13 @@ def _journal_records(batch: Batch) -> Iterable[_Record]:
     for identity, state in batch.changes.items():
         yield identity.encode(), None if state is None else encode(state), [], None
     if batch.cursor is not None:
-        yield CURSOR_KEY, _dumps({"v": VERSION, "topic": batch.cursor.topic, "offset": batch.cursor.offset}), [], None
+        yield CURSOR_KEY, _encode_cursor(batch.cursor), [], None
+
+
+def _size(record: _Record) -> int:
+    """Return the bytes that a batch with this record alone has at most."""
+    key, value, headers, _ = record
+    return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers))
 
 
 def _partition(key: bytes | None, count: int) -> int:
@@ -457,9 +522,13 @@ def _read_trouble(record: Mapping[str, Any]) -> ApiError | None:
     return ApiError(code, msg, tuple(args))
 
 
+def _encode_cursor(cursor: Cursor) -> bytes:
+    return _dumps({"v": VERSION, "topic": cursor.topic, "offset": cursor.offset, "stamp": cursor.stamp})
+
+
 def _decode_cursor(value: bytes) -> Cursor:
     record = json.loads(value)
-    return Cursor(topic=record["topic"], offset=record["offset"])
+    return Cursor(topic=record["topic"], offset=record["offset"], stamp=record.get("stamp"))
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

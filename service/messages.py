@@ -17,7 +17,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
@@ -59,13 +59,17 @@ class Record:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A record to be written. Without a timestamp the producer gives it one."""
+    """A record to be written. Without a timestamp the producer gives it one.
+
+    `shorter` is what to write in its place where the broker refuses it for its size.
+    """
 
     topic: str
     key: bytes | None
     value: bytes | None
     headers: tuple[Header, ...] = ()
     timestamp_ms: int | None = None
+    shorter: "Event | None" = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -295,6 +299,9 @@ COMPLETED_TYPE: Final = "vm-sync.completed.v1"
 FAILED_TYPE: Final = "vm-sync.failed.v1"
 SOURCE: Final = "/vm-sync"
 
+BRIEF_TEXT: Final = 100
+"""Characters that are left of VCDA's texts where a broker refuses the outcome for its size."""
+
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
@@ -339,12 +346,22 @@ def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime
             headers["tracestate"] = request.tracestate
     # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of an outcome lost.
     value = _JSON(data).encode("utf-8", "replace")
+    brief = _brief(outcome)
     return Event(
         topic=topic,
         key=request.replication_id.encode(),
         value=value,
         headers=tuple([(name, text.encode()) for name, text in headers.items()]),
+        shorter=write_outcome(brief, topics=topics, now=now) if brief is not None else None,
     )
+
+
+def _brief(outcome: sync.Outcome) -> sync.Outcome | None:
+    """Leave out what others have to say of it, but for the first words; None where they say no more."""
+    if isinstance(outcome, sync.Completed):
+        return replace(outcome, warnings=()) if outcome.warnings else None
+    error = outcome.error and sync.ApiError(outcome.error.code[:BRIEF_TEXT], outcome.error.msg[:BRIEF_TEXT])
+    return replace(outcome, warnings=(), error=error) if outcome.warnings or error != outcome.error else None
 
 
 def _moment(moment: datetime) -> str:
@@ -407,7 +424,13 @@ def write_dead_letter(record: Record, bad: Unreadable, *, topic: str, truncated:
     if truncated:
         words["vm-sync-truncated"] = "true"
     ours = tuple([(name, text.encode("utf-8", "replace")) for name, text in words.items()])
-    return Event(topic=topic, key=key, value=value, headers=original + ours)
+    return Event(
+        topic=topic,
+        key=key,
+        value=value,
+        headers=original + ours,
+        shorter=None if truncated else write_dead_letter(record, bad, topic=topic, truncated=True),
+    )
 
 
 def redriven(headers: tuple[Header, ...]) -> int:
