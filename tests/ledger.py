@@ -36,9 +36,10 @@ GUEST_SECRET = "S3cret"
 """What the simulator's task results carry where real ones carry guest customization passwords."""
 
 
-def appliance(plan: Plan, **more: Any) -> Config:
+def appliance(plan: Plan, *, others: tuple[User, ...] = (), **more: Any) -> Config:
     """A VCDA that knows our user, with the password that must never be seen."""
-    return Config(users=(User(name="administrator@System", password=PASSWORD, administrator=True),), plan=plan, **more)
+    users = (User(name="administrator@System", password=PASSWORD, administrator=True), *others)
+    return Config(users=users, plan=plan, **more)
 
 
 class Simulated(Protocol):

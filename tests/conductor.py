@@ -1,0 +1,473 @@
+"""Carries a schedule out on real processes, a real Kafka and the simulated VCDA, then has the ledger judged.
+
+run     requests are asked, unreadable messages come between them, things happen
+calm    everything that was broken is whole again; every request must get its outcome
+probe   one more request for each partition: each must work, so each process must
+stop    SIGTERM to all; each must end by itself, with 0
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import KafkaError, for_code
+from aiokafka.partitioner import murmur2
+from aiokafka.protocol.admin import DeleteGroupsRequest
+
+from service.sandbox.kafka import EmbeddedKafka
+from service.sandbox.simulator import Simulator
+from service.sandbox.vcda_world import Durations, Plan, User
+from tests.apart import Apart
+from tests.ledger import PASSWORD, Ledger, Process, Verdict, appliance
+from tests.schedule import (
+    DEADLINE,
+    MOST_MEMBERS,
+    OTHER_ACCOUNT,
+    PARTITIONS,
+    REQUEST_TIMEOUT,
+    SESSION_TIMEOUT,
+    SETTLE,
+    Happening,
+    Schedule,
+    Spoiling,
+    What,
+)
+from tests.watch import Watch
+
+BROKER: Final = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000"}
+"""So that a transaction past its time-out is noticed while its writer is still frozen."""
+
+UNTIL_QUIET: Final = DEADLINE + 75.0
+"""Seconds from the calm to the last outcome: two wall clocks that differ by a minute, and a deadline."""
+
+PROBED: Final = 25.0
+"""Seconds in which each partition has to do a short sync when all is well."""
+
+STOPPED: Final = 35.0
+"""Seconds for a clean stop: the drain's limit of 25 s, and a busy machine."""
+
+SITES: Final = json.dumps(
+    [{"name": name, "user": "administrator@System", "password": PASSWORD} for name in ("site2", "site3")]
+)
+
+SETTINGS: Final = {
+    "VM_SYNC_KAFKA__SESSION_TIMEOUT": f"PT{SESSION_TIMEOUT:.0f}S",
+    "VM_SYNC_VCDA__REQUEST_TIMEOUT": f"PT{REQUEST_TIMEOUT:.0f}S",
+    "VM_SYNC_SYNC__SETTLE": f"PT{SETTLE:.0f}S",
+    "VM_SYNC_SYNC__DEADLINE": f"PT{DEADLINE}S",
+    "VM_SYNC_VCDA__SITES": SITES,
+}
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A process of the service, and what we did to it."""
+
+    process: Process
+    watch: Watch
+    watching: "asyncio.Task[None]"
+    frozen: bool = False
+    doomed: bool = False
+    """We have told it to end."""
+
+    @property
+    def free(self) -> bool:
+        return self.process.running and not self.frozen and not self.doomed
+
+
+@dataclass(slots=True)
+class Report:
+    """How a run went."""
+
+    schedule: Schedule
+    verdict: Verdict
+    happened: Counter[str] = field(default_factory=Counter)
+    faults: int = 0
+    """Answers that went wrong at VCDA."""
+    calm: float = 0.0
+    """Seconds from the calm to the last outcome."""
+    took: float = 0.0
+
+
+class Conductor:
+    """One run. `show` is told what happens, and how many were asked and told."""
+
+    def __init__(
+        self, schedule: Schedule, *, kafka: EmbeddedKafka, show: Callable[[str, int, int], None], prefix: str
+    ) -> None:
+        self._schedule = schedule
+        self._kafka = kafka
+        self._show = show
+        self._vcda = Apart(
+            appliance(
+                Plan(queued=Durations.of("0.1"), duration=Durations.of("uniform:0.5:3"), failing=0.08, warned=0.1),
+                others=(User(name=OTHER_ACCOUNT, password=PASSWORD, administrator=True),),
+                submit_latency=Durations.of("uniform:0.01:0.1"),
+                pause_grace=1.5,  # on a busy machine an answer is read late; what was sent meanwhile broke nothing
+                seed=schedule.seed,
+            )
+        )
+        self._ledger = Ledger(bootstrap=kafka.bootstrap, simulator=self._vcda, prefix=prefix, partitions=PARTITIONS)
+        self._members: list[Member] = []
+        self._skews = iter(schedule.skews)
+        self._findings: list[str] = []
+        self._told: set[str] = set()
+        self._broker = asyncio.Lock()
+        self._broker_away = False
+        self._restless_until = 0.0
+        self._happened: Counter[str] = Counter()
+        self._asked = 0
+
+    @property
+    def ledger(self) -> Ledger:
+        return self._ledger
+
+    async def run(self, *, keep: Path) -> Report:
+        """Carry it out, and judge. The processes' logs are copied to `keep`."""
+        began = time.monotonic()
+        schedule, ledger = self._schedule, self._ledger
+        async with self._vcda, ledger, _keeping(ledger.folder, keep):
+            for _ in range(schedule.members):
+                self._start()
+            await asyncio.gather(*(ledger.ready(member.process, within=90) for member in self._members))
+            reading = asyncio.create_task(self._read())
+            by_hand = await self._provoke()
+            await asyncio.gather(self._ask(), self._happen())
+            calm = await self._calm()
+            by_hand.cancel()
+            await self._probe()
+            reading.cancel()
+            await self._stop_all()
+            verdict = await ledger.judge()
+            verdict.violations.extend(self._findings)
+            for member in self._members:
+                verdict.violations.extend(member.watch.findings)
+            verdict.violations.extend(f"a bug in a log: {line[:600]}" for line in ledger.tracebacks()[:3])
+            faults = sum(self._vcda.world.counters()["faults"].values())
+            return Report(schedule, verdict, self._happened, faults=faults, calm=calm, took=time.monotonic() - began)
+
+    # ------------------------------------------------------------ members
+
+    def _start(self, **more: str) -> Member:
+        skew = next(self._skews)
+        command = (sys.executable, "-m", "tests.skewed", str(skew)) if skew else ()
+        process = self._ledger.start(command=command, **SETTINGS, **more)
+        holder: list[Member] = []
+        watch = Watch(process, excused=lambda: not holder[0].free or self._restless)
+        member = Member(process, watch, asyncio.create_task(watch.look()))
+        holder.append(member)
+        self._members.append(member)
+        return member
+
+    @property
+    def _restless(self) -> bool:
+        return self._broker_away or time.monotonic() < self._restless_until
+
+    def _free(self) -> list[Member]:
+        for member in self._members:
+            if not member.process.running and not member.doomed:
+                member.doomed = True
+                code = member.process.child.returncode
+                self._findings.append(f"{member.process.log.name} ended by itself, with {code}")
+                self._start()
+        return [member for member in self._members if member.free]
+
+    def _running(self) -> int:
+        return sum(member.process.running and not member.doomed for member in self._members)
+
+    async def _kill(self, member: Member) -> None:
+        member.doomed = True
+        await member.process.kill()
+
+    async def _stop(self, member: Member) -> None:
+        member.doomed = True
+        began = time.monotonic()
+        started = member.process.port() is not None
+        try:
+            code = await member.process.stop(within=STOPPED)
+        except Exception as error:  # noqa: BLE001 - subprocess's own
+            self._findings.append(f"{member.process.log.name} did not stop within {STOPPED} s: {error!r}")
+            await member.process.kill()
+            return
+        if code != 0 and (started or code != -signal.SIGTERM):
+            took = time.monotonic() - began
+            self._findings.append(
+                f"{member.process.log.name} was told to stop, and ended with {code} after {took:.1f} s"
+            )
+
+    async def _freeze(self, member: Member, seconds: float) -> None:
+        member.frozen = True
+        member.process.signal(signal.SIGSTOP)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            member.process.signal(signal.SIGCONT)
+            member.frozen = False
+
+    # ------------------------------------------------------------ asking
+
+    async def _ask(self) -> None:
+        began = time.monotonic()
+        standing: list[asyncio.Task[None]] = []
+        for one in self._schedule.sendings:
+            await asyncio.sleep(max(0.0, began + one.at - time.monotonic()))
+            if isinstance(one, Spoiling):
+                await self._spoil(one)
+            else:
+                standing.append(await self._ledger.begin_to_ask(one.operation_id, one.replication_id, **one.fields))
+            self._asked = len(self._ledger.asked)
+        await asyncio.gather(*standing)
+
+    async def _spoil(self, one: Spoiling) -> None:
+        if one.below:
+            await self._ledger.spoil_below(partition=one.partition)
+        else:
+            await self._ledger.spoil(partition=one.partition, key=one.key, value=one.value, headers=one.headers)
+
+    async def _provoke(self) -> "asyncio.Task[None]":
+        """Switch on what is not promised, for replications of their own."""
+        for replication in self._schedule.late:
+            self._ledger.foreseen[replication] = "VCDA took the POST later than D"
+            await self._switch(
+                operation="submit", replication=replication, answer="cut", effect="behind", seconds=14.0, times=1
+            )
+        numbers = {}
+        for replication in self._schedule.by_hand:
+            self._ledger.foreseen[replication] = "somebody else synced it by hand"
+            numbers[replication] = await self._switch(
+                operation="submit", replication=replication, answer="cut", effect="none", times=1
+            )
+
+        async def by_hand() -> None:
+            """Start a sync as soon as the POST has been cut off."""
+            while numbers:
+                there = {fault["id"] for fault in await self._vcda.do(_faults)}
+                for replication in [name for name, number in numbers.items() if number not in there]:
+                    del numbers[replication]
+                    await self._vcda.do(partial(_by_hand, replication=replication))
+                await asyncio.sleep(0.1)
+
+        return asyncio.create_task(by_hand())
+
+    async def _switch(self, **fault: Any) -> int:
+        return await self._vcda.do(lambda sim: sim.fault(**fault))
+
+    # ------------------------------------------------------------ happenings
+
+    async def _happen(self) -> None:
+        began = time.monotonic()
+        going: list[asyncio.Task[None]] = []
+        for one in self._schedule.happenings:
+            await asyncio.sleep(max(0.0, began + one.at - time.monotonic()))
+            going.append(asyncio.create_task(self._one(one)))
+        await asyncio.gather(*going)
+
+    async def _one(self, one: Happening) -> None:
+        free = self._free()
+        chosen = free[int(one.who * len(free))] if free else None
+        self._happened[one.words] += 1
+        self._tell(one.words)
+        if one.what in self._to_members:
+            if chosen is not None:
+                await self._to_members[one.what](chosen, one.seconds)
+        elif one.what in {What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES}:
+            await self._without_kafka(one)
+        else:
+            await self._to_others(one)
+
+    @property
+    def _to_members(self) -> Mapping[What, Callable[[Member, float], Awaitable[None]]]:
+        return {
+            What.KILL: self._kill_and_replace,
+            What.STOP: self._stop_and_replace,
+            What.FREEZE: self._freeze,
+            What.LEAVE: self._leave,
+            What.JOIN_AND_FREEZE: self._join_and_freeze,
+        }
+
+    async def _to_others(self, one: Happening) -> None:
+        match one.what:
+            case What.JOIN:
+                await self._start_after(0.0)
+            case What.JOIN_AS_ANOTHER:
+                await self._start_after(0.0, VM_SYNC_VCDA__CREDENTIALS__USER=OTHER_ACCOUNT)
+            case What.ALL_DIE:
+                await self._all_die(one.seconds)
+            case What.EXPIRE:
+                await self._vcda.do(lambda sim: sim.world.expire(what=one.words))
+            case What.VCDA_REFUSES:
+                await self._vcda.refuse(seconds=one.seconds)
+            case What.VCDA_CLOCK:
+                await self._vcda.do(lambda sim: sim.world.clock_offset(seconds=one.seconds))
+            case _:
+                await self._switch(**one.fault)
+
+    async def _kill_and_replace(self, member: Member, seconds: float) -> None:
+        await self._kill(member)
+        await self._start_after(seconds)
+
+    async def _stop_and_replace(self, member: Member, seconds: float) -> None:
+        await self._stop(member)
+        await self._start_after(seconds)
+
+    async def _leave(self, member: Member, _: float) -> None:
+        if len(self._free()) > 1:
+            await self._stop(member)
+
+    async def _start_after(self, seconds: float, **more: str) -> None:
+        await asyncio.sleep(seconds)
+        if self._running() < MOST_MEMBERS:
+            self._start(**more)
+
+    async def _join_and_freeze(self, frozen: Member, seconds: float) -> None:
+        """Start one, and freeze another about when it hears that it has to let its POSTs be answered."""
+        await self._start_after(0.0)
+        newest = self._members[-1].process
+        until = time.monotonic() + 10
+        while time.monotonic() < until and newest.port() is None:
+            await asyncio.sleep(0.05)
+        await asyncio.sleep(self._schedule.seed % 7 * 0.1)
+        if frozen.free:
+            await self._freeze(frozen, seconds)
+
+    async def _all_die(self, seconds: float) -> None:
+        async with self._broker:
+            for member in [member for member in self._members if member.process.running]:
+                await self._kill(member)
+            await self._forget_offsets()
+            await asyncio.sleep(seconds)
+            for _ in range(self._schedule.members):
+                await self._start_after(0.0)
+
+    async def _forget_offsets(self) -> None:
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._kafka.bootstrap)
+        await admin.start()
+        try:
+            code, until = -1, time.monotonic() + 2 * SESSION_TIMEOUT
+            while time.monotonic() < until:  # until the group has noticed that its members are dead
+                node = await admin.find_coordinator(self._ledger.prefix)
+                answer = await admin._send_request(DeleteGroupsRequest([self._ledger.prefix]), node)
+                ((_, code),) = answer.results
+                if code == 0:
+                    return
+                await asyncio.sleep(0.5)
+            self._findings.append(f"the group's offsets could not be deleted: {for_code(code).__name__}")
+        finally:
+            await admin.close()
+
+    async def _without_kafka(self, one: Happening) -> None:
+        async with self._broker:
+            self._broker_away = True
+            try:
+                if one.what is What.KAFKA_FREEZES:
+                    assert self._kafka.pid is not None
+                    os.kill(self._kafka.pid, signal.SIGSTOP)
+                    await asyncio.sleep(one.seconds)
+                    os.kill(self._kafka.pid, signal.SIGCONT)
+                else:
+                    end = self._kafka.stop if one.what is What.KAFKA_STOPS else self._kafka.kill
+                    await asyncio.to_thread(end)
+                    await asyncio.sleep(one.seconds)
+                    await asyncio.to_thread(self._kafka.start)
+            finally:
+                self._broker_away = False
+                self._restless_until = time.monotonic() + 10.0
+
+    # ------------------------------------------------------------ reading
+
+    async def _read(self) -> None:
+        """Note who has been told, as a read_committed reader; only to know when to go on. The judge reads anew."""
+        names = [self._ledger.topics[name] for name in ("completed", "failed")]
+        consumer = AIOKafkaConsumer(
+            *names,
+            bootstrap_servers=self._kafka.bootstrap,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            enable_auto_commit=False,
+        )
+        await consumer.start()
+        try:
+            while True:
+                with suppress(KafkaError):
+                    got: dict[TopicPartition, Any] = await consumer.getmany(timeout_ms=500)
+                    for records in got.values():
+                        self._told.update(json.loads(record.value)["operationID"] for record in records)
+                self._tell()
+        finally:
+            await consumer.stop()
+
+    def _tell(self, words: str = "") -> None:
+        self._show(words, self._asked, len(self._told))
+
+    def _untold(self) -> set[str]:
+        return set(self._ledger.asked) - self._told
+
+    # ------------------------------------------------------------ the end
+
+    async def _calm(self) -> float:
+        await self._vcda.do(_whole)
+        for _ in range(self._schedule.members - len(self._free())):
+            self._start()
+        self._tell("calm")
+        began = time.monotonic()
+        while self._untold() and time.monotonic() - began < UNTIL_QUIET:
+            self._free()
+            await asyncio.sleep(0.2)
+        return time.monotonic() - began
+
+    async def _probe(self) -> None:
+        """Ask each partition for one more."""
+        await asyncio.gather(*(self._ledger.ready(member.process) for member in self._free()))
+        self._tell("one more for each partition")
+        places: dict[int, str] = {}
+        while len(places) < PARTITIONS:
+            replication = f"C4-{uuid.uuid4()}"
+            places.setdefault((murmur2(replication.encode()) & 0x7FFFFFFF) % PARTITIONS, replication)
+        await self._ledger.ask_all([(f"probe-{number}", name) for number, name in places.items()])
+        until = time.monotonic() + PROBED
+        while self._untold() and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+        stuck = sorted(name for name in self._untold() if name.startswith("probe-"))
+        if stuck:
+            self._findings.append(f"partitions that don't work at the end: {stuck}")
+
+    async def _stop_all(self) -> None:
+        self._tell("SIGTERM to all")
+        await asyncio.gather(*(self._stop(member) for member in self._free()))
+        for member in self._members:
+            member.watching.cancel()
+
+
+@asynccontextmanager
+async def _keeping(folder: Path, keep: Path) -> AsyncIterator[None]:
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(shutil.copytree, folder, keep, dirs_exist_ok=True)
+
+
+def _faults(sim: Simulator) -> list[dict[str, object]]:
+    return sim.faults.list(now=sim.world.now())
+
+
+def _by_hand(sim: Simulator, *, replication: str) -> str:
+    return sim.world.by_hand(replication=replication)
+
+
+def _whole(sim: Simulator) -> None:
+    sim.faults.remove()
+    sim.world.clock_offset(seconds=0.0)
