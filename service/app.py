@@ -31,7 +31,7 @@ from service.journal import KafkaJournal, Opened, Refusals, StopReason
 from service.lanes import LaneLimits, Lanes
 from service.messages import DeadReason, OutcomeTopics
 from service.metrics import Metrics
-from service.partition import Tools, Work, public_state
+from service.partition import Tools
 from service.polling import Poller
 from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
 from service.settings.diagnosis import diagnosis, overheard
@@ -40,6 +40,7 @@ from service.topics import Advice, KafkaConnection, Refusal, TopicNames, ensure_
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from service.vcda.transport import Tls
+from service.work import Work, public_state
 
 log = logging.getLogger(__name__)
 

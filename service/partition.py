@@ -15,11 +15,9 @@ It never reads from the requests topic, never opens its journal again (its keepe
 """
 
 import asyncio
-import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -28,7 +26,10 @@ from typing import Protocol
 
 from service import sync
 from service.clock import Clock
-from service.journal import Batch, Cursor, JournalLost, Opened
+from service.commits import CommitMeter, Commits
+from service.deadlines import Deadlines
+from service.doubts import Doubts, FindApi
+from service.journal import Cursor, JournalLost, Opened
 from service.lanes import Lane
 from service.messages import (
     OutcomeTopics,
@@ -42,11 +43,9 @@ from service.messages import (
 from service.polling import Verdict, Watch
 from service.remembered import Remembered, YoungTasks
 from service.sync import Ended, Lingering, NotTaken, Policy, Running, Step, Submitting, Task, TaskState, Waiting
+from service.work import Work, public_state
 
 log = logging.getLogger(__name__)
-
-GATHER = timedelta(milliseconds=20)
-"""How long changes that nobody waits for gather before they are committed; a commit costs 3-25 ms (measured)."""
 
 CLOCKS_MARGIN = timedelta(minutes=1)
 """How far a task's start may lie before our first POST by VCDA's clock as we know it: the `Date` header has whole
@@ -58,21 +57,11 @@ UNCALIBRATED_MARGIN = timedelta(minutes=15)
 YOUNG = timedelta(hours=1)
 """How long tasks of ended requests are kept for look-ups: longer than both margins together."""
 
-LOOK_AGAIN = (timedelta(seconds=1), timedelta(seconds=15))
-"""First and longest pause between two look-ups for POSTs in doubt. The moment when a look-up becomes conclusive is
-never slept past."""
-
-LOOK_UPS_ONE_BY_ONE = 20
-"""With more doubts than this at a site, all its sync tasks are paged through instead of asking for each replication."""
-
 OWN_BACKOFF = timedelta(seconds=10)
 """How long a replication that is busy (409) is left alone, jittered; the site's other requests go on."""
 
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
-
-FEW_DEADLINES = 1_000
-"""So many deadlines of syncs that have ended are not worth clearing away."""
 
 SWEEP = timedelta(hours=1)
 """How often expired identities are given their tombstones; at least so often are they read, so it shall be seldom."""
@@ -81,24 +70,13 @@ SWEEP = timedelta(hours=1)
 KNOWN_STATES = frozenset(TaskState)
 
 
-class Api(Protocol):
+class Api(FindApi, Protocol):
     """What is asked of VCDA here; polling is the poller's."""
 
     async def submit(
         self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
     ) -> sync.SubmitAnswer:
         """POST the sync, unless `may_leave` forbids it at the last moment."""
-
-    async def find(
-        self, *, site: str | None, replication_id: str | None, since: datetime, operation_id: str | None = None
-    ) -> list[Task] | sync.Trouble:
-        """Return all sync tasks since then, complete, or why not."""
-
-    def account(self) -> str | None:
-        """Return the user of the session."""
-
-    def names(self, site: str | None) -> frozenset[str]:
-        """Return the ways in which VCDA spells our user there."""
 
     def offset(self, site: str | None) -> timedelta | None:
         """Return VCDA's clock minus ours."""
@@ -121,7 +99,7 @@ class Poller(Protocol):
         """Stop asking."""
 
 
-class Meter(Protocol):
+class Meter(CommitMeter, Protocol):
     """What is counted here."""
 
     def accepted(self) -> None: ...  # noqa: D102 - the names say it
@@ -132,7 +110,6 @@ class Meter(Protocol):
     def unknown_task_state(self, site: str | None) -> None: ...  # noqa: D102
     def moved(self, site: str | None, before: str | None, after: str | None) -> None: ...  # noqa: D102
     def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None: ...  # noqa: D102
-    def commit(self, seconds: float, records: int) -> None: ...  # noqa: D102
     def identities(self, delta: int) -> None: ...  # noqa: D102
 
 
@@ -153,48 +130,6 @@ class Tools:
     random: Random = field(default_factory=Random)
 
 
-@dataclass(slots=True, eq=False)
-class Work:
-    """A sync in flight, and what this process is doing about it."""
-
-    state: sync.Sync
-    submitting: bool = False
-    """Counted among the site's POSTs on their way: from its turn until the answer."""
-    posting: "asyncio.Task[None] | None" = None
-    left: bool = False
-    """The POST's bytes may have left."""
-    occupies: bool = False
-    """Counted among the site's syncs at VCDA."""
-    queued: bool = False
-    """Has a turn coming in the lane."""
-    not_before: float = 0.0
-    """The replication is busy (409): no turn is asked for until this moment of the monotonic clock."""
-    behind: str | None = None
-    """The operation that it still waited behind when its deadline came."""
-    watch: Watch | None = None
-    progress: int | None = None
-
-    @property
-    def request(self) -> sync.Request:
-        """The request it is about."""
-        return self.state.request
-
-
-@dataclass(slots=True)
-class _Doubts:
-    """The POSTs in doubt at one site; `more` when one has come that was not looked for yet."""
-
-    works: set[Work] = field(default_factory=set)
-    more: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@dataclass(slots=True)
-class _Pending(Batch):
-    """The batch that gathers, and what is to be done once it stands."""
-
-    after: list[Callable[[], None]] = field(default_factory=list)
-
-
 class Partition:
     """See the module. `on_lost` is called once, with a sentence, when the work here can't go on."""
 
@@ -204,6 +139,7 @@ class Partition:
         self.number = number
         self.cursor = start_at
         self.quiescing = False
+        self._stamp = opened.cursor.stamp if opened.cursor and opened.cursor.offset == start_at else None
         self._journal = opened.journal
         self._tools = tools
         self._on_lost = on_lost
@@ -211,16 +147,19 @@ class Partition:
         self._queues: dict[str, deque[Work]] = {}
         self._remembered = Remembered()
         self._young = YoungTasks(horizon=YOUNG)
-        self._deadlines: list[tuple[datetime, int, Work]] = []
-        self._doubts: dict[str | None, _Doubts] = {}
+        self._deadlines: Deadlines[Work] = Deadlines(wanted=self._is_here)
+        self._commits = Commits(
+            opened.journal, opened_at=opened.opened_at, here=self._here, clock=tools.clock, metrics=tools.metrics
+        )
+        self._doubts = Doubts(
+            api=tools.api,
+            lane=tools.lanes.lane,
+            clock=tools.clock,
+            spawn=self._spawn,
+            looked_up=self._looked_up,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._committer: asyncio.Task[None] | None = None
-        self._pending = _Pending()
-        self._dirty = asyncio.Event()
-        self._urgent = asyncio.Event()
-        self._proved_at = opened.opened_at
         self._closed = False
-        self._serial = 0
         self._restore(opened)
 
     # ------------------------------------------------------------ opening and closing
@@ -232,7 +171,7 @@ class Partition:
             if not isinstance(state, Ended):
                 in_flight.append(state)
             elif state.expires_at <= now:
-                self._pending.changes[state.request.identity] = None
+                self._commits.change(state.request.identity, None)
             else:
                 self._remember(state)
         for state in sorted(in_flight, key=lambda state: state.request.offset):
@@ -244,9 +183,9 @@ class Partition:
         Raises:
             JournalLost: somebody else opened after us, or Kafka is away.
         """
-        self._pending.cursor = self._here()
-        await self._commit()
-        self._committer = self._keep(asyncio.create_task(self._commit_loop()))
+        self._commits.move_on()
+        await self._commits.commit()
+        self._spawn(self._commits.run())
         self._spawn(self._deadline_loop())
         self._spawn(self._sweep_loop())
         for work in list(self._works.values()):
@@ -262,13 +201,13 @@ class Partition:
         self.quiescing = True
         try:
             async with asyncio.timeout(limit):
-                while submitting := [work for work in self._works.values() if work.submitting]:
+                while not self._closed and (submitting := [work for work in self._works.values() if work.submitting]):
                     posting = [work.posting for work in submitting if work.posting]
                     if posting:
                         await asyncio.wait(posting)
                     else:
-                        await self.prove()  # their intents are on the way to the journal; only then are they withheld
-                await self.prove()
+                        await self._commits.prove()  # their intents are on the way; once they stand, they are withheld
+                await self._commits.prove()
         except (TimeoutError, JournalLost):
             return False
         return True
@@ -303,24 +242,6 @@ class Partition:
         """Yield what is in flight here, in the order of acceptance."""
         yield from list(self._works.values())
 
-    async def prove(self) -> None:
-        """Prove the ownership: return once a record that is written from now on stands.
-
-        Raises:
-            JournalLost: it doesn't.
-        """
-        stood: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.cursor = self._here()
-        self._pending.after.append(partial(_settle, stood))
-        self._hurry()
-        if self._committer is None or self._closed:
-            msg = "the partition is closed"
-            raise JournalLost(msg)
-        await asyncio.wait([stood, self._committer], return_when=asyncio.FIRST_COMPLETED)
-        if not stood.done():
-            msg = "the journal was lost before the proof stood"
-            raise JournalLost(msg)
-
     # ------------------------------------------------------------ admission
 
     def admit(self, records: Iterable[Record]) -> None:
@@ -330,17 +251,17 @@ class Partition:
             if record.offset < self.cursor:
                 continue
             self.cursor = record.offset + 1
+            self._stamp = record.timestamp_ms if record.unreadable is None else None
             asked = read_request(record)
             if isinstance(asked, Unreadable):
-                self._pending.events.append(write_dead_letter(record, asked, topic=self._tools.dead_letters))
+                self._commits.tell(write_dead_letter(record, asked, topic=self._tools.dead_letters))
                 self._tools.metrics.dead_lettered(asked.reason)
                 log.warning(
                     "Message %d of partition %d went to the dead letters: %s", record.offset, self.number, asked.detail
                 )
             else:
                 self._admit(asked, record, now)
-        self._pending.cursor = self._here()
-        self._stir()
+        self._commits.move_on()
 
     def _admit(self, asked: SyncRequested, record: Record, now: datetime) -> None:
         metrics = self._tools.metrics
@@ -363,7 +284,7 @@ class Partition:
             tracestate=asked.tracestate,
         )
         work = self._enter(Waiting(request=request))
-        self._pending.changes[request.identity] = work.state
+        self._commits.change(request.identity, work.state)
         self._move_on(request.replication_id)
 
     def _enter(self, state: sync.InFlight) -> Work:
@@ -407,8 +328,8 @@ class Partition:
             passed_over=tuple(self._young.since(request.replication_id, look_from - CLOCKS_MARGIN)),
         )
         self._become(work, Step(intent))
-        self._pending.after.append(partial(self._post_soon, work))
-        self._hurry()
+        self._commits.then(partial(self._post_soon, work))
+        self._commits.hurry()
         return True
 
     def _post_soon(self, work: Work) -> None:
@@ -426,7 +347,7 @@ class Partition:
             )
             if work.left or not self._may_begin(work) or not _withheld(answer):
                 break
-            await self.prove()
+            await self._commits.prove()
         work.posting = None
         self._answered(work, answer)
 
@@ -439,7 +360,7 @@ class Partition:
         )
 
     def _may_leave(self, work: Work) -> bool:
-        age = self._tools.clock.monotonic() - self._proved_at
+        age = self._tools.clock.monotonic() - self._commits.proved_at
         if not self._may_begin(work) or age > self._tools.policy.window.total_seconds():
             return False
         work.left = True
@@ -472,7 +393,7 @@ class Partition:
         if isinstance(seen, sync.Found):
             self._tools.metrics.adopted()
             log.info(
-                "Found task %s for %s instead of POSTing again", seen.task.id, work.request.identity, extra=_ids(work)
+                "Found task %s for %s instead of POSTing again", seen.task.id, work.request.identity, extra=work.ids
             )
         self._become(work, step)
         self._take_up(work)
@@ -510,7 +431,7 @@ class Partition:
                 self._watch(work, running)
             case Submitting() | Lingering():
                 self._occupy(work)
-                self._look_for(work)
+                self._doubts.add(work)
 
     # ------------------------------------------------------------ polling
 
@@ -530,92 +451,21 @@ class Partition:
         )
         self._tools.poller.watch(work.watch)
 
-    # ------------------------------------------------------------ doubt
-
-    def _look_for(self, work: Work) -> None:
-        site = work.request.site
-        if site not in self._doubts:
-            self._doubts[site] = _Doubts()
-            self._spawn(self._resolve(site))
-        self._doubts[site].works.add(work)
-        self._doubts[site].more.set()
-
-    async def _resolve(self, site: str | None) -> None:
-        """Look for the tasks of the POSTs in doubt at a site until none is left."""
-        clock, doubts = self._tools.clock, self._doubts[site]
-        first, longest = (pause.total_seconds() for pause in LOOK_AGAIN)
-        pause = first
-        while True:
-            if doubts.more.is_set():
-                doubts.more.clear()
-                pause = first
-            await self._look_up(site, doubts.works)
-            doubts.works = {work for work in doubts.works if _doubt(work) is not None}
-            if not doubts.works:
-                del self._doubts[site]
-                return
-            now = clock.monotonic()
-            conclusive = [left for work in doubts.works if (left := _conclusive_from(work) - now) > 0]
-            with suppress(TimeoutError):
-                async with asyncio.timeout(min([pause, *conclusive])):
-                    await doubts.more.wait()
-            pause = min(2 * pause, longest)
-
-    async def _look_up(self, site: str | None, works: set[Work]) -> None:
-        """One round. The account is compared before and after: a look-up under two sessions concludes nothing."""
-        api, clock, lane = self._tools.api, self._tools.clock, self._tools.lanes.lane(site)
-        doubts = [(work, doubt) for work in works if (doubt := _doubt(work)) is not None]
-        asked: list[tuple[str | None, datetime, list[tuple[Work, Submitting]]]]
-        if len(doubts) <= LOOK_UPS_ONE_BY_ONE:
-            asked = [(work.request.replication_id, doubt.look_from, [(work, doubt)]) for work, doubt in doubts]
-        else:
-            asked = [(None, min(doubt.look_from for _, doubt in doubts), doubts)]
-        for replication_id, since, some in asked:
-            await lane.clear()
-            while lane.pause_left() > 0.0:
-                await lane.clear()
-            began, account = clock.monotonic(), api.account()
-            operation_id = some[0][0].request.operation_id if len(some) == 1 else None
-            tasks = await api.find(site=site, replication_id=replication_id, since=since, operation_id=operation_id)
-            trouble = tasks if isinstance(tasks, sync.Trouble) else None
-            lane.heard(trouble)
-            if isinstance(tasks, sync.Trouble):
-                continue  # the lane says when the next may go; a replication that breaks VCDA holds nobody up
-            names = api.names(site)
-            by_replication: dict[str | None, list[Task]] = {}
-            for task in tasks:
-                by_replication.setdefault(task.replication_id, []).append(task)
-            same = account is not None and account == api.account()
-            for work, doubt in some:
-                own = sync.adoptable(by_replication.get(work.request.replication_id, ()), doubt, names=names)
-                if own is not None:
-                    self._looked_up(work, sync.Found(own, api.account()))
-                elif same:
-                    self._looked_up(work, sync.NotFound(began, account))
-
     # ------------------------------------------------------------ deadlines
 
     def _remind(self, work: Work) -> None:
         """Look at it again when its deadline comes, or when a doubt behind a told outcome has lasted too long."""
         told = isinstance(work.state, Lingering)
         moment = work.request.deadline + (sync.LINGER_LIMIT if told else timedelta())
-        self._serial += 1
-        heapq.heappush(self._deadlines, (moment, self._serial, work))
-        if len(self._deadlines) > 2 * len(self._works) + FEW_DEADLINES:
-            # Most syncs end hours before their deadlines; what has ended shall not be kept in memory until then.
-            self._deadlines = [entry for entry in self._deadlines if self._is_here(entry[2])]
-            heapq.heapify(self._deadlines)
+        self._deadlines.add(moment, work)
 
     def _is_here(self, work: Work) -> bool:
         return self._works.get(work.request.identity) is work
 
     async def _deadline_loop(self) -> None:
         while True:
-            now = self._tools.clock.now()
-            while self._deadlines and self._deadlines[0][0] <= now:
-                _, _, work = heapq.heappop(self._deadlines)
-                if self._is_here(work):
-                    self._move_on(work.request.replication_id)
+            for work in self._deadlines.due(self._tools.clock.now()):
+                self._move_on(work.request.replication_id)
             await asyncio.sleep(TICK.total_seconds())
 
     def _tell_expired(self, replication_id: str) -> None:
@@ -641,12 +491,12 @@ class Partition:
 
     def _become(self, work: Work, step: Step) -> None:
         before, work.state = work.state, step.state
-        self._pending.changes[work.request.identity] = step.state
+        self._commits.change(work.request.identity, step.state)
         self._tools.metrics.moved(work.request.site, public_state(before), public_state(step.state))
         if step.outcome is not None:
             now = self._tools.clock.now()
-            self._pending.events.append(write_outcome(step.outcome, topics=self._tools.outcomes, now=now))
-            self._pending.after.append(partial(self._told, step.outcome))
+            self._commits.tell(write_outcome(step.outcome, topics=self._tools.outcomes, now=now))
+            self._commits.then(partial(self._told, step.outcome))
         match step.state:
             case Ended() as ended:
                 self._leave(work)
@@ -664,14 +514,15 @@ class Partition:
                 self._vacate(work)
             case _:
                 pass
-        self._stir()
 
     def _remember(self, ended: Ended) -> None:
         before = len(self._remembered)
         self._remembered.add(ended.request.identity, ended.expires_at)
         self._tools.metrics.identities(len(self._remembered) - before)
         if ended.task_id is not None:
-            self._young.add(ended.request.replication_id, ended.task_id, ended.submitted_at or ended.ended_at)
+            request = ended.request
+            started_at = ended.submitted_at or ended.ended_at
+            self._young.add(request.replication_id, ended.task_id, started_at, site=request.site)
 
     def _told(self, outcome: sync.Outcome) -> None:
         """The outcome stands: count it, and log one sentence."""
@@ -702,34 +553,6 @@ class Partition:
             },
         )
 
-    def _stir(self) -> None:
-        self._dirty.set()
-
-    def _hurry(self) -> None:
-        self._dirty.set()
-        self._urgent.set()
-
-    async def _commit_loop(self) -> None:
-        while True:
-            await self._dirty.wait()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(GATHER.total_seconds()):
-                    await self._urgent.wait()
-            if self._closed:
-                return
-            await self._commit()
-
-    async def _commit(self) -> None:
-        batch, self._pending = self._pending, _Pending()
-        self._dirty.clear()
-        self._urgent.clear()
-        began = self._tools.clock.monotonic()
-        await self._journal.commit(batch)
-        self._proved_at = began
-        self._tools.metrics.commit(self._tools.clock.monotonic() - began, len(batch.changes) + len(batch.events))
-        for then in batch.after:
-            then()
-
     async def _sweep_loop(self) -> None:
         """Give expired identities their tombstones. Memory holds only hashes, so the journal is read again."""
         while True:
@@ -748,15 +571,13 @@ class Partition:
             for identity in gone:
                 # It may have come again since it was read.
                 if identity not in self._works and not self._remembered.holds(identity, now):
-                    self._pending.changes[identity] = None
+                    self._commits.change(identity, None)
             self._tools.metrics.identities(-self._remembered.forget_expired(now))
-            if gone:
-                self._stir()
 
     # ------------------------------------------------------------ small parts
 
     def _here(self) -> Cursor:
-        return Cursor(self._tools.requests, self.cursor)
+        return Cursor(self._tools.requests, self.cursor, self._stamp)
 
     def _lane(self, work: Work) -> Lane:
         return self._tools.lanes.lane(work.request.site)
@@ -805,6 +626,7 @@ class Partition:
         """Stop working here: the memory can't be trusted any more."""
         if not self._closed:
             self._closed = True
+            self._commits.stop()
             self._on_lost(reason)
 
     def _ended_task(self, task: "asyncio.Task[None]") -> None:
@@ -819,50 +641,16 @@ class Partition:
             self.fail(f"internal error: {type(error).__name__}")
 
 
-def public_state(state: sync.Sync) -> str | None:
-    """The state's word on the outside: a lingering sync counts as what it lingers of, an ended one isn't in flight."""
-    match state:
-        case Waiting():
-            return "waiting"
-        case Submitting():
-            return "in_doubt" if state.in_doubt else "submitting"
-        case Running():
-            return "running"
-        case Lingering():
-            return public_state(state.of)
-        case Ended():
-            return None
-
-
-def _doubt(work: Work) -> Submitting | None:
-    """The POST in doubt, if it is one."""
-    state = work.state.of if isinstance(work.state, Lingering) else work.state
-    return state if isinstance(state, Submitting) and state.in_doubt else None
-
-
-def _conclusive_from(work: Work) -> float:
-    doubt = _doubt(work)
-    return 0.0 if doubt is None or doubt.conclusive_from is None else doubt.conclusive_from
-
-
 def _withheld(answer: sync.SubmitAnswer) -> bool:
     """Whether nothing left because `may_leave` said so; that speaks of us, not of the site."""
     return isinstance(answer, NotTaken) and answer.trouble.label == sync.WITHHELD
 
 
-def _settle(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)
-
-
 def _written_at(record: Record, *, default: datetime) -> datetime:
-    """The record's timestamp. A producer may have set it to anything, even to a year that Python doesn't know."""
+    """The record's timestamp. A producer may have set it to anything: -1 (none), a year that Python doesn't know."""
+    if record.timestamp_ms < 0:
+        return default
     try:
         return datetime.fromtimestamp(record.timestamp_ms / 1000, UTC)
     except (ValueError, OverflowError, OSError):
         return default
-
-
-def _ids(work: Work) -> dict[str, str | None]:
-    request = work.request
-    return {"operation_id": request.operation_id, "replication_id": request.replication_id, "site": request.site}

@@ -45,20 +45,22 @@ class Remembered:
 class YoungTasks:
     """The tasks of ended requests that a look-up for a later request of the same replication could mistake for its own.
 
-    Moments are VCDA's clock, as the tasks themselves carry them.
+    Moments are VCDA's clock, as the tasks themselves carry them. Each site's is its own, and may be hours off: so which
+    tasks have grown old is told by the site's latest task, never by another site's.
     """
 
     def __init__(self, *, horizon: timedelta) -> None:
         self._horizon = horizon
         self._tasks: dict[str, dict[str, datetime]] = {}
-        self._order: deque[tuple[datetime, str, str]] = deque()
+        self._order: dict[str | None, deque[tuple[datetime, str, str]]] = {}
 
-    def add(self, replication_id: str, task_id: str, started_at: datetime) -> None:
-        """Keep a task that was given to a request, and drop those that have grown old."""
+    def add(self, replication_id: str, task_id: str, started_at: datetime, *, site: str | None) -> None:
+        """Keep a task that was given to a request, and drop the site's that have grown old."""
         self._tasks.setdefault(replication_id, {})[task_id] = started_at
-        self._order.append((started_at, replication_id, task_id))
-        while self._order[0][0] < started_at - self._horizon:
-            _, old_replication, old_task = self._order.popleft()
+        order = self._order.setdefault(site, deque())
+        order.append((started_at, replication_id, task_id))
+        while order[0][0] < started_at - self._horizon:
+            _, old_replication, old_task = order.popleft()
             siblings = self._tasks.get(old_replication, {})
             siblings.pop(old_task, None)
             if not siblings:

@@ -13,8 +13,9 @@ from itertools import pairwise
 import pytest
 
 from service import sync
+from service.doubts import ONE_BY_ONE
 from service.lanes import LaneLimits
-from service.partition import LOOK_UPS_ONE_BY_ONE, OWN_BACKOFF, SWEEP
+from service.partition import OWN_BACKOFF, SWEEP
 from service.sync import Ended, Lingering, Running, Submitting, Waiting
 from tests.virtual import VirtualClock
 from tests.worlds import DEAD, POLICY, UNKNOWN, Deployment, Process, deployed, moment, run
@@ -744,7 +745,7 @@ async def test_the_limit_of_running_syncs_holds_those_in_doubt_and_those_restore
 # ---------------------------------------------------------------- doubt
 
 
-@pytest.mark.parametrize("doubts", [LOOK_UPS_ONE_BY_ONE, LOOK_UPS_ONE_BY_ONE + 1])
+@pytest.mark.parametrize("doubts", [ONE_BY_ONE, ONE_BY_ONE + 1])
 def test_few_doubts_are_looked_up_one_by_one_and_many_together(doubts: int) -> None:
     async def play() -> None:
         async with Deployment() as d:
@@ -758,7 +759,7 @@ def test_few_doubts_are_looked_up_one_by_one_and_many_together(doubts: int) -> N
             p1 = d.owner("P1", limits=LaneLimits(max_concurrent_submits=100, max_running=0))
             await d.until(0.1)
             asked = {replication for _, replication in p1.vcda.asked}
-            if doubts <= LOOK_UPS_ONE_BY_ONE:
+            if doubts <= ONE_BY_ONE:
                 assert None not in asked
             else:
                 assert asked == {None}

@@ -53,9 +53,9 @@ def test_identities_are_told_apart_whatever_they_are(identities: set[str]) -> No
 
 def test_a_replications_tasks_are_told_from_a_moment_on() -> None:
     young = YoungTasks(horizon=timedelta(hours=1))
-    young.add("C4-1", "task-1", NOON)
-    young.add("C4-1", "task-2", NOON + SECOND)
-    young.add("C4-2", "task-3", NOON + SECOND)
+    young.add("C4-1", "task-1", NOON, site=None)
+    young.add("C4-1", "task-2", NOON + SECOND, site=None)
+    young.add("C4-2", "task-3", NOON + SECOND, site=None)
     assert list(young.since("C4-1", NOON)) == ["task-1", "task-2"]
     assert list(young.since("C4-1", NOON + SECOND)) == ["task-2"]
     assert list(young.since("C4-3", NOON)) == []
@@ -63,9 +63,16 @@ def test_a_replications_tasks_are_told_from_a_moment_on() -> None:
 
 def test_tasks_older_than_the_horizon_are_let_go() -> None:
     young = YoungTasks(horizon=timedelta(hours=1))
-    young.add("C4-1", "task-1", NOON)
-    young.add("C4-2", "task-2", NOON + timedelta(hours=1))
+    young.add("C4-1", "task-1", NOON, site=None)
+    young.add("C4-2", "task-2", NOON + timedelta(hours=1), site=None)
     assert list(young.since("C4-1", NOON)) == ["task-1"]
-    young.add("C4-2", "task-3", NOON + timedelta(hours=1) + SECOND)
+    young.add("C4-2", "task-3", NOON + timedelta(hours=1) + SECOND, site=None)
     assert list(young.since("C4-1", NOON)) == []
     assert list(young.since("C4-2", NOON)) == ["task-2", "task-3"]
+
+
+def test_a_site_whose_clock_is_ahead_makes_no_other_sites_tasks_old() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1))
+    young.add("C4-1", "task-1", NOON, site=None)
+    young.add("C4-2", "task-2", NOON + timedelta(hours=5), site="west")
+    assert list(young.since("C4-1", NOON)) == ["task-1"]

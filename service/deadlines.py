@@ -1,0 +1,44 @@
+"""When to look at what again: moments of wall time, the earliest first. Pure: it is told what time it is.
+
+Most syncs end hours before their deadlines. What is no longer wanted then is cleared away now and then, so that memory
+holds little more than what is in flight.
+"""
+
+import heapq
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+FEW = 1_000
+"""So many entries that nobody wants any more are not worth clearing away."""
+
+
+class Deadlines(Generic[T]):
+    """Things to be looked at again; `wanted` says whether one still matters."""
+
+    def __init__(self, *, wanted: Callable[[T], bool]) -> None:
+        self._wanted = wanted
+        self._heap: list[tuple[datetime, int, T]] = []
+        self._serial = 0
+        self._clear_at = FEW
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def add(self, moment: datetime, thing: T) -> None:
+        """Be reminded of it then."""
+        self._serial += 1
+        heapq.heappush(self._heap, (moment, self._serial, thing))
+        if len(self._heap) > self._clear_at:
+            self._heap = [entry for entry in self._heap if self._wanted(entry[2])]
+            heapq.heapify(self._heap)
+            self._clear_at = 2 * len(self._heap) + FEW
+
+    def due(self, now: datetime) -> Iterator[T]:
+        """Take out what is due and still wanted."""
+        while self._heap and self._heap[0][0] <= now:
+            _, _, thing = heapq.heappop(self._heap)
+            if self._wanted(thing):
+                yield thing

@@ -1,0 +1,65 @@
+"""A sync in flight as a partition works with it: its state, and what this process is doing about it.
+
+`sync` knows what is true of a request anywhere; this is what is true only here and now, and is never written down.
+"""
+
+from asyncio import Task
+from dataclasses import dataclass
+
+from service import sync
+from service.polling import Watch
+from service.sync import Ended, Lingering, Running, Submitting, Waiting
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """See the module. Its state changes step by step, by the partition alone."""
+
+    state: sync.Sync
+    submitting: bool = False
+    """Counted among the site's POSTs on their way: from its turn until the answer."""
+    posting: Task[None] | None = None
+    left: bool = False
+    """The POST's bytes may have left."""
+    occupies: bool = False
+    """Counted among the site's syncs at VCDA."""
+    queued: bool = False
+    """Has a turn coming in the lane."""
+    not_before: float = 0.0
+    """The replication is busy (409): no turn is asked for until this moment of the monotonic clock."""
+    behind: str | None = None
+    """The operation that it still waited behind when its deadline came."""
+    watch: Watch | None = None
+    progress: int | None = None
+
+    @property
+    def request(self) -> sync.Request:
+        """The request it is about."""
+        return self.state.request
+
+    @property
+    def doubt(self) -> Submitting | None:
+        """The POST in doubt, if it is one, be it behind an outcome that was told."""
+        state = self.state.of if isinstance(self.state, Lingering) else self.state
+        return state if isinstance(state, Submitting) and state.in_doubt else None
+
+    @property
+    def ids(self) -> dict[str, str | None]:
+        """What a log line about it shall carry."""
+        request = self.request
+        return {"operation_id": request.operation_id, "replication_id": request.replication_id, "site": request.site}
+
+
+def public_state(state: sync.Sync) -> str | None:
+    """The state's word on the outside: a lingering sync counts as what it lingers of, an ended one isn't in flight."""
+    match state:
+        case Waiting():
+            return "waiting"
+        case Submitting():
+            return "in_doubt" if state.in_doubt else "submitting"
+        case Running():
+            return "running"
+        case Lingering():
+            return public_state(state.of)
+        case Ended():
+            return None
