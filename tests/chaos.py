@@ -9,6 +9,7 @@ the logs are kept then.
 
 import argparse
 import asyncio
+import logging
 import os
 import secrets
 import shutil
@@ -83,6 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=environ.get("REQUESTS", "3000"), help="in each run")
     given = parser.parse_args(arguments)
     first = secrets.randbelow(1_000_000) if given.seed is None else given.seed
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it can't know that we stopped Kafka ourselves
     console = Console(width=max(150, Console().width))
     reports: list[Report] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())

@@ -54,6 +54,9 @@ BROKER: Final = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 
 UNTIL_QUIET: Final = DEADLINE + 75.0
 """Seconds from the calm to the last outcome: two wall clocks that differ by a minute, and a deadline."""
 
+AT_MOST: Final = 300.0
+"""Seconds for a whole run: one that hangs is a finding, too."""
+
 PROBED: Final = 25.0
 """Seconds in which each partition has to do a short sync when all is well."""
 
@@ -140,7 +143,7 @@ class Conductor:
         """Carry it out, and judge. The processes' logs are copied to `keep`."""
         began = time.monotonic()
         schedule, ledger = self._schedule, self._ledger
-        async with self._vcda, ledger, _keeping(ledger.folder, keep):
+        async with asyncio.timeout(AT_MOST), self._vcda, ledger, _keeping(ledger.folder, keep):
             for _ in range(schedule.members):
                 self._start()
             await asyncio.gather(*(ledger.ready(member.process, within=90) for member in self._members))
@@ -233,10 +236,14 @@ class Conductor:
         await asyncio.gather(*standing)
 
     async def _spoil(self, one: Spoiling) -> None:
-        if one.below:
-            await self._ledger.spoil_below(partition=one.partition)
-        else:
+        if not one.below:
             await self._ledger.spoil(partition=one.partition, key=one.key, value=one.value, headers=one.headers)
+            return
+        while True:
+            with suppress(KafkaError):  # raised when it isn't there at all: nothing was sent
+                await self._ledger.spoil_below(partition=one.partition)
+                return
+            await asyncio.sleep(1.0)
 
     async def _provoke(self) -> "asyncio.Task[None]":
         """Switch on what is not promised, for replications of their own."""

@@ -233,20 +233,21 @@ class Ledger:
 
     async def spoil_below(self, *, partition: int) -> None:
         """Put a record there that Kafka's clients can't hand over: its header's name is not UTF-8."""
-        producer = await self._producing()
-        batch = producer.create_batch()
-        batch._builder = PlainBuilder(  # the compiled one takes no name but a real string
-            magic=2,
-            compression_type=0,
-            is_transactional=False,
-            producer_id=-1,
-            producer_epoch=-1,
-            base_sequence=-1,
-            batch_size=16_384,
-        )
-        batch.append(key=b"poison", value=b"poison", timestamp=None, headers=[(_Name("?"), b"")])
-        batch.close()
-        record = await (await producer.send_batch(batch, self.topics["requests"], partition=partition))
+        # Neither idempotent nor with the compiled builder: these take no name but a real string.
+        async with AIOKafkaProducer(bootstrap_servers=self.bootstrap) as producer:
+            batch = producer.create_batch()
+            batch._builder = PlainBuilder(
+                magic=2,
+                compression_type=0,
+                is_transactional=False,
+                producer_id=-1,
+                producer_epoch=-1,
+                base_sequence=-1,
+                batch_size=16_384,
+            )
+            batch.append(key=b"poison", value=b"poison", timestamp=None, headers=[(_Name("?"), b"")])
+            batch.close()
+            record = await (await producer.send_batch(batch, self.topics["requests"], partition=partition))
         self.spoilt.append(Spoilt(partition, record.offset, b"poison", b"poison", (), lost=True))
 
     async def send_raw(self, *, partition: int, **record: Any) -> None:

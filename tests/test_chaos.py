@@ -1,0 +1,29 @@
+"""A short run of chaos; `make chaos` is the long one."""
+
+import pytest
+
+from service.sandbox.kafka import EmbeddedKafka, KafkaError
+from tests.chaos import run
+from tests.conductor import BROKER
+from tests.conftest import missing
+
+pytestmark = [pytest.mark.e2e, pytest.mark.kafka]
+
+SEED = 1
+REQUESTS = 300
+
+
+async def test_each_request_gets_one_outcome_and_at_most_one_task_whatever_dies() -> None:
+    try:
+        kafka = EmbeddedKafka(properties=BROKER)
+        kafka.start()
+    except KafkaError as error:
+        missing(str(error))
+    try:
+        report = await run(SEED, requests=REQUESTS, kafka=kafka)
+    finally:
+        kafka.close()
+
+    assert report.verdict.violations == []
+    assert report.verdict.figures["asked"] >= REQUESTS
+    assert report.faults > 0
