@@ -33,9 +33,11 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.consumer import SteadyConsumer, UnreadableRecord, timestamp_of
-from service.journal import Cursor, JournalLost, JournalUnfit, Opened, StopReason
+from service.journal import JournalLost, JournalUnfit, Opened, StopReason
 from service.messages import Record
-from service.partition import Partition, Tools
+from service.partition import Partition
+from service.records import Cursor
+from service.tools import Tools
 
 log = logging.getLogger(__name__)
 

@@ -8,35 +8,29 @@ It never decides anything about a sync, never repeats a commit whose fate is unk
 from another: Kafka's errors can't say whether a successor exists, so every failure is `JournalLost`, and the owner
 starts anew from what the journal says.
 
-Format of a record: JSON, moments in epoch milliseconds, absent fields left out. Readers ignore what they don't know;
-a new version is written one release after it can be read, so that an upgrade can be rolled back.
+What its records look like is said in `records`.
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from enum import StrEnum
-from typing import Any, Protocol, TypeAlias, assert_never
+from typing import Any, Protocol, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from service.clock import Clock
 from service.messages import Event, Header
-from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
+from service.records import CURSOR_KEY, OPENED_KEY, Cursor, decode, decode_cursor, encode, encode_cursor, is_sync
+from service.sync import Sync
 
 log = logging.getLogger(__name__)
-
-VERSION = 1
-
-CURSOR_KEY = b"cursor"
-"""No identity looks like it: they begin with `ce:` or `op:`."""
 
 TRANSACTION_TIMEOUT = timedelta(seconds=12)
 """An open transaction holds all read_committed readers of its topics back, so it must be short; but a broker's
@@ -52,6 +46,12 @@ load: its default of 100 ms would be most of a commit."""
 
 BATCH_BYTES = 512 * 1024
 """Kafka's default limit of a produce batch is 1 MiB; half of it leaves room for a record that comes last."""
+
+READ_PATIENCE = 2 * TRANSACTION_TIMEOUT
+"""How long a journal may show nothing more while its end isn't reached: a transaction left open there ends sooner."""
+
+LOOKS = 50
+"""In how many steps that patience runs out."""
 
 READ_AT_ONCE = 2_000
 """Records decoded between two turns of the event loop while a journal is read, some 10 ms."""
@@ -85,19 +85,6 @@ class JournalUnfit(Exception):
     def __init__(self, advice: str, *, reason: StopReason) -> None:
         super().__init__(advice)
         self.reason = reason
-
-
-@dataclass(frozen=True, slots=True)
-class Cursor:
-    """The next offset to read, and the topic it belongs to.
-
-    `stamp` is the timestamp (ms) of the record before it, by which a topic that was made anew and filled past the
-    cursor is told from the one that was read; None where it isn't known.
-    """
-
-    topic: str
-    offset: int
-    stamp: int | None = None
 
 
 @dataclass(slots=True)
@@ -177,6 +164,7 @@ class KafkaJournal:
         self._place = TopicPartition(topic, partition)
         self._connection = connection
         self._refusals = refusals
+        self._end = 0
         self._producer = AIOKafkaProducer(
             **connection,
             transactional_id=f"{topic}-{partition}",
@@ -191,7 +179,7 @@ class KafkaJournal:
     async def open(
         cls, *, topic: str, partition: int, connection: Mapping[str, Any], clock: Clock, refusals: Refusals
     ) -> Opened:
-        """Fence the predecessor, then read the journal to an end that is asked for after that.
+        """Fence the predecessor, then read the journal up to a record that is written after that.
 
         Raises:
             JournalLost: Kafka could not be reached, or somebody else opened meanwhile.
@@ -209,9 +197,12 @@ class KafkaJournal:
                 raise JournalUnfit(msg, reason=StopReason.JOURNAL_TOO_NARROW)
             syncs: dict[str, Sync] = {}
             cursor = None
+            await journal._mark()
             async for key, value in journal._records():
                 if key == CURSOR_KEY:
-                    cursor = _decode_cursor(value) if value is not None else None
+                    cursor = decode_cursor(value) if value is not None else None
+                elif not is_sync(key):
+                    continue
                 elif value is None:
                     syncs.pop(key.decode(), None)
                 else:
@@ -248,6 +239,14 @@ class KafkaJournal:
             msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {error!r}"
             raise JournalLost(msg) from error
 
+    async def _mark(self) -> None:
+        """Write a record of our own: so far the journal has to be read.
+
+        Asking the broker for the end isn't enough: after its restart the end that it tells to read_committed readers
+        may for a moment lie before a record whose commit it has acknowledged (seen on a lone broker).
+        """
+        await self._write({self._place: [(OPENED_KEY, b"{}", [], None)]})
+
     async def _transact(self, batch: Batch) -> None:
         records: dict[TopicPartition, list[_Record]] = {self._place: list(_journal_records(batch))}
         for told in batch.events:
@@ -255,8 +254,11 @@ class KafkaJournal:
             count = len(await self._producer.partitions_for(event.topic))
             place = TopicPartition(event.topic, _partition(event.key, count))
             records.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
-        limit = TRANSACTION_TIMEOUT.total_seconds()
-        async with asyncio.timeout(limit):
+        await self._write(records)
+
+    async def _write(self, records: Mapping[TopicPartition, list["_Record"]]) -> None:
+        """Write the records in one transaction."""
+        async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
             await self._producer.begin_transaction()
             try:
                 await self._send(records)
@@ -278,9 +280,11 @@ class KafkaJournal:
             for (topic, part, _), result in zip(sent, results, strict=True):
                 if isinstance(result, TOO_LARGE):
                     self._refusals.refused(topic, size=part.size(), records=part.record_count())
-        for result in results:
+        for (topic, part, _), result in zip(sent, results, strict=True):
             if isinstance(result, BaseException):
                 raise result
+            if topic == self._place.topic:
+                self._end = result.offset + part.record_count()
 
     def _batches(self, records: Iterable["_Record"], *, room: int) -> Iterator[BatchBuilder]:
         """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2.
@@ -309,14 +313,41 @@ class KafkaJournal:
         """Read the journal from its beginning; see `Journal.entries`."""
         try:
             async for key, value in self._records():
-                if key != CURSOR_KEY and value is not None:
+                if is_sync(key) and value is not None:
                     yield key.decode(), decode(key.decode(), value)
         except TROUBLE as error:
             raise JournalLost(repr(error)) from error
 
     async def _records(self) -> AsyncIterator[tuple[bytes, bytes | None]]:
-        async for key, value in read_to_end(self._place, connection=self._connection):
-            yield key, value
+        """Read everything up to the last record that we have written.
+
+        Raises:
+            KafkaTimeoutError: nothing comes for longer than a transaction may stand open.
+        """
+        consumer = AIOKafkaConsumer(
+            **self._connection,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            request_timeout_ms=_ms(REQUEST_TIMEOUT),
+            max_partition_fetch_bytes=8 * 1024 * 1024,
+        )
+        consumer.assign([self._place])
+        await consumer.start()
+        try:
+            at, silent = 0, 0
+            while at < self._end:
+                got = await consumer.getmany(timeout_ms=_ms(READ_PATIENCE) // LOOKS, max_records=READ_AT_ONCE)
+                for record in got.get(self._place, ()):
+                    at = record.offset + 1
+                    yield record.key, record.value
+                silent = 0 if got else silent + 1
+                if silent >= LOOKS:
+                    msg = f"{self._place.topic}-{self._place.partition} can't be read beyond {at}, and has {self._end}"
+                    raise KafkaTimeoutError(msg)
+                await asyncio.sleep(0)
+        finally:
+            await consumer.stop()
 
     async def close(self) -> None:
         """Stop the producer, but not for longer than a request may take: it hangs while the broker is away."""
@@ -325,32 +356,6 @@ class KafkaJournal:
                 await self._producer.stop()
         except Exception as error:  # noqa: BLE001 - a producer that failed is being thrown away
             log.debug("closing the producer of %s failed: %r", self._place, error)
-
-
-async def read_to_end(
-    place: TopicPartition, *, connection: Mapping[str, Any]
-) -> AsyncIterator[tuple[bytes, bytes | None]]:
-    """Read one journal partition, read_committed, to the end it has when this is called."""
-    consumer = AIOKafkaConsumer(
-        **connection,
-        enable_auto_commit=False,
-        isolation_level="read_committed",
-        auto_offset_reset="earliest",
-        request_timeout_ms=_ms(REQUEST_TIMEOUT),
-        max_partition_fetch_bytes=8 * 1024 * 1024,
-    )
-    consumer.assign([place])
-    await consumer.start()
-    try:
-        end = (await consumer.end_offsets([place]))[place]
-        await consumer.seek_to_beginning(place)
-        while await consumer.position(place) < end:
-            got = await consumer.getmany(place, timeout_ms=200, max_records=READ_AT_ONCE)
-            for record in got.get(place, ()):
-                yield record.key, record.value
-            await asyncio.sleep(0)
-    finally:
-        await consumer.stop()
 
 
 # ---------------------------------------------------------------- records
@@ -362,7 +367,7 @@ def _journal_records(batch: Batch) -> Iterable[_Record]:
     for identity, state in batch.changes.items():
         yield identity.encode(), None if state is None else encode(state), [], None
     if batch.cursor is not None:
-        yield CURSOR_KEY, _encode_cursor(batch.cursor), [], None
+        yield CURSOR_KEY, encode_cursor(batch.cursor), [], None
 
 
 def _size(record: _Record) -> int:
@@ -378,179 +383,5 @@ def _partition(key: bytes | None, count: int) -> int:
     return int((murmur2(key) & 0x7FFFFFFF) % count)
 
 
-def encode(state: Sync) -> bytes:
-    """Write a sync as its journal record; the identity is the record's key."""
-    match state:
-        case Waiting():
-            fields = {"state": "waiting", **_request(state.request), "attempts": state.attempts}
-            fields |= _trouble(state.trouble)
-        case Submitting():
-            fields = {"state": "submitting", **_request(state.request), **_submitting(state)}
-        case Running():
-            fields = {"state": "running", **_request(state.request), **_running(state)}
-        case Lingering(of=of):
-            what = _submitting(of) if isinstance(of, Submitting) else _running(of)
-            fields = {"state": "lingering", **_request(state.request), **what, "toldAt": _epoch(state.told_at)}
-        case Ended():
-            fields = {
-                "state": "ended",
-                **_request(state.request),
-                "attempts": state.attempts,
-                "reason": state.reason,
-                "endedAt": _epoch(state.ended_at),
-                "expiresAt": _epoch(state.expires_at),
-                "taskId": state.task_id,
-                "submittedAt": _epoch(state.submitted_at),
-                "adopted": state.adopted or None,
-            }
-        case _:
-            assert_never(state)
-    return _dumps({"v": VERSION, **fields})
-
-
-def decode(identity: str, value: bytes) -> Sync:
-    """Read a journal record.
-
-    Raises:
-        ValueError: it isn't one of ours.
-    """
-    record = json.loads(value)
-    request = Request(
-        identity=identity,
-        operation_id=record["operationID"],
-        replication_id=record["replicationId"],
-        site=record.get("site"),
-        offset=record["offset"],
-        requested_at=_moment(record["requestedAt"]),
-        accepted_at=_moment(record["acceptedAt"]),
-        deadline=_moment(record["deadline"]),
-        traceparent=record.get("traceparent"),
-        tracestate=record.get("tracestate"),
-    )
-    match record["state"]:
-        case "waiting":
-            return Waiting(request=request, attempts=record["attempts"], trouble=_read_trouble(record))
-        case "submitting":
-            return _read_submitting(request, record)
-        case "running":
-            return _read_running(request, record)
-        case "lingering":
-            of = _read_running(request, record) if "taskId" in record else _read_submitting(request, record)
-            return Lingering(of=of, told_at=_moment(record["toldAt"]))
-        case "ended":
-            return Ended(
-                request=request,
-                attempts=record["attempts"],
-                reason=Reason(record["reason"]) if "reason" in record else None,
-                ended_at=_moment(record["endedAt"]),
-                expires_at=_moment(record["expiresAt"]),
-                task_id=record.get("taskId"),
-                submitted_at=_maybe(record.get("submittedAt")),
-                adopted=record.get("adopted", False),
-            )
-        case other:
-            msg = f"a journal record in the unknown state {other!r}: it was written by a newer version"
-            raise ValueError(msg)
-
-
-def _request(request: Request) -> dict[str, Any]:
-    return {
-        "operationID": request.operation_id,
-        "replicationId": request.replication_id,
-        "site": request.site,
-        "offset": request.offset,
-        "requestedAt": _epoch(request.requested_at),
-        "acceptedAt": _epoch(request.accepted_at),
-        "deadline": _epoch(request.deadline),
-        "traceparent": request.traceparent,
-        "tracestate": request.tracestate,
-    }
-
-
-def _submitting(state: Submitting) -> dict[str, Any]:
-    return {
-        "attempts": state.attempts,
-        "lookFrom": _epoch(state.look_from),
-        "account": state.account,
-        "passedOver": state.passed_over or None,
-        **_trouble(state.trouble),
-    }
-
-
-def _read_submitting(request: Request, record: Mapping[str, Any]) -> Submitting:
-    return Submitting(
-        request=request,
-        attempts=record["attempts"],
-        look_from=_moment(record["lookFrom"]),
-        account=record.get("account"),
-        passed_over=tuple(record.get("passedOver", ())),
-        trouble=_read_trouble(record),
-    )
-
-
-def _running(state: Running) -> dict[str, Any]:
-    return {
-        "attempts": state.attempts,
-        "taskId": state.task_id,
-        "taskSite": state.site,
-        "account": state.account,
-        "submittedAt": _epoch(state.submitted_at),
-        "adopted": state.adopted or None,
-    }
-
-
-def _read_running(request: Request, record: Mapping[str, Any]) -> Running:
-    return Running(
-        request=request,
-        attempts=record["attempts"],
-        task_id=record["taskId"],
-        site=record.get("taskSite"),
-        account=record.get("account"),
-        submitted_at=_maybe(record.get("submittedAt")),
-        adopted=record.get("adopted", False),
-    )
-
-
-def _trouble(trouble: ApiError | None) -> dict[str, Any]:
-    return {} if trouble is None else {"trouble": [trouble.code, trouble.msg, list(trouble.args)]}
-
-
-def _read_trouble(record: Mapping[str, Any]) -> ApiError | None:
-    if "trouble" not in record:
-        return None
-    code, msg, args = record["trouble"]
-    return ApiError(code, msg, tuple(args))
-
-
-def _encode_cursor(cursor: Cursor) -> bytes:
-    return _dumps({"v": VERSION, "topic": cursor.topic, "offset": cursor.offset, "stamp": cursor.stamp})
-
-
-def _decode_cursor(value: bytes) -> Cursor:
-    record = json.loads(value)
-    return Cursor(topic=record["topic"], offset=record["offset"], stamp=record.get("stamp"))
-
-
-_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
-
-
-def _dumps(fields: Mapping[str, Any]) -> bytes:
-    # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of a journal lost.
-    text = _encoder.encode({name: value for name, value in fields.items() if value is not None})
-    return text.encode(errors="replace")
-
-
 def _ms(duration: timedelta) -> int:
     return int(duration.total_seconds() * 1000)
-
-
-def _epoch(moment: datetime | None) -> int | None:
-    return None if moment is None else round(moment.timestamp() * 1000)
-
-
-def _moment(epoch: int) -> datetime:
-    return datetime.fromtimestamp(epoch / 1000, UTC)
-
-
-def _maybe(epoch: int | None) -> datetime | None:
-    return None if epoch is None else _moment(epoch)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.journal import VERSION, decode, encode
+from service.records import VERSION, decode, encode
 from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
 
 

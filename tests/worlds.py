@@ -22,12 +22,14 @@ from typing import Any, ParamSpec, Self, TypeVar
 from typing_extensions import override
 
 from service import sync
-from service.journal import Batch, Cursor, Entry, JournalLost, Opened, decode, encode
+from service.journal import Batch, Entry, JournalLost, Opened
 from service.lanes import LaneLimits, Lanes
 from service.messages import Event, OutcomeTopics, Record
-from service.partition import Partition, Tools
+from service.partition import Partition
 from service.polling import Poller
+from service.records import Cursor, decode, encode
 from service.sync import Policy
+from service.tools import Tools
 from tests.scripted import ScriptedVcda, World, at_a_distance
 from tests.virtual import EPOCH, VirtualClock, VirtualLoop
 
