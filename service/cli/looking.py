@@ -6,14 +6,15 @@ outcomes' topics.
 
 import asyncio
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from service import journal
 from service.cli import kafka
 from service.cli.answers import NoAnswer, moment, printable, rfc3339, say, show_facts, show_json, show_table
 from service.cli.words import State
+from service.records import decode, is_sync
 from service.sync import ApiError, Ended, Lingering, Reason, Running, Submitting, Sync, Waiting
 
 COLUMNS: Final = ("operationID", "replicationId", "site", "state", "accepted", "submitted", "ended", "POSTs", "task")
@@ -122,20 +123,22 @@ async def _journal() -> list[Told]:
     syncs: dict[tuple[int, bytes], Sync] = {}
     async with kafka.explained(place):
         topic = place.names.journal
-        async for record in kafka.read(place, await kafka.places(place, topic), what=f"the journal {topic}"):
-            if record.key == journal.CURSOR_KEY or record.key is None:
-                continue
-            if record.value is None:
-                syncs.pop((record.partition, record.key), None)
-            else:
-                syncs[record.partition, record.key] = _decode(record.key, record.value, topic=topic)
+        wanted = await kafka.places(place, topic)
+        async with aclosing(kafka.read(place, wanted, what=f"the journal {topic}")) as records:
+            async for record in records:
+                if record.key is None or not is_sync(record.key):
+                    continue
+                if record.value is None:
+                    syncs.pop((record.partition, record.key), None)
+                else:
+                    syncs[record.partition, record.key] = _decode(record.key, record.value, topic=topic)
     told = [Told(sync, partition) for (partition, _), sync in syncs.items()]
     return sorted(told, key=lambda one: (one.sync.request.accepted_at, one.partition, one.sync.request.offset))
 
 
 def _decode(key: bytes, value: bytes, *, topic: str) -> Sync:
     try:
-        return journal.decode(key.decode(), value)
+        return decode(key.decode(), value)
     except (ValueError, KeyError, TypeError):
         msg = (
             f"The topic {topic} holds a record that this version can't read: run the version that wrote it, or point "
