@@ -41,6 +41,7 @@ from tests.schedule import (
     REQUEST_TIMEOUT,
     SESSION_TIMEOUT,
     SETTLE,
+    TOO_LATE,
     Happening,
     Schedule,
     Spoiling,
@@ -54,7 +55,7 @@ BROKER: Final = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 
 UNTIL_QUIET: Final = DEADLINE + 75.0
 """Seconds from the calm to the last outcome: two wall clocks that differ by a minute, and a deadline."""
 
-AT_MOST: Final = 300.0
+AT_MOST: Final = 400.0
 """Seconds for a whole run: one that hangs is a finding, too."""
 
 PROBED: Final = 25.0
@@ -146,7 +147,7 @@ class Conductor:
         async with asyncio.timeout(AT_MOST), self._vcda, ledger, _keeping(ledger.folder, keep):
             for _ in range(schedule.members):
                 self._start()
-            await asyncio.gather(*(ledger.ready(member.process, within=90) for member in self._members))
+            await asyncio.gather(*(ledger.ready(member.process, within=120) for member in self._members))
             reading = asyncio.create_task(self._read())
             by_hand = await self._provoke()
             await asyncio.gather(self._ask(), self._happen())
@@ -250,7 +251,7 @@ class Conductor:
         for replication in self._schedule.late:
             self._ledger.foreseen[replication] = "VCDA took the POST later than D"
             await self._switch(
-                operation="submit", replication=replication, answer="cut", effect="behind", seconds=14.0, times=1
+                operation="submit", replication=replication, answer="cut", effect="behind", seconds=TOO_LATE, times=1
             )
         numbers = {}
         for replication in self._schedule.by_hand:
