@@ -31,11 +31,11 @@ from service.journal import KafkaJournal, Opened, Refusals, StopReason
 from service.lanes import LaneLimits, Lanes
 from service.messages import DeadReason, OutcomeTopics
 from service.metrics import Metrics
-from service.partition import Tools
 from service.polling import Poller
 from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
 from service.settings.diagnosis import diagnosis, overheard
 from service.sync import Lingering, Policy, Running
+from service.tools import Tools
 from service.topics import Advice, KafkaConnection, Refusal, TopicNames, ensure_topics
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials

@@ -16,8 +16,9 @@ from functools import partial
 from typing import Protocol
 
 from service.clock import Clock
-from service.journal import Batch, Cursor, Journal, JournalLost
+from service.journal import Batch, Journal, JournalLost
 from service.messages import Event
+from service.records import Cursor
 from service.sync import Sync
 
 GATHER = timedelta(milliseconds=20)

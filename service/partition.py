@@ -16,23 +16,17 @@ It never reads from the requests topic, never opens its journal again (its keepe
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from random import Random
-from typing import Protocol
 
 from service import sync
-from service.clock import Clock
-from service.commits import CommitMeter, Commits
+from service.commits import Commits
 from service.deadlines import Deadlines
-from service.doubts import Doubts, FindApi
-from service.journal import Cursor, JournalLost, Opened
+from service.doubts import Doubts
+from service.journal import JournalLost, Opened
 from service.lanes import Lane
 from service.messages import (
-    OutcomeTopics,
     Record,
     SyncRequested,
     Unreadable,
@@ -40,9 +34,14 @@ from service.messages import (
     write_dead_letter,
     write_outcome,
 )
+from service.past import Past
 from service.polling import Verdict, Watch
-from service.remembered import Remembered, YoungTasks
-from service.sync import Ended, Lingering, NotTaken, Policy, Running, Step, Submitting, Task, TaskState, Waiting
+from service.posting import Posts, withheld
+from service.queues import Queues
+from service.records import Cursor
+from service.sync import Ended, Lingering, Running, Step, Submitting, Task, TaskState, Waiting
+from service.telling import tell
+from service.tools import Tools
 from service.work import Work, public_state
 
 log = logging.getLogger(__name__)
@@ -54,80 +53,13 @@ seconds, a remote site's clock is its own, and NTP keeps both well within a minu
 UNCALIBRATED_MARGIN = timedelta(minutes=15)
 """The same while VCDA has not answered yet, so that nothing is known of its clock."""
 
-YOUNG = timedelta(hours=1)
-"""How long tasks of ended requests are kept for look-ups: longer than both margins together."""
-
 OWN_BACKOFF = timedelta(seconds=10)
 """How long a replication that is busy (409) is left alone, jittered; the site's other requests go on."""
 
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
-SWEEP = timedelta(hours=1)
-"""How often expired identities are given their tombstones; at least so often are they read, so it shall be seldom."""
-
-
 KNOWN_STATES = frozenset(TaskState)
-
-
-class Api(FindApi, Protocol):
-    """What is asked of VCDA here; polling is the poller's."""
-
-    async def submit(
-        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
-    ) -> sync.SubmitAnswer:
-        """POST the sync, unless `may_leave` forbids it at the last moment."""
-
-    def offset(self, site: str | None) -> timedelta | None:
-        """Return VCDA's clock minus ours."""
-
-
-class Lanes(Protocol):
-    """The traffic rules of each site."""
-
-    def lane(self, site: str | None) -> Lane:
-        """Return the site's lane."""
-
-
-class Poller(Protocol):
-    """Asks after tasks until told not to."""
-
-    def watch(self, watch: Watch) -> None:
-        """Begin to ask."""
-
-    def unwatch(self, watch: Watch) -> None:
-        """Stop asking."""
-
-
-class Meter(CommitMeter, Protocol):
-    """What is counted here."""
-
-    def accepted(self) -> None: ...  # noqa: D102 - the names say it
-    def duplicate(self) -> None: ...  # noqa: D102
-    def dead_lettered(self, reason: str) -> None: ...  # noqa: D102
-    def without_key(self) -> None: ...  # noqa: D102
-    def adopted(self) -> None: ...  # noqa: D102
-    def unknown_task_state(self, site: str | None) -> None: ...  # noqa: D102
-    def moved(self, site: str | None, before: str | None, after: str | None) -> None: ...  # noqa: D102
-    def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None: ...  # noqa: D102
-    def identities(self, delta: int) -> None: ...  # noqa: D102
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tools:
-    """What all partitions of a process share."""
-
-    api: Api
-    lanes: Lanes
-    poller: Poller
-    clock: Clock
-    policy: Policy
-    metrics: Meter
-    requests: str
-    outcomes: OutcomeTopics
-    dead_letters: str
-    deadline: timedelta
-    random: Random = field(default_factory=Random)
 
 
 class Partition:
@@ -143,13 +75,25 @@ class Partition:
         self._journal = opened.journal
         self._tools = tools
         self._on_lost = on_lost
-        self._works: dict[str, Work] = {}
-        self._queues: dict[str, deque[Work]] = {}
-        self._remembered = Remembered()
-        self._young = YoungTasks(horizon=YOUNG)
-        self._deadlines: Deadlines[Work] = Deadlines(wanted=self._is_here)
+        self._queues = Queues()
+        self._deadlines: Deadlines[Work] = Deadlines(wanted=self._queues.holds)
         self._commits = Commits(
             opened.journal, opened_at=opened.opened_at, here=self._here, clock=tools.clock, metrics=tools.metrics
+        )
+        self._past = Past(
+            journal=opened.journal,
+            commits=self._commits,
+            clock=tools.clock,
+            metrics=tools.metrics,
+            in_flight=self._queues.__contains__,
+        )
+        self._posts = Posts(
+            api=tools.api,
+            commits=self._commits,
+            clock=tools.clock,
+            window=tools.policy.window,
+            may_begin=self._may_begin,
+            answered=self._answered,
         )
         self._doubts = Doubts(
             api=tools.api,
@@ -165,15 +109,8 @@ class Partition:
     # ------------------------------------------------------------ opening and closing
 
     def _restore(self, opened: Opened) -> None:
-        now = self._tools.clock.now()
-        in_flight: list[sync.InFlight] = []
-        for state in opened.syncs:
-            if not isinstance(state, Ended):
-                in_flight.append(state)
-            elif state.expires_at <= now:
-                self._commits.change(state.request.identity, None)
-            else:
-                self._remember(state)
+        self._past.restore(state for state in opened.syncs if isinstance(state, Ended))
+        in_flight = [state for state in opened.syncs if not isinstance(state, Ended)]
         for state in sorted(in_flight, key=lambda state: state.request.offset):
             self._enter(sync.restored(state, opened_at=opened.opened_at, policy=self._tools.policy))
 
@@ -187,10 +124,10 @@ class Partition:
         await self._commits.commit()
         self._spawn(self._commits.run())
         self._spawn(self._deadline_loop())
-        self._spawn(self._sweep_loop())
-        for work in list(self._works.values()):
+        self._spawn(self._past.sweep(self._tools.random))
+        for work in self._queues:
             self._take_up(work)
-        for replication_id in list(self._queues):
+        for replication_id in self._queues.replications():
             self._move_on(replication_id)
 
     async def quiesce(self, limit: float) -> bool:
@@ -201,7 +138,7 @@ class Partition:
         self.quiescing = True
         try:
             async with asyncio.timeout(limit):
-                while not self._closed and (submitting := [work for work in self._works.values() if work.submitting]):
+                while not self._closed and (submitting := [work for work in self._queues if work.submitting]):
                     posting = [work.posting for work in submitting if work.posting]
                     if posting:
                         await asyncio.wait(posting)
@@ -215,7 +152,7 @@ class Partition:
     def resume(self) -> None:
         """The partition stays here after all: begin again."""
         self.quiescing = False
-        for replication_id in list(self._queues):
+        for replication_id in self._queues.replications():
             self._move_on(replication_id)
 
     async def close(self) -> None:
@@ -226,21 +163,21 @@ class Partition:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-        for work in list(self._works.values()):
-            self._free_slot(work)
+        for work in self._queues:
+            work.answered(self._lane(work))
             self._leave(work)
             self._tools.metrics.moved(work.request.site, public_state(work.state), None)
-        self._tools.metrics.identities(-len(self._remembered))
+        self._past.forget()
         await self._journal.close()
 
     # ------------------------------------------------------------ what others see of it
 
     def __len__(self) -> int:
-        return len(self._works)
+        return len(self._queues)
 
     def works(self) -> Iterator[Work]:
         """Yield what is in flight here, in the order of acceptance."""
-        yield from list(self._works.values())
+        yield from self._queues
 
     # ------------------------------------------------------------ admission
 
@@ -267,7 +204,7 @@ class Partition:
         metrics = self._tools.metrics
         if not asked.has_key:
             metrics.without_key()
-        if asked.identity in self._works or self._remembered.holds(asked.identity, now):
+        if asked.identity in self._queues or self._past.holds(asked.identity):
             metrics.duplicate()
             return
         metrics.accepted()
@@ -289,8 +226,7 @@ class Partition:
 
     def _enter(self, state: sync.InFlight) -> Work:
         work = Work(state)
-        self._works[state.request.identity] = work
-        self._queues.setdefault(state.request.replication_id, deque()).append(work)
+        self._queues.add(work)
         self._remind(work)
         self._tools.metrics.moved(state.request.site, None, public_state(state))
         return work
@@ -300,10 +236,9 @@ class Partition:
     def _move_on(self, replication_id: str) -> None:
         """Tell what has expired, and let the replication's next request queue for a slot if none is before it."""
         self._tell_expired(replication_id)
-        queue = self._queues.get(replication_id)
-        if not queue or self.quiescing or self._closed:
+        work = self._queues.eldest(replication_id)
+        if work is None or self.quiescing or self._closed:
             return
-        work = queue[0]
         if isinstance(work.state, Waiting) and not work.queued and work.not_before <= self._tools.clock.monotonic():
             work.queued = True
             # One that was turned away keeps its place before those that never tried.
@@ -325,7 +260,7 @@ class Partition:
             work.state,
             look_from=look_from,
             account=api.account(),
-            passed_over=tuple(self._young.since(request.replication_id, look_from - CLOCKS_MARGIN)),
+            passed_over=self._past.tasks_since(request.replication_id, look_from - CLOCKS_MARGIN),
         )
         self._become(work, Step(intent))
         self._commits.then(partial(self._post_soon, work))
@@ -333,23 +268,7 @@ class Partition:
         return True
 
     def _post_soon(self, work: Work) -> None:
-        work.posting = self._keep(asyncio.create_task(self._post(work)))
-
-    async def _post(self, work: Work) -> None:
-        """POST, within the window of a commit that stood; where it closed before the bytes left, prove and go again."""
-        request = work.request
-        while True:
-            answer = await self._tools.api.submit(
-                replication_id=request.replication_id,
-                site=request.site,
-                operation_id=request.operation_id,
-                may_leave=partial(self._may_leave, work),
-            )
-            if work.left or not self._may_begin(work) or not _withheld(answer):
-                break
-            await self._commits.prove()
-        work.posting = None
-        self._answered(work, answer)
+        work.posting = self._keep(asyncio.create_task(self._posts.post(work)))
 
     def _may_begin(self, work: Work) -> bool:
         return (
@@ -359,20 +278,13 @@ class Partition:
             and self._tools.clock.now() < work.request.deadline
         )
 
-    def _may_leave(self, work: Work) -> bool:
-        age = self._tools.clock.monotonic() - self._commits.proved_at
-        if not self._may_begin(work) or age > self._tools.policy.window.total_seconds():
-            return False
-        work.left = True
-        return True
-
     # ------------------------------------------------------------ what the world says
 
     def _answered(self, work: Work, answer: sync.SubmitAnswer) -> None:
         lane = self._lane(work)
-        self._free_slot(work)
+        work.answered(lane)
         trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
-        if not _withheld(answer):
+        if not withheld(answer):
             lane.heard(trouble)
         if not isinstance(work.state, Submitting | Lingering):
             return
@@ -430,13 +342,13 @@ class Partition:
             case Lingering(of=Running() as running):
                 self._watch(work, running)
             case Submitting() | Lingering():
-                self._occupy(work)
+                work.occupy(self._lane(work))
                 self._doubts.add(work)
 
     # ------------------------------------------------------------ polling
 
     def _watch(self, work: Work, running: Running) -> None:
-        self._occupy(work)
+        work.occupy(self._lane(work))
         clock = self._tools.clock
         age = timedelta()
         if running.submitted_at is not None:
@@ -459,9 +371,6 @@ class Partition:
         moment = work.request.deadline + (sync.LINGER_LIMIT if told else timedelta())
         self._deadlines.add(moment, work)
 
-    def _is_here(self, work: Work) -> bool:
-        return self._works.get(work.request.identity) is work
-
     async def _deadline_loop(self) -> None:
         while True:
             for work in self._deadlines.due(self._tools.clock.now()):
@@ -473,7 +382,7 @@ class Partition:
         now = self._tools.clock.now()
         policy = self._tools.policy
         elder: str | None = None
-        for work in list(self._queues.get(replication_id, ())):
+        for work in self._queues.of(replication_id):
             if isinstance(work.state, Ended):
                 continue
             if isinstance(work.state, Submitting) and not work.state.in_doubt and not work.left:
@@ -496,83 +405,18 @@ class Partition:
         if step.outcome is not None:
             now = self._tools.clock.now()
             self._commits.tell(write_outcome(step.outcome, topics=self._tools.outcomes, now=now))
-            self._commits.then(partial(self._told, step.outcome))
+            self._commits.then(partial(tell, step.outcome, tools=self._tools, partition=self.number))
         match step.state:
             case Ended() as ended:
                 self._leave(work)
-                del self._works[work.request.identity]
-                queue = self._queues[work.request.replication_id]
-                queue.remove(work)
-                if not queue:
-                    del self._queues[work.request.replication_id]
-                elif queue[0].request.deadline <= self._tools.clock.now():
-                    queue[0].behind = work.request.operation_id
-                self._remember(ended)
+                self._queues.remove(work, now=self._tools.clock.now())
+                self._past.add(ended)
             case Lingering(of=Submitting()) if not isinstance(before, Lingering):
                 self._remind(work)
             case Waiting():
-                self._vacate(work)
+                work.vacate(self._lane(work))
             case _:
                 pass
-
-    def _remember(self, ended: Ended) -> None:
-        before = len(self._remembered)
-        self._remembered.add(ended.request.identity, ended.expires_at)
-        self._tools.metrics.identities(len(self._remembered) - before)
-        if ended.task_id is not None:
-            request = ended.request
-            started_at = ended.submitted_at or ended.ended_at
-            self._young.add(request.replication_id, ended.task_id, started_at, site=request.site)
-
-    def _told(self, outcome: sync.Outcome) -> None:
-        """The outcome stands: count it, and log one sentence."""
-        now = self._tools.clock.now()
-        request = outcome.request
-        duration = (now - request.accepted_at).total_seconds()
-        offset = self._tools.api.offset(request.site)
-        ended_there = outcome.task_id is not None and getattr(outcome, "reason", None) in (
-            None,
-            sync.Reason.TASK_FAILED,
-        )
-        lag = max(0.0, (now - outcome.ended_at + (offset or timedelta())).total_seconds()) if ended_there else None
-        self._tools.metrics.outcome(outcome, site=request.site, duration=duration, lag=lag)
-        verdict = "completed" if isinstance(outcome, sync.Completed) else f"failed ({outcome.reason})"
-        log.info(
-            "Sync %s of %s %s after %.1f s",
-            request.operation_id,
-            request.replication_id,
-            verdict,
-            duration,
-            extra={
-                "operation_id": request.operation_id,
-                "replication_id": request.replication_id,
-                "site": request.site,
-                "task_id": outcome.task_id,
-                "attempts": outcome.attempts,
-                "partition": self.number,
-            },
-        )
-
-    async def _sweep_loop(self) -> None:
-        """Give expired identities their tombstones. Memory holds only hashes, so the journal is read again."""
-        while True:
-            await asyncio.sleep(SWEEP.total_seconds() * self._tools.random.uniform(0.5, 1.0))
-            now = self._tools.clock.now()
-            gone: dict[str, None] = {}
-            try:
-                async for identity, state in self._journal.entries():
-                    if isinstance(state, Ended) and state.expires_at <= now:
-                        gone[identity] = None
-                    else:
-                        gone.pop(identity, None)
-            except JournalLost as error:
-                log.warning("Expired identities of partition %d stay for another round: %s", self.number, error)
-                continue
-            for identity in gone:
-                # It may have come again since it was read.
-                if identity not in self._works and not self._remembered.holds(identity, now):
-                    self._commits.change(identity, None)
-            self._tools.metrics.identities(-self._remembered.forget_expired(now))
 
     # ------------------------------------------------------------ small parts
 
@@ -582,26 +426,11 @@ class Partition:
     def _lane(self, work: Work) -> Lane:
         return self._tools.lanes.lane(work.request.site)
 
-    def _occupy(self, work: Work) -> None:
-        if not work.occupies:
-            work.occupies = True
-            self._lane(work).occupy()
-
-    def _free_slot(self, work: Work) -> None:
-        if work.submitting:
-            work.submitting = False
-            self._lane(work).answered()
-
-    def _vacate(self, work: Work) -> None:
-        if work.occupies:
-            work.occupies = False
-            self._lane(work).vacate()
-
     def _leave(self, work: Work) -> None:
         if work.watch is not None:
             self._tools.poller.unwatch(work.watch)
             work.watch = None
-        self._vacate(work)
+        work.vacate(self._lane(work))
 
     def _wait_alone(self, work: Work) -> None:
         pause = OWN_BACKOFF.total_seconds() * self._tools.random.uniform(0.5, 1.5)
@@ -639,11 +468,6 @@ class Partition:
         else:
             log.error("The work on partition %d failed", self.number, exc_info=error)
             self.fail(f"internal error: {type(error).__name__}")
-
-
-def _withheld(answer: sync.SubmitAnswer) -> bool:
-    """Whether nothing left because `may_leave` said so; that speaks of us, not of the site."""
-    return isinstance(answer, NotTaken) and answer.trouble.label == sync.WITHHELD
 
 
 def _written_at(record: Record, *, default: datetime) -> datetime:

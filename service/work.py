@@ -7,6 +7,7 @@ from asyncio import Task
 from dataclasses import dataclass
 
 from service import sync
+from service.lanes import Lane
 from service.polling import Watch
 from service.sync import Ended, Lingering, Running, Submitting, Waiting
 
@@ -36,6 +37,24 @@ class Work:
     def request(self) -> sync.Request:
         """The request it is about."""
         return self.state.request
+
+    def occupy(self, lane: Lane) -> None:
+        """Count it among the site's syncs at VCDA, once."""
+        if not self.occupies:
+            self.occupies = True
+            lane.occupy()
+
+    def vacate(self, lane: Lane) -> None:
+        """Count it no longer."""
+        if self.occupies:
+            self.occupies = False
+            lane.vacate()
+
+    def answered(self, lane: Lane) -> None:
+        """Its POST, if there was one on its way, is answered or given up."""
+        if self.submitting:
+            self.submitting = False
+            lane.answered()
 
     @property
     def doubt(self) -> Submitting | None:

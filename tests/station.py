@@ -29,9 +29,10 @@ from service.journal import KafkaJournal, Opened, Refusals, StopReason
 from service.lanes import LaneLimits, Lanes
 from service.messages import DeadReason, OutcomeTopics
 from service.metrics import Metrics
-from service.partition import Partition, Tools
+from service.partition import Partition
 from service.polling import Poller
 from service.sync import Policy
+from service.tools import Tools
 from service.topics import JOURNAL_SETTINGS, TopicNames
 from tests.scripted import ScriptedVcda, World
 

@@ -15,7 +15,8 @@ import pytest
 from service import sync
 from service.doubts import ONE_BY_ONE
 from service.lanes import LaneLimits
-from service.partition import OWN_BACKOFF, SWEEP
+from service.partition import OWN_BACKOFF
+from service.past import SWEEP
 from service.sync import Ended, Lingering, Running, Submitting, Waiting
 from tests.virtual import VirtualClock
 from tests.worlds import DEAD, POLICY, UNKNOWN, Deployment, Process, deployed, moment, run

@@ -1,0 +1,99 @@
+"""What has ended in a partition, for as long as it matters: to know a duplicate, and whose a task is.
+
+An ended request's record stays in the journal for the time of deduplication, then gets a tombstone. Memory holds only
+hashes of the identities (`remembered`), so the journal is read again, seldom, to find whose time is over.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from datetime import datetime, timedelta
+from random import Random
+from typing import Protocol
+
+from service.clock import Clock
+from service.commits import Commits
+from service.journal import Journal, JournalLost
+from service.remembered import Remembered, YoungTasks
+from service.sync import Ended
+
+log = logging.getLogger(__name__)
+
+YOUNG = timedelta(hours=1)
+"""How long tasks of ended requests are kept for look-ups: longer than both margins of their beginnings together."""
+
+SWEEP = timedelta(hours=1)
+"""How often expired identities are given their tombstones. The whole journal is read for it, so it shall be seldom."""
+
+
+class PastMeter(Protocol):
+    """What is counted here."""
+
+    def identities(self, delta: int) -> None: ...  # noqa: D102 - the name says it
+
+
+class Past:
+    """See the module. `in_flight` says whether an identity is: such a one may have come again after it expired."""
+
+    def __init__(
+        self, *, journal: Journal, commits: Commits, clock: Clock, metrics: PastMeter, in_flight: Callable[[str], bool]
+    ) -> None:
+        self._journal = journal
+        self._commits = commits
+        self._clock = clock
+        self._metrics = metrics
+        self._in_flight = in_flight
+        self._remembered = Remembered()
+        self._young = YoungTasks(horizon=YOUNG)
+
+    def restore(self, ended: Iterable[Ended]) -> None:
+        """Take up what the journal holds; what expired while nobody was there gets its tombstone."""
+        now = self._clock.now()
+        for state in ended:
+            if state.expires_at <= now:
+                self._commits.change(state.request.identity, None)
+            else:
+                self.add(state)
+
+    def add(self, ended: Ended) -> None:
+        """Remember a request that has ended."""
+        before = len(self._remembered)
+        request = ended.request
+        self._remembered.add(request.identity, ended.expires_at)
+        self._metrics.identities(len(self._remembered) - before)
+        if ended.task_id is not None:
+            started_at = ended.submitted_at or ended.ended_at
+            self._young.add(request.replication_id, ended.task_id, started_at, site=request.site)
+
+    def holds(self, identity: str) -> bool:
+        """Whether a request of this identity ended, and has not expired."""
+        return self._remembered.holds(identity, self._clock.now())
+
+    def tasks_since(self, replication_id: str, moment: datetime) -> tuple[str, ...]:
+        """Return the tasks that belong to ended requests of the replication and began at `moment` (VCDA's) or later."""
+        return tuple(self._young.since(replication_id, moment))
+
+    async def sweep(self, random: Random) -> None:
+        """Give expired identities their tombstones, again and again."""
+        while True:
+            await asyncio.sleep(SWEEP.total_seconds() * random.uniform(0.5, 1.0))
+            now = self._clock.now()
+            gone: dict[str, None] = {}
+            try:
+                async for identity, state in self._journal.entries():
+                    if isinstance(state, Ended) and state.expires_at <= now:
+                        gone[identity] = None
+                    else:
+                        gone.pop(identity, None)
+            except JournalLost as error:
+                log.warning("Expired identities stay for another round: %s", error)
+                continue
+            for identity in gone:
+                # It may have come again since it was read.
+                if not self._in_flight(identity) and not self._remembered.holds(identity, now):
+                    self._commits.change(identity, None)
+            self._metrics.identities(-self._remembered.forget_expired(now))
+
+    def forget(self) -> None:
+        """The partition is closed: nothing is remembered here any more."""
+        self._metrics.identities(-len(self._remembered))

@@ -1,0 +1,69 @@
+"""POSTs on their way: each within the submit window of a commit that stood, checked as late as possible.
+
+A process that was suspended, or cut off from Kafka, doesn't know that its partition has been taken over. It may have
+a commit in hand that stood; so a POST leaves only for a short while after the sending of such a commit, and whoever
+takes over waits that much longer before concluding anything. A login or a connection that takes longer than that
+closes the window: then the ownership is proved anew, and the POST goes again.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+
+from service.clock import Clock
+from service.commits import Commits
+from service.sync import WITHHELD, NotTaken, SubmitAnswer
+from service.tools import Api
+from service.work import Work
+
+
+class Posts:
+    """See the module. `may_begin` says whether a work's POST is still wanted; `answered` takes what came of it."""
+
+    def __init__(
+        self,
+        *,
+        api: Api,
+        commits: Commits,
+        clock: Clock,
+        window: timedelta,
+        may_begin: Callable[[Work], bool],
+        answered: Callable[[Work, SubmitAnswer], None],
+    ) -> None:
+        self._api = api
+        self._commits = commits
+        self._clock = clock
+        self._window = window.total_seconds()
+        self._may_begin = may_begin
+        self._answered = answered
+
+    async def post(self, work: Work) -> None:
+        """POST, and hand on the answer.
+
+        Raises:
+            JournalLost: the partition is ours no more, or may not be.
+        """
+        request = work.request
+        while True:
+            answer = await self._api.submit(
+                replication_id=request.replication_id,
+                site=request.site,
+                operation_id=request.operation_id,
+                may_leave=partial(self._may_leave, work),
+            )
+            if work.left or not self._may_begin(work) or not withheld(answer):
+                break
+            await self._commits.prove()
+        work.posting = None
+        self._answered(work, answer)
+
+    def _may_leave(self, work: Work) -> bool:
+        if not self._may_begin(work) or self._clock.monotonic() - self._commits.proved_at > self._window:
+            return False
+        work.left = True
+        return True
+
+
+def withheld(answer: SubmitAnswer) -> bool:
+    """Whether nothing left because we forbade it; that speaks of us, not of the site."""
+    return isinstance(answer, NotTaken) and answer.trouble.label == WITHHELD

@@ -1,0 +1,60 @@
+"""What is in flight in a partition: by identity, and for each replication in the order of acceptance.
+
+The eldest of a replication is the one that may run; nobody overtakes. Pure: what runs when is decided elsewhere.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import datetime
+
+from service.work import Work
+
+
+class Queues:
+    """See the module. Iterating yields everything, in the order of acceptance."""
+
+    def __init__(self) -> None:
+        self._works: dict[str, Work] = {}
+        self._queues: dict[str, deque[Work]] = {}
+
+    def __len__(self) -> int:
+        return len(self._works)
+
+    def __iter__(self) -> Iterator[Work]:
+        return iter(tuple(self._works.values()))
+
+    def __contains__(self, identity: object) -> bool:
+        return identity in self._works
+
+    def holds(self, work: Work) -> bool:
+        """Whether this very work is still in flight; its identity may have come again."""
+        return self._works.get(work.request.identity) is work
+
+    def replications(self) -> tuple[str, ...]:
+        """Return the replications that have something in flight."""
+        return tuple(self._queues)
+
+    def of(self, replication_id: str) -> tuple[Work, ...]:
+        """Return a replication's works, the eldest first."""
+        return tuple(self._queues.get(replication_id, ()))
+
+    def eldest(self, replication_id: str) -> Work | None:
+        """Return the replication's first, the only one that may run."""
+        queue = self._queues.get(replication_id)
+        return queue[0] if queue else None
+
+    def add(self, work: Work) -> None:
+        """Put it behind its elders."""
+        self._works[work.request.identity] = work
+        self._queues.setdefault(work.request.replication_id, deque()).append(work)
+
+    def remove(self, work: Work, *, now: datetime) -> None:
+        """Let go of what has ended. Whoever it was in the way of until after their deadline remembers it."""
+        request = work.request
+        del self._works[request.identity]
+        queue = self._queues[request.replication_id]
+        queue.remove(work)
+        if not queue:
+            del self._queues[request.replication_id]
+        elif queue[0].request.deadline <= now:
+            queue[0].behind = request.operation_id

@@ -1,0 +1,76 @@
+"""What all partitions of a process share, as a partition sees it: only what it calls, and the values it is handed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+from typing import Protocol
+
+from service import sync
+from service.clock import Clock
+from service.commits import CommitMeter
+from service.doubts import FindApi
+from service.lanes import Lane
+from service.messages import OutcomeTopics
+from service.past import PastMeter
+from service.polling import Watch
+from service.sync import Policy
+
+
+class Api(FindApi, Protocol):
+    """What is asked of VCDA; polling is the poller's."""
+
+    async def submit(
+        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
+    ) -> sync.SubmitAnswer:
+        """POST the sync, unless `may_leave` forbids it at the last moment."""
+
+    def offset(self, site: str | None) -> timedelta | None:
+        """Return VCDA's clock minus ours."""
+
+
+class Lanes(Protocol):
+    """The traffic rules of each site."""
+
+    def lane(self, site: str | None) -> Lane:
+        """Return the site's lane."""
+
+
+class Poller(Protocol):
+    """Asks after tasks until told not to."""
+
+    def watch(self, watch: Watch) -> None:
+        """Begin to ask."""
+
+    def unwatch(self, watch: Watch) -> None:
+        """Stop asking."""
+
+
+class Meter(CommitMeter, PastMeter, Protocol):
+    """What is counted."""
+
+    def accepted(self) -> None: ...  # noqa: D102 - the names say it
+    def duplicate(self) -> None: ...  # noqa: D102
+    def dead_lettered(self, reason: str) -> None: ...  # noqa: D102
+    def without_key(self) -> None: ...  # noqa: D102
+    def adopted(self) -> None: ...  # noqa: D102
+    def unknown_task_state(self, site: str | None) -> None: ...  # noqa: D102
+    def moved(self, site: str | None, before: str | None, after: str | None) -> None: ...  # noqa: D102
+    def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tools:
+    """See the module. `requests` and `dead_letters` are topics; `deadline` is for requests that name none."""
+
+    api: Api
+    lanes: Lanes
+    poller: Poller
+    clock: Clock
+    policy: Policy
+    metrics: Meter
+    requests: str
+    outcomes: OutcomeTopics
+    dead_letters: str
+    deadline: timedelta
+    random: Random = field(default_factory=Random)
