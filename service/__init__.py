@@ -4,12 +4,13 @@ The modules, in the order in which they are best read:
 
 - `sync`: one sync, as states, observations and transitions. Pure; whatever can become of a request stands there.
 - `schemas`, `messages`: the shape of the messages; bytes to requests, outcomes and dead letters to bytes.
-- `journal`: one partition's durable memory: open, restore, commit.
-- `remembered`: what a partition keeps of requests that have ended, to know a duplicate and to pass over its task.
-- `partition`: one partition at work: it admits requests, drives their syncs, hands over. With it belong `work` (a sync
-  as this process works on it), `queues` (who is next), `commits` (what changes, on its way into the journal), `posting`
-  (a POST leaves only while the partition is surely ours), `doubts` (POSTs whose fate is unknown), `deadlines`, `past`
-  (what has ended), `telling` and `tools`.
+- `records`, `journal`: a sync as bytes and back; one partition's durable memory: open, restore, commit.
+- `partition`: one partition at work: it admits requests, drives their syncs, hands over. It is made of:
+- `work`, `queues`, `deadlines`: a sync as this process works on it; who is next; what is to be looked at again when.
+- `commits`, `posting`: what changes, on its way into the journal; a POST leaves only while the partition is surely ours.
+- `doubts`: POSTs of unknown fate, whose tasks are looked for before anything else is done.
+- `past`, `remembered`: what has ended, kept for as long as it takes to know a duplicate and to pass over its task.
+- `tools`, `telling`: what all partitions of a process share; an outcome that stands, told to operators.
 - `consumer`, `intake`: a consumer that no record can stop; Kafka's records to the partitions that are owned here.
 - `lanes`, `pacing`, `polling`: each site's traffic rules; when a task is asked after, and together with which others.
 - `vcda`: the API: client, session, and every answer translated into an observation.
