@@ -5,7 +5,7 @@ What Kafka's client logs is shown to nobody; what becomes of it is a sentence th
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -121,7 +121,7 @@ async def reader(place: Place, wanted: Iterable[TopicPartition]) -> AsyncIterato
         await consumer.stop()
 
 
-async def read(place: Place, wanted: Iterable[TopicPartition], *, what: str) -> AsyncIterator[ConsumerRecord]:
+async def read(place: Place, wanted: Iterable[TopicPartition], *, what: str) -> AsyncGenerator[ConsumerRecord, None]:
     """Read partitions from their beginning to the end that they have now. `what` is said when it takes long."""
     wanted = list(wanted)
     clock = asyncio.get_running_loop().time
