@@ -20,7 +20,7 @@ from service.sync import Lingering, Submitting
 from tests.scripted import ELSEWHERE, Made
 from tests.worlds import DEAD, POLICY, SESSION, Deployment, Process, Told, run
 
-SCHEDULES = int(os.environ.get("SCHEDULES", "1000"))
+SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
 
 ROUGH = 20.0
 """For so long things go wrong; then they go well, so that everything can end."""
