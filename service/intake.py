@@ -277,6 +277,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._let_go(number)
         for place in places:
             keeper = self._keepers.get(place.partition)
+            if keeper is None and self._stopping:
+                continue  # given to us on our way out: to open it would only fence whoever comes next
             if keeper is None:
                 keeper = self._keepers[place.partition] = _Keeper(place)
                 keeper.task = asyncio.create_task(self._keep(keeper))
