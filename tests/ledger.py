@@ -355,4 +355,5 @@ def _told(record: Any, place: TopicPartition) -> Told:
     if kind in {"completed", "failed"}:
         event = json.loads(record.value)
         datetime.fromisoformat(event["endedAt"])
-    return Told(kind, event, tuple(record.headers), place, record.offset, record.key, record.value)
+    headers = tuple(record.headers)
+    return Told(kind, event, headers, place, record.offset, record.key, record.value, record.timestamp / 1000)

@@ -47,6 +47,8 @@ class Told:
     offset: int
     key: bytes | None = None
     value: bytes | None = None
+    at: float = 0.0
+    """When it was written, in seconds since 1970."""
 
 
 @dataclass(slots=True)
