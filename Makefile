@@ -10,7 +10,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test check quick format demo chaos bench bench-quick soak lock clean
+.PHONY: help setup test check quick format pages demo chaos bench bench-quick soak lock clean
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ quick: $(READY) ## the tests that need no Kafka: seconds
 format: $(READY) ## let ruff lay the code out, and repair what it can
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
+
+pages: $(READY) ## write anew what is made from the code: tables, pictures, schemas, the dashboard
+	for page in tables architecture states vcda_answers schemas prometheusrule dashboard; do $(BIN)/python -m tools.$$page || exit; done
 
 demo: $(READY) ## Kafka, a simulated VCDA and the service on this machine, to look at
 	$(BIN)/vm-sync demo

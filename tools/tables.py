@@ -115,13 +115,13 @@ def readme(text: str) -> str:
         ),
     }
     for name, table in made.items():
-        begin, end = f"<!-- made: {name} -->\n\n", "\n<!-- /made -->"
+        begin, end = f"<!-- made: {name} -->", "<!-- /made -->"
         before, found, rest = text.partition(begin)
         _, also_found, after = rest.partition(end)
         if not (found and also_found):
-            msg = f"README.md has no part between {begin.strip()} and {end.strip()}"
+            msg = f"README.md has no part between {begin} and {end}"
             raise ValueError(msg)
-        text = f"{before}{begin}{table}{end}{after}"
+        text = f"{before}{begin}\n\n{table}\n{end}{after}"
     return text
 
 

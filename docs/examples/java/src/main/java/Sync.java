@@ -1,0 +1,63 @@
+import java.nio.charset.StandardCharsets;
+import java.time.Duration;
+import java.util.List;
+import java.util.Map;
+import java.util.UUID;
+import java.util.stream.Stream;
+
+import org.apache.kafka.clients.consumer.ConsumerRecord;
+import org.apache.kafka.clients.consumer.KafkaConsumer;
+import org.apache.kafka.clients.producer.KafkaProducer;
+import org.apache.kafka.clients.producer.ProducerRecord;
+import org.apache.kafka.common.TopicPartition;
+import org.apache.kafka.common.serialization.StringDeserializer;
+import org.apache.kafka.common.serialization.StringSerializer;
+
+/** Ask for a sync of one VM replication and wait for its outcome: mvn -q compile exec:java -Dexec.args=REPLICATION_ID */
+public final class Sync {
+
+    private static final String BROKERS = System.getenv().getOrDefault("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092");
+
+    public static void main(String[] args) throws Exception {
+        ConsumerRecord<String, String> outcome = sync(args[0]);
+        System.out.println(outcome.value());
+        System.exit(outcome.topic().equals("vm-sync.failed") ? 1 : 0);
+    }
+
+    static ConsumerRecord<String, String> sync(String replicationId) throws Exception {
+        String operationId = UUID.randomUUID().toString();
+        // Both ids are of characters that JSON takes as they are.
+        String request = """
+                {"operationID": "%s", "replicationId": "%s"}""".formatted(operationId, replicationId);
+
+        // Without read_committed, outcomes would be seen that never came to be.
+        Map<String, Object> reading = Map.of("bootstrap.servers", BROKERS, "isolation.level", "read_committed");
+        Map<String, Object> writing = Map.of("bootstrap.servers", BROKERS);
+        try (var consumer = new KafkaConsumer<>(reading, new StringDeserializer(), new StringDeserializer());
+                var producer = new KafkaProducer<>(writing, new StringSerializer(), new StringSerializer())) {
+            List<TopicPartition> outcomes = Stream.of("vm-sync.completed", "vm-sync.failed")
+                    .flatMap(topic -> consumer.partitionsFor(topic).stream())
+                    .map(partition -> new TopicPartition(partition.topic(), partition.partition()))
+                    .toList();
+            consumer.assign(outcomes);
+            consumer.seekToEnd(outcomes);
+            // seekToEnd is lazy; look before the request is sent, so that its outcome can't be missed.
+            outcomes.forEach(consumer::position);
+
+            // The key keeps the requests for one replication in order.
+            producer.send(new ProducerRecord<>("vm-sync.requests", replicationId, request)).get();
+            while (true) {
+                for (var record : consumer.poll(Duration.ofSeconds(1))) {
+                    if (operationId.equals(correlationId(record))) {
+                        return record;
+                    }
+                }
+            }
+        }
+    }
+
+    private static String correlationId(ConsumerRecord<String, String> record) {
+        var header = record.headers().lastHeader("correlation_id");
+        return header == null ? null : new String(header.value(), StandardCharsets.UTF_8);
+    }
+}

@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# Ask for a sync of one VM replication and wait for its outcome: sync.sh REPLICATION_ID. Needs kcat.
+set -euo pipefail
+
+brokers=${KAFKA_BOOTSTRAP_SERVERS:-localhost:9092}
+replication=$1
+operation=kcat-$(date +%s)-$$
+since=$(($(date +%s%3N) - 60000)) # a minute before the request, should the clocks differ
+
+# The key keeps the requests for one replication in order, but only if it chooses the partition as Java's clients do.
+printf '{"operationID": "%s", "replicationId": "%s"}\n' "$operation" "$replication" |
+    kcat -P -b "$brokers" -t vm-sync.requests -k "$replication" -X topic.partitioner=murmur2_random
+
+# Without read_committed, outcomes would be seen that never came to be.
+outcomes() {
+    kcat -C -q -e -b "$brokers" -t "$1" -o "s@$since" -X isolation.level=read_committed -f '%s\n'
+}
+
+while true; do
+    outcomes vm-sync.completed | grep -F "\"$operation\"" && exit 0
+    outcomes vm-sync.failed | grep -F "\"$operation\"" && exit 1
+    sleep 1
+done
