@@ -366,6 +366,7 @@ class KafkaJournal:
                 await self._producer.stop()
         except Exception as error:  # noqa: BLE001 - a producer that failed is being thrown away
             log.debug("closing the producer of %s failed: %r", self._place, error)
+            await self._producer.client.close()  # else its connections stayed open
         self._hear_of_end()
 
 
