@@ -54,8 +54,8 @@ pages: $(READY) ## write anew what is made from the code: tables, pictures, sche
 demo: $(READY) ## Kafka, a simulated VCDA and the service on this machine, to look at
 	$(BIN)/vm-sync demo
 
-chaos: $(READY) ## kill and freeze things for minutes, then count: each request once, each outcome once
-	$(BIN)/python -m service.sandbox.chaos
+chaos: $(READY) ## kill and freeze things for minutes, then count; SEED=, SEEDS= and REQUESTS= are taken
+	$(BIN)/python -m tests.chaos
 
 bench: $(READY) ## measure what README claims: minutes
 	$(BIN)/python -m service.sandbox.bench
