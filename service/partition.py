@@ -381,6 +381,9 @@ class Partition:
         """Tell the outcomes of expired requests, the eldest first; nobody's before those of their elders."""
         now = self._tools.clock.now()
         policy = self._tools.policy
+        eldest = self._queues.eldest(replication_id)
+        if eldest is None or (eldest.request.deadline > now and not isinstance(eldest.state, Lingering)):
+            return  # the usual case, whatever waits behind it
         elder: str | None = None
         for work in self._queues.of(replication_id):
             if isinstance(work.state, Ended):

@@ -52,15 +52,20 @@ class Past:
         for state in ended:
             if state.expires_at <= now:
                 self._commits.change(state.request.identity, None)
+                self._pass_over(state)
             else:
                 self.add(state)
 
     def add(self, ended: Ended) -> None:
         """Remember a request that has ended."""
         before = len(self._remembered)
-        request = ended.request
-        self._remembered.add(request.identity, ended.expires_at)
+        self._remembered.add(ended.request.identity, ended.expires_at)
         self._metrics.identities(len(self._remembered) - before)
+        self._pass_over(ended)
+
+    def _pass_over(self, ended: Ended) -> None:
+        """Keep its task from being taken for another's, even where identities are remembered for seconds only."""
+        request = ended.request
         if ended.task_id is not None:
             started_at = ended.submitted_at or ended.ended_at
             self._young.add(request.replication_id, ended.task_id, started_at, site=request.site)
