@@ -1,0 +1,411 @@
+"""`python -m tests.mutants`: break one mechanism at a time in a copy of the tree, and see which test turns red.
+
+A test that stays green whatever is broken guards nothing. Each mutant replaces one text by another and names the
+tests that have to notice. `--write` puts the table into docs/guarantees.md; the exit code is 1 if one goes unnoticed.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+HERE: Final = Path(__file__).parent.parent
+PAGE: Final = HERE / "docs" / "guarantees.md"
+BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
+LIMIT: Final = 600.0
+"""Seconds for the tests of one mutant; that they hang is noticed, too."""
+
+PARTITION: Final = "tests/test_partition.py"
+SIMULATION: Final = "tests/test_simulation.py"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """A mechanism taken out. `rule` is its number in the model-checked protocol, where it is one of those."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = (PARTITION,)
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which test noticed; None: none did."""
+
+    mutant: Mutant
+    test: str | None
+
+
+MUTANTS: Final = (
+    Mutant(
+        name="the intent is not written before the POST",
+        rule="1",
+        file="service/partition.py",
+        old="        self._commits.then(partial(self._post_soon, work))\n",
+        new="        self._post_soon(work)\n",
+    ),
+    Mutant(
+        name="no submit window",
+        rule="2",
+        file="service/posting.py",
+        old=" or self._clock.monotonic() - self._commits.proved_at > self._window:",
+        new=":",
+    ),
+    Mutant(
+        name="the window counts from the commit's answer",
+        rule="2",
+        file="service/commits.py",
+        old="        self.proved_at = began\n",
+        new="        self.proved_at = self._clock.monotonic()\n",
+    ),
+    Mutant(
+        name="a restored intent is POSTed again at once",
+        rule="3",
+        file="service/sync.py",
+        old="        return self.window + self.late\n",
+        new="        return timedelta()\n",
+    ),
+    Mutant(
+        name="a restored doubt waits for D without W",
+        rule="3",
+        file="service/sync.py",
+        old="        return self.window + self.late\n",
+        new="        return self.late\n",
+    ),
+    Mutant(
+        name="blind second POST: no answer counts as not taken",
+        rule="4",
+        file="service/sync.py",
+        old="""            return Step(
+                replace(
+                    state,
+                    conclusive_from=sent_at + policy.late.total_seconds(),""",
+        new="""            return Step(Waiting(request=state.request, attempts=state.attempts))
+            return Step(
+                replace(
+                    state,
+                    conclusive_from=sent_at + policy.late.total_seconds(),""",
+    ),
+    Mutant(
+        name="an unanswered POST is concluded at once",
+        rule="4",
+        file="service/sync.py",
+        old="conclusive_from=sent_at + policy.late.total_seconds(),",
+        new="conclusive_from=sent_at,",
+    ),
+    Mutant(
+        name="a look-up counts from its answer",
+        rule="5",
+        file="service/doubts.py",
+        old="self._looked_up(work, NotFound(began, account))",
+        new="self._looked_up(work, NotFound(self._clock.monotonic(), account))",
+    ),
+    Mutant(
+        name="look-ups allow nothing for clocks",
+        rule="6",
+        file="service/partition.py",
+        old="        look_from = now + (offset or timedelta()) - margin\n",
+        new="        look_from = now\n",
+    ),
+    Mutant(
+        name="look-ups pass over tasks that have ended",
+        rule="6",
+        file="service/sync.py",
+        old="        if task.replication_id == doubt.request.replication_id\n",
+        new="        if task.replication_id == doubt.request.replication_id and task.ended_at is None\n",
+    ),
+    Mutant(
+        name="tasks of earlier requests are adopted",
+        rule="7",
+        file="service/sync.py",
+        old="        and task.id not in doubt.passed_over\n",
+        new="",
+    ),
+    Mutant(
+        name="a timed-out request frees its replication at once",
+        rule="8",
+        file="service/sync.py",
+        old="            return Step(Lingering(of=state, told_at=now), outcome)\n",
+        new="            return Step(_ended(state, Reason.TIMED_OUT, ended_at=now, now=now, policy=policy), outcome)\n",
+    ),
+    Mutant(
+        name="what lingers is not restored",
+        rule="8",
+        file="service/partition.py",
+        old="[state for state in opened.syncs if not isinstance(state, Ended)]",
+        new="[state for state in opened.syncs if not isinstance(state, Ended | Lingering)]",
+    ),
+    Mutant(
+        name="a deadline is told before the elders' outcomes",
+        rule="9",
+        file="service/partition.py",
+        old="            if not isinstance(step.state, Lingering | Ended):\n                return\n",
+        new="",
+    ),
+    Mutant(
+        name="a commit of unknown fate is sent again",
+        rule="10",
+        file="service/commits.py",
+        old="        await self._journal.commit(batch)\n",
+        new="""        try:
+            await self._journal.commit(batch)
+        except JournalLost:
+            await self._journal.commit(batch)
+""",
+    ),
+    Mutant(
+        name="opening ends without a commit",
+        rule="11",
+        file="service/partition.py",
+        old="        await self._commits.commit()\n        self._spawn(self._commits.run())\n",
+        new="        self._spawn(self._commits.run())\n",
+    ),
+    Mutant(
+        name="the journal is read to a mark of before the fence",
+        rule="11",
+        file="service/journal.py",
+        old="            await journal._mark()\n",
+        new="",
+        tests=("tests/test_journal.py",),
+    ),
+    Mutant(
+        name="offset before journal",
+        rule="12",
+        file="service/commits.py",
+        old="        await self._journal.commit(batch)\n",
+        new="""        await self._journal.commit(Batch(cursor=batch.cursor or self._here()))
+        batch.cursor = None
+        await self._journal.commit(batch)
+""",
+        tests=(PARTITION, SIMULATION),
+    ),
+    Mutant(
+        name="no deduplication of what is in flight",
+        rule="13",
+        file="service/partition.py",
+        old="if asked.identity in self._queues or self._past.holds(asked.identity):",
+        new="if self._past.holds(asked.identity):",
+    ),
+    Mutant(
+        name="no deduplication of what has ended",
+        rule="13",
+        file="service/partition.py",
+        old="if asked.identity in self._queues or self._past.holds(asked.identity):",
+        new="if asked.identity in self._queues:",
+    ),
+    Mutant(
+        name="no fencing",
+        rule="13",
+        file="service/journal.py",
+        old='            transactional_id=f"{topic}-{partition}",\n',
+        new='            transactional_id=f"{topic}-{partition}-{id(self)}",\n',
+        tests=("tests/test_journal.py",),
+    ),
+    Mutant(
+        name="outcome outside the transaction",
+        file="service/commits.py",
+        old="        await self._journal.commit(batch)\n",
+        new="""        events, batch.events = batch.events, []
+        await self._journal.commit(batch)
+        await self._journal.commit(Batch(events=events))
+""",
+        tests=(PARTITION, SIMULATION),
+    ),
+    Mutant(
+        name="sends are not awaited before the commit",
+        file="service/journal.py",
+        old="""            if isinstance(result, BaseException):
+                raise result
+            if topic""",
+        new="            if topic",
+        tests=("tests/test_journal.py",),
+    ),
+    Mutant(
+        name="no quiescing at hand-over",
+        file="service/partition.py",
+        old="""        self.quiescing = True
+        try:
+            async with""",
+        new="""        return True
+        try:
+            async with""",
+    ),
+    Mutant(
+        name="a poison message is passed over",
+        file="service/partition.py",
+        old="                self._commits.tell(write_dead_letter(record, asked, topic=self._tools.dead_letters))\n",
+        new="",
+    ),
+    Mutant(
+        name="a record that the client can't read trips the consumer",
+        file="service/consumer.py",
+        old="            return await self._stumbled(",
+        new="            raise\n            return await self._stumbled(",
+        tests=("tests/test_consumer.py",),
+    ),
+    Mutant(
+        name="two syncs of one replication at a time",
+        file="service/queues.py",
+        old="        return queue[0] if queue else None\n",
+        new="        return queue[-1] if queue else None\n",
+    ),
+    Mutant(
+        name="a POST may leave after its deadline",
+        file="service/partition.py",
+        old="            and self._tools.clock.now() < work.request.deadline\n",
+        new="",
+    ),
+    Mutant(
+        name="another account's look-up concludes",
+        file="service/sync.py",
+        old="                and (state.account is None or account == state.account)\n",
+        new="",
+        tests=(PARTITION, "tests/test_sync.py"),
+    ),
+    Mutant(
+        name="one absence is a loss",
+        file="service/sync.py",
+        old="            and self.absent_answers >= LOST_ANSWERS\n",
+        new="",
+        tests=("tests/test_sync.py",),
+    ),
+    Mutant(
+        name="tasks that vanish together are lost",
+        file="service/polling.py",
+        old="        vanished = absent >= VANISHED_TOGETHER and 2 * absent > len(batch)\n",
+        new="        vanished = False\n",
+        tests=("tests/test_polling.py",),
+    ),
+    Mutant(
+        name="Retry-After is not obeyed",
+        file="service/lanes.py",
+        old="(asked if asked > 0 else self._random.uniform(0.0, longest))",
+        new="self._random.uniform(0.0, longest)",
+        tests=("tests/test_lanes.py",),
+    ),
+    Mutant(
+        name="a dead site holds the others up",
+        file="service/lanes.py",
+        old="        lane = self._lanes.get(site)\n",
+        new="        site = None\n        lane = self._lanes.get(site)\n",
+        tests=("tests/test_lanes.py", PARTITION),
+    ),
+    Mutant(
+        name="a proxy's error page is a refusal",
+        file="service/vcda/client.py",
+        old=" and status != 408 and trouble.error is not None:",
+        new=" and status != 408:",
+        tests=("tests/test_vcda_client.py",),
+    ),
+    Mutant(
+        name="a task's result is copied whole",
+        file="service/vcda/translate.py",
+        old='        warnings=_warnings(value.get("warnings")),\n',
+        new='        warnings=(*_warnings(value.get("warnings")), ApiError("Result", str(value.get("result")))),\n',
+        tests=("tests/test_vcda_translate.py",),
+    ),
+    Mutant(
+        name="texts of VCDA are copied whole",
+        file="service/vcda/translate.py",
+        old="    return value[:TEXT_LIMIT] if isinstance(value, str) and value else None\n",
+        new="    return value if isinstance(value, str) and value else None\n",
+        tests=("tests/test_vcda_translate.py",),
+    ),
+)
+
+
+def broken(mutant: Mutant, folder: Path) -> None:
+    """Copy the tree and break it.
+
+    Raises:
+        ValueError: the text isn't there exactly once: the code has changed, and the mutant has to follow.
+    """
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "build", "deploy")
+    shutil.copytree(HERE, folder, dirs_exist_ok=True, ignore=ignored)
+    if mutant.name == NOTHING.name:
+        return
+    path = folder / mutant.file
+    path.write_text(_replaced(mutant, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _replaced(mutant: Mutant, text: str) -> str:
+    if text.count(mutant.old) != 1:
+        msg = f"{mutant.name}: its text stands {text.count(mutant.old)} times in {mutant.file}, not once"
+        raise ValueError(msg)
+    return text.replace(mutant.old, mutant.new)
+
+
+NOTHING: Final = Mutant(name="nothing", file="service/sync.py", old="", new="")
+
+
+def whole(mutants: Sequence[Mutant]) -> str | None:
+    """Return a test that is red although nothing is broken; None: all are green, and what turns red can be trusted."""
+    tests = tuple(sorted({file for mutant in mutants for file in mutant.tests}))
+    return try_out(replace(NOTHING, tests=tests)).test
+
+
+def try_out(mutant: Mutant) -> Found:
+    """Break a copy, and run the tests that have to notice, up to the first that does."""
+    with tempfile.TemporaryDirectory(prefix="vm-sync-mutant-") as name:
+        folder = Path(name)
+        broken(mutant, folder)
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", *mutant.tests]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=LIMIT, check=False)
+        except subprocess.TimeoutExpired:
+            return Found(mutant, f"{mutant.tests[0]} (hangs)")
+        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        return Found(mutant, failed[1] if failed else None)
+
+
+def table(found: Sequence[Found]) -> str:
+    """Write what was found in Markdown."""
+    lines = ["| broken | rule | noticed first by |", "|---|---|---|"]
+    for one in found:
+        test = "**nobody**"
+        if one.test is not None:
+            file, _, name = one.test.partition("::")
+            test = f"`{Path(file).name}`: {name.partition('[')[0].removeprefix('test_').replace('_', ' ')}"
+        lines.append(f"| {one.mutant.name} | {one.mutant.rule} | {test} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try all out."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description="Can the tests fail?")
+    parser.add_argument("--only", help="those with this in their name")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guarantees.md")
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args(arguments)
+    chosen = [mutant for mutant in MUTANTS if given.only is None or given.only in mutant.name]
+    console = Console(width=150)
+    if (red := whole(chosen)) is not None:
+        console.print(f"{red} is red although nothing is broken: nothing could be learnt", style="bold red")
+        return 1
+    found = []
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for one in pool.map(try_out, chosen):
+            found.append(one)
+            noticed = one.test or "[bold red]nobody notices[/]"
+            console.print(f"{one.mutant.name}: {noticed}")
+    if given.write:
+        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+    return 0 if all(one.test is not None for one in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
