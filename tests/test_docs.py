@@ -90,7 +90,7 @@ def here(command: str) -> str | None:
     """Return the command as it is run here; None where it can't be."""
     for beginning, instead in HERE_AS.items():
         if command.startswith(beginning):
-            return instead + command.removeprefix(beginning)
+            command = instead + command.removeprefix(beginning)
     return None if any(re.match(pattern, command) for pattern in ELSEWHERE) else command
 
 
