@@ -16,7 +16,7 @@ The modules, in the order in which they are best read:
 - `vcda`: the API: client, session, and every answer translated into an observation.
 - `topics`: the topics that the service needs, made and checked.
 - `metrics`, `logs`, `ops`, `asyncapi`: what operators see, and what other teams read.
-- `clock`, `settings`, `app`, `cli`: the time, what can be set, the wiring of it all, the commands.
+- `clock`, `loop`, `settings`, `app`, `cli`: the time, the event loop, what can be set, the wiring, the commands.
 - `sandbox`: what a person runs who has neither a Kafka nor a VCDA.
 
 Imports go down only; pyproject.toml has the rule, `make check` enforces it, docs/architecture.md draws it.

@@ -24,7 +24,7 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from service import asyncapi, logs, ops
+from service import asyncapi, logs, loop, ops
 from service.clock import Clock
 from service.intake import Intake, Plan
 from service.journal import KafkaJournal, Opened, Refusals, StopReason
@@ -78,22 +78,15 @@ class Misfit(Exception):
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop, and return the exit code."""
     redactor = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
-    try:
-        import uvloop  # noqa: PLC0415 - not on every platform
-    except ImportError:
-        factory = None
-    else:
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
+    with asyncio.Runner(loop_factory=loop.factory()) as runner:
         return runner.run(_serve(settings, redactor))
 
 
 async def _serve(settings: Settings, redactor: logs.Redactor) -> int:
     app = App(settings, redactor=redactor)
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         return await app.run(stop)
     except Misfit as error:
