@@ -15,6 +15,7 @@ The modules, in the order in which they are best read:
 - `lanes`, `pacing`, `polling`: each site's traffic rules; when a task is asked after, and together with which others.
 - `vcda`: the API: client, session, and every answer translated into an observation.
 - `topics`: the topics that the service needs, made and checked.
+- `tracing`: spans of each step, within the trace that a request brought along; off unless asked for.
 - `metrics`, `logs`, `ops`, `asyncapi`: what operators see, and what other teams read.
 - `clock`, `loop`, `settings`, `app`, `cli`: the time, the event loop, what can be set, the wiring, the commands.
 - `sandbox`: what a person runs who has neither a Kafka nor a VCDA.

@@ -37,6 +37,7 @@ from service.settings.diagnosis import diagnosis, overheard
 from service.sync import Lingering, Policy, Running
 from service.tools import Tools
 from service.topics import Advice, KafkaConnection, Refusal, TopicNames, ensure_topics
+from service.tracing import tracing
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from service.vcda.transport import Tls
@@ -115,6 +116,7 @@ class App:
         self._metrics.set_oldest(self._oldest)
         self._health = ops.Health(away_for_long=AWAY_FOR_LONG)
         self._credentials = CredentialsReader(settings)
+        self._tracing = tracing()
         self._intake: Intake | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
@@ -164,7 +166,7 @@ class App:
             lanes.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(OPS_SHARE.total_seconds()):
-                    await api.close()
+                    await asyncio.gather(api.close(), asyncio.to_thread(self._tracing.close))
             log.info("Stopped")
 
     # ------------------------------------------------------------ making the parts
@@ -216,6 +218,7 @@ class App:
             random=Random(),  # noqa: S311 - jitter
             shortest=settings.poll_min,
             longest=settings.poll_max,
+            tracing=self._tracing,
         )
         self._metrics.set_overdue(poller.overdue)
         return lanes, poller
@@ -266,6 +269,7 @@ class App:
                 outcomes=OutcomeTopics(completed=topics.completed, failed=topics.failed),
                 dead_letters=topics.dead_letter,
                 deadline=settings.deadline,
+                tracing=self._tracing,
             ),
             metrics=self._metrics,
             clock=self._clock,

@@ -28,6 +28,7 @@ from pydantic_core import from_json
 
 from service import sync
 from service.schemas import MAX_LIST, MAX_TEXT, SyncRequestedModel
+from service.tracing import TraceContext, context_of
 
 MAX_MESSAGE: Final = 64 * 1024
 """Bytes of key, value and headers together, after decompression. A request is a few hundred bytes; what is larger is
@@ -305,8 +306,13 @@ BRIEF_TEXT: Final = 100
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
-def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime) -> Event:
-    """Tell how a request ended. The same outcome written again carries the same `ce_id`."""
+def write_outcome(
+    outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime, trace: TraceContext | None = None
+) -> Event:
+    """Tell how a request ended. The same outcome written again carries the same `ce_id`.
+
+    `trace` is where its readers continue; without it, where the request came from.
+    """
     request = outcome.request
     data: dict[str, Any] = {
         "requestId": request.identity,
@@ -340,10 +346,11 @@ def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime
         "content-type": "application/json",
         "correlation_id": request.operation_id,
     }
-    if request.traceparent is not None:
-        headers["traceparent"] = request.traceparent
-        if request.tracestate is not None:
-            headers["tracestate"] = request.tracestate
+    trace = trace or context_of(request)
+    if trace is not None:
+        headers["traceparent"] = trace.traceparent
+        if trace.tracestate is not None:
+            headers["tracestate"] = trace.tracestate
     # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of an outcome lost.
     value = _JSON(data).encode("utf-8", "replace")
     brief = _brief(outcome)
@@ -352,7 +359,7 @@ def write_outcome(outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime
         key=request.replication_id.encode(),
         value=value,
         headers=tuple([(name, text.encode()) for name, text in headers.items()]),
-        shorter=write_outcome(brief, topics=topics, now=now) if brief is not None else None,
+        shorter=write_outcome(brief, topics=topics, now=now, trace=trace) if brief is not None else None,
     )
 
 

@@ -42,6 +42,7 @@ from service.records import Cursor
 from service.sync import Ended, Lingering, Running, Step, Submitting, Task, TaskState, Waiting
 from service.telling import tell
 from service.tools import Tools
+from service.tracing import context_of
 from service.work import Work, public_state
 
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Partition:
             api=tools.api,
             commits=self._commits,
             clock=tools.clock,
+            tracing=tools.tracing,
             window=tools.policy.window,
             may_begin=self._may_begin,
             answered=self._answered,
@@ -220,6 +222,7 @@ class Partition:
             traceparent=asked.traceparent,
             tracestate=asked.tracestate,
         )
+        self._tools.tracing.accepted(request)
         work = self._enter(Waiting(request=request))
         self._commits.change(request.identity, work.state)
         self._move_on(request.replication_id)
@@ -360,6 +363,7 @@ class Partition:
             replication_id=running.request.replication_id,
             since=clock.monotonic() - age.total_seconds(),
             answered=partial(self._polled, work),
+            trace=context_of(running.request),
         )
         self._tools.poller.watch(work.watch)
 
@@ -407,7 +411,8 @@ class Partition:
         self._tools.metrics.moved(work.request.site, public_state(before), public_state(step.state))
         if step.outcome is not None:
             now = self._tools.clock.now()
-            self._commits.tell(write_outcome(step.outcome, topics=self._tools.outcomes, now=now))
+            trace = self._tools.tracing.told(step.outcome)
+            self._commits.tell(write_outcome(step.outcome, topics=self._tools.outcomes, now=now, trace=trace))
             self._commits.then(partial(tell, step.outcome, tools=self._tools, partition=self.number))
         match step.state:
             case Ended() as ended:

@@ -19,6 +19,7 @@ from typing import Protocol
 from service.clock import Clock
 from service.pacing import History, Pace, meeting_time, next_interval
 from service.sync import Absent, Gone, PollAnswer, Task, TaskState, Trouble
+from service.tracing import TraceContext, Tracing
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Watch:
     replication_id: str
     since: float
     answered: Callable[[PollAnswer], Verdict]
+    trace: TraceContext | None = None
     pace: Pace = field(default_factory=Pace, init=False)
     ticket: int = field(default=0, init=False)
     """The one entry of the agenda that counts for it; 0: it isn't watched."""
@@ -167,6 +169,7 @@ class Poller:
         random: Random,
         shortest: timedelta,
         longest: timedelta,
+        tracing: Tracing | None = None,
     ) -> None:
         self._api = api
         self._lane = lane
@@ -175,6 +178,7 @@ class Poller:
         self._random = random
         self._shortest = shortest.total_seconds()
         self._longest = longest.total_seconds()
+        self._tracing = tracing or Tracing()
         self._history = History()
         self._sites: dict[str | None, _Site] = {}
         self._new_sites: asyncio.Queue[_Site] = asyncio.Queue()
@@ -258,7 +262,8 @@ class Poller:
     async def _ask_together(self, site: _Site, call: int, batch: list[Due]) -> None:
         sent = self._clock.monotonic()
         self._metrics.poll_batch(site.name, len(batch))
-        answer = await self._api.poll(site=site.name, ids=[watch.task_id for _, _, watch in batch])
+        with self._tracing.polling(site.name, [watch.trace for _, _, watch in batch]):
+            answer = await self._api.poll(site=site.name, ids=[watch.task_id for _, _, watch in batch])
         self._answered(site, call, answer if isinstance(answer, Trouble) else None)
         if isinstance(answer, Trouble):
             site.agenda.put_back(batch)

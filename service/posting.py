@@ -14,6 +14,7 @@ from service.clock import Clock
 from service.commits import Commits
 from service.sync import WITHHELD, NotTaken, SubmitAnswer
 from service.tools import Api
+from service.tracing import Tracing
 from service.work import Work
 
 
@@ -26,6 +27,7 @@ class Posts:
         api: Api,
         commits: Commits,
         clock: Clock,
+        tracing: Tracing,
         window: timedelta,
         may_begin: Callable[[Work], bool],
         answered: Callable[[Work, SubmitAnswer], None],
@@ -33,6 +35,7 @@ class Posts:
         self._api = api
         self._commits = commits
         self._clock = clock
+        self._tracing = tracing
         self._window = window.total_seconds()
         self._may_begin = may_begin
         self._answered = answered
@@ -45,12 +48,13 @@ class Posts:
         """
         request = work.request
         while True:
-            answer = await self._api.submit(
-                replication_id=request.replication_id,
-                site=request.site,
-                operation_id=request.operation_id,
-                may_leave=partial(self._may_leave, work),
-            )
+            with self._tracing.submitting(request):
+                answer = await self._api.submit(
+                    replication_id=request.replication_id,
+                    site=request.site,
+                    operation_id=request.operation_id,
+                    may_leave=partial(self._may_leave, work),
+                )
             if work.left or not self._may_begin(work) or not withheld(answer):
                 break
             await self._commits.prove()

@@ -15,6 +15,7 @@ from service.messages import OutcomeTopics
 from service.past import PastMeter
 from service.polling import Watch
 from service.sync import Policy
+from service.tracing import Tracing
 
 
 class Api(FindApi, Protocol):
@@ -74,3 +75,4 @@ class Tools:
     dead_letters: str
     deadline: timedelta
     random: Random = field(default_factory=Random)
+    tracing: Tracing = field(default_factory=Tracing)
