@@ -304,20 +304,10 @@ class KafkaJournal:
         yield part
 
     async def _abort(self) -> None:
-        self._hear_of_end()
         try:
             await self._producer.abort_transaction()
         except Exception as error:  # noqa: BLE001 - the transaction is lost either way, and the cause is on its way up
             log.debug("aborting failed as well: %r", error)
-
-    def _hear_of_end(self) -> None:
-        """Take note of how a transaction has ended: asyncio logs a failure that nobody asks for as an error.
-
-        A fence ends a transaction from beside. Who sent or began something is told; for its end nobody was waiting.
-        """
-        end = self._producer._txn_manager.wait_for_transaction_end()  # noqa: SLF001 - no public call has it
-        if end is not None and end.done() and not end.cancelled():
-            end.exception()
 
     async def entries(self) -> AsyncIterator[Entry]:
         """Read the journal from its beginning; see `Journal.entries`."""
@@ -367,7 +357,6 @@ class KafkaJournal:
         except Exception as error:  # noqa: BLE001 - a producer that failed is being thrown away
             log.debug("closing the producer of %s failed: %r", self._place, error)
             await self._producer.client.close()  # else its connections stayed open
-        self._hear_of_end()
 
 
 # ---------------------------------------------------------------- records

@@ -118,6 +118,16 @@ class Flood(logging.Filter):
         return True
 
 
+def heard(record: logging.LogRecord) -> bool:
+    """Tell whether a record is news: aiokafka lets futures fail that nobody waits for, beside the one that somebody does.
+
+    A fenced producer leaves some of them behind (measured), and asyncio logs each as an error when it is collected.
+    """
+    error = record.exc_info[1] if record.exc_info else None
+    theirs = error is not None and type(error).__module__.startswith("aiokafka.")
+    return not (theirs and record.name == "asyncio" and str(record.msg).startswith("Future exception was never"))
+
+
 STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 """What every record has; whatever else it has came as `extra`."""
 
@@ -219,6 +229,7 @@ def handler(redactor: Redactor, *, form: Literal["json", "text"], stream: TextIO
     """Return what writes the lines of one stream."""
     writer = logging.StreamHandler(stream)
     writer.setFormatter(JsonLine(redactor) if form == "json" else TextLine(redactor))
+    writer.addFilter(heard)
     writer.addFilter(Flood())
     return writer
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote_plus
 
 import pytest
+from aiokafka.errors import ProducerFenced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
@@ -240,6 +241,28 @@ def test_a_long_text_is_cleaned_in_a_time_that_grows_with_its_length_alone() -> 
 
     # Quadratic matching would take minutes; pytest's time limit is the judge.
     assert Redactor(["unrelated"]).clean(text) == text
+
+
+# ---------------------------------------------------------------- what was heard elsewhere
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "error", "passes"),
+    [
+        ("asyncio", "Future exception was never retrieved\nfuture: <Future ...>", ProducerFenced(), False),
+        ("asyncio", "Future exception was never retrieved\nfuture: <Future ...>", ValueError(), True),
+        ("asyncio", "Task exception was never retrieved\nfuture: <Task ...>", ProducerFenced(), True),
+        ("service.journal", "Future exception was never retrieved", ProducerFenced(), True),
+        ("asyncio", "Future exception was never retrieved", None, True),
+    ],
+)
+def test_a_failure_of_kafkas_client_that_nobody_waits_for_is_no_news(
+    name: str, message: str, error: Exception | None, passes: bool
+) -> None:
+    exc_info = None if error is None else (type(error), error, None)
+    seen = logging.LogRecord(name, logging.ERROR, __file__, 1, message, (), exc_info)
+
+    assert logs.heard(seen) is passes
 
 
 # ---------------------------------------------------------------- floods
