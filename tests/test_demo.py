@@ -7,10 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from service.sandbox.demo_seen import Outcome, Seen, Sent, broken_promises
@@ -96,6 +96,13 @@ def until(process: subprocess.Popen[str], words: str) -> str:
     pytest.fail(f"it ended without {words!r}: {said}")
 
 
+def end_of(process: subprocess.Popen[str], how: signal.Signals) -> None:
+    """End it, and listen to the last: it would stumble over a closed pipe."""
+    assert process.stdout is not None
+    process.send_signal(how)
+    process.stdout.read()
+
+
 def children(pid: int) -> set[int]:
     """Return a process's descendants."""
     found = set()
@@ -142,12 +149,12 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
             text=True,
             check=False,
         )
-        with urllib.request.urlopen(re.findall(r"http://\S+/metrics", said)[0]) as metrics:
-            assert b"vm_sync_outcomes_total" in metrics.read()
-        process.send_signal(signal.SIGINT)
+        metrics = httpx.get(re.findall(r"http://\S+/metrics", said)[0]).text
+        end_of(process, signal.SIGINT)
 
     assert json.loads(answer.stdout)["outcome"]["replicationId"] == replication
     assert process.returncode == 0
+    assert "vm_sync_outcomes_total" in metrics
     assert len(ours) >= 2
     assert running(ours) == set()
 
@@ -160,7 +167,7 @@ def test_however_a_demo_ends_its_children_do_too(end: signal.Signals) -> None:
     with demo() as process:
         until(process, "sent ")
         ours = children(process.pid)
-        process.send_signal(end)
+        end_of(process, end)
 
     assert process.returncode == (130 if end != signal.SIGKILL else -9)
     assert len(ours) >= 2
