@@ -119,7 +119,7 @@ class Flood(logging.Filter):
 
 
 def heard(record: logging.LogRecord) -> bool:
-    """Tell whether a record is news: aiokafka lets futures fail that nobody waits for, beside the one that somebody does.
+    """Tell whether a record is news: aiokafka lets futures fail that nobody waits for, besides those somebody does.
 
     A fenced producer leaves some of them behind (measured), and asyncio logs each as an error when it is collected.
     """

@@ -367,6 +367,9 @@ def try_out(mutant: Mutant) -> Found:
         except subprocess.TimeoutExpired:
             return Found(mutant, f"{mutant.tests[0]} (hangs)")
         failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+        if failed is None and done.returncode != 0:
+            msg = f"{mutant.name}: the tests ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+            raise RuntimeError(msg)
         return Found(mutant, failed[1] if failed else None)
 
 
