@@ -52,15 +52,21 @@ def _contracts() -> tuple[list[list[str]], list[str]]:
 
 
 def _picture(layers: list[list[str]]) -> str:
-    lines = ["```mermaid", "flowchart TB"]
-    for number, modules in enumerate(layers):
-        lines += [f'    subgraph layer{number}[" "]', f"        {' ~~~ '.join(modules)}", "    end"]
-    order = [module for modules in layers for module in modules]
-    lines += [f"    {a} --> {b}" for a, b in sorted(_arrows(), key=lambda e: (order.index(e[0]), order.index(e[1])))]
+    *upper, lowest = layers
+    order = [module for modules in upper for module in modules]
+    ground = "<br>".join(lowest)
+    place = {module: module for module in order} | dict.fromkeys(lowest, "ground")
+    drawn = {(place[a], place[b]) for a, b in _arrows() if a in place and b in place}
+    drawn = {(a, b) for a, b in drawn if not _reaches(a, b, drawn - {(a, b)})}
+    lines = ["```mermaid", "flowchart TB", *(f"    {module}" for module in order), f"    ground[{ground}]"]
+    lines += sorted(
+        (f"    {a} --> {b}" for a, b in drawn if a != b),
+        key=lambda line: [[*order, "ground"].index(end) for end in line.split() if end != "-->"],
+    )
     lines += [
         "```",
         "",
-        "An arrow is an import; what follows from others is left out, and what the sandbox measures. None goes up.",
+        "An arrow is an import; what follows from others is left out, and what the sandbox measures.",
         "",
     ]
     return "\n".join(lines)
