@@ -326,6 +326,19 @@ async def test_rule_9_a_deadline_is_told_behind_an_elder_that_was_told_and_linge
     assert d.verdicts() == [("a1", "timed-out"), ("a2", "not-started")]
 
 
+@deployed
+async def test_rule_9_behind_an_elder_that_lingers_the_others_keep_their_order(d: Deployment) -> None:
+    d.world.lasts = lambda _: 20.0
+    d.owner()
+    d.broker.ask("C4-1", "a1", deadline=5)
+    d.broker.ask("C4-1", "a2")
+    d.broker.ask("C4-1", "a3", deadline=6)
+    await d.until(15.0)
+    assert d.verdicts() == [("a1", "timed-out")]
+    await d.settled()
+    assert d.verdicts() == [("a1", "timed-out"), ("a2", "completed"), ("a3", "not-started")]
+
+
 @pytest.mark.parametrize("which", [1, 2, 3, 4])
 @pytest.mark.parametrize("fate", ["lost", "unanswered", "later"])
 def test_rule_10_after_a_commit_of_unknown_fate_the_journal_alone_says_what_happened(fate: str, which: int) -> None:
@@ -823,10 +836,10 @@ async def test_an_account_that_changes_during_a_look_up_concludes_nothing(d: Dep
     p0.vcda.script["a1"] = ["lost-post"]
     d.broker.ask("C4-1", "a1")
     await d.until(LATE)
-    p0.vcda.latency = 4.0
-    while p0.vcda.asked[-1][0] < LATE:
-        await asyncio.sleep(0.1)
-    p0.vcda.user = "somebody@else"
+    (at,) = sent(p0, "a1")
+    while p0.vcda.asked[-1][0] < at + LATE:
+        await asyncio.sleep(0.001)
+    p0.vcda.user = "somebody@else"  # the conclusive look-up is on its way, under the account that made the POST
     await d.until(LATE + 60.0)
     assert len(p0.vcda.sent) == 1
 
