@@ -1,0 +1,94 @@
+"""A Kafka with a listener for each way to be sure, or not, who is at the other end; and the certificates for it."""
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Final
+
+import trustme
+from cryptography.hazmat.primitives import serialization
+
+from service.sandbox.kafka import EmbeddedKafka
+
+USER: Final = "vm-sync"
+PASSWORD: Final = "Kafka-Secret+4711/ä"
+"""With signs that addresses, JSON and SCRAM's normalisation could stumble over."""
+
+LISTENERS: Final = {
+    "TLS": "SSL",
+    "MUTUAL": "SSL",
+    "EXPIRED": "SSL",
+    "ELSEWHERE": "SSL",
+    "LOGIN": "SASL_PLAINTEXT",
+    "LOGIN_TLS": "SASL_SSL",
+    "SCRAM_ONLY": "SASL_SSL",
+}
+"""By name: TLS alone; with a certificate wanted of us; with one of theirs that has expired, or is for another host;
+and with a login: any of three mechanisms, without and with TLS, and one that takes no plain password."""
+
+
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """What lies in the folder that tests hand to the service."""
+
+    authority: Path
+    another_authority: Path
+    own: Path
+    own_of_another: Path
+
+
+def certificates(folder: Path) -> Certificates:
+    """Make ours and the brokers': `<listener>.pem` is a key as Kafka wants it (PKCS #8), with its certificate."""
+    ours, theirs = trustme.CA(), trustme.CA()
+    found = Certificates(
+        folder / "ca.pem", folder / "another-ca.pem", folder / "own.pem", folder / "own-of-another.pem"
+    )
+    ours.cert_pem.write_to_path(found.authority)
+    theirs.cert_pem.write_to_path(found.another_authority)
+    ours.issue_cert("vm-sync").private_key_and_cert_chain_pem.write_to_path(found.own)
+    theirs.issue_cert("vm-sync").private_key_and_cert_chain_pem.write_to_path(found.own_of_another)
+    past = datetime.now(UTC) - timedelta(days=1)
+    _write_for_kafka(ours.issue_cert("127.0.0.1"), folder / "good.pem")
+    _write_for_kafka(ours.issue_cert("127.0.0.1", not_after=past), folder / "expired.pem")
+    _write_for_kafka(ours.issue_cert("kafka.example"), folder / "elsewhere.pem")
+    return found
+
+
+def _write_for_kafka(certificate: trustme.LeafCert, path: Path) -> None:
+    key = serialization.load_pem_private_key(certificate.private_key_pem.bytes(), password=None)
+    chain = b"".join(part.bytes() for part in certificate.cert_chain_pems)
+    kind, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    path.write_bytes(key.private_bytes(kind, form, serialization.NoEncryption()) + chain)
+
+
+def _escaped(text: str) -> str:
+    """Spell what isn't ASCII as Java wants it in a properties file."""
+    return json.dumps(text)[1:-1]
+
+
+def secured(folder: Path) -> EmbeddedKafka:
+    """Return one, not started, with the certificates of `certificates(folder)`."""
+    properties: dict[str, str] = {}
+    for listener, protocol in LISTENERS.items():
+        prefix = f"listener.name.{listener.lower()}"
+        if protocol.endswith("SSL"):
+            name = {"EXPIRED": "expired", "ELSEWHERE": "elsewhere"}.get(listener, "good")
+            properties |= {
+                f"{prefix}.ssl.keystore.type": "PEM",
+                f"{prefix}.ssl.keystore.location": str(folder / f"{name}.pem"),
+                f"{prefix}.ssl.truststore.type": "PEM",
+                f"{prefix}.ssl.truststore.location": str(folder / "ca.pem"),
+                f"{prefix}.ssl.client.auth": "required" if listener == "MUTUAL" else "none",
+            }
+        if protocol.startswith("SASL"):
+            plain = "org.apache.kafka.common.security.plain.PlainLoginModule required"
+            scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+            mechanisms = ["SCRAM-SHA-256", "SCRAM-SHA-512"] + ["PLAIN"] * (listener != "SCRAM_ONLY")
+            properties |= {
+                f"{prefix}.sasl.enabled.mechanisms": ",".join(mechanisms),
+                f"{prefix}.plain.sasl.jaas.config": f'{plain} user_{USER}="{_escaped(PASSWORD)}";',
+                f"{prefix}.scram-sha-256.sasl.jaas.config": scram,
+                f"{prefix}.scram-sha-512.sasl.jaas.config": scram,
+            }
+    return EmbeddedKafka(properties=properties, listeners=LISTENERS, scram={USER: PASSWORD})
