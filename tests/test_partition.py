@@ -1013,6 +1013,25 @@ async def test_an_identity_that_came_again_right_after_it_expired_counts_as_one(
     assert p0.meter.remembered == 1
 
 
+@pytest.mark.parametrize("lasts", [1.0, 300.0])
+def test_an_identity_that_comes_again_while_the_journal_is_read_gets_no_tombstone(lasts: float) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.owner(policy=FORGETFUL)
+            d.broker.reading = 60.0
+            d.broker.ask("C4-1", "a1")
+            await d.settled()
+            expired = FORGETFUL.deduplicate_for.total_seconds() + 5.0
+            while not d.log.read_at or d.log.read_at[-1] < expired:
+                await asyncio.sleep(1.0)
+            d.world.lasts = lambda _: lasts
+            d.broker.ask("C4-1", "a1")
+            await d.until(d.loop.time() + 120.0)
+            assert "op:C4-1:a1" in d.log.records
+
+    run(play())
+
+
 @deployed
 async def test_what_has_ended_is_not_kept_until_its_deadline(d: Deployment) -> None:
     d.world.lasts = lambda _: 0.5

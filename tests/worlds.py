@@ -156,6 +156,8 @@ class Log:
     """Commits of those who had been fenced."""
     readers: "list[asyncio.Future[None]]" = field(default_factory=list)
     """Those who have read all there is."""
+    read_at: list[float] = field(default_factory=list)
+    """When it was read while at work."""
     history: list[str] = field(default_factory=list)
     """What the journal said, change by change: for whoever has to find out why."""
 
@@ -174,6 +176,8 @@ class Broker:
     """What a process' commit meets when no script says: `stands`; `lost`: never arrives; `unanswered`: stands, and its
     answer is lost; `later`: stands after it was given up, unless somebody opens the journal before."""
     script: deque[str] = field(default_factory=deque)
+    reading: float = 0.0
+    """How long it takes to read a journal that is at work."""
     logs: dict[int, Log] = field(default_factory=dict)
 
     def log(self, number: int = 0) -> Log:
@@ -281,7 +285,10 @@ class ScriptedJournal:
             raise JournalLost(msg)
 
     async def entries(self) -> AsyncIterator[Entry]:
-        for identity, value in list(self._log.records.items()):
+        records = list(self._log.records.items())
+        self._log.read_at.append(asyncio.get_running_loop().time())
+        await asyncio.sleep(self._broker.reading)
+        for identity, value in records:
             yield identity, decode(identity, value)
 
     async def close(self) -> None:
