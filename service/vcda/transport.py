@@ -342,7 +342,22 @@ async def _read(response: httpx.Response, limit: int) -> bytes | None:
 def _describe(error: Exception) -> str:
     """Say what went wrong, without words of the other side: a broken login answer would bring its token along."""
     cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+        return _distrust(cause.certificate_error)
+    if isinstance(cause, aiohttp.ServerFingerprintMismatch):
+        seen = cause.got.hex(":").upper()
+        return (
+            f"VCDA has another certificate than the one of VM_SYNC_VCDA__THUMBPRINT; the SHA-256 of this one is {seen}"
+        )
     name = type(cause).__name__
-    if isinstance(cause, (OSError, aiohttp.ServerFingerprintMismatch)):
+    if isinstance(cause, OSError):
         return f"{name}: {cause}"[:1000]
     return name
+
+
+def _distrust(error: Exception) -> str:
+    why = getattr(error, "verify_message", None) or type(error).__name__
+    return (
+        f"VCDA's certificate can't be trusted ({why}): name its authority's in VM_SYNC_VCDA__CA_FILE, or its own "
+        "SHA-256 in VM_SYNC_VCDA__THUMBPRINT"
+    )
