@@ -6,9 +6,11 @@ takes over waits that much longer before concluding anything. A login or a conne
 closes the window: then the ownership is proved anew, and the POST goes again.
 """
 
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from itertools import count
 
 from service.clock import Clock
 from service.commits import Commits
@@ -16,6 +18,11 @@ from service.sync import WITHHELD, NotTaken, SubmitAnswer
 from service.tools import Api
 from service.tracing import Tracing
 from service.work import Work
+
+log = logging.getLogger(__name__)
+
+TRIES_TO_TELL_OF = 3
+"""A slow login closes the window once, a busy machine twice; more often, and the way to VCDA or Kafka is too slow."""
 
 
 class Posts:
@@ -47,7 +54,7 @@ class Posts:
             JournalLost: the partition is ours no more, or may not be.
         """
         request = work.request
-        while True:
+        for tries in count(1):
             with self._tracing.submitting(request):
                 answer = await self._api.submit(
                     replication_id=request.replication_id,
@@ -56,10 +63,19 @@ class Posts:
                     may_leave=partial(self._may_leave, work),
                 )
             if work.left or not self._may_begin(work) or not withheld(answer):
-                break
+                work.posting = None
+                self._answered(work, answer)
+                return
+            if tries == TRIES_TO_TELL_OF:
+                log.warning(
+                    "The POST of %s has not left in %d tries: commit, login and connection together take longer than "
+                    "%.0f s each time",
+                    request.identity,
+                    tries,
+                    self._window,
+                    extra=work.ids,
+                )
             await self._commits.prove()
-        work.posting = None
-        self._answered(work, answer)
 
     def _may_leave(self, work: Work) -> bool:
         if not self._may_begin(work) or self._clock.monotonic() - self._commits.proved_at > self._window:
