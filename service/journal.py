@@ -356,7 +356,8 @@ class KafkaJournal:
                 await self._producer.stop()
         except Exception as error:  # noqa: BLE001 - a producer that failed is being thrown away
             log.debug("closing the producer of %s failed: %r", self._place, error)
-            await self._producer.client.close()  # else its connections stayed open
+        finally:
+            await self._producer.client.close()  # `stop` leaves connections open where it fails or is cancelled
 
 
 # ---------------------------------------------------------------- records
