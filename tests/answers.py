@@ -9,7 +9,7 @@ from typing import Any, Final
 from service.sandbox.vcda_faults import Fault
 
 REQUEST_TIMEOUT: Final = 2
-SETTLE: Final = 2
+SETTLE: Final = 4
 """Seconds. A POST without an answer is in doubt for both together."""
 
 LOST_AFTER: Final = 2
@@ -47,7 +47,7 @@ class Row:
     faults: tuple[Fault, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
     deadline: int | None = None
-    """Seconds."""
+    """Seconds; less than a doubt takes, and enough for a busy machine to get a POST out."""
     site: str | None = None
     """Where it isn't one made for this row."""
 
@@ -116,7 +116,7 @@ SUBMITS: Final = (
         then="The site pauses, logins too; the request waits until its deadline.",
         ends=End(outcome="not-started", code="NotAuthenticated", tasks=0, attempts=None, posts=None),
         faults=(Fault(operation="submit", answer="status", status=401),),
-        deadline=4,
+        deadline=5,
     ),
     Row(
         answer="403 with an ApiError",
@@ -165,7 +165,7 @@ SUBMITS: Final = (
         then="The same, until the deadline.",
         ends=End(outcome="not-started", code="OperationInProgress", tasks=0),
         faults=(Fault(operation="submit", answer="status", status=409),),
-        deadline=3,
+        deadline=5,
     ),
     Row(answer="429", then=PASSES, ends=AGAIN, faults=_submit(answer="status", status=429)),
     Row(
@@ -185,7 +185,7 @@ SUBMITS: Final = (
         then="The request waits until its deadline.",
         ends=End(outcome="not-started", code="TooManyRequests", tasks=0),
         faults=_submit(answer="status", status=429, retry_after=600),
-        deadline=3,
+        deadline=5,
     ),
     Row(
         answer="500 with an ApiError, and no task",
@@ -217,7 +217,7 @@ SUBMITS: Final = (
         then="In doubt until the deadline: a task may have come of it.",
         ends=End(outcome="timed-out", code="5xx", tasks=0),
         faults=(Fault(operation="submit", answer="status", status=503, html=True),),
-        deadline=3,
+        deadline=5,
     ),
     Row(
         answer="504 from a proxy, and a task 3 s later",
@@ -350,7 +350,7 @@ POLLS: Final = (
         then="VCDA has no cancel: the replication stays taken until the task has ended.",
         ends=End(outcome="timed-out"),
         plan=RUNS,
-        deadline=3,
+        deadline=5,
     ),
     Row(answer="500, three times", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="status", status=500, times=3)),
     Row(
