@@ -301,7 +301,8 @@ class KafkaJournal:
                 part = self._producer.create_batch()
                 part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers)
         part.close()
-        yield part
+        if part.record_count():
+            yield part
 
     async def _abort(self) -> None:
         try:

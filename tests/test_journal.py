@@ -287,7 +287,7 @@ def strict_kafka() -> Iterator[EmbeddedKafka]:
 async def test_a_partition_whose_transaction_timed_out_works_again_by_itself(
     strict_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stalls = iter([False, True])  # the second commit of all
+    stalls: list[float] = []
 
     class Stalling(AIOKafkaProducer):  # type: ignore[misc] # aiokafka is untyped
         """Its transactions time out early, and one is not committed in time."""
@@ -296,13 +296,14 @@ async def test_a_partition_whose_transaction_timed_out_works_again_by_itself(
             super().__init__(**(options | {"transaction_timeout_ms": 300}))
 
         async def commit_transaction(self) -> None:
-            if next(stalls, False):
-                await asyncio.sleep(1.0)
+            if stalls:
+                await asyncio.sleep(stalls.pop())
             await super().commit_transaction()
 
     monkeypatch.setattr(journal, "AIOKafkaProducer", Stalling)
     async with Station(strict_kafka.bootstrap, topic_name("stalled")) as station:
         service = await station.service()
+        stalls.append(1.0)
         await station.ask("op-1")
 
         await station.settled("op-1")
