@@ -16,7 +16,8 @@ from random import Random
 from typing import Any, Final, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.record.default_records import DefaultRecordBase, DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
@@ -120,6 +121,7 @@ class Service:
             clock=clock,
         )
         self._polling: asyncio.Task[None] | None = None
+        self._awake: asyncio.Future[None]
 
     async def start(self) -> None:
         self._polling = asyncio.create_task(self._poller.run())
@@ -169,18 +171,27 @@ class Service:
 
     def deafen(self) -> None:
         """Let it hear nothing from the group any more, as a frozen process would; the rest of it goes on."""
+        coordinator, self._awake = self.consumer._coordinator, asyncio.get_running_loop().create_future()
 
         async def unheard() -> bool:
             return True
 
-        self.consumer._coordinator._do_heartbeat = unheard
+        async def asleep(*_: object) -> None:
+            await asyncio.wait([coordinator._closing, self._awake], return_when=asyncio.FIRST_COMPLETED)
+
+        coordinator._do_heartbeat, coordinator.ensure_active_group = unheard, asleep
+
+    def wake(self) -> None:
+        """Let it hear again; what it missed it finds out."""
+        coordinator = self.consumer._coordinator
+        del coordinator._do_heartbeat, coordinator.ensure_active_group
+        self._awake.set_result(None)
 
     async def throw_out(self) -> None:
         """Remove it from the group without its knowing, as the group does with a member that is silent for long."""
         self.deafen()
         coordinator = self.consumer._coordinator
-        leave = LeaveGroupRequest(coordinator.group_id, coordinator.member_id)
-        response = await coordinator._send_req(leave)
+        response = await coordinator._send_req(LeaveGroupRequest(coordinator.group_id, coordinator.member_id))
         assert response.error_code == 0
 
 
@@ -259,6 +270,22 @@ class Station:
     async def widen(self, name: str, partitions: int) -> None:
         """Add partitions to a topic."""
         await self._admin.create_partitions({name: NewPartitions(partitions)})
+
+    async def delete_before(self, offset: int) -> None:
+        """Delete the requests below an offset, as their retention would."""
+        await self._admin.delete_records({TopicPartition(self.topics.requests, 0): RecordsToDelete(offset)})
+
+    async def forget_group(self, group: str | None = None) -> None:
+        """Delete the offsets of a group that nobody is in any more."""
+        node = await self._admin.find_coordinator(group or self.prefix)
+        response = await self._admin._send_request_to_node(node, DeleteGroupsRequest([group or self.prefix]))
+        assert [code for _, code in response.results] == [0]
+
+    async def group_offset(self, partition: int = 0) -> int:
+        """Where the group is said to be."""
+        offsets = await self._admin.list_consumer_group_offsets(self.prefix)
+        place = TopicPartition(self.topics.requests, partition)
+        return int(offsets[place].offset) if place in offsets else -1
 
     async def _until_topics(self, fit: Callable[[set[str]], bool]) -> None:
         while True:
