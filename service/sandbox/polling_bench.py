@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from service.pacing import History, Pace, meeting_time, next_interval
 from service.polling import CALLS_AT_ONCE, Agenda, Due, Verdict, Watch
@@ -261,6 +262,16 @@ def measure(workload: Workload, kind: str, poller: Adaptive | Fixed, *, scale: f
         lag_p99=quantile(0.99),
         lag_max=quantile(1.0),
     )
+
+
+def table(scale: float) -> list[dict[str, Any]]:
+    """Measure all pollers on all workloads, with that part of their tasks."""
+    results = []
+    for workload in WORKLOADS:
+        for kind in KINDS:
+            pollers: list[Adaptive | Fixed] = [*map(Fixed, FIXED), Adaptive()]
+            results += [asdict(measure(workload, kind, poller, scale=scale)) for poller in pollers]
+    return results
 
 
 def main() -> None:

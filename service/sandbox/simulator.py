@@ -78,6 +78,9 @@ CODES = {
 OUR_FAULT = frozenset({400, 405, 406, 415})
 """Statuses that a correct client never sees unless somebody switched them on."""
 
+SITES_OWN = frozenset({"submit", "poll", "find", "ask", "replication"})
+"""Operations that a Retry-After speaks of: the traffic of one site."""
+
 LOOK_EVERY = 0.25
 """Seconds between looks at a silent connection: is the client still there?"""
 
@@ -205,7 +208,11 @@ class Simulator:
         counts.calls[call.operation] += 1
         counts.calls_by_site[f"{call.operation} {site}"] += 1
         if call.operation == "poll":
-            counts.ids_polled += call.asked["ids"].count(",") + 1
+            ids, known = call.asked["ids"].split(","), len(counts.polled)
+            counts.ids_polled += len(ids)
+            counts.polled.update(ids)
+            if len(counts.polled) > known:
+                counts.last_first_poll = self.world.now()
 
     def _count_posting(self, posting: dict[int, web.BaseRequest], site: str, token: str | None) -> None:
         counts, where = self.world.counts, self.world.sites.get(site)
@@ -282,7 +289,8 @@ class Simulator:
             seconds = (rest or 0.0) if fault.retry_after == "rest" else fault.retry_after
             whole = max(1, -int(-seconds // 1))  # rounded up: the header has no fractions
             headers["Retry-After"] = formatdate(self._clock() + whole, usegmt=True) if fault.http_date else str(whole)
-            if (where := self.world.sites.get(site)) is not None:
+            # A login or an extension is nobody's traffic: which site it holds up is a matter of opinion.
+            if call.operation in SITES_OWN and (where := self.world.sites.get(site)) is not None:
                 self.world.told_to_wait(where, seconds, token=call.token)
         if fault.html:
             page = f"<html><head><title>{fault.status}</title></head><body><center>nginx</center></body></html>"

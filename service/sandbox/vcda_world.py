@@ -268,6 +268,9 @@ class Counts:
     calls_by_site: Counter[str] = field(default_factory=Counter)
     """Likewise, as `submit site2`."""
     ids_polled: int = 0
+    polled: set[str] = field(default_factory=set)
+    """Every id that was ever polled for, and when the last one was for the first time."""
+    last_first_poll: float = -math.inf
     tasks: int = 0
     overlapping: int = 0
     """Syncs begun while another of the same replication was unfinished."""
@@ -566,6 +569,8 @@ class World:
             "calls": dict(counts.calls),
             "callsBySite": dict(counts.calls_by_site),
             "idsPolled": counts.ids_polled,
+            "tasksPolled": len(counts.polled),
+            "lastFirstPoll": counts.last_first_poll if counts.polled else None,
             "overlapping": counts.overlapping,
             "postsWhilePaused": counts.posts_while_paused,
             "mostConcurrentPosts": dict(counts.most_posting),
