@@ -114,6 +114,14 @@ class _Keeper:
     cursor: int | None = None
     """The last one known, to ask the group with."""
     returned: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: bool = False
+    """It was let go of. Its task was cancelled, too, but a producer that is being stopped swallows that (read in the
+    source, and seen): such a keeper would live on, and its partition's next one would wait for it for ever."""
+
+    def check(self) -> None:
+        """End the task whose cancellation may have been swallowed meanwhile."""
+        if self.gone:
+            raise asyncio.CancelledError
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
@@ -299,6 +307,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     def _let_go(self, number: int) -> None:
         keeper = self._keepers.pop(number)
+        keeper.gone = True
         if keeper.task is not None:
             keeper.task.cancel()
             self._closing[number] = keeper.task
@@ -316,6 +325,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 await asyncio.wait([earlier])  # whoever is next waits for us alone
                 raise
         while True:
+            keeper.check()
             lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
             partition: Partition | None = None
             try:
@@ -344,7 +354,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         began = self._clock.monotonic()
         opened = await self._plan.open_journal(keeper.place.partition)
         try:
+            keeper.check()
             start_at = await self._start_at(keeper, opened.cursor)
+            keeper.check()
             keeper.cursor = start_at
             partition = Partition(
                 keeper.place.partition,
@@ -358,6 +370,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             raise
         try:
             await partition.start()
+            keeper.check()
         except BaseException:
             await partition.close()
             raise
@@ -445,6 +458,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         A member that was thrown out would otherwise fence its successor: its own transactions still commit (measured).
         """
         while True:
+            keeper.check()
             keeper.returned.clear()
             try:
                 offset = keeper.cursor

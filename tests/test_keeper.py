@@ -1,0 +1,75 @@
+"""A partition's keeper ends when it is let go of, whatever Kafka's client does with its cancellation."""
+
+import asyncio
+from datetime import timedelta
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+
+from service.intake import Intake, Plan
+from service.journal import JournalLost, Opened
+from tests.virtual import VirtualClock, VirtualLoop
+
+PLACES = {TopicPartition("requests", 7)}
+
+
+class Quiet:
+    """A meter that counts nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Swallowing:
+    """Opens journals as slowly as Kafka can, and swallows a cancellation as aiokafka's producer does."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    async def open(self, _: int) -> Opened:
+        self.opened += 1
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+        msg = "Kafka is away"
+        raise JournalLost(msg)
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_keeper_whose_cancellation_was_swallowed_ends_all_the_same(stopping: bool) -> None:
+    async def play() -> None:
+        journals = Swallowing()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, VirtualLoop)
+        intake = Intake(
+            connection={"bootstrap_servers": ["127.0.0.1:1"]},
+            plan=Plan(
+                group_id="group", session_timeout=timedelta(seconds=10), max_in_flight=10, open_journal=journals.open
+            ),
+            tools=SimpleNamespace(requests="requests", random=Random(1)),  # type: ignore[arg-type] # all that is asked for
+            metrics=Quiet(),
+            clock=VirtualClock(loop),
+        )
+        await intake._assign(PLACES)
+        await asyncio.sleep(2)
+        intake._let_go(7)
+        (task,) = intake._closing.values()
+        await asyncio.wait([task], timeout=60)
+
+        assert task.cancelled()
+        assert journals.opened == 1
+
+        intake._stopping = stopping
+        await intake._assign(PLACES)
+        await asyncio.sleep(2)
+        assert journals.opened == (1 if stopping else 2)
+        for number in list(intake._keepers):
+            intake._let_go(number)
+            await asyncio.wait(intake._closing.values())
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
