@@ -144,7 +144,7 @@ class Conductor:
         """Carry it out, and judge. The processes' logs are copied to `keep`."""
         began = time.monotonic()
         schedule, ledger = self._schedule, self._ledger
-        async with asyncio.timeout(AT_MOST), self._vcda, ledger, _keeping(ledger.folder, keep):
+        async with asyncio.timeout(AT_MOST), self._vcda, ledger, keeping(ledger.folder, keep):
             for _ in range(schedule.members):
                 self._start()
             await asyncio.gather(*(ledger.ready(member.process, within=120) for member in self._members))
@@ -461,7 +461,8 @@ class Conductor:
 
 
 @asynccontextmanager
-async def _keeping(folder: Path, keep: Path) -> AsyncIterator[None]:
+async def keeping(folder: Path, keep: Path) -> AsyncIterator[None]:
+    """Copy the logs before the ledger removes them."""
     try:
         yield
     finally:

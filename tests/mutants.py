@@ -244,6 +244,27 @@ MUTANTS: Final = (
             async with""",
     ),
     Mutant(
+        name="a partition's keeper trusts that its cancellation arrives",
+        file="service/intake.py",
+        old="        keeper.gone = True\n",
+        new="",
+        tests=("tests/test_keeper.py",),
+    ),
+    Mutant(
+        name="partitions are opened on the way out",
+        file="service/intake.py",
+        old="            if keeper is None and self._stopping:\n",
+        new="            if keeper is None and not self.joined:\n",
+        tests=("tests/test_keeper.py",),
+    ),
+    Mutant(
+        name="a member that was thrown out opens anew without asking the group",
+        file="service/intake.py",
+        old="            await self._still_a_member(keeper)\n",
+        new="",
+        tests=("tests/test_intake.py",),
+    ),
+    Mutant(
         name="a poison message is passed over",
         file="service/partition.py",
         old="                self._commits.tell(write_dead_letter(record, asked, topic=self._tools.dead_letters))\n",

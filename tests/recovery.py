@@ -12,7 +12,9 @@ import argparse
 import asyncio
 import json
 import logging
+import shutil
 import sys
+import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 from rich.console import Console
@@ -29,7 +32,7 @@ from service.sandbox.kafka import EmbeddedKafka
 from service.sandbox.simulator import Simulator
 from service.sandbox.vcda_world import Durations, Plan
 from tests.apart import Apart
-from tests.conductor import BROKER
+from tests.conductor import BROKER, keeping
 from tests.ledger import Ledger, Process, appliance
 
 PARTITIONS: Final = 6
@@ -82,6 +85,7 @@ async def measure(
     requests: int,
     rate: float,
     poll_max: str,
+    logs: Path,
 ) -> Measured:
     """Fill VCDA with syncs, which end at so many a second, do the damage, and look at the outcomes."""
     plan = Plan(queued=Durations.of("0.1"), duration=Durations.of("3600"))
@@ -89,6 +93,7 @@ async def measure(
     async with (
         Apart(appliance(plan)) as vcda,
         Ledger(bootstrap=kafka.bootstrap, simulator=vcda, prefix=prefix, partitions=PARTITIONS) as ledger,
+        keeping(ledger.folder, logs / what),
     ):
         settings = SETTINGS | {"VM_SYNC_SYNC__POLL_MAX": poll_max}
         members = [ledger.start(**settings) for _ in range(processes)]  # type: ignore[arg-type] # mypy: the command
@@ -180,7 +185,7 @@ def without(kafka: EmbeddedKafka) -> Scene:
     return scene
 
 
-async def measure_all(*, in_flight: int, rate: float, only: str | None) -> list[Measured]:
+async def measure_all(*, in_flight: int, rate: float, only: str | None, logs: Path) -> list[Measured]:
     """Measure each scene on the same Kafka."""
     measured = []
     with EmbeddedKafka(properties=BROKER) as kafka:
@@ -201,6 +206,7 @@ async def measure_all(*, in_flight: int, rate: float, only: str | None) -> list[
                     requests=requests,
                     rate=rate,
                     poll_max=poll_max,
+                    logs=logs,
                 )
                 measured.append(one)
     return measured
@@ -214,7 +220,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=("killed", "rolling", "kafka"))
     given = parser.parse_args(arguments)
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it can't know that we killed Kafka ourselves
-    measured = asyncio.run(measure_all(in_flight=given.in_flight, rate=given.rate, only=given.only))
+    logs = Path(tempfile.mkdtemp(prefix="vm-sync-recovery-"))
+    measured = asyncio.run(measure_all(in_flight=given.in_flight, rate=given.rate, only=given.only, logs=logs))
     summary = Table(title="Recovery")
     for column in ("scene", "at most", "longest pause", "by partition", "look-ups", "violations"):
         summary.add_column(column)
@@ -229,7 +236,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             style=None if one.kept else "red",
         )
     Console(width=150).print(summary)
-    return 0 if all(one.kept for one in measured) else 1
+    if all(one.kept for one in measured):
+        shutil.rmtree(logs)
+        return 0
+    print(f"The logs are kept in {logs}")  # noqa: T201 - for a person at a terminal
+    return 1
 
 
 if __name__ == "__main__":
