@@ -49,7 +49,7 @@ format: $(READY) ## let ruff lay the code out, and repair what it can
 	$(BIN)/ruff check --fix
 
 pages: $(READY) ## write anew what is made from the code: tables, pictures, schemas, the dashboard
-	for page in tables architecture states vcda_answers schemas prometheusrule dashboard; do $(BIN)/python -m tools.$$page || exit; done
+	for page in tables architecture states vcda_answers bad_input schemas prometheusrule dashboard; do $(BIN)/python -m tools.$$page || exit; done
 
 demo: $(READY) ## Kafka, a simulated VCDA and the service on this machine, to look at
 	$(BIN)/vm-sync demo
