@@ -2,6 +2,7 @@
 
     a Kafka record --read_request--> SyncRequested, or Unreadable and why
     an outcome     --write_outcome-----> Event (a CloudEvent in Kafka's binary mode)
+    Progressed     --write_progress----> Event (the same)
     Unreadable     --write_dead_letter-> Event (the original, and why it couldn't be understood)
     a dead letter  --put_back----------> Event (the original again, counted)
 
@@ -20,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 from urllib.parse import quote
 
 from pydantic import ValidationError
@@ -315,10 +316,7 @@ def write_outcome(
     """
     request = outcome.request
     data: dict[str, Any] = {
-        "requestId": request.identity,
-        "operationID": request.operation_id,
-        "replicationId": request.replication_id,
-        "site": request.site,
+        **_about(request),
         "taskId": outcome.task_id,
         "requestedAt": _moment(request.requested_at),
         "submittedAt": _moment(outcome.submitted_at) if outcome.submitted_at else None,
@@ -336,11 +334,39 @@ def write_outcome(
         data["reason"] = outcome.reason.value
         data["error"] = _error(outcome.error) if outcome.error else None
         data["httpStatus"] = outcome.http_status
+    brief = _brief(outcome)
+    return Event(
+        topic=topic,
+        key=request.replication_id.encode(),
+        value=_json(data),
+        headers=_cloud_event(request, kind=kind, same=request.identity, now=now, trace=trace),
+        shorter=write_outcome(brief, topics=topics, now=now, trace=trace) if brief is not None else None,
+    )
+
+
+def _about(request: sync.Request) -> dict[str, Any]:
+    return {
+        "requestId": request.identity,
+        "operationID": request.operation_id,
+        "replicationId": request.replication_id,
+        "site": request.site,
+    }
+
+
+def _json(data: Mapping[str, object]) -> bytes:
+    # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of an outcome lost.
+    return _JSON(data).encode("utf-8", "replace")
+
+
+def _cloud_event(
+    request: sync.Request, *, kind: str, same: str, now: datetime, trace: TraceContext | None
+) -> tuple[Header, ...]:
+    """Give the headers of an event about a request; two events of a kind are one where `same` is the same."""
     headers = {
         "ce_specversion": "1.0",
         "ce_type": kind,
         "ce_source": SOURCE,
-        "ce_id": hashlib.sha256(f"{kind}\n{request.identity}".encode()).hexdigest()[:32],
+        "ce_id": hashlib.sha256(f"{kind}\n{same}".encode("utf-8", "replace")).hexdigest()[:32],
         "ce_subject": request.replication_id,
         "ce_time": _moment(now),
         "content-type": "application/json",
@@ -351,16 +377,7 @@ def write_outcome(
         headers["traceparent"] = trace.traceparent
         if trace.tracestate is not None:
             headers["tracestate"] = trace.tracestate
-    # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of an outcome lost.
-    value = _JSON(data).encode("utf-8", "replace")
-    brief = _brief(outcome)
-    return Event(
-        topic=topic,
-        key=request.replication_id.encode(),
-        value=value,
-        headers=tuple([(name, text.encode()) for name, text in headers.items()]),
-        shorter=write_outcome(brief, topics=topics, now=now, trace=trace) if brief is not None else None,
-    )
+    return tuple([(name, text.encode()) for name, text in headers.items()])
 
 
 def _brief(outcome: sync.Outcome) -> sync.Outcome | None:
@@ -392,6 +409,41 @@ def _instance(instance: sync.Instance) -> dict[str, object]:
         "transferBytes": instance.transfer_bytes,
         "transferSeconds": seconds if seconds is not None and math.isfinite(seconds) else None,
     }
+
+
+# ---------------------------------------------------------------- progress
+
+PROGRESS_TYPE: Final = "vm-sync.progress.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    """How far a running sync is. `percent` is None where VCDA told none; `at` is our clock's."""
+
+    request: sync.Request
+    task_id: str
+    state: Literal["started", "running"]
+    percent: int | None
+    at: datetime
+
+
+def write_progress(progressed: Progressed, *, topic: str) -> Event:
+    """Tell how far a sync is."""
+    request, at = progressed.request, _moment(progressed.at)
+    data = {
+        **_about(request),
+        "taskId": progressed.task_id,
+        "state": progressed.state,
+        "progress": progressed.percent,
+        "at": at,
+    }
+    same = "\n".join((request.identity, progressed.task_id, progressed.state, str(progressed.percent), at))
+    return Event(
+        topic=topic,
+        key=request.replication_id.encode(),
+        value=_json(data),
+        headers=_cloud_event(request, kind=PROGRESS_TYPE, same=same, now=progressed.at, trace=None),
+    )
 
 
 # ---------------------------------------------------------------- dead letters

@@ -136,7 +136,9 @@ class Instance(BaseModel):
     transfer_seconds: Annotated[float | None, Field(alias="transferSeconds", title="Seconds of transfer")]
 
 
-class _Outcome(BaseModel):
+class _About(BaseModel):
+    """Which request an event is about."""
+
     model_config = ConfigDict(strict=True, frozen=True)
 
     request_id: Annotated[
@@ -153,6 +155,9 @@ class _Outcome(BaseModel):
     operation_id: OperationId
     replication_id: ReplicationId
     site: Annotated[Site | None, Field(description="As in the request; null where it named none.")]
+
+
+class _Outcome(_About):
     task_id: Annotated[
         str | None,
         Field(
@@ -238,12 +243,46 @@ class SyncFailed(_Outcome):
     ]
 
 
+class SyncProgressed(_About):
+    """How far a sync is that VCDA is at work on. Some may be missing; consumers ignore fields that they don't know."""
+
+    task_id: Annotated[
+        str,
+        Field(
+            alias="taskId",
+            title="Task id",
+            description="VCDA's task.",
+            examples=["6f5d31f2-3b0e-4c53-9a53-0f3e6f3ed1c4"],
+        ),
+    ]
+    state: Annotated[
+        str,
+        Field(
+            title="State",
+            description="`started`: VCDA has just taken it. `running`: it is further than when it was last told.",
+            json_schema_extra={"enum": ["started", "running"]},
+        ),
+    ]
+    progress: Annotated[
+        int | None,
+        Field(
+            title="Progress",
+            description="Percent, as VCDA tells it: it may stand still, or fall back. Null where VCDA told none yet.",
+            ge=0,
+            le=100,
+            examples=[45],
+        ),
+    ]
+    at: Annotated[Moment, Field(title="At", description="When the service saw it, by its own clock.")]
+
+
 # ---------------------------------------------------------------- as JSON Schema
 
 MESSAGES: Final[dict[str, type[BaseModel]]] = {
     "sync-requested.v1": SyncRequestedModel,
     "sync-completed.v1": SyncCompleted,
     "sync-failed.v1": SyncFailed,
+    "sync-progressed.v1": SyncProgressed,
 }
 """Every message, by the name of its schema. The first is read, the others are written."""
 

@@ -26,6 +26,7 @@ ONE_TOPIC = document(
     version="1.2.3",
     server=Server(hosts=("a:1", "b:2"), security_protocol="SASL_SSL", sasl_mechanism="SCRAM-SHA-512"),
 )
+WITH_PROGRESS = document(Topics(progress="bar"), version="1.2.3")
 
 
 # ---------------------------------------------------------------- sound
@@ -75,7 +76,7 @@ def judge(parser: Path, *texts: str, folder: Path) -> list[dict[str, Any]]:
 
 
 def test_asyncapis_own_parser_has_nothing_to_complain_of(parser: Path, tmp_path: Path) -> None:
-    texts = [to_yaml(DOCUMENT), to_json(DOCUMENT), to_yaml(ONE_TOPIC)]
+    texts = [to_yaml(DOCUMENT), to_json(DOCUMENT), to_yaml(ONE_TOPIC), to_yaml(WITH_PROGRESS)]
     for verdict in judge(parser, *texts, folder=tmp_path):
         assert verdict["parsed"]
         # 3.1 exists; what others' tools read today is 3.0.
@@ -118,6 +119,16 @@ def test_outcomes_on_one_topic_share_a_channel() -> None:
         "outcomes": {"syncCompleted", "syncFailed"},
         "deadLetters": {"deadLetter"},
     }
+
+
+def test_progress_is_there_where_a_topic_is_named_for_it_and_nowhere_else() -> None:
+    channel = WITH_PROGRESS["channels"]["progress"]
+    assert (channel["address"], set(channel["messages"])) == ("bar", {"syncProgressed"})
+    operation = WITH_PROGRESS["operations"]["sendSyncProgressed"]
+    assert (operation["action"], operation["channel"]) == ("send", {"$ref": "#/channels/progress"})
+    assert "rogress" not in "".join(
+        [*DOCUMENT["channels"], *DOCUMENT["operations"], *DOCUMENT["components"]["schemas"]]
+    )
 
 
 def test_operations_tell_what_the_service_receives_and_sends() -> None:
@@ -167,11 +178,11 @@ def test_each_server_of_a_list_is_there() -> None:
     assert [server["host"] for server in ONE_TOPIC["servers"].values()] == ["a:1", "b:2"]
 
 
-@pytest.mark.parametrize("name", DOCUMENT["components"]["messages"])
+@pytest.mark.parametrize("name", WITH_PROGRESS["components"]["messages"])
 def test_a_messages_examples_fit_its_headers_and_its_value(name: str) -> None:
     # AsyncAPI's parser doesn't look at examples in version 3.
-    message = DOCUMENT["components"]["messages"][name]
-    definitions = {"components": DOCUMENT["components"]}
+    message = WITH_PROGRESS["components"]["messages"][name]
+    definitions = {"components": WITH_PROGRESS["components"]}
     assert message["examples"]
     for example in message["examples"]:
         headers = message["headers"]
@@ -182,10 +193,12 @@ def test_a_messages_examples_fit_its_headers_and_its_value(name: str) -> None:
 
 
 def test_every_example_stands_in_the_document() -> None:
-    told = {
-        example["name"] for message in DOCUMENT["components"]["messages"].values() for example in message["examples"]
-    }
-    assert told == {example.name for example in examples.ALL}
+    told = [
+        {example["name"] for message in described["components"]["messages"].values() for example in message["examples"]}
+        for described in (DOCUMENT, WITH_PROGRESS)
+    ]
+    every = {example.name for example in examples.ALL}
+    assert told == [every - {example.name for example in examples.PROGRESS}, every]
 
 
 def test_every_header_of_a_dead_letter_is_described() -> None:

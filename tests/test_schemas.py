@@ -80,6 +80,18 @@ def test_an_example_of_an_outcome_fits_its_schema(example: examples.Example) -> 
     validator(f"sync-{example.name.partition('-')[0]}.v1").validate(example.value)
 
 
+@pytest.mark.parametrize("example", examples.PROGRESS, ids=lambda example: example.name)
+def test_an_example_of_progress_fits_its_schema(example: examples.Example) -> None:
+    validator("sync-progressed.v1").validate(example.value)
+    assert example.headers["ce_type"] == "vm-sync.progress.v1"
+    assert example.key == example.headers["ce_subject"] == example.value["replicationId"]
+
+
+def test_there_is_an_example_of_every_state_of_progress() -> None:
+    states = schemas.shape("sync-progressed.v1")["properties"]["state"]["enum"]
+    assert [example.value["state"] for example in examples.PROGRESS] == states
+
+
 def test_there_is_an_example_of_every_reason() -> None:
     assert {example.value["reason"] for example in examples.FAILED} == set(sync.Reason)
 

@@ -12,6 +12,7 @@ from service.messages import (
     FAILED_TYPE,
     MAX_IDENTITY_PART,
     MAX_MESSAGE,
+    PROGRESS_TYPE,
     SOURCE,
     STRUCTURED,
     DeadReason,
@@ -25,12 +26,13 @@ _IN_COMPONENTS: Final = "#/components/schemas/{model}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topics:
-    """The topics that others see. `completed` and `failed` may be the same."""
+    """The topics that others see. `completed` and `failed` may be the same; without `progress` none is told."""
 
     requests: str = "vm-sync.requests"
     completed: str = "vm-sync.completed"
     failed: str = "vm-sync.failed"
     dead_letter: str = "vm-sync.dead-letter"
+    progress: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +76,15 @@ def document(
             description=f"A message for each request that was not, with the reason. {_READ_COMMITTED}",
             messages=("syncFailed",),
         )
+    if topics.progress is not None:
+        channels["progress"] = _channel(
+            topics.progress,
+            title="Progress",
+            description="How far running syncs are, for those who show a bar: at most once for every 5 percent or 30 "
+            "seconds, a sync's in their order. Nothing here is promised: some may be missing, come twice, or come "
+            "after the outcome, which alone says how a request ended.",
+            messages=("syncProgressed",),
+        )
     channels["deadLetters"] = _channel(
         topics.dead_letter,
         title="Dead letters",
@@ -89,8 +100,8 @@ def document(
         "channels": channels,
         "operations": _operations(channels, group_id=group_id),
         "components": {
-            "messages": _messages(),
-            "schemas": _schemas(),
+            "messages": _messages(progress=topics.progress is not None),
+            "schemas": _schemas(progress=topics.progress is not None),
             "securitySchemes": _SECURITY,
         },
     }
@@ -190,6 +201,7 @@ def _operations(channels: Object, *, group_id: str) -> Object:
         "syncRequested": "Accept requests",
         "syncCompleted": "Tell of completed syncs",
         "syncFailed": "Tell of failed requests",
+        "syncProgressed": "Tell how far running syncs are",
         "deadLetter": "Set aside what can't be understood",
     }
     operations: Object = {}
@@ -219,10 +231,12 @@ def _operations(channels: Object, *, group_id: str) -> Object:
 # ---------------------------------------------------------------- what
 
 
-def _schemas() -> Object:
+def _schemas(*, progress: bool) -> Object:
     """Collect the messages' shapes and their parts. Those of one name are one shape: a test holds them together."""
     collected: Object = {}
-    for name in schemas.MESSAGES:
+    for name, model in schemas.MESSAGES.items():
+        if model is schemas.SyncProgressed and not progress:
+            continue
         shape = schemas.shape(name, definitions=_IN_COMPONENTS)
         collected |= shape.pop("$defs", {})
         collected[shape["title"]] = shape
@@ -255,7 +269,7 @@ _REQUEST_ID: Final = {
 }
 
 
-def _messages() -> Object:
+def _messages(*, progress: bool) -> Object:
     return {
         "syncRequested": _message(
             title="Sync requested",
@@ -289,8 +303,21 @@ def _messages() -> Object:
             correlation={**_REQUEST_ID, "location": "$message.payload#/data/operationID"},
             samples=examples.STRUCTURED_MODE,
         ),
-        "syncCompleted": _outcome("SyncCompleted", kind=COMPLETED_TYPE, samples=examples.COMPLETED),
-        "syncFailed": _outcome("SyncFailed", kind=FAILED_TYPE, samples=examples.FAILED),
+        "syncCompleted": _told(
+            "SyncCompleted",
+            title="Sync completed",
+            summary="How a request ended, as a CloudEvent in binary mode.",
+            kind=COMPLETED_TYPE,
+            samples=examples.COMPLETED,
+        ),
+        "syncFailed": _told(
+            "SyncFailed",
+            title="Sync failed",
+            summary="How a request ended, as a CloudEvent in binary mode.",
+            kind=FAILED_TYPE,
+            samples=examples.FAILED,
+        ),
+        **({"syncProgressed": _progressed()} if progress else {}),
         "deadLetter": _message(
             title="Dead letter",
             summary="A message that could not be understood: value, key and headers are the original's.",
@@ -342,20 +369,39 @@ def _structured() -> Object:
     }
 
 
-def _outcome(payload: str, *, kind: str, samples: Sequence[Example]) -> Object:
+def _progressed() -> Object:
+    return _told(
+        "SyncProgressed",
+        title="Sync progressed",
+        summary="How far a sync is, as a CloudEvent in binary mode.",
+        kind=PROGRESS_TYPE,
+        identity="Of this event: the same, were it told again.",
+        samples=examples.PROGRESS,
+    )
+
+
+def _told(
+    payload: str,
+    *,
+    title: str,
+    summary: str,
+    kind: str,
+    samples: Sequence[Example],
+    identity: str = "Derived from the request's identity: the same, were it told again.",
+) -> Object:
     properties: Object = {
         "content-type": _text("Of the value.", const="application/json"),
         "ce_specversion": _text("CloudEvents version.", const="1.0"),
         "ce_type": _text("The event's type.", const=kind),
         "ce_source": _text("Who tells it.", const=SOURCE),
-        "ce_id": _text("Derived from the request's identity: the same, were it told again.", pattern="^[0-9a-f]{32}$"),
+        "ce_id": _text(identity, pattern="^[0-9a-f]{32}$"),
         "ce_subject": _text("The replicationId."),
         "ce_time": _text("When it was told.", format="date-time"),
         "correlation_id": _text("The operationID."),
     }
     return _message(
-        title="Sync completed" if payload == "SyncCompleted" else "Sync failed",
-        summary="How a request ended, as a CloudEvent in binary mode.",
+        title=title,
+        summary=summary,
         headers=_headers({**properties, **_CONTINUED}, *properties),
         payload=payload,
         correlation={"description": "The request's operationID.", "location": "$message.header#/correlation_id"},

@@ -14,11 +14,13 @@ from service.messages import (
     STRUCTURED,
     Event,
     OutcomeTopics,
+    Progressed,
     Record,
     Unreadable,
     read_request,
     write_dead_letter,
     write_outcome,
+    write_progress,
 )
 
 
@@ -216,6 +218,15 @@ _OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
         ),
     ),
 )
+_STARTED: Final = Progressed(request=_REQUEST, task_id=_TASK, state="started", percent=None, at=_SUBMITTED_AT)
+_PROGRESSED: Final = (
+    ("progress-started", "VCDA has taken a request", _STARTED),
+    (
+        "progress-running",
+        "A sync that is half done",
+        replace(_STARTED, state="running", percent=50, at=_SUBMITTED_AT + timedelta(minutes=3)),
+    ),
+)
 _BAD: Final = (
     ("dead-letter-bad-field", "A field that breaks its rule", json.dumps({**_DATA, "deadlineSeconds": "PT1H"})),
     ("dead-letter-not-json", "A value that is not JSON", "sync C4-5a6ccf7a, please"),
@@ -239,6 +250,10 @@ def _outcome(name: str, summary: str, outcome: sync.Outcome) -> Example:
     return _of(write_outcome(outcome, topics=topics, now=told_at), name=name, summary=summary)
 
 
+def _progress(name: str, summary: str, progressed: Progressed) -> Example:
+    return _of(write_progress(progressed, topic="vm-sync.progress"), name=name, summary=summary)
+
+
 def _dead_letter(name: str, summary: str, value: str) -> Example:
     record = Example(name=name, summary=summary, key=_REPLICATION, headers={}, value=value).record()
     bad = read_request(record)
@@ -251,6 +266,7 @@ def _dead_letter(name: str, summary: str, value: str) -> Example:
 OUTCOMES: Final = tuple(_outcome(*row) for row in _OUTCOMES)
 COMPLETED: Final = tuple(example for example in OUTCOMES if example.name.startswith("completed"))
 FAILED: Final = tuple(example for example in OUTCOMES if example.name.startswith("failed"))
+PROGRESS: Final = tuple(_progress(*row) for row in _PROGRESSED)
 DEAD_LETTERS: Final = tuple(_dead_letter(*row) for row in _BAD)
 REQUESTS: Final = (*PLAIN, *BINARY, *STRUCTURED_MODE)
-ALL: Final = (*REQUESTS, *OUTCOMES, *DEAD_LETTERS)
+ALL: Final = (*REQUESTS, *OUTCOMES, *PROGRESS, *DEAD_LETTERS)
