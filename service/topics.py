@@ -53,17 +53,19 @@ class KafkaConnection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicNames:
-    """What the topics are called here. `completed` and `failed` may be the same."""
+    """What the topics are called here. `completed` and `failed` may be the same; without `progress` none is told."""
 
     requests: str
     completed: str
     failed: str
     dead_letter: str
     journal: str
+    progress: str | None = None
 
     def all(self) -> tuple[str, ...]:
         """Return each name once, in the order of the contract."""
-        return tuple(dict.fromkeys((self.requests, self.completed, self.failed, self.dead_letter, self.journal)))
+        names = (self.requests, self.completed, self.failed, self.dead_letter, self.journal, self.progress)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,8 +204,11 @@ def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
 
 def _clash(names: TopicNames) -> Refusal | None:
     """Only the outcomes may share a topic: a service that reads what it writes never rests."""
-    different = (names.requests, names.completed, names.dead_letter, names.journal)
-    if len(set(different)) == len(different) and names.failed not in {names.requests, names.dead_letter, names.journal}:
+    outcomes = {names.completed, names.failed}
+    others = [names.requests, names.dead_letter, names.journal]
+    if names.progress is not None:
+        others.append(names.progress)
+    if len(set(others)) == len(others) and outcomes.isdisjoint(others):
         return None
     return Refusal(
         "The topics' names must differ, other than VM_SYNC_TOPICS__COMPLETED and VM_SYNC_TOPICS__FAILED, which may be "

@@ -56,6 +56,15 @@ def test_what_does_not_fit_is_refused(change: dict[str, Topic], says: str) -> No
     assert says in finding.text
 
 
+def test_the_topic_for_progress_is_needed_where_it_is_named() -> None:
+    assert "progress" not in NAMES.all()
+
+    [finding] = judge(ALL_GOOD, names=replace(NAMES, progress="progress"))
+
+    assert isinstance(finding, Refusal)
+    assert "progress doesn't exist" in finding.text
+
+
 def test_a_missing_topic_is_refused_with_the_way_out() -> None:
     topics = {name: topic for name, topic in ALL_GOOD.items() if name != "dead"}
 
@@ -92,6 +101,8 @@ def test_what_weakens_a_promise_is_advised_against(change: dict[str, Topic], say
         replace(NAMES, failed="journal"),
         replace(NAMES, dead_letter="requests"),
         replace(NAMES, journal="dead"),
+        replace(NAMES, progress="requests"),
+        replace(NAMES, progress="failed"),
     ],
 )
 async def test_names_that_would_mix_topics_are_refused_before_kafka_is_asked(names: TopicNames) -> None:

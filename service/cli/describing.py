@@ -96,6 +96,7 @@ def asyncapi(form: Format) -> None:
             completed=found.topics.completed,
             failed=found.topics.failed,
             dead_letter=found.topics.dead_letter,
+            progress=found.topics.progress,
         ),
         version=version("vm-sync"),
         server=document.Server(

@@ -49,6 +49,7 @@ class Place:
             failed=topics.failed,
             dead_letter=topics.dead_letter,
             journal=topics.journal,
+            progress=topics.progress,
         )
 
     @property
