@@ -11,6 +11,7 @@ The modules, in the order in which they are best read:
 - `doubts`: POSTs of unknown fate, whose tasks are looked for before anything else is done.
 - `past`, `remembered`: what has ended, kept for as long as it takes to know a duplicate and to pass over its task.
 - `tools`, `telling`: what all partitions of a process share; an outcome that stands, told to operators.
+- `progress`: how far running syncs are, for those who show a bar; off unless a topic is named.
 - `consumer`, `intake`: a consumer that no record can stop; Kafka's records to the partitions that are owned here.
 - `lanes`, `pacing`, `polling`: each site's traffic rules; when a task is asked after, and together with which others.
 - `vcda`: the API: client, session, and every answer translated into an observation.

@@ -32,6 +32,7 @@ from service.lanes import LaneLimits, Lanes
 from service.messages import DeadReason, OutcomeTopics
 from service.metrics import Metrics
 from service.polling import Poller
+from service.progress import KafkaWire, Progress, Progressing
 from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
 from service.settings.diagnosis import diagnosis, overheard
 from service.sync import Lingering, Policy, Running
@@ -145,14 +146,16 @@ class App:
         api = self._vcda()
         lanes, poller = self._ways_to(api)
         connection = self._connection()
+        progress = self._progress(connection)
         polling = asyncio.create_task(poller.run())
         watching: asyncio.Task[None] | None = None
         try:
             if not await self._topics(connection, stop):
                 return 0 if stop.is_set() else 1
-            intake = self._intake = self._make_intake(api, lanes, poller, connection)
+            intake = self._intake = self._make_intake(api, lanes, poller, connection, progress)
             if not await self._until_reached(stop, intake.start):
                 return 0 if stop.is_set() else 1
+            progress.open()
             watching = asyncio.create_task(self._watch(intake))
             code = await self._until_over(stop, intake, polling)
             self._health.draining()
@@ -166,7 +169,7 @@ class App:
             lanes.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(OPS_SHARE.total_seconds()):
-                    await asyncio.gather(api.close(), asyncio.to_thread(self._tracing.close))
+                    await asyncio.gather(api.close(), progress.close(), asyncio.to_thread(self._tracing.close))
             log.info("Stopped")
 
     # ------------------------------------------------------------ making the parts
@@ -230,7 +233,16 @@ class App:
             raise Misfit("\n".join(error.lines)) from None
         return KafkaConnection(bootstrap_servers=tuple(self._settings.kafka.servers), security=security)
 
-    def _make_intake(self, api: Vcda, lanes: Lanes, poller: Poller, connection: KafkaConnection) -> Intake:
+    def _progress(self, connection: KafkaConnection) -> Progress:
+        topic = self._settings.topics.progress
+        if topic is None:
+            return Progress()
+        arguments = connection.arguments()
+        return Progressing(topic=topic, wire=lambda: KafkaWire(arguments), clock=self._clock)
+
+    def _make_intake(
+        self, api: Vcda, lanes: Lanes, poller: Poller, connection: KafkaConnection, progress: Progress
+    ) -> Intake:
         kafka, topics, settings = self._settings.kafka, self._settings.topics, self._settings.sync
         arguments = connection.arguments()
 
@@ -270,6 +282,7 @@ class App:
                 dead_letters=topics.dead_letter,
                 deadline=settings.deadline,
                 tracing=self._tracing,
+                progress=progress,
             ),
             metrics=self._metrics,
             clock=self._clock,
@@ -283,6 +296,7 @@ class App:
                 completed=topics.completed,
                 failed=topics.failed,
                 dead_letter=topics.dead_letter,
+                progress=topics.progress,
             ),
             version=self._version,
             server=asyncapi.Server(
@@ -309,6 +323,7 @@ class App:
             failed=topics.failed,
             dead_letter=topics.dead_letter,
             journal=topics.journal,
+            progress=topics.progress,
         )
         refusals: list[str] = []
 

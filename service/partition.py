@@ -60,6 +60,8 @@ OWN_BACKOFF = timedelta(seconds=10)
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
+UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 KNOWN_STATES = frozenset(TaskState)
 
 
@@ -329,6 +331,8 @@ class Partition:
             self._move_on(work.request.replication_id)
             return Verdict.DONE
         work.state = step.state
+        if isinstance(seen, Task) and isinstance(step.state, Running):
+            self._tools.progress.seen(work.request, seen)
         running = step.state.of if isinstance(step.state, Lingering) else step.state
         lost = isinstance(running, Running) and running.suspected_lost(
             self._tools.clock.monotonic(), self._tools.policy
@@ -419,6 +423,10 @@ class Partition:
                 self._leave(work)
                 self._queues.remove(work, now=self._tools.clock.now())
                 self._past.add(ended)
+            case Running() as running:
+                self._tools.progress.started(work.request, running.task_id)
+            case Lingering(of=Running()):
+                self._tools.progress.ended(work.request)
             case Lingering(of=Submitting()) if not isinstance(before, Lingering):
                 self._remind(work)
             case Waiting():
@@ -438,6 +446,7 @@ class Partition:
         if work.watch is not None:
             self._tools.poller.unwatch(work.watch)
             work.watch = None
+        self._tools.progress.ended(work.request)
         work.vacate(self._lane(work))
 
     def _wait_alone(self, work: Work) -> None:
@@ -483,6 +492,6 @@ def _written_at(record: Record, *, default: datetime) -> datetime:
     if record.timestamp_ms < 0:
         return default
     try:
-        return datetime.fromtimestamp(record.timestamp_ms / 1000, UTC)
-    except (ValueError, OverflowError, OSError):
+        return UNIX_EPOCH + timedelta(milliseconds=record.timestamp_ms)  # exact, unlike `fromtimestamp`
+    except OverflowError:
         return default

@@ -14,6 +14,7 @@ from service.lanes import Lane
 from service.messages import OutcomeTopics
 from service.past import PastMeter
 from service.polling import Watch
+from service.progress import Progress
 from service.sync import Policy
 from service.tracing import Tracing
 
@@ -76,3 +77,4 @@ class Tools:
     deadline: timedelta
     random: Random = field(default_factory=Random)
     tracing: Tracing = field(default_factory=Tracing)
+    progress: Progress = field(default_factory=Progress)
