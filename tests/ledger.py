@@ -257,7 +257,12 @@ class Ledger:
 
     async def _producing(self) -> AIOKafkaProducer:
         if self._producer is None:
-            self._producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, linger_ms=5, enable_idempotence=True)
+            self._producer = AIOKafkaProducer(
+                bootstrap_servers=self.bootstrap,
+                linger_ms=5,
+                enable_idempotence=True,
+                request_timeout_ms=120_000,  # tests stop Kafka; what was asked meanwhile is asked when it is back
+            )
             await self._producer.start()
         return self._producer
 
