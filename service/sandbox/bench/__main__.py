@@ -8,6 +8,7 @@ python -m service.sandbox.bench --pages FILE        write the pages anew from ra
 
 import argparse
 import asyncio
+import logging
 import signal
 import sys
 import time
@@ -115,6 +116,7 @@ def main(argv: list[str] | None = None) -> int:
     sizes = QUICK if given.quick else FORMS[given.form]
     if given.rounds:
         sizes = replace(sizes, rounds=given.rounds, few=given.rounds)
+    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # topics that are new have no leader for a moment
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after any signal
     try:
         keep = given.json or Path("build") / f"bench-{sizes.form}.json"

@@ -24,10 +24,6 @@ from service.topics import KafkaConnection, TopicNames, ensure_topics
 LONGER_THAN_WE_LOOK = "100000"
 """Seconds that the restored tasks take."""
 
-CAUGHT_UP = 10.0
-"""Seconds after an event in which requests still count as its victims."""
-
-
 # ---------------------------------------------------------------- restores
 
 
@@ -210,7 +206,7 @@ async def hand_over(stage: Stage, subject_name: str, *, sizes: Sizes, number: in
             await asyncio.wait([sending])
             await outcomes.wait(len(appended), within=PATIENCE)
             missing = len(appended) - len(outcomes.by_operation())
-        figures = _waits(await stage.vcda_says("ledger"), appended, events)
+        figures = _waits(await stage.vcda_says("ledger"), appended, events, within=pause)
         counters = await stage.vcda_says("counters")
         figures |= {
             "missing": float(missing),
@@ -230,7 +226,9 @@ def _endless(number: int) -> Iterator[Request]:
         yield Request(f"op-{count}", replication_ids(f"hand-over-{number}-{count}", 1)[0])
 
 
-def _waits(ledger: list[dict[str, Any]], appended: dict[str, float], events: dict[str, float]) -> dict[str, float]:
+def _waits(
+    ledger: list[dict[str, Any]], appended: dict[str, float], events: dict[str, float], *, within: float
+) -> dict[str, float]:
     """Tell the median and the longest wait of the requests around each event, and of those before the first."""
 
     def between(low: float, high: float) -> list[float]:
@@ -240,6 +238,6 @@ def _waits(ledger: list[dict[str, Any]], appended: dict[str, float], events: dic
     figures = {"quiet_p50_s": quantile(between(events["start"], events["join"]), 0.5)}
     figures["quiet_max_s"] = between(events["start"], events["join"])[-1]
     for name in ("join", "stop", "kill"):
-        waits = between(events[name] - 1.0, events[name] + CAUGHT_UP)
+        waits = between(events[name] - 1.0, events[name] + within)
         figures[f"{name}_p50_s"], figures[f"{name}_max_s"] = quantile(waits, 0.5), waits[-1]
     return figures

@@ -86,7 +86,9 @@ def _flight(results: Results, path: Path) -> None:
         spreads = [(level, results.spread("flight", str(level), what)) for level in levels]
         known = [(level, spread) for level, spread in spreads if spread is not None]
         _line(axis, known)
-        axis.set(xscale="log", xlabel="in flight", ylim=(0, None))
+        top = max((spread.high for _, spread in known), default=1.0)
+        axis.set(xscale="log", xlabel="in flight", ylim=(0, 1.15 * top or 1.0))
+        _few_ticks(axis.xaxis)
         axis.set_title(title, loc="left")
     _save(figure, path)
 
@@ -95,6 +97,13 @@ def _line(axis: Any, known: Sequence[tuple[int, Spread]]) -> None:  # noqa: ANN4
     x = [level for level, _ in known]
     axis.plot(x, [spread.middle for _, spread in known], marker="o", color=COLOURS["service"])
     axis.fill_between(x, [s.low for _, s in known], [s.high for _, s in known], color=COLOURS["service"], alpha=0.2)
+
+
+def _few_ticks(axis: Any) -> None:  # noqa: ANN401
+    """Name the powers of ten alone: what lies between would be written over each other."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _policy(results: Results, path: Path) -> None:
@@ -127,9 +136,10 @@ def _policy(results: Results, path: Path) -> None:
                     label=f"the service, {word}",
                 )
             axis.set(xscale="log", yscale="log")
+            _few_ticks(axis.xaxis)
             axis.set_title(f"{workload}: {kind}", loc="left", fontsize=7)
             axis.tick_params(labelsize=7)
     figure.supxlabel("answers per task")
     figure.supylabel("lag, s")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     _save(figure, path)

@@ -60,10 +60,10 @@ FULL = Sizes(
     rate=200.0,
     trickle=30.0,
     hand_over_rate=50.0,
-    hand_over_pause=25.0,
+    hand_over_pause=20.0,
     policy=1.0,
     virtual_sites=100,
-    virtual_seconds=300.0,
+    virtual_seconds=120.0,
 )
 
 QUICK = Sizes(
@@ -73,19 +73,19 @@ QUICK = Sizes(
     burst=2_000,
     burst_replications=200,
     long=1_500,
-    long_mean=4.0,
+    long_mean=3.0,
     flight=(200, 1_000),
     flight_between=(5.0, 10.0),
     idle=2.0,
     restored=2_000,
     remembered=20_000,
     rate=200.0,
-    trickle=4.0,
+    trickle=3.0,
     hand_over_rate=50.0,
-    hand_over_pause=14.0,
+    hand_over_pause=8.0,
     policy=0.02,
     virtual_sites=5,
-    virtual_seconds=60.0,
+    virtual_seconds=20.0,
 )
 
 TINY = Sizes(
