@@ -99,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return 1
             reports.append(report)
             happened = ", ".join(f"{words} x{count}" for words, count in report.happened.items())
+            figures = ", ".join(f"{name} {report.verdict.figures[name]:.0f}" for name in FIGURES)
+            console.print(f"  {figures}; {report.took:.0f} s")
             console.print(f"  {happened}", style="dim")
             for sentence in report.verdict.violations:
                 console.print(f"  {sentence}", style="bold red", markup=False)
