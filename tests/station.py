@@ -51,11 +51,11 @@ PATIENCE: Final = 20.0
 """Seconds that a condition is waited for: many times what it takes on an idle machine."""
 
 
-async def until(holds: Callable[[], bool], *, within: float = PATIENCE, what: str = "") -> None:
-    """Wait for a condition."""
+async def until(holds: Callable[[], bool], *, within: float = PATIENCE, what: str | Callable[[], str] = "") -> None:
+    """Wait for a condition; `what` says what it is, and is asked when it is waited for in vain."""
     end = time.monotonic() + within
     while not holds():
-        assert time.monotonic() < end, f"not within {within} s: {what}"
+        assert time.monotonic() < end, f"not within {within} s: {what() if callable(what) else what}"
         await asyncio.sleep(0.01)
 
 
@@ -383,7 +383,7 @@ class Station:
         await until(
             lambda: {operation_id for operation_id, _ in self.outcomes()} >= wanted,
             within=within,
-            what=f"outcomes of {sorted(wanted)}, which are {self.outcomes()}",
+            what=lambda: f"outcomes of {sorted(wanted)}; told are {self.outcomes()}",
         )
 
     async def dead_letters(self, count: int, *, within: float = PATIENCE) -> list[ConsumerRecord]:
