@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Tests run side by side, a file at a time: most of them wait for other processes most of the time.
+WORKERS ?= 3
 UV := $(shell command -v uv 2>/dev/null)
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
@@ -32,8 +34,9 @@ endif
 
 test: check ## all checks and all tests, with a real Kafka; what CI runs
 	@mkdir -p build
-	$(BIN)/coverage run -m pytest --junit-xml=build/tests.xml
-	$(BIN)/coverage report --include=service/sync.py --fail-under=100
+	$(BIN)/coverage run --include=service/sync.py -m pytest -q tests/test_sync.py
+	$(BIN)/coverage report --fail-under=100
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --junit-xml=build/tests.xml
 
 check: $(READY) ## lint, format, types and layers, without running anything
 	$(BIN)/ruff check

@@ -12,8 +12,9 @@ from aiokafka import AIOKafkaProducer
 
 from service import intake, journal
 from service.clock import Clock
-from service.journal import Batch, Cursor, JournalLost, JournalUnfit, KafkaJournal, Opened, Refusals, StopReason
+from service.journal import Batch, JournalLost, JournalUnfit, KafkaJournal, Opened, Refusals, StopReason
 from service.messages import MAX_MESSAGE, Event
+from service.records import Cursor
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 from service.sync import ApiError, Request, Task, Waiting
 from tests.conftest import TopicNamer

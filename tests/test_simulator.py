@@ -45,7 +45,7 @@ class Answer:
         self.status, self.headers, self.body = response.status, response.headers, body
 
     @property
-    def json(self) -> Any:  # noqa: ANN401  # as json.loads
+    def json(self) -> Any:  # as json.loads
         return json.loads(self.body)
 
 
@@ -703,7 +703,7 @@ def test_a_fault_that_makes_no_sense_is_refused(fault: dict[str, Any]) -> None:
 
 
 async def test_everything_can_be_switched_over_http(stranger: Browser, hand: Hand) -> None:
-    async def control(method: str, control: str, /, **fields: object) -> Any:  # noqa: ANN401  # as json.loads
+    async def control(method: str, control: str, /, **fields: object) -> Any:  # as json.loads
         answer = await stranger(method, f"/_simulator/{control}", body=fields if method == "POST" else None)
         assert answer.status == 200, answer.body
         return answer.json

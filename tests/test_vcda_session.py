@@ -390,7 +390,7 @@ async def test_a_session_is_renewed_before_its_end_without_making_anybody_wait()
         answers = await asyncio.gather(*[us.submit() for _ in range(10)])
         await there.until(lambda: logins(there) == 2)
         hold.set()
-        while us.vcda._session._flight is not None:  # noqa: ASYNC110 - it has no other end
+        while us.vcda._session._flight is not None:
             await asyncio.sleep(0)
         await us.submit()
 

@@ -50,7 +50,8 @@ class Watch:
                     text = (await client.get(f"http://127.0.0.1:{port}/metrics", timeout=SILENT)).text
                     alive = (await client.get(f"http://127.0.0.1:{port}/livez", timeout=SILENT)).status_code == 200
                 except httpx.HTTPError as error:
-                    if self._process.running and not self._excused() and time.monotonic() - answered > SILENT:
+                    gone = not self._process.running
+                    if not gone and not self._excused() and time.monotonic() - answered > SILENT:
                         self.findings.append(f"{name} did not answer: {error!r}")
                         answered = now
                     continue
