@@ -328,10 +328,11 @@ async def test_after_a_deadlines_outcome_nothing_more_is_told(d: Deployment) -> 
     d.world.lasts = lambda _: 300.0
     first(d, told)
     d.broker.ask("C4-1", "a1", deadline=100)
+    await d.until(150)
+    assert told._told == {}, "it still runs, but nobody waits for it"
     await d.settled()
     (outcome,) = d.log.told
     assert 20 < max(at for at, *_ in brokers.told) <= outcome.at < 110
-    assert told._told == {}
     await told.close()
 
 
