@@ -212,6 +212,7 @@ class App:
             clock=self._clock,
             metrics=self._metrics,
             random=Random(),  # noqa: S311 - jitter
+            home=api.home,
         )
         poller = Poller(
             api=api,

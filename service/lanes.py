@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from random import Random
 from typing import Protocol
 
@@ -63,9 +64,17 @@ class Lane:
     """The way to one site. Whoever calls the site tells each result to `heard`: the lane knows nothing else of it."""
 
     def __init__(
-        self, site: str | None, *, limits: LaneLimits, clock: Clock, metrics: LaneMetrics, random: Random
+        self,
+        site: str | None,
+        *,
+        limits: LaneLimits,
+        clock: Clock,
+        metrics: LaneMetrics,
+        random: Random,
+        told_to_wait: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.site = site
+        self._told_to_wait = told_to_wait
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
@@ -143,6 +152,8 @@ class Lane:
         """
         now = self._clock.monotonic()
         asked = trouble.retry_after.total_seconds() if trouble and not trouble.own and trouble.retry_after else 0.0
+        if asked > 0:
+            self._told_to_wait(now + asked)
         if now < self._paused_until:
             if now + asked > self._paused_until:
                 self._pause(now + asked)
@@ -164,6 +175,11 @@ class Lane:
                     trouble.label,
                     trouble.detail,
                 )
+
+    def hold(self, until: float) -> None:
+        """Let no call go before then: the same site, called by another name, has asked to be left alone."""
+        if until > self._paused_until:
+            self._pause(until)
 
     def pause_left(self) -> float:
         """Return the seconds until a call may go; 0.0 is leave for one call now, whose result must be `heard`.
@@ -279,9 +295,22 @@ class Lane:
 
 
 class Lanes:
-    """The lanes of one process. They are never forgotten: there are as many as sites named in requests."""
+    """The lanes of one process. They are never forgotten: there are as many as sites named in requests.
 
-    def __init__(self, *, limits: LaneLimits, clock: Clock, metrics: LaneMetrics, random: Random) -> None:
+    The local site may be named in requests or not, and what its name is turns out at the login: so it can have two
+    lanes, each with its own limits and backoff. `home` makes one name of both; a Retry-After holds for both.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: LaneLimits,
+        clock: Clock,
+        metrics: LaneMetrics,
+        random: Random,
+        home: Callable[[str | None], str | None] = lambda site: site,
+    ) -> None:
+        self._home = home
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
@@ -293,9 +322,19 @@ class Lanes:
         lane = self._lanes.get(site)
         if lane is None:
             lane = self._lanes[site] = Lane(
-                site, limits=self._limits, clock=self._clock, metrics=self._metrics, random=self._random
+                site,
+                limits=self._limits,
+                clock=self._clock,
+                metrics=self._metrics,
+                random=self._random,
+                told_to_wait=partial(self._hold_namesakes, site),
             )
         return lane
+
+    def _hold_namesakes(self, site: str | None, until: float) -> None:
+        for lane in self:
+            if lane.site != site and self._home(lane.site) == self._home(site):
+                lane.hold(until)
 
     def __iter__(self) -> Iterator[Lane]:
         """Iterate over the lanes there are now."""

@@ -40,7 +40,12 @@ class Gauges:
 
 
 def some_lanes(
-    *, submits: int = 2, running: int = 0, gauges: Gauges | None = None, dice: Random | None = None
+    *,
+    submits: int = 2,
+    running: int = 0,
+    gauges: Gauges | None = None,
+    dice: Random | None = None,
+    home: Callable[[str | None], str | None] = lambda site: site,
 ) -> Lanes:
     """Give lanes on the loop that runs."""
     return Lanes(
@@ -48,6 +53,7 @@ def some_lanes(
         clock=VirtualClock(asyncio.get_running_loop()),
         metrics=gauges or Gauges(),
         random=dice or Longest(),
+        home=home,
     )
 
 
@@ -339,6 +345,20 @@ async def test_calls_that_fail_together_count_once() -> None:
         lane.heard(BAD)
     await asyncio.sleep(1)
     assert not lane.paused
+
+
+@virtual
+async def test_retry_after_holds_for_the_local_site_by_whatever_name() -> None:
+    lanes = some_lanes(home=lambda site: None if site == "site1" else site)
+    unnamed, named, remote = lanes.lane(None), lanes.lane("site1"), lanes.lane("site2")
+    named.heard(asked_to_wait(10))
+    assert (unnamed.pause_left(), named.pause_left(), remote.pause_left()) == (10.0, 10.0, 0.0)
+    remote.heard(None)
+    await asyncio.sleep(4)
+    unnamed.heard(asked_to_wait(2))
+    assert (unnamed.pause_left(), named.pause_left()) == (6.0, 6.0)
+    remote.heard(asked_to_wait(3))
+    assert (unnamed.pause_left(), remote.pause_left()) == (6.0, 3.0)
 
 
 @virtual

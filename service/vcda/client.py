@@ -200,6 +200,10 @@ class Vcda:
         user = self._session.user
         return frozenset(self._users.get(self._local(site), ())) | (frozenset() if user is None else {user})
 
+    def home(self, site: str | None) -> str | None:
+        """Return the site as it need be named: None for our own, whose name is known after the login."""
+        return self._local(site)
+
     def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002 - one appliance answers for all sites
         """Return VCDA's clock minus ours; None before its first answer."""
         return self._wire.offset()
