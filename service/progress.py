@@ -39,8 +39,8 @@ AT_ONCE: Final = 100
 PAUSES: Final = (timedelta(seconds=1), timedelta(seconds=60))
 """First and longest pause before Kafka is tried again: nobody is in a hurry, and a log line comes with each."""
 
-SEND_LIMIT: Final = timedelta(seconds=10)
-"""For one such lot, Kafka's own retries included: a broker's restart takes 5 s."""
+REQUEST_LIMIT: Final = timedelta(seconds=10)
+"""For one request to a broker: a restart takes 5 s. What was sent to one that is away is tried until it is back."""
 
 CLOSE_LIMIT: Final = timedelta(seconds=1)
 """For closing the producer. What it still holds doesn't matter, and the drain has little time."""
@@ -66,16 +66,16 @@ class Progress:
 
 
 class Wire(Protocol):
-    """A way to Kafka; thrown away once anything on it has failed."""
+    """A way to Kafka; thrown away once anything on it has failed. However long each takes, only progress waits."""
 
     async def open(self) -> None:
         """Connect."""
 
     async def send(self, events: Sequence[Event]) -> None:
-        """Send in this order, and return when the brokers have all; raise when they don't within `SEND_LIMIT`."""
+        """Send in this order, and return when the brokers have all; raise when some will never arrive."""
 
     async def close(self) -> None:
-        """Disconnect within `CLOSE_LIMIT`, whatever state it is in; never raise."""
+        """Disconnect, whatever state it is in, once nothing is on its way any more; never raise."""
 
 
 class _Told(NamedTuple):
@@ -127,7 +127,7 @@ class Progressing(Progress):
     async def close(self) -> None:
         if self._sending is not None:
             self._sending.cancel()
-            await asyncio.wait([self._sending])
+            await asyncio.wait([self._sending], timeout=CLOSE_LIMIT.total_seconds())
 
     def _put(self, progressed: Progressed) -> None:
         """Let it be told, unless too many wait; then it counts as untold, and the next look tells instead."""
@@ -175,33 +175,26 @@ class KafkaWire:
 
     def __init__(self, connection: Mapping[str, Any]) -> None:
         self._producer = AIOKafkaProducer(
-            **connection, enable_idempotence=True, request_timeout_ms=int(SEND_LIMIT / timedelta(milliseconds=1))
+            **connection, enable_idempotence=True, request_timeout_ms=int(REQUEST_LIMIT / timedelta(milliseconds=1))
         )
 
     async def open(self) -> None:
         """See `Wire`, here and below."""
-        async with asyncio.timeout(SEND_LIMIT.total_seconds()):
-            await self._producer.start()
+        await self._producer.start()
 
     async def send(self, events: Sequence[Event]) -> None:  # noqa: D102
-        async with asyncio.timeout(SEND_LIMIT.total_seconds()):
-            arriving: list[asyncio.Future[Any]] = []
-            for event in events:
-                sent = self._producer.send(event.topic, event.value, key=event.key, headers=list(event.headers))
-                arriving.append(await sent)
-                arriving[-1].add_done_callback(_heard)
-            await asyncio.gather(*arriving)
+        arriving: list[asyncio.Future[Any]] = []
+        for event in events:
+            sent = self._producer.send(event.topic, event.value, key=event.key, headers=list(event.headers))
+            arriving.append(await sent)
+            arriving[-1].add_done_callback(_heard)
+        await asyncio.gather(*arriving)
 
     async def close(self) -> None:  # noqa: D102
         try:
-            async with asyncio.timeout(CLOSE_LIMIT.total_seconds()):
-                await self._producer.stop()
+            await self._producer.stop()  # cut short, it would leave tasks behind that never end (measured)
         except Exception as error:  # noqa: BLE001 - it is being thrown away
             log.debug("closing the producer of progress failed: %r", error)
-            sender = self._producer._sender  # noqa: SLF001 - a stop that is cut short leaves it at work
-            if sender.sender_task is not None:
-                sender.sender_task.cancel()
-            await self._producer.client.close()  # else its connections stayed open
 
 
 def _heard(arrived: "asyncio.Future[Any]") -> None:
