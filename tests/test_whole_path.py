@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from service.clock import Clock
 from service.sandbox.kafka import EmbeddedKafka, Kafka
-from service.sync import Task, Trouble
+from service.sync import Gone, Task, Trouble
 from tests.bad_requests import BAD_REQUESTS
 from tests.conftest import TopicNamer
 from tests.station import Station, good, impatient, until, word
@@ -85,7 +86,11 @@ async def test_an_empty_page_of_tasks_loses_nothing(station: Station, monkeypatc
     async def empty_once(*, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
         return [] if next(pages, False) else await poll(site=site, ids=ids)
 
+    async def unknown(*, site: str | None, task_id: str) -> Gone:
+        return Gone(Clock().monotonic(), service.vcda.account())
+
     monkeypatch.setattr(service.vcda, "poll", empty_once)
+    monkeypatch.setattr(service.vcda, "ask", unknown)
     station.world.lasts = lambda _: 0.3
     await station.ask("op-1", "op-2")
 
