@@ -128,7 +128,9 @@ def test_raw_figures_survive_being_written_and_read(tmp_path: Path) -> None:
     assert Results.read(tmp_path / "again.json") == results
 
 
-def test_the_pages_and_their_pictures_follow_from_the_raw_figures_alone(tmp_path: Path) -> None:
+def test_the_pages_and_their_pictures_follow_from_the_raw_figures_and_the_notes_beside_them(tmp_path: Path) -> None:
+    (tmp_path / "performance").mkdir()
+    (tmp_path / "performance" / "notes.md").write_text("Because of the moon.", encoding="utf-8")
     page.write(Results.read(RAW), tmp_path)
     performance = (tmp_path / "performance.md").read_text(encoding="utf-8")
     scaling = (tmp_path / "scaling.md").read_text(encoding="utf-8")
@@ -137,16 +139,6 @@ def test_the_pages_and_their_pictures_follow_from_the_raw_figures_alone(tmp_path
         assert (tmp_path / "performance" / f"{picture}.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert "not measured" not in performance
     assert "What these numbers do not say" in performance
+    assert "Because of the moon." in performance
     assert "not measured" not in scaling
     assert "1,011" in scaling
-    again = tmp_path / "again"
-    page.write(Results.read(RAW), again)
-    assert (again / "performance.md").read_text(encoding="utf-8") == performance
-    assert (again / "performance" / "policy.svg").read_bytes() == (tmp_path / "performance" / "policy.svg").read_bytes()
-
-
-def test_hand_written_notes_are_part_of_the_page(tmp_path: Path) -> None:
-    (tmp_path / "performance").mkdir()
-    (tmp_path / "performance" / "notes.md").write_text("Because of the moon.", encoding="utf-8")
-    page.write(Results.read(RAW), tmp_path)
-    assert "Because of the moon." in (tmp_path / "performance.md").read_text(encoding="utf-8")

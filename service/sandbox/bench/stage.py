@@ -124,12 +124,19 @@ class Subject:
                 return datetime.fromisoformat(json.loads(line)["time"]).timestamp()
         return None
 
+    def check(self) -> None:
+        """Raise `BenchError` if it has ended by itself."""
+        if self._child.poll() is not None:
+            msg = f"{self.kind} has ended with {self._child.returncode}. The end of its log:\n{self.text()[-3000:]}"
+            raise BenchError(msg)
+
     async def ready(self) -> None:
         """Wait until it says so. Raises `BenchError` if it ends or takes too long."""
         give_up = time.monotonic() + READY_LIMIT
         while not await self._is_ready():
-            if self._child.poll() is not None or time.monotonic() > give_up:
-                msg = f"{self.kind} doesn't start. The end of its log:\n{self.text()[-3000:]}"
+            self.check()
+            if time.monotonic() > give_up:
+                msg = f"{self.kind} isn't ready. The end of its log:\n{self.text()[-3000:]}"
                 raise BenchError(msg)
             await asyncio.sleep(0.05)
 

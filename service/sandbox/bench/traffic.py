@@ -6,7 +6,7 @@ Moments are seconds since 1970. They are comparable, since all processes are on 
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -139,14 +139,14 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self._came)
 
-    async def wait(self, count: int, *, within: float) -> float:
-        """Wait for so many outcomes, and return when the last one came; or give up, and return now."""
+    async def wait(self, count: int, *, within: float, checking: Callable[[], None] = lambda: None) -> None:
+        """Wait for so many outcomes, or for so long. What `checking` raises, every now and then, ends it."""
         give_up = time.monotonic() + within
         while len(self._came) < count and time.monotonic() < give_up:
+            checking()
             if self._task is not None and self._task.done():
                 self._task.result()
             await asyncio.sleep(0.02)
-        return self._came[-1][0] if len(self._came) >= count else time.time()
 
     def by_operation(self) -> dict[str, float]:
         """Return when the first outcome of each request came."""
