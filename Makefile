@@ -34,8 +34,8 @@ endif
 
 test: check ## all checks and all tests, with a real Kafka; what CI runs
 	@mkdir -p build
-	$(BIN)/coverage run --include=service/sync.py -m pytest -q tests/test_sync.py
-	$(BIN)/coverage report --fail-under=100
+	$(BIN)/coverage run -m pytest -q tests/test_sync.py
+	$(BIN)/coverage report --include=service/sync.py --fail-under=100
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --junit-xml=build/tests.xml
 
 check: $(READY) ## lint, format, types and layers, without running anything
