@@ -17,10 +17,13 @@ class Apart:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._loop = asyncio.new_event_loop()
-        # Closing the port cuts requests off in the middle; aiohttp takes that for errors of its own.
-        self._loop.set_exception_handler(lambda *_: None)
         self._thread = threading.Thread(target=self._loop.run_forever, name="simulated VCDA", daemon=True)
-        self.simulator = Simulator(config)
+        self._made: Simulator | None = None
+
+    @property
+    def simulator(self) -> Simulator:
+        assert self._made is not None
+        return self._made
 
     @property
     def url(self) -> str:
@@ -45,7 +48,12 @@ class Apart:
 
     async def __aenter__(self) -> Self:
         self._thread.start()
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self.simulator.__aenter__(), self._loop))
+
+        async def there() -> Simulator:
+            # Made where it is to run: aiohttp's server belongs to the loop that runs when it is made.
+            return await Simulator(self._config).__aenter__()
+
+        self._made = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), self._loop))
         return self
 
     async def __aexit__(self, *_: object) -> None:
