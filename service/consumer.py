@@ -21,6 +21,7 @@ from aiokafka.errors import (
     KafkaError,
     LeaderNotAvailableError,
     OffsetOutOfRangeError,
+    RequestTimedOutError,
     UnsupportedCodecError,
     for_code,
 )
@@ -72,6 +73,22 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         self.asked_at = clock.monotonic()
         """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
         self._bad: dict[TopicPartition, int] = {}
+        send = self._client.send
+
+        async def send_or_time_out(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's own, passed on
+            try:
+                return await send(*arguments, **options)
+            except KeyError as error:
+                # A request that times out after its connection was given up: aiokafka looks for it to close it, and
+                # what it raises instead ends the task that fetches, for good (seen with a broker that froze).
+                raise RequestTimedOutError from error
+
+        self._client.send = send_or_time_out
+
+    def dead(self) -> str | None:
+        """Name the task of aiokafka's that has ended before its time: without it no record comes any more."""
+        tasks = {"fetching": self._fetcher._fetch_task, "coordination": self._coordinator._coordination_task}
+        return next((name for name, task in tasks.items() if task is not None and task.done()), None)
 
     @override
     def seek(self, partition: TopicPartition, offset: int) -> None:

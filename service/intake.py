@@ -534,6 +534,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Tell the group the cursors, ask whether Kafka is there, and let partitions read on that have room again."""
         told = 0.0
         while True:
+            if (dead := self._consumer.dead()) is not None:
+                msg = f"aiokafka's task of {dead} has ended: no record would come any more"
+                raise RuntimeError(msg)
             for keeper in list(self._keepers.values()):
                 if keeper.partition is not None and keeper.full:
                     self._hold_back(keeper, keeper.partition)

@@ -334,8 +334,8 @@ class KafkaJournal:
             max_partition_fetch_bytes=8 * 1024 * 1024,
         )
         consumer.assign([self._place])
-        await consumer.start()
         try:
+            await consumer.start()
             at, silent = 0, 0
             while at < self._end:
                 got = await consumer.getmany(timeout_ms=_ms(READ_PATIENCE) // LOOKS, max_records=READ_AT_ONCE)

@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from service.sandbox.vcda_faults import Fault
 
-REQUEST_TIMEOUT: Final = 2
-SETTLE: Final = 4
+REQUEST_TIMEOUT: Final = 4
+SETTLE: Final = 2
 """Seconds. A POST without an answer is in doubt for both together."""
 
 LOST_AFTER: Final = 2

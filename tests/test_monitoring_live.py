@@ -181,7 +181,10 @@ class Prometheus:
 
     async def ask(self, query: str) -> list[float] | str:
         """Return the values that a query yields now, or what is wrong with it."""
-        answer = (await self.client.get("/api/v1/query", params={"query": query})).json()
+        response = await self.client.get("/api/v1/query", params={"query": query})
+        if response.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return response.text  # it says in plain words that it is still starting
+        answer = response.json()
         if answer["status"] != "success":
             return str(answer["error"])
         result = answer["data"]["result"]
