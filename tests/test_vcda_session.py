@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -514,6 +515,20 @@ async def test_a_site_without_credentials_is_refused_without_a_call() -> None:
     assert answer.error.code == "NoCredentials"
     assert answer.http_status is None
     assert isinstance(found, Trouble)
+
+
+@pytest.mark.parametrize("extend", [None, Reply(404, error("SiteNotFound", "Site site2 not found."))])
+async def test_a_look_up_where_there_is_no_way_to_holds_up_nobody_who_is_to_be_refused(extend: Reply | None) -> None:
+    site = "site9" if extend is None else "site2"
+    answers = script() if extend is None else script(extend=extend)
+    async with appliance(answers) as there, ours(there.url) as us:
+        found = await us.vcda.find(site=site, replication_id=None, since=datetime(2026, 3, 1, tzinfo=UTC))
+        polled = await us.vcda.poll(site=site, ids=[TASK_ID])
+
+    assert isinstance(found, Trouble)
+    assert found.own
+    assert isinstance(polled, Trouble)
+    assert not polled.own  # the poller goes by the lane's pauses
 
 
 async def test_a_site_that_vcda_does_not_know_is_refused_as_the_post_would_be() -> None:

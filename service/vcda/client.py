@@ -284,7 +284,8 @@ class Vcda:
                 limit=LARGE,
             )
             if not isinstance(reply.seen, Answer) or not _is_good(reply.seen):
-                return self._trouble(reply.seen, site)
+                trouble = self._trouble(reply.seen, site)
+                return replace(trouble, own=True) if operation == "find" and _barred(reply.seen) else trouble
             page = translate.read_page(reply.seen.body, local=_home(reply.login), kind=kind)
             if page is None:
                 return _unreadable(reply.seen)
@@ -361,6 +362,13 @@ class Vcda:
 
     def _local(self, site: str | None) -> str | None:
         return None if site in _home(self._session.login) else site
+
+
+def _barred(seen: Answer | NoAnswer | Trouble | NoCredentials) -> bool:
+    """Whether there is no way to the site, so that its requests are refused: a look-up there must not hold them up."""
+    return isinstance(seen, NoCredentials) or (
+        isinstance(seen, Trouble) and seen.error is not None and seen.error.code == "SiteNotFound"
+    )
 
 
 def _home(login: Login | None) -> frozenset[str]:
