@@ -63,11 +63,11 @@ chaos: $(READY) ## kill and freeze things for minutes, then count; SEED=, SEEDS=
 bench: $(READY) ## measure what README claims: minutes
 	$(BIN)/python -m service.sandbox.bench
 
-bench-quick: $(READY) ## the same, small: under a minute
+bench-quick: $(READY) ## the same, small: some minutes, and writes no page
 	$(BIN)/python -m service.sandbox.bench --quick
 
-soak: $(READY) ## hours under load: does memory stay level?
-	$(BIN)/python -m service.sandbox.soak
+soak: $(READY) ## a steady load for MINUTES=10: does memory stay level?
+	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10)
 
 lock: $(READY) ## choose versions anew, and write both requirements files
 	$(LOCK) --upgrade -o requirements.txt
