@@ -278,6 +278,20 @@ MUTANTS: Final = (
         tests=("tests/test_consumer.py",),
     ),
     Mutant(
+        name="a client that fetches no more goes unnoticed",
+        file="service/intake.py",
+        old="            if (dead := self._consumer.dead()) is not None:\n",
+        new="            if (dead := None) is not None:\n",
+        tests=("tests/test_consumer.py",),
+    ),
+    Mutant(
+        name="a time-out on a connection given up ends the fetching",
+        file="service/consumer.py",
+        old="        self._client.send = send_or_time_out\n",
+        new="",
+        tests=("tests/test_consumer.py",),
+    ),
+    Mutant(
         name="two syncs of one replication at a time",
         file="service/queues.py",
         old="        return queue[0] if queue else None\n",
@@ -315,6 +329,13 @@ MUTANTS: Final = (
         file="service/lanes.py",
         old="(asked if asked > 0 else self._random.uniform(0.0, longest))",
         new="self._random.uniform(0.0, longest)",
+        tests=("tests/test_lanes.py",),
+    ),
+    Mutant(
+        name="a Retry-After holds for one of the local site's two names",
+        file="service/lanes.py",
+        old="            self._told_to_wait(now + asked)\n",
+        new="            pass\n",
         tests=("tests/test_lanes.py",),
     ),
     Mutant(
