@@ -234,7 +234,9 @@ class Ledger:
     async def spoil_below(self, *, partition: int) -> None:
         """Put a record there that Kafka's clients can't hand over: its header's name is not UTF-8."""
         # Neither idempotent nor with the compiled builder: these take no name but a real string.
-        async with AIOKafkaProducer(bootstrap_servers=self.bootstrap) as producer:
+        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap)
+        try:
+            await producer.start()
             batch = producer.create_batch()
             batch._builder = PlainBuilder(
                 magic=2,
@@ -248,6 +250,8 @@ class Ledger:
             batch.append(key=b"poison", value=b"poison", timestamp=None, headers=[(_Name("?"), b"")])
             batch.close()
             record = await (await producer.send_batch(batch, self.topics["requests"], partition=partition))
+        finally:
+            await producer.stop()
         self.spoilt.append(Spoilt(partition, record.offset, b"poison", b"poison", (), lost=True))
 
     async def send_raw(self, *, partition: int, **record: Any) -> None:
