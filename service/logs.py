@@ -121,11 +121,17 @@ class Flood(logging.Filter):
 def heard(record: logging.LogRecord) -> bool:
     """Tell whether a record is news: aiokafka lets futures fail that nobody waits for, besides those somebody does.
 
-    A fenced producer leaves some of them behind (measured), and asyncio logs each as an error when it is collected.
+    A fenced producer leaves some of them behind, a commit of offsets that was not waited for leaves its task (both
+    seen); asyncio logs each as an error when it is collected. A task of our own that fails unheard is news.
     """
     error = record.exc_info[1] if record.exc_info else None
-    theirs = error is not None and type(error).__module__.startswith("aiokafka.")
-    return not (theirs and record.name == "asyncio" and str(record.msg).startswith("Future exception was never"))
+    if record.name != "asyncio" or error is None or not type(error).__module__.startswith("aiokafka."):
+        return True
+    text = record.getMessage()
+    return not (
+        text.startswith("Future exception was never")
+        or (text.startswith("Task exception was never") and "/aiokafka/" in text)
+    )
 
 
 STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}

@@ -252,6 +252,8 @@ def test_a_long_text_is_cleaned_in_a_time_that_grows_with_its_length_alone() -> 
         ("asyncio", "Future exception was never retrieved\nfuture: <Future ...>", ProducerFenced(), False),
         ("asyncio", "Future exception was never retrieved\nfuture: <Future ...>", ValueError(), True),
         ("asyncio", "Task exception was never retrieved\nfuture: <Task ...>", ProducerFenced(), True),
+        ("asyncio", "Task exception was never retrieved\nfuture: <.../aiokafka/consumer...>", ProducerFenced(), False),
+        ("asyncio", "Task exception was never retrieved\nfuture: <.../aiokafka/consumer...>", ValueError(), True),
         ("service.journal", "Future exception was never retrieved", ProducerFenced(), True),
         ("asyncio", "Future exception was never retrieved", None, True),
     ],

@@ -19,7 +19,12 @@ SILENT: Final = 15.0
 _SIGNS: Final = re.compile(
     r"^(vm_sync_(?:outcomes_total|requests_total|api_requests_total|journal_commit_seconds_count)[{ ].*)$", re.MULTILINE
 )
-_IN_FLIGHT: Final = re.compile(r"^vm_sync_in_flight\{[^}]*\} (\S+)$", re.MULTILINE)
+_IN_FLIGHT: Final = re.compile(
+    r'^vm_sync_in_flight\{(?![^}]*site="other",state="in_doubt"|[^}]*state="in_doubt",site="other")[^}]*\} (\S+)$',
+    re.MULTILINE,
+)
+"""All but doubts at sites that nobody knows: nothing can be done about them until their deadline."""
+
 _OWNED: Final = re.compile(r"^vm_sync_partitions_owned (\S+)$", re.MULTILINE)
 
 
