@@ -337,12 +337,15 @@ class Ledger:
         )
 
     def tracebacks(self) -> list[str]:
-        """Return the log lines that hold a traceback: bugs, whatever the outcomes say."""
+        """Return the log lines that hold a traceback: bugs, whatever the outcomes say.
+
+        Those of Kafka's client are its own: what it stumbles over is seen in what does or doesn't come of it.
+        """
         return [
             line[:2000]
             for process in self.processes
             for line in process.text().splitlines()
-            if "Traceback" in line or '"level":"CRITICAL"' in line
+            if ("Traceback" in line or '"level":"CRITICAL"' in line) and '"logger": "aiokafka' not in line
         ]
 
     # ------------------------------------------------------------ life
