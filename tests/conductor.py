@@ -87,6 +87,7 @@ class Member:
     frozen: bool = False
     doomed: bool = False
     """We have told it to end."""
+    killed: bool = False
 
     @property
     def free(self) -> bool:
@@ -194,7 +195,7 @@ class Conductor:
         return sum(member.process.running and not member.doomed for member in self._members)
 
     async def _kill(self, member: Member) -> None:
-        member.doomed = True
+        member.doomed = member.killed = True
         await member.process.kill()
 
     async def _stop(self, member: Member) -> None:
@@ -207,7 +208,7 @@ class Conductor:
             self._findings.append(f"{member.process.log.name} did not stop within {STOPPED} s: {error!r}")
             await member.process.kill()
             return
-        if code != 0 and (started or code != -signal.SIGTERM):
+        if code != 0 and not member.killed and (started or code != -signal.SIGTERM):
             took = time.monotonic() - began
             self._findings.append(
                 f"{member.process.log.name} was told to stop, and ended with {code} after {took:.1f} s"
