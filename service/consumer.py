@@ -12,7 +12,8 @@ It never decides what becomes of a record, and never skips one silently.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
@@ -275,27 +276,41 @@ def _each(batch: DefaultRecordBatch) -> Iterator[tuple[int, DefaultRecord | None
         yield batch.base_offset + delta, record
 
 
-async def timestamp_of(
-    place: TopicPartition, offset: int, *, connection: Mapping[str, Any], clock: Clock
-) -> int | None:
+@asynccontextmanager
+async def looking(*, connection: Mapping[str, Any], clock: Clock) -> AsyncIterator[SteadyConsumer]:
+    """Have a consumer of no group for a moment, to look at a topic with; nothing is assigned to it.
+
+    Its connection is its own: a broker answers one connection's requests one after another, so that each question
+    behind a fetch that waits for records takes half a second (measured).
+
+    Raises:
+        KafkaError: Kafka can't be reached.
+    """
+    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False, auto_offset_reset="none")
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def timestamp_of(place: TopicPartition, offset: int, *, consumer: SteadyConsumer) -> int | None:
     """Return the timestamp (ms) of one record; None where there is none, or none that can be read.
+
+    The place is assigned to the consumer, which asks about nothing else from then on.
 
     Raises:
         KafkaError: Kafka can't be asked.
     """
-    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False, auto_offset_reset="none")
     consumer.assign([place])
-    await consumer.start()
+    consumer.seek(place, offset)
     try:
-        consumer.seek(place, offset)
         got = await consumer.getmany(place, timeout_ms=LOOK_MS, max_records=1)
-        for record in got.get(place, ()):
-            if record.offset == offset and not isinstance(record, UnreadableRecord):
-                return int(record.timestamp) if record.timestamp is not None else None
     except OffsetOutOfRangeError:
-        pass  # gone with its retention meanwhile
-    finally:
-        await consumer.stop()
+        return None  # gone with its retention meanwhile
+    for record in got.get(place, ()):
+        if record.offset == offset and not isinstance(record, UnreadableRecord):
+            return int(record.timestamp) if record.timestamp is not None else None
     return None
 
 

@@ -32,7 +32,7 @@ from faststream.kafka.message import FAKE_CONSUMER
 from typing_extensions import override
 
 from service.clock import Clock
-from service.consumer import SteadyConsumer, UnreadableRecord, timestamp_of
+from service.consumer import SteadyConsumer, UnreadableRecord, looking, timestamp_of
 from service.journal import JournalLost, JournalUnfit, Opened, StopReason
 from service.messages import Record
 from service.partition import Partition
@@ -401,44 +401,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             JournalUnfit: journal and requests don't belong together.
             JournalLost: Kafka could not be asked.
         """
-        place, requests = keeper.place, self._tools.requests
+        place = keeper.place
         try:
-            begin = (await self._consumer.beginning_offsets([place]))[place]
-            if cursor is None:
-                committed = await self._consumer.committed(place)
-                if committed:
-                    msg = (
-                        f"the group {self._plan.group_id} has read up to offset {committed}, but the journal is empty: "
-                        "what was in flight is not known any more. Restore the journal topic, or, to begin again at "
-                        "the topic's beginning, delete the group's offsets"
-                    )
-                    raise JournalUnfit(msg, reason=StopReason.JOURNAL_EMPTY)
-                return int(begin)
-            if cursor.topic != requests:
-                msg = (
-                    f"the journal belongs to the topic {cursor.topic}, not to {requests}: "
-                    "give each requests topic a journal of its own (VM_SYNC_TOPICS__JOURNAL)"
-                )
-                raise JournalUnfit(msg, reason=StopReason.OTHER_TOPIC)
-            until = self._clock.monotonic() + LEADER_SETTLES.total_seconds()
-            while cursor.offset > (end := (await self._consumer.end_offsets([place]))[place]):
-                if self._clock.monotonic() >= until:
-                    msg = (
-                        f"the journal has read up to offset {cursor.offset}, but {requests} ends at {end}: the topic "
-                        "was made anew, or has lost records. With a new topic use a new journal "
-                        "(VM_SYNC_TOPICS__JOURNAL)"
-                    )
-                    raise JournalUnfit(msg, reason=StopReason.CURSOR_BEYOND_END)
-                await asyncio.sleep(1.0)
-            if cursor.stamp is not None and cursor.offset > begin:
-                stamp = await timestamp_of(place, cursor.offset - 1, connection=self._connection, clock=self._clock)
-                if stamp not in {None, cursor.stamp}:
-                    msg = (
-                        f"the journal has read up to offset {cursor.offset} of another topic {requests}: this one was "
-                        "made anew, and the requests below that offset were never read. Use a new journal with it "
-                        "(VM_SYNC_TOPICS__JOURNAL)"
-                    )
-                    raise JournalUnfit(msg, reason=StopReason.REQUESTS_REPLACED)
+            async with looking(connection=self._connection, clock=self._clock) as consumer:
+                begin = (await consumer.beginning_offsets([place]))[place]
+                if cursor is None:
+                    await self._check_unread(place)
+                    return int(begin)
+                await self._check_cursor(place, cursor, begin, consumer)
         except KafkaError as error:
             raise JournalLost(repr(error)) from error
         if cursor.offset < begin:
@@ -451,6 +421,54 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             )
             self._metrics.lost(gone)
         return int(max(cursor.offset, begin))
+
+    async def _check_unread(self, place: TopicPartition) -> None:
+        """A journal without a cursor is one that nobody has used.
+
+        Raises:
+            JournalUnfit: the group has read here before.
+        """
+        committed = await self._consumer.committed(place)
+        if committed:
+            msg = (
+                f"the group {self._plan.group_id} has read up to offset {committed}, but the journal is empty: "
+                "what was in flight is not known any more. Restore the journal topic, or, to begin again at "
+                "the topic's beginning, delete the group's offsets"
+            )
+            raise JournalUnfit(msg, reason=StopReason.JOURNAL_EMPTY)
+
+    async def _check_cursor(self, place: TopicPartition, cursor: Cursor, begin: int, consumer: SteadyConsumer) -> None:
+        """A cursor belongs to the very topic that is read.
+
+        Raises:
+            JournalUnfit: it belongs to another, be it of the same name.
+        """
+        requests = self._tools.requests
+        if cursor.topic != requests:
+            msg = (
+                f"the journal belongs to the topic {cursor.topic}, not to {requests}: "
+                "give each requests topic a journal of its own (VM_SYNC_TOPICS__JOURNAL)"
+            )
+            raise JournalUnfit(msg, reason=StopReason.OTHER_TOPIC)
+        until = self._clock.monotonic() + LEADER_SETTLES.total_seconds()
+        while cursor.offset > (end := (await consumer.end_offsets([place]))[place]):
+            if self._clock.monotonic() >= until:
+                msg = (
+                    f"the journal has read up to offset {cursor.offset}, but {requests} ends at {end}: the topic "
+                    "was made anew, or has lost records. With a new topic use a new journal "
+                    "(VM_SYNC_TOPICS__JOURNAL)"
+                )
+                raise JournalUnfit(msg, reason=StopReason.CURSOR_BEYOND_END)
+            await asyncio.sleep(1.0)
+        if cursor.stamp is not None and cursor.offset > begin:
+            stamp = await timestamp_of(place, cursor.offset - 1, consumer=consumer)
+            if stamp not in {None, cursor.stamp}:
+                msg = (
+                    f"the journal has read up to offset {cursor.offset} of another topic {requests}: this one was "
+                    "made anew, and the requests below that offset were never read. Use a new journal with it "
+                    "(VM_SYNC_TOPICS__JOURNAL)"
+                )
+                raise JournalUnfit(msg, reason=StopReason.REQUESTS_REPLACED)
 
     async def _still_a_member(self, keeper: _Keeper) -> None:
         """Wait until the group confirms that the partition is ours.

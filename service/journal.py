@@ -53,8 +53,8 @@ READ_PATIENCE = 2 * TRANSACTION_TIMEOUT
 LOOKS = 50
 """In how many steps that patience runs out."""
 
-READ_AT_ONCE = 2_000
-"""Records decoded between two turns of the event loop while a journal is read, some 10 ms."""
+READ_AT_ONCE = 1_000
+"""Records read, or decoded, between two turns of the event loop while a journal is opened, some 10 ms."""
 
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -195,18 +195,15 @@ class KafkaJournal:
                     "the journal, then the requests topic; in this order, since wider topics move keys"
                 )
                 raise JournalUnfit(msg, reason=StopReason.JOURNAL_TOO_NARROW)
-            syncs: dict[str, Sync] = {}
-            cursor = None
             await journal._mark()
+            last: dict[bytes, bytes] = {}
             async for key, value in journal._records():
-                if key == CURSOR_KEY:
-                    cursor = decode_cursor(value) if value is not None else None
-                elif not is_sync(key):
-                    continue
-                elif value is None:
-                    syncs.pop(key.decode(), None)
+                if value is None:
+                    last.pop(key, None)
                 else:
-                    syncs[key.decode()] = decode(key.decode(), value)
+                    last[key] = value
+            cursor = decode_cursor(last[CURSOR_KEY]) if CURSOR_KEY in last else None
+            syncs = await _decoded(last)
         except BaseException as error:
             await journal.close()
             if isinstance(error, ValueError | KeyError | TypeError):
@@ -219,7 +216,7 @@ class KafkaJournal:
                 msg = f"journal {topic}-{partition} could not be opened: {error!r}"
                 raise JournalLost(msg) from error
             raise
-        return Opened(journal=journal, opened_at=opened_at, cursor=cursor, syncs=list(syncs.values()))
+        return Opened(journal=journal, opened_at=opened_at, cursor=cursor, syncs=syncs)
 
     async def commit(self, batch: Batch) -> None:
         """Write the batch in one transaction.
@@ -371,6 +368,20 @@ def _journal_records(batch: Batch) -> Iterable[_Record]:
         yield identity.encode(), None if state is None else encode(state), [], None
     if batch.cursor is not None:
         yield CURSOR_KEY, encode_cursor(batch.cursor), [], None
+
+
+async def _decoded(last: Mapping[bytes, bytes]) -> list[Sync]:
+    """Read the syncs, and let the event loop turn meanwhile.
+
+    Only what counts in the end is read: of each sync the journal holds some four records until it is compacted.
+    """
+    syncs = []
+    for number, (key, value) in enumerate(last.items(), 1):
+        if is_sync(key):
+            syncs.append(decode(key.decode(), value))
+        if number % READ_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return syncs
 
 
 def _size(record: _Record) -> int:

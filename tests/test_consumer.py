@@ -10,7 +10,7 @@ from aiokafka.client import ConnectionGroup
 from aiokafka.errors import RequestTimedOutError
 
 from service.clock import Clock
-from service.consumer import SteadyConsumer, timestamp_of
+from service.consumer import SteadyConsumer, looking, timestamp_of
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.station import Station, good, word
@@ -129,7 +129,8 @@ async def test_a_single_record_tells_its_timestamp_where_there_is_one_that_can_b
     place = TopicPartition(station.topics.requests, 0)
 
     async def stamp(offset: int) -> int | None:
-        return await timestamp_of(place, offset, connection=station.connection, clock=Clock())
+        async with looking(connection=station.connection, clock=Clock()) as consumer:
+            return await timestamp_of(place, offset, consumer=consumer)
 
     assert [await stamp(offset) for offset in (0, 1, 2, 99)] == [1_772_402_400_123, None, None, None]
 
