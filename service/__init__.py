@@ -10,6 +10,7 @@ The modules, in the order in which they are best read:
 - `commits`, `posting`: changes on their way into the journal; POSTs, which leave only while the partition is ours.
 - `doubts`: POSTs of unknown fate, whose tasks are looked for before anything else is done.
 - `past`, `remembered`: what has ended, kept for as long as it takes to know a duplicate and to pass over its task.
+- `restoring`: what all records of a journal come to when a partition is taken over.
 - `tools`, `telling`: what all partitions of a process share; an outcome that stands, told to operators.
 - `progress`: how far running syncs are, for those who show a bar; off unless a topic is named.
 - `consumer`, `intake`: a consumer that no record can stop; Kafka's records to the partitions that are owned here.

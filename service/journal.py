@@ -19,7 +19,7 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -27,8 +27,9 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from service.clock import Clock
 from service.messages import Event, Header
-from service.records import CURSOR_KEY, OPENED_KEY, Cursor, decode, decode_cursor, encode, encode_cursor, is_sync
-from service.sync import Sync
+from service.records import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, is_sync, remains
+from service.restoring import Bygone, Restoring
+from service.sync import InFlight, Sync
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +54,8 @@ READ_PATIENCE = 2 * TRANSACTION_TIMEOUT
 LOOKS = 50
 """In how many steps that patience runs out."""
 
-READ_AT_ONCE = 1_000
-"""Records read, or decoded, between two turns of the event loop while a journal is opened, some 10 ms."""
+READ_AT_ONCE = 500
+"""Records read, or decoded, between two turns of the event loop while a journal is opened, some milliseconds."""
 
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
@@ -96,7 +97,8 @@ class Batch:
     cursor: Cursor | None = None
 
 
-Entry: TypeAlias = tuple[str, Sync]
+Entry: TypeAlias = tuple[str, int | None]
+"""An identity, and until when it is remembered (epoch milliseconds); None: it is in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class Opened:
     journal: "Journal"
     opened_at: float
     cursor: Cursor | None
-    syncs: Sequence[Sync]
+    in_flight: Sequence[InFlight]
+    bygone: Bygone
 
 
 class Journal(Protocol):
@@ -196,14 +199,13 @@ class KafkaJournal:
                 )
                 raise JournalUnfit(msg, reason=StopReason.JOURNAL_TOO_NARROW)
             await journal._mark()
-            last: dict[bytes, bytes] = {}
-            async for key, value in journal._records():
-                if value is None:
-                    last.pop(key, None)
-                else:
-                    last[key] = value
-            cursor = decode_cursor(last[CURSOR_KEY]) if CURSOR_KEY in last else None
-            syncs = await _decoded(last)
+            restoring = Restoring(now=clock.now())
+            async for records in journal._records():
+                for record in records:
+                    restoring.take(record.key, record.value)
+            cursor = restoring.cursor()
+            in_flight = await _in_flight(restoring)
+            bygone = restoring.bygone()
         except BaseException as error:
             await journal.close()
             if isinstance(error, ValueError | KeyError | TypeError):
@@ -216,7 +218,7 @@ class KafkaJournal:
                 msg = f"journal {topic}-{partition} could not be opened: {error!r}"
                 raise JournalLost(msg) from error
             raise
-        return Opened(journal=journal, opened_at=opened_at, cursor=cursor, syncs=syncs)
+        return Opened(journal=journal, opened_at=opened_at, cursor=cursor, in_flight=in_flight, bygone=bygone)
 
     async def commit(self, batch: Batch) -> None:
         """Write the batch in one transaction.
@@ -310,14 +312,16 @@ class KafkaJournal:
     async def entries(self) -> AsyncIterator[Entry]:
         """Read the journal from its beginning; see `Journal.entries`."""
         try:
-            async for key, value in self._records():
-                if is_sync(key) and value is not None:
-                    yield key.decode(), decode(key.decode(), value)
+            async for records in self._records():
+                for record in records:
+                    if is_sync(record.key) and record.value is not None:
+                        ended = remains(record.value)
+                        yield record.key.decode(), None if ended is None else ended.expires_at
         except TROUBLE as error:
             raise JournalLost(repr(error)) from error
 
-    async def _records(self) -> AsyncIterator[tuple[bytes, bytes | None]]:
-        """Read everything up to the last record that we have written.
+    async def _records(self) -> AsyncIterator[Sequence[ConsumerRecord]]:
+        """Read everything up to the last record that we have written, and let the event loop turn meanwhile.
 
         Raises:
             KafkaTimeoutError: nothing comes for longer than a transaction may stand open.
@@ -336,9 +340,9 @@ class KafkaJournal:
             at, silent = 0, 0
             while at < self._end:
                 got = await consumer.getmany(timeout_ms=_ms(READ_PATIENCE) // LOOKS, max_records=READ_AT_ONCE)
-                for record in got.get(self._place, ()):
-                    at = record.offset + 1
-                    yield record.key, record.value
+                for records in got.values():
+                    yield records
+                    at = records[-1].offset + 1
                 silent = 0 if got else silent + 1
                 if silent >= LOOKS:
                     msg = f"{self._place.topic}-{self._place.partition} can't be read beyond {at}, and has {self._end}"
@@ -370,15 +374,11 @@ def _journal_records(batch: Batch) -> Iterable[_Record]:
         yield CURSOR_KEY, encode_cursor(batch.cursor), [], None
 
 
-async def _decoded(last: Mapping[bytes, bytes]) -> list[Sync]:
-    """Read the syncs, and let the event loop turn meanwhile.
-
-    Only what counts in the end is read: of each sync the journal holds some four records until it is compacted.
-    """
+async def _in_flight(restoring: Restoring) -> list[InFlight]:
+    """Read the syncs, and let the event loop turn meanwhile."""
     syncs = []
-    for number, (key, value) in enumerate(last.items(), 1):
-        if is_sync(key):
-            syncs.append(decode(key.decode(), value))
+    for number, state in enumerate(restoring.in_flight(), 1):
+        syncs.append(state)
         if number % READ_AT_ONCE == 0:
             await asyncio.sleep(0)
     return syncs

@@ -60,6 +60,9 @@ OWN_BACKOFF = timedelta(seconds=10)
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
+AT_ONCE = 250
+"""Syncs let in between two turns of the event loop while a partition begins, some milliseconds."""
+
 UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 KNOWN_STATES = frozenset(TaskState)
@@ -84,6 +87,7 @@ class Partition:
             opened.journal, opened_at=opened.opened_at, here=self._here, clock=tools.clock, metrics=tools.metrics
         )
         self._past = Past(
+            opened.bygone,
             journal=opened.journal,
             commits=self._commits,
             clock=tools.clock,
@@ -108,15 +112,18 @@ class Partition:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._restore(opened)
+        self._opened_at = opened.opened_at
+        self._left_behind = opened.in_flight
 
     # ------------------------------------------------------------ opening and closing
 
-    def _restore(self, opened: Opened) -> None:
-        self._past.restore(state for state in opened.syncs if isinstance(state, Ended))
-        in_flight = [state for state in opened.syncs if not isinstance(state, Ended)]
-        for state in sorted(in_flight, key=lambda state: state.request.offset):
-            self._enter(sync.restored(state, opened_at=opened.opened_at, policy=self._tools.policy))
+    async def _restore(self) -> None:
+        """Let in what was in flight, and the event loop turn meanwhile: nobody gives this partition work yet."""
+        in_flight, self._left_behind = self._left_behind, ()
+        for number, state in enumerate(sorted(in_flight, key=lambda state: state.request.offset), 1):
+            self._enter(sync.restored(state, opened_at=self._opened_at, policy=self._tools.policy))
+            if number % AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     async def start(self) -> None:
         """Prove the ownership with a commit, then begin to work.
@@ -124,6 +131,7 @@ class Partition:
         Raises:
             JournalLost: somebody else opened after us, or Kafka is away.
         """
+        await self._restore()
         self._commits.move_on()
         await self._commits.commit()
         self._spawn(self._commits.run())

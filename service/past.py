@@ -6,7 +6,7 @@ hashes of the identities (`remembered`), so the journal is read again, seldom, t
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from random import Random
 from typing import Protocol
@@ -14,13 +14,11 @@ from typing import Protocol
 from service.clock import Clock
 from service.commits import Commits
 from service.journal import Journal, JournalLost
-from service.remembered import Remembered, YoungTasks
+from service.records import epoch
+from service.restoring import Bygone
 from service.sync import Ended
 
 log = logging.getLogger(__name__)
-
-YOUNG = timedelta(hours=1)
-"""How long tasks of ended requests are kept for look-ups: longer than both margins of their beginnings together."""
 
 SWEEP = timedelta(hours=1)
 """How often expired identities are given their tombstones. The whole journal is read for it, so it shall be seldom."""
@@ -36,57 +34,53 @@ class Past:
     """See the module. `in_flight` says whether an identity is: such a one may have come again after it expired."""
 
     def __init__(
-        self, *, journal: Journal, commits: Commits, clock: Clock, metrics: PastMeter, in_flight: Callable[[str], bool]
+        self,
+        bygone: Bygone,
+        *,
+        journal: Journal,
+        commits: Commits,
+        clock: Clock,
+        metrics: PastMeter,
+        in_flight: Callable[[str], bool],
     ) -> None:
         self._journal = journal
         self._commits = commits
         self._clock = clock
         self._metrics = metrics
         self._in_flight = in_flight
-        self._remembered = Remembered()
-        self._young = YoungTasks(horizon=YOUNG)
-
-    def restore(self, ended: Iterable[Ended]) -> None:
-        """Take up what the journal holds; what expired while nobody was there gets its tombstone."""
-        now = self._clock.now()
-        for state in ended:
-            if state.expires_at <= now:
-                self._commits.change(state.request.identity, None)
-                self._pass_over(state)
-            else:
-                self.add(state)
+        self._remembered = bygone.identities
+        self._young = bygone.young
+        self._metrics.identities(len(self._remembered))
+        for identity in bygone.expired:  # while nobody was there
+            commits.change(identity, None)
 
     def add(self, ended: Ended) -> None:
         """Remember a request that has ended."""
-        before = len(self._remembered)
-        self._remembered.add(ended.request.identity, ended.expires_at)
-        self._metrics.identities(len(self._remembered) - before)
-        self._pass_over(ended)
-
-    def _pass_over(self, ended: Ended) -> None:
-        """Keep its task from being taken for another's, even where identities are remembered for seconds only."""
         request = ended.request
+        before = len(self._remembered)
+        self._remembered.add(request.identity.encode(), epoch(ended.expires_at))
+        self._metrics.identities(len(self._remembered) - before)
         if ended.task_id is not None:
-            started_at = ended.submitted_at or ended.ended_at
+            started_at = epoch(ended.submitted_at or ended.ended_at)
             self._young.add(request.replication_id, ended.task_id, started_at, site=request.site)
 
     def holds(self, identity: str) -> bool:
         """Whether a request of this identity ended, and has not expired."""
-        return self._remembered.holds(identity, self._clock.now())
+        return self._remembered.holds(identity.encode(), epoch(self._clock.now()))
 
     def tasks_since(self, replication_id: str, moment: datetime) -> tuple[str, ...]:
         """Return the tasks that belong to ended requests of the replication and began at `moment` (VCDA's) or later."""
-        return tuple(self._young.since(replication_id, moment))
+        return tuple(self._young.since(replication_id, epoch(moment)))
 
     async def sweep(self, random: Random) -> None:
         """Give expired identities their tombstones, again and again."""
         while True:
             await asyncio.sleep(SWEEP.total_seconds() * random.uniform(0.5, 1.0))
-            now = self._clock.now()
+            now = epoch(self._clock.now())
             gone: dict[str, None] = {}
             try:
-                async for identity, state in self._journal.entries():
-                    if isinstance(state, Ended) and state.expires_at <= now:
+                async for identity, expires_at in self._journal.entries():
+                    if expires_at is not None and expires_at <= now:
                         gone[identity] = None
                     else:
                         gone.pop(identity, None)
@@ -95,7 +89,7 @@ class Past:
                 continue
             for identity in gone:
                 # It may have come again since it was read.
-                if not self._in_flight(identity) and not self._remembered.holds(identity, now):
+                if not self._in_flight(identity) and not self._remembered.holds(identity.encode(), now):
                     self._commits.change(identity, None)
             self._metrics.identities(-self._remembered.forget_expired(now))
 

@@ -1,45 +1,57 @@
 """What a partition remembers of requests that have ended: whose identities, and whose young tasks.
 
 An ended request's record stays in the journal for the time of deduplication. Here only so much of it is kept as
-answers two questions at once: is this identity a duplicate, and which tasks must a look-up pass over? Pure: it
-knows no clock, and never writes.
+answers two questions at once: is this identity a duplicate, and which tasks must a look-up pass over? There may be
+hundreds of thousands of them, so moments are epoch milliseconds, as the journal has them, and nothing here is an
+object that Python's garbage collector has to look at again and again. Pure: it knows no clock, and never writes.
 """
 
 from collections import deque
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from hashlib import blake2b
+from typing import Final, TypeAlias
 
-HASH_BYTES = 11
-"""88 bits fit into three digits of a Python integer (48 bytes). Among 500,000 remembered identities a new one is
-mistaken for a duplicate once in 10^20 requests."""
+HASH_BYTES: Final = 15
+"""As many as fit into 48 bytes together with what Python adds. By 120 bits, among 500,000 remembered identities a new
+one is mistaken for a duplicate once in 10^30 requests."""
+
+YOUNG: Final = timedelta(hours=1)
+"""How long tasks of ended requests are kept for look-ups: longer than both margins of their beginnings together."""
 
 
 class Remembered:
     """The identities of ended requests until they expire; some 90 bytes each, whatever the identity's length."""
 
     def __init__(self) -> None:
-        self._expiry: dict[int, int] = {}
+        self._expiry: dict[bytes, int] = {}
 
     def __len__(self) -> int:
         return len(self._expiry)
 
-    def add(self, identity: str, expires_at: datetime) -> None:
-        """Remember it until then, to the second."""
-        self._expiry[_digest(identity)] = int(expires_at.timestamp())
+    def add(self, identity: bytes, expires_at: int) -> None:
+        """Remember it until then."""
+        self._expiry[blake2b(identity, digest_size=HASH_BYTES).digest()] = expires_at
 
-    def holds(self, identity: str, now: datetime) -> bool:
+    def discard(self, identity: bytes) -> None:
+        """Remember it no longer, if it was."""
+        self._expiry.pop(blake2b(identity, digest_size=HASH_BYTES).digest(), None)
+
+    def holds(self, identity: bytes, now: int) -> bool:
         """Whether a request of this identity ended, and has not expired."""
-        expiry = self._expiry.get(_digest(identity))
-        return expiry is not None and expiry > now.timestamp()
+        expiry = self._expiry.get(blake2b(identity, digest_size=HASH_BYTES).digest())
+        return expiry is not None and expiry > now
 
-    def forget_expired(self, now: datetime) -> int:
+    def forget_expired(self, now: int) -> int:
         """Drop what has expired, and return how many."""
-        seconds = now.timestamp()
-        expired = [digest for digest, expiry in self._expiry.items() if expiry <= seconds]
+        expired = [digest for digest, expiry in self._expiry.items() if expiry <= now]
         for digest in expired:
             del self._expiry[digest]
         return len(expired)
+
+
+_Young: TypeAlias = tuple[int, str, str]
+"""When a task began, of which replication it is, and its id."""
 
 
 class YoungTasks:
@@ -49,29 +61,32 @@ class YoungTasks:
     tasks have grown old is told by the site's latest task, never by another site's.
     """
 
-    def __init__(self, *, horizon: timedelta) -> None:
-        self._horizon = horizon
-        self._tasks: dict[str, dict[str, datetime]] = {}
-        self._order: dict[str | None, deque[tuple[datetime, str, str]]] = {}
+    def __init__(self, *, horizon: timedelta = YOUNG) -> None:
+        self._horizon = horizon // timedelta(milliseconds=1)
+        self._tasks: dict[str, tuple[_Young, ...]] = {}
+        self._order: dict[str | None, deque[_Young]] = {}
 
-    def add(self, replication_id: str, task_id: str, started_at: datetime, *, site: str | None) -> None:
+    def add(self, replication_id: str, task_id: str, started_at: int, *, site: str | None) -> None:
         """Keep a task that was given to a request, and drop the site's that have grown old."""
-        self._tasks.setdefault(replication_id, {})[task_id] = started_at
-        order = self._order.setdefault(site, deque())
-        order.append((started_at, replication_id, task_id))
+        task = (started_at, replication_id, task_id)
+        self._tasks[replication_id] = (*self._tasks.get(replication_id, ()), task)
+        order = self._order.get(site)
+        if order is None:
+            order = self._order[site] = deque()
+        order.append(task)
         while order[0][0] < started_at - self._horizon:
-            _, old_replication, old_task = order.popleft()
-            siblings = self._tasks.get(old_replication, {})
-            siblings.pop(old_task, None)
-            if not siblings:
-                self._tasks.pop(old_replication, None)
+            self._drop(order.popleft())
 
-    def since(self, replication_id: str, moment: datetime) -> Iterator[str]:
+    def _drop(self, old: _Young) -> None:
+        siblings = self._tasks[old[1]]
+        if len(siblings) == 1:
+            del self._tasks[old[1]]
+        else:
+            at = siblings.index(old)
+            self._tasks[old[1]] = siblings[:at] + siblings[at + 1 :]
+
+    def since(self, replication_id: str, moment: int) -> Iterator[str]:
         """Yield the ids of this replication's tasks that started at `moment` or later."""
-        for task_id, started_at in self._tasks.get(replication_id, {}).items():
+        for started_at, _, task_id in self._tasks.get(replication_id, ()):
             if started_at >= moment:
                 yield task_id
-
-
-def _digest(identity: str) -> int:
-    return int.from_bytes(blake2b(identity.encode(), digest_size=HASH_BYTES).digest(), "big")

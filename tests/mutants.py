@@ -145,8 +145,8 @@ MUTANTS: Final = (
         name="what lingers is not restored",
         rule="8",
         file="service/partition.py",
-        old="[state for state in opened.syncs if not isinstance(state, Ended)]",
-        new="[state for state in opened.syncs if not isinstance(state, Ended | Lingering)]",
+        old="self._left_behind = opened.in_flight",
+        new="self._left_behind = [state for state in opened.in_flight if not isinstance(state, Lingering)]",
     ),
     Mutant(
         name="a deadline is told before the elders' outcomes",

@@ -27,7 +27,8 @@ from service.lanes import LaneLimits, Lanes
 from service.messages import Event, OutcomeTopics, Record
 from service.partition import Partition
 from service.polling import Poller
-from service.records import Cursor, decode, encode
+from service.records import CURSOR_KEY, Cursor, decode, encode, encode_cursor, remains
+from service.restoring import Restoring
 from service.sync import Policy
 from service.tools import Tools
 from tests.scripted import ScriptedVcda, World, at_a_distance
@@ -149,7 +150,10 @@ class Log:
 
     requests: list[Record] = field(default_factory=list)
     epoch: int = 0
+    written: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    """The journal, record by record; nobody compacts it."""
     records: dict[str, bytes] = field(default_factory=dict)
+    """Its last record of each sync."""
     cursor: Cursor | None = None
     told: list[Told] = field(default_factory=list)
     refused: int = 0
@@ -160,6 +164,18 @@ class Log:
     """When it was read while at work."""
     history: list[str] = field(default_factory=list)
     """What the journal said, change by change: for whoever has to find out why."""
+
+    def write(self, changes: dict[str, bytes | None], cursor: Cursor | None) -> None:
+        """Append to the journal."""
+        for identity, value in changes.items():
+            self.written.append((identity.encode(), value))
+            if value is None:
+                self.records.pop(identity, None)
+            else:
+                self.records[identity] = value
+        if cursor is not None:
+            self.cursor = cursor
+            self.written.append((CURSOR_KEY, encode_cursor(cursor)))
 
     def states(self) -> dict[str, sync.Sync]:
         """What stands in the journal now."""
@@ -224,17 +240,20 @@ class Broker:
             log.history.append(f"epoch {log.epoch}: {process.name} opens")
             return log.epoch
 
-        def read() -> tuple[Cursor | None, dict[str, bytes]]:
-            return log.cursor, dict(log.records)
+        def read() -> list[tuple[bytes, bytes | None]]:
+            return list(log.written)
 
         epoch = await at_a_distance(self.latency(), init, self.latency())
         opened_at = process.clock.monotonic()
-        cursor, records = await at_a_distance(self.latency(), read, self.latency())
+        restoring = Restoring(now=process.clock.now())
+        for key, value in await at_a_distance(self.latency(), read, self.latency()):
+            restoring.take(key, value)
         return Opened(
             journal=ScriptedJournal(self, log, epoch=epoch, process=process),
             opened_at=opened_at,
-            cursor=cursor,
-            syncs=[decode(identity, value) for identity, value in records.items()],
+            cursor=restoring.cursor(),
+            in_flight=list(restoring.in_flight()),
+            bygone=restoring.bygone(),
         )
 
 
@@ -259,15 +278,11 @@ class ScriptedJournal:
                 log.refused += 1
                 return False
             now = asyncio.get_running_loop().time()
+            log.write(changes, cursor)
             for identity, value in changes.items():
-                if value is None:
-                    log.records.pop(identity, None)
-                else:
-                    log.records[identity] = value
                 state = "gone" if value is None else json.loads(value)["state"]
                 log.history.append(f"{now:.3f} epoch {self._epoch} ({self._process.name}): {identity} {state}")
             log.told += [Told(now, self._process.name, event) for event in events]
-            log.cursor = cursor or log.cursor
             return True
 
         fate = broker.script.popleft() if broker.script else broker.meets(self._process)
@@ -289,7 +304,8 @@ class ScriptedJournal:
         self._log.read_at.append(asyncio.get_running_loop().time())
         await asyncio.sleep(self._broker.reading)
         for identity, value in records:
-            yield identity, decode(identity, value)
+            ended = remains(value)
+            yield identity, None if ended is None else ended.expires_at
 
     async def close(self) -> None:
         """Nothing to let go of."""

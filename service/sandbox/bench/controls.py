@@ -304,18 +304,16 @@ def resident() -> int:
 
 async def dictionary(given: argparse.Namespace) -> dict[str, float]:
     """Remember identities in a dict of texts, then in the service's own memory; bytes each."""
-    from datetime import UTC, datetime, timedelta
-
     from service.remembered import Remembered
 
-    expiry = datetime.now(UTC) + timedelta(hours=24)
+    expiry = time.time() + 24 * 60 * 60
     names = replication_ids(given.seed, given.posts)
     before = resident()
-    plain = {f"op:{name}:op-{number}": expiry.timestamp() + number for number, name in enumerate(names)}
+    plain = {f"op:{name}:op-{number}": expiry + number for number, name in enumerate(names)}
     between = resident()
     remembered = Remembered()
     for number, name in enumerate(names):
-        remembered.add(f"op:{name}:op-{number}", expiry + timedelta(seconds=number))
+        remembered.add(f"op:{name}:op-{number}".encode(), int((expiry + number) * 1000))
     after = resident()
     return {"plain_bytes": (between - before) / len(plain), "bytes": (after - between) / len(remembered)}
 
