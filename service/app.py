@@ -11,6 +11,7 @@ Exit codes: 0 after a clean stop, 1 when Kafka could not be reached or after an 
 """
 
 import asyncio
+import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -65,6 +66,10 @@ WATCH = timedelta(milliseconds=500)
 KAFKA_SILENT = timedelta(seconds=12)
 """Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
 
+LOOK_FOR_GARBAGE = 10_000, 20, 20
+"""After how many new objects garbage is looked for, and how often among the older ones. Nearly all of ours goes without
+being looked for; with Python's 700, 10, 10 a fifth of the CPU time went into it (0.90 ms a request instead of 0.73)."""
+
 OPS_SHARE = timedelta(seconds=2)
 """Of the drain's limit, what is kept for closing VCDA's session and the operations server."""
 
@@ -80,6 +85,8 @@ class Misfit(Exception):
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop, and return the exit code."""
     redactor = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
+    gc.freeze()  # what was imported stays, and need not be looked through again
+    gc.set_threshold(*LOOK_FOR_GARBAGE)
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
         return runner.run(_serve(settings, redactor))
 
@@ -208,7 +215,11 @@ class App:
     def _ways_to(self, api: Vcda) -> tuple[Lanes, Poller]:
         settings = self._settings.sync
         lanes = Lanes(
-            limits=LaneLimits(max_concurrent_submits=settings.max_concurrent_submits, max_running=settings.max_running),
+            limits=LaneLimits(
+                max_concurrent_submits=settings.max_concurrent_submits,
+                max_running=settings.max_running,
+                turns_ahead=settings.max_concurrent_submits,
+            ),
             clock=self._clock,
             metrics=self._metrics,
             random=Random(),  # noqa: S311 - jitter

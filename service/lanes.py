@@ -1,8 +1,8 @@
 """One site's traffic rules: how many may call it at once, and when nobody may.
 
-Each site has a lane of its own, so a dead site delays nobody else. A lane counts two things, POSTs on their way and
-syncs that VCDA has, and hands out turns to POST in the order they were asked for. It pauses the whole site, submits
-and polls alike, when a call to it came to nothing:
+Each site has a lane of its own, so a dead site delays nobody else. A lane counts two things, turns to POST that are
+taken and syncs that VCDA has, and hands out turns in the order they were asked for; `posts` lets so many of them POST
+at once. It pauses the whole site, submits and polls alike, when a call to it came to nothing:
 
     free --trouble--> paused --time passes--> free
                         |
@@ -51,6 +51,9 @@ class LaneLimits:
     max_concurrent_submits: int
     max_running: int
     """Syncs at VCDA at once; 0: no limit."""
+    turns_ahead: int = 0
+    """Turns handed out beyond the POSTs at once, so that their intents are committed while the others POST. Without
+    them a place for a POST stands empty while its intent is committed; each is one more to look for after a crash."""
 
 
 class LaneMetrics(Protocol):
@@ -83,6 +86,10 @@ class Lane:
         self._occupied = 0
         self._first: deque[Callable[[], bool]] = deque()
         self._rest: deque[Callable[[], bool]] = deque()
+        self.posts = asyncio.Semaphore(limits.max_concurrent_submits)
+        """Held while a POST is on its way."""
+        self.pauses = 0
+        """How many have begun: what was to be POSTed before one began is not to be POSTed in it, or right after it."""
         self._troubles = 0
         self._paused_until = 0.0
         self._probe_until = 0.0
@@ -94,7 +101,7 @@ class Lane:
 
     @property
     def submitting(self) -> int:
-        """POSTs on their way, and turns that have become one."""
+        """Turns taken whose POSTs are not answered yet, be they on their way or their intents being committed."""
         return self._submitting
 
     @property
@@ -119,7 +126,7 @@ class Lane:
 
         `turn` is called once, in order, when a slot is free and the lane isn't paused: before `queue` returns if that
         is now, else from the event loop, never from within another's call. It returns True to take the slot, which
-        counts a POST on its way (until `answered`) and a sync at VCDA (until `vacate`), or False if it isn't wanted.
+        counts as a POST (until `answered`) and as a sync at VCDA (until `vacate`), or False if it isn't wanted.
         """
         busy = self.queued or self._granting or self._soon is not None
         if not busy and self._has_slot() and self._held() == 0.0:
@@ -129,8 +136,8 @@ class Lane:
         self._wake()
 
     def answered(self) -> None:
-        """Count one POST less on its way: answered, or given up. If VCDA has no sync of it, `vacate` as well."""
-        self._submitting = _one_less(self._submitting, "answered() without a POST on its way")
+        """Count one POST less: answered, or given up. If VCDA has no sync of it, `vacate` as well."""
+        self._submitting = _one_less(self._submitting, "answered() without a turn that was taken")
         self._wake()
 
     def occupy(self) -> None:
@@ -220,7 +227,7 @@ class Lane:
 
     def _has_slot(self) -> bool:
         limits = self._limits
-        return self._submitting < limits.max_concurrent_submits and (
+        return self._submitting < limits.max_concurrent_submits + limits.turns_ahead and (
             limits.max_running == 0 or self._occupied < limits.max_running
         )
 
@@ -245,6 +252,8 @@ class Lane:
             self._take()
 
     def _pause(self, until: float) -> None:
+        if self._clock.monotonic() >= self._paused_until:
+            self.pauses += 1
         self._paused_until = until
         self._set_timer(until)
         self._report(paused=True)

@@ -96,6 +96,7 @@ class Partition:
         )
         self._posts = Posts(
             api=tools.api,
+            lane=self._lane,
             commits=self._commits,
             clock=tools.clock,
             tracing=tools.tracing,
@@ -254,8 +255,8 @@ class Partition:
             return
         if isinstance(work.state, Waiting) and not work.queued and work.not_before <= self._tools.clock.monotonic():
             work.queued = True
-            # One that was turned away keeps its place before those that never tried.
-            self._lane(work).queue(partial(self._turn, work), first=work.state.attempts > 0)
+            # One that was turned away, or held back, keeps its place before those that never had a turn.
+            self._lane(work).queue(partial(self._turn, work), first=work.pauses is not None or work.state.attempts > 0)
 
     def _turn(self, work: Work) -> bool:
         """A slot is free: form the intent, or decline."""
@@ -269,6 +270,7 @@ class Partition:
         look_from = now + (offset or timedelta()) - margin
         work.submitting = work.occupies = True
         work.left = False
+        work.pauses = self._lane(work).pauses
         intent = sync.begin(
             work.state,
             look_from=look_from,
@@ -288,6 +290,7 @@ class Partition:
             not self._closed
             and not self.quiescing
             and isinstance(work.state, Submitting)
+            and work.pauses == self._lane(work).pauses
             and self._tools.clock.now() < work.request.deadline
         )
 

@@ -14,7 +14,8 @@ from itertools import count
 
 from service.clock import Clock
 from service.commits import Commits
-from service.sync import WITHHELD, NotTaken, SubmitAnswer
+from service.lanes import Lane
+from service.sync import WITHHELD, NotTaken, SubmitAnswer, Trouble
 from service.tools import Api
 from service.tracing import Tracing
 from service.work import Work
@@ -25,6 +26,10 @@ TRIES_TO_TELL_OF = 3
 """A slow login closes the window once, a busy machine twice; more often, and the way to VCDA or Kafka is too slow."""
 
 
+HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="It was not wanted any more."), sent=False)
+"""What comes of a POST whose turn at the wire came too late: the site has paused, the partition quiesces."""
+
+
 class Posts:
     """See the module. `may_begin` says whether a work's POST is still wanted; `answered` takes what came of it."""
 
@@ -32,6 +37,7 @@ class Posts:
         self,
         *,
         api: Api,
+        lane: Callable[[Work], Lane],
         commits: Commits,
         clock: Clock,
         tracing: Tracing,
@@ -40,6 +46,7 @@ class Posts:
         answered: Callable[[Work, SubmitAnswer], None],
     ) -> None:
         self._api = api
+        self._lane = lane
         self._commits = commits
         self._clock = clock
         self._tracing = tracing
@@ -53,15 +60,10 @@ class Posts:
         Raises:
             JournalLost: the partition is ours no more, or may not be.
         """
-        request = work.request
+        request, lane = work.request, self._lane(work)
         for tries in count(1):
-            with self._tracing.submitting(request):
-                answer = await self._api.submit(
-                    replication_id=request.replication_id,
-                    site=request.site,
-                    operation_id=request.operation_id,
-                    may_leave=partial(self._may_leave, work),
-                )
+            async with lane.posts:
+                answer = await self._submit(work) if self._may_begin(work) else HELD_BACK
             if work.left or not self._may_begin(work) or not withheld(answer):
                 work.posting = None
                 self._answered(work, answer)
@@ -76,6 +78,16 @@ class Posts:
                     extra=work.ids,
                 )
             await self._commits.prove()
+
+    async def _submit(self, work: Work) -> SubmitAnswer:
+        request = work.request
+        with self._tracing.submitting(request):
+            return await self._api.submit(
+                replication_id=request.replication_id,
+                site=request.site,
+                operation_id=request.operation_id,
+                may_leave=partial(self._may_leave, work),
+            )
 
     def _may_leave(self, work: Work) -> bool:
         if not self._may_begin(work) or self._clock.monotonic() - self._commits.proved_at > self._window:

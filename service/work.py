@@ -26,6 +26,8 @@ class Work:
     """Counted among the site's syncs at VCDA."""
     queued: bool = False
     """Has a turn coming in the lane."""
+    pauses: int | None = None
+    """How many pauses of its lane had begun when it had its last turn; None: it never had one."""
     not_before: float = 0.0
     """The replication is busy (409): no turn is asked for until this moment of the monotonic clock."""
     behind: str | None = None

@@ -325,6 +325,18 @@ MUTANTS: Final = (
         tests=("tests/test_polling.py",),
     ),
     Mutant(
+        name="what had its turn before a pause POSTs into it",
+        file="service/partition.py",
+        old="            and work.pauses == self._lane(work).pauses\n",
+        new="",
+    ),
+    Mutant(
+        name="more POSTs at once than allowed",
+        file="service/posting.py",
+        old="            async with lane.posts:\n",
+        new="            if True:\n",
+    ),
+    Mutant(
         name="Retry-After is not obeyed",
         file="service/lanes.py",
         old="(asked if asked > 0 else self._random.uniform(0.0, longest))",

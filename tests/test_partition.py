@@ -697,6 +697,40 @@ async def test_an_intent_whose_commit_was_lost_gives_its_slot_back(d: Deployment
 
 
 @deployed
+async def test_intents_are_committed_while_others_post_and_never_more_post_at_once_than_allowed(d: Deployment) -> None:
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=2, max_running=0, turns_ahead=2))
+    p0.vcda.latency = 0.1
+    d.world.lasts = lambda _: 30.0
+    for n in range(6):
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    await d.until(0.06)  # the first two have just left
+    assert sum(isinstance(state, Submitting) for state in in_flight(p0)) == 4
+    await d.settled()
+    moments = [at for n in range(6) for at in sent(p0, f"a{n}")]
+    first, second, third = moments[0], moments[2], moments[4]
+    assert moments == [first, first, second, second, third, third]
+    whole_call = 0.15  # half a latency until it leaves, and one until its answer
+    assert second - first == pytest.approx(whole_call), "as soon as there is an answer: their intents stood already"
+    assert d.world.tasks_of() == {f"a{n}": 1 for n in range(6)}
+
+
+@deployed
+async def test_what_was_about_to_post_when_its_site_paused_waits_for_the_pause_to_end(d: Deployment) -> None:
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=0, turns_ahead=3))
+    p0.vcda.script["a0"] = ["429"]
+    for n in range(4):
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    lane = p0.lanes.lane(None)
+    await d.until(0.06)
+    assert (lane.paused, p0.vcda.sent) == (True, [(p0.vcda.sent[0][0], "a0")])
+    assert not any(isinstance(state, Submitting) for state in in_flight(p0)), "taken back"
+    await d.until(0.06 + lane.pause_left())
+    await d.settled()
+    assert [operation for _, operation in p0.vcda.sent] == ["a0", "a0", "a1", "a2", "a3"], "nobody lost its place"
+    assert {told.data["attempts"] for told in d.log.told if told.operation_id != "a0"} == {1}
+
+
+@deployed
 async def test_a_post_whose_login_took_longer_than_the_window_proves_anew_and_goes(d: Deployment) -> None:
     p0 = d.owner()
     p0.vcda.login = WINDOW + 0.5

@@ -68,7 +68,11 @@ class Schedule:
         self.committing = dice.choice([0.0, 0.0, 0.02, 0.1])
         self.striking = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.slow = dice.choice([0.01, 0.05, 0.5])
-        self.limits = LaneLimits(max_concurrent_submits=dice.choice([1, 4]), max_running=dice.choice([0, 0, 2]))
+        self.limits = LaneLimits(
+            max_concurrent_submits=dice.choice([1, 4]),
+            max_running=dice.choice([0, 0, 2]),
+            turns_ahead=dice.choice([0, 0, 3]),
+        )
         self.policy = replace(POLICY, late=timedelta(seconds=dice.choice([3, 8])))
 
     # ------------------------------------------------------------ dice
