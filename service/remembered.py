@@ -63,30 +63,45 @@ class YoungTasks:
 
     def __init__(self, *, horizon: timedelta = YOUNG) -> None:
         self._horizon = horizon // timedelta(milliseconds=1)
-        self._tasks: dict[str, tuple[_Young, ...]] = {}
         self._order: dict[str | None, deque[_Young]] = {}
+        self._tasks: dict[str, tuple[_Young, ...]] | None = None
+        """By replication, from the first question on: most that a restore adds have grown old before anybody asks."""
 
     def add(self, replication_id: str, task_id: str, started_at: int, *, site: str | None) -> None:
         """Keep a task that was given to a request, and drop the site's that have grown old."""
         task = (started_at, replication_id, task_id)
-        self._tasks[replication_id] = (*self._tasks.get(replication_id, ()), task)
         order = self._order.get(site)
         if order is None:
             order = self._order[site] = deque()
         order.append(task)
-        while order[0][0] < started_at - self._horizon:
-            self._drop(order.popleft())
-
-    def _drop(self, old: _Young) -> None:
-        siblings = self._tasks[old[1]]
-        if len(siblings) == 1:
-            del self._tasks[old[1]]
-        else:
-            at = siblings.index(old)
-            self._tasks[old[1]] = siblings[:at] + siblings[at + 1 :]
+        if self._tasks is not None:
+            _put(task, self._tasks)
+        old = started_at - self._horizon
+        while order[0][0] < old:
+            gone = order.popleft()
+            if self._tasks is not None:
+                _drop(gone, self._tasks)
 
     def since(self, replication_id: str, moment: int) -> Iterator[str]:
         """Yield the ids of this replication's tasks that started at `moment` or later."""
+        if self._tasks is None:
+            self._tasks = {}
+            for order in self._order.values():
+                for task in order:
+                    _put(task, self._tasks)
         for started_at, _, task_id in self._tasks.get(replication_id, ()):
             if started_at >= moment:
                 yield task_id
+
+
+def _put(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
+    tasks[task[1]] = (*tasks.get(task[1], ()), task)
+
+
+def _drop(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
+    siblings = tasks[task[1]]
+    if len(siblings) == 1:
+        del tasks[task[1]]
+    else:
+        at = siblings.index(task)
+        tasks[task[1]] = siblings[:at] + siblings[at + 1 :]

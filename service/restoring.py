@@ -55,16 +55,17 @@ class Restoring:
                 self._let_go(key)
             self._in_flight[key] = value
         else:
+            expires_at, replication_id, site, task_id, started_at = ended
             self._in_flight.pop(key, None)
-            if ended.expires_at > self._now:
+            if expires_at > self._now:
                 self._expired.pop(key, None)
-                self._identities.add(key, ended.expires_at)
+                self._identities.add(key, expires_at)
             else:
                 self._identities.discard(key)
                 self._expired[key] = None
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
-            if ended.task_id is not None:
-                self._young.add(ended.replication_id, ended.task_id, ended.started_at, site=ended.site)
+            if task_id is not None:
+                self._young.add(replication_id, task_id, started_at, site=site)
 
     def _let_go(self, key: bytes) -> None:
         self._identities.discard(key)
