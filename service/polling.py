@@ -177,6 +177,7 @@ class Poller:
         self._metrics = metrics
         self._random = random
         self._shortest = shortest.total_seconds()
+        self._moment = self._shortest / 16  # no longer than `meeting_time` puts a turn off
         self._longest = longest.total_seconds()
         self._tracing = tracing or Tracing()
         self._history = History()
@@ -239,8 +240,8 @@ class Poller:
                     site.calls[call] = entry[0]
                     tasks.create_task(self._ask_alone(site, call, entry))
                 else:
-                    # Those due a moment later come along: that moment is no longer than rounding puts them off.
-                    batch = site.agenda.take(self._clock.monotonic() + self._shortest / 16)
+                    # Those due a moment later come along.
+                    batch = site.agenda.take(self._clock.monotonic() + self._moment)
                     site.calls[call] = batch[0][0]
                     tasks.create_task(self._ask_together(site, call, batch))
 
@@ -304,7 +305,7 @@ class Poller:
         site.lane.heard(trouble)
 
     def _tell(self, site: _Site, entry: Due, answer: PollAnswer, sent: float) -> None:
-        """Hand on an answer to a call that left at `sent`, and plan the next: counted from there, like the answer."""
+        """Hand on an answer to a call that left at `sent`, and plan the next."""
         if not current(entry):
             return
         watch = entry[2]
@@ -321,7 +322,8 @@ class Poller:
         elif verdict is Verdict.ASK_ALONE and isinstance(answer, Absent):
             site.alone.append((sent, watch.ticket, watch))
         else:
-            self._plan(watch, sent, elapsed)
+            # From when it was due: from when the call left, some milliseconds later, it would miss the next meeting.
+            self._plan(watch, max(min(entry[0], sent), sent - self._moment), elapsed)
 
     def _plan(self, watch: Watch, at: float, elapsed: float) -> None:
         usual = self._history.usual(site=watch.site, replication_id=watch.replication_id)
