@@ -57,6 +57,9 @@ LOOKS = 50
 READ_AT_ONCE = 500
 """Records read, or decoded, between two turns of the event loop while a journal is opened, some milliseconds."""
 
+FETCH_BYTES = 2 * 1024 * 1024
+"""Read of a journal at once. All partitions of a process are opened together: with 8 MiB, eight of them left 80 MB more
+behind, and were no sooner open (measured)."""
 
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 """A broker's words for a batch that is larger than its topic's max.message.bytes, or than a segment."""
@@ -332,7 +335,7 @@ class KafkaJournal:
             isolation_level="read_committed",
             auto_offset_reset="earliest",
             request_timeout_ms=_ms(REQUEST_TIMEOUT),
-            max_partition_fetch_bytes=8 * 1024 * 1024,
+            max_partition_fetch_bytes=FETCH_BYTES,
         )
         consumer.assign([self._place])
         try:

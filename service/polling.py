@@ -45,6 +45,10 @@ class Verdict(Enum):
     """It may be lost: ask for it alone, which is the only way to be told so."""
 
 
+UNSEEN = Pace()
+"""Nothing has been heard of the task yet: one for all, since restores begin with tens of thousands."""
+
+
 @dataclass(slots=True, eq=False, kw_only=True)
 class Watch:
     """A task to be asked after. `since` is the monotonic moment when it began, an estimate if it was restored.
@@ -58,7 +62,7 @@ class Watch:
     since: float
     answered: Callable[[PollAnswer], Verdict]
     trace: TraceContext | None = None
-    pace: Pace = field(default_factory=Pace, init=False)
+    pace: Pace = field(default=UNSEEN, init=False)
     ticket: int = field(default=0, init=False)
     """The one entry of the agenda that counts for it; 0: it isn't watched."""
 
