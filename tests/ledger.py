@@ -345,7 +345,7 @@ class Ledger:
             line[:2000]
             for process in self.processes
             for line in process.text().splitlines()
-            if ("Traceback" in line or '"level":"CRITICAL"' in line) and '"logger": "aiokafka' not in line
+            if ("Traceback" in line or '"level": "CRITICAL"' in line) and '"logger": "aiokafka' not in line
         ]
 
     # ------------------------------------------------------------ life
