@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
-from itertools import count
 
 from service.clock import Clock
 from service.commits import Commits
@@ -60,19 +59,24 @@ class Posts:
         Raises:
             JournalLost: the partition is ours no more, or may not be.
         """
-        request, lane = work.request, self._lane(work)
-        for tries in count(1):
-            async with lane.posts:
-                answer = await self._submit(work) if self._may_begin(work) else HELD_BACK
+        async with self._lane(work).posts:
+            answer = await self._answer(work)
+        work.posting = None
+        self._answered(work, answer)
+
+    async def _answer(self, work: Work) -> SubmitAnswer:
+        """Submit until it has left, or is not wanted any more, and return what came of it."""
+        tries = 0
+        while True:
+            tries += 1
+            answer = await self._submit(work) if self._may_begin(work) else HELD_BACK
             if work.left or not self._may_begin(work) or not withheld(answer):
-                work.posting = None
-                self._answered(work, answer)
-                return
+                return answer
             if tries == TRIES_TO_TELL_OF:
                 log.warning(
                     "The POST of %s has not left in %d tries: commit, login and connection together take longer than "
                     "%.0f s each time",
-                    request.identity,
+                    work.request.identity,
                     tries,
                     self._window,
                     extra=work.ids,

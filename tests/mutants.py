@@ -333,8 +333,8 @@ MUTANTS: Final = (
     Mutant(
         name="more POSTs at once than allowed",
         file="service/posting.py",
-        old="            async with lane.posts:\n",
-        new="            if True:\n",
+        old="        async with self._lane(work).posts:\n",
+        new="        if True:\n",
     ),
     Mutant(
         name="Retry-After is not obeyed",
