@@ -149,6 +149,12 @@ MUTANTS: Final = (
         new="self._left_behind = [state for state in opened.in_flight if not isinstance(state, Lingering)]",
     ),
     Mutant(
+        name="what has ended is restored as in flight",
+        file="service/restoring.py",
+        old="            self._in_flight.pop(key, None)\n            if expires_at > self._now:\n",
+        new="            if expires_at > self._now:\n",
+    ),
+    Mutant(
         name="a deadline is told before the elders' outcomes",
         rule="9",
         file="service/partition.py",
