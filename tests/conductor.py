@@ -64,6 +64,10 @@ PROBED: Final = 25.0
 STOPPED: Final = 35.0
 """Seconds for a clean stop: the drain's limit of 25 s, and a busy machine."""
 
+MEMBERS_ARE_MISSED: Final = 30.0 + 2 * SESSION_TIMEOUT
+"""Seconds after which the group has noticed that its members are dead: one that died in the middle of a rebalance is
+waited for until the service's rebalance timeout is over."""
+
 SITES: Final = json.dumps(
     [{"name": name, "user": "administrator@System", "password": PASSWORD} for name in ("site2", "site3")]
 )
@@ -366,8 +370,8 @@ class Conductor:
         admin = AIOKafkaAdminClient(bootstrap_servers=self._kafka.bootstrap)
         await admin.start()
         try:
-            code, until = -1, time.monotonic() + 2 * SESSION_TIMEOUT
-            while time.monotonic() < until:  # until the group has noticed that its members are dead
+            code, until = -1, time.monotonic() + MEMBERS_ARE_MISSED
+            while time.monotonic() < until:
                 node = await admin.find_coordinator(self._ledger.prefix)
                 answer = await admin._send_request(DeleteGroupsRequest([self._ledger.prefix]), node)
                 ((_, code),) = answer.results
