@@ -364,7 +364,7 @@ class App:
         pause, longest = (pause.total_seconds() for pause in START_PAUSES)
         while not stop.is_set():
             try:
-                await self._diagnosed(_unless(stop, attempt()))
+                done = await self._diagnosed(_unless(stop, attempt()))
             except NotReached as why:
                 age = self._clock.monotonic() - began
                 servers = self._settings.kafka.bootstrap_servers
@@ -383,13 +383,13 @@ class App:
                         await stop.wait()
                 pause = min(2 * pause, longest)
             else:
-                return not stop.is_set()
+                return done  # told to stop or not: what was begun has to be ended
         return False
 
-    async def _diagnosed(self, attempt: Coroutine[None, None, None]) -> None:
+    async def _diagnosed(self, attempt: Coroutine[None, None, bool]) -> bool:
         with overheard() as errors:
             try:
-                await attempt
+                return await attempt
             except (KafkaError, OSError, TimeoutError) as error:
                 raise NotReached(diagnosis(error, errors, kafka=self._settings.kafka)) from None
 
@@ -513,13 +513,17 @@ class Shown:
         return self.work.request.deadline
 
 
-async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> None:
-    """Do the work, or give it up when told to stop: a Kafka that swallows packets holds a connection up for long."""
+async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
+    """Do the work, or give it up when told to stop: a Kafka that swallows packets holds a connection up for long.
+
+    Returns whether it was done.
+    """
     task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
     try:
         await asyncio.wait([task, stopped], return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             await task
+        return task.done()
     finally:
         for one in (task, stopped):
             one.cancel()

@@ -178,18 +178,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Join the group.
+        """Join the group. May be tried again where it failed.
 
         Raises:
             KafkaError: Kafka can't be reached, or refuses us.
         """
+        self._stopping = False
         await self.broker.connect()
         # The seam by which FastStream's own test broker replaces the consumer; the minor version is pinned for it.
         self.broker.config.broker_config.builder = self._consumer_of
         try:
             await self.broker.start()
         except BaseException:
-            await self.broker.stop()  # a consumer half started would go on trying
+            # A consumer half started would go on trying, and may have been given partitions already.
+            self._stopping = True
+            await self._leave(KAFKA_REQUEST_TIMEOUT.total_seconds())
             raise
         self._progress = asyncio.create_task(self._show_progress())
         self._progress.add_done_callback(self._note_death)
@@ -213,12 +216,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         await self._report_cursors()
         if self._progress is not None:
             self._progress.cancel()
+        await self._leave(max(1.0, deadline - self._clock.monotonic()))
+
+    async def _leave(self, limit: float) -> None:
+        """Let go of the partitions and of the group, within `limit` seconds."""
         for number in list(self._keepers):
             self._let_go(number)
-        left = max(1.0, deadline - self._clock.monotonic())
         try:
             # Leaving the group hangs while the broker is away (13 s measured): the group will notice by itself.
-            async with asyncio.timeout(left):
+            async with asyncio.timeout(limit):
                 await asyncio.gather(self.broker.stop(), *self._closing.values(), return_exceptions=True)
         except TimeoutError:
             log.warning("Kafka did not let go in time; the group notices by its session timeout")

@@ -39,21 +39,25 @@ class Swallowing:
         raise JournalLost(msg)
 
 
+def intake_of(journals: Swallowing) -> Intake:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return Intake(
+        connection={"bootstrap_servers": ["127.0.0.1:1"]},
+        plan=Plan(
+            group_id="group", session_timeout=timedelta(seconds=10), max_in_flight=10, open_journal=journals.open
+        ),
+        tools=SimpleNamespace(requests="requests", random=Random(1)),  # type: ignore[arg-type] # all that is asked for
+        metrics=Quiet(),
+        clock=VirtualClock(loop),
+    )
+
+
 @pytest.mark.parametrize("stopping", [False, True])
 def test_a_keeper_whose_cancellation_was_swallowed_ends_all_the_same(stopping: bool) -> None:
     async def play() -> None:
         journals = Swallowing()
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, VirtualLoop)
-        intake = Intake(
-            connection={"bootstrap_servers": ["127.0.0.1:1"]},
-            plan=Plan(
-                group_id="group", session_timeout=timedelta(seconds=10), max_in_flight=10, open_journal=journals.open
-            ),
-            tools=SimpleNamespace(requests="requests", random=Random(1)),  # type: ignore[arg-type] # all that is asked for
-            metrics=Quiet(),
-            clock=VirtualClock(loop),
-        )
+        intake = intake_of(journals)
         await intake._assign(PLACES)
         await asyncio.sleep(2)
         intake._let_go(7)
@@ -70,6 +74,42 @@ def test_a_keeper_whose_cancellation_was_swallowed_ends_all_the_same(stopping: b
         for number in list(intake._keepers):
             intake._let_go(number)
             await asyncio.wait(intake._closing.values())
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
+
+
+class HalfStarted:
+    """FastStream's broker, which is given a partition while it starts, and never comes to an end with that."""
+
+    config = SimpleNamespace(broker_config=SimpleNamespace(builder=None))
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    async def connect(self) -> None:
+        """Nothing to connect to."""
+
+    async def start(self) -> None:
+        await self._intake._assign(PLACES)
+        await asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        await self._intake._assign(PLACES)  # the group hands it out once more before it hears that we leave
+
+
+def test_whoever_is_told_to_stop_while_it_joins_lets_go_of_what_it_was_given() -> None:
+    async def play() -> None:
+        journals = Swallowing()
+        intake = intake_of(journals)
+        intake.broker = HalfStarted(intake)  # type: ignore[assignment] # all that is asked of it
+        starting = asyncio.create_task(intake.start())
+        await asyncio.sleep(2)
+        assert journals.opened == 1
+        starting.cancel()
+        await asyncio.wait([starting])
+        assert intake.opening() == []
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "nobody goes on opening it"
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(play())
