@@ -359,19 +359,20 @@ class Conductor:
 
     async def _all_die(self, seconds: float) -> None:
         async with self._broker:
-            for member in [member for member in self._members if member.process.running]:
-                await self._kill(member)
             await self._forget_offsets()
             await asyncio.sleep(seconds)
             for _ in range(self._schedule.members):
                 await self._start_after(0.0)
 
     async def _forget_offsets(self) -> None:
+        """Kill all there are, and delete the group's offsets once it has noticed."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self._kafka.bootstrap)
         await admin.start()
         try:
             code, until = -1, time.monotonic() + MEMBERS_ARE_MISSED
             while time.monotonic() < until:
+                for member in [member for member in self._members if member.process.running]:
+                    await self._kill(member)  # in later rounds: who was to replace an earlier victim
                 node = await admin.find_coordinator(self._ledger.prefix)
                 answer = await admin._send_request(DeleteGroupsRequest([self._ledger.prefix]), node)
                 ((_, code),) = answer.results
