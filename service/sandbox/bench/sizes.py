@@ -46,7 +46,7 @@ class Sizes:
 
 FULL = Sizes(
     form="full",
-    rounds=5,
+    rounds=3,
     few=2,
     burst=10_000,
     burst_replications=1_000,
