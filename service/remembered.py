@@ -9,6 +9,7 @@ object that Python's garbage collector has to look at again and again. Pure: it 
 from collections import deque
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
@@ -16,12 +17,14 @@ HASH_BYTES: Final = 15
 """As many as fit into 48 bytes together with what Python adds. By 120 bits, among 500,000 remembered identities a new
 one is mistaken for a duplicate once in 10^30 requests."""
 
+_hash = partial(blake2b, digest_size=HASH_BYTES)
+
 YOUNG: Final = timedelta(hours=1)
 """How long tasks of ended requests are kept for look-ups: longer than both margins of their beginnings together."""
 
 
 class Remembered:
-    """The identities of ended requests until they expire; some 90 bytes each, whatever the identity's length."""
+    """The identities of ended requests until they expire; some 140 bytes each, whatever the identity's length."""
 
     def __init__(self) -> None:
         self._expiry: dict[bytes, int] = {}
@@ -31,15 +34,15 @@ class Remembered:
 
     def add(self, identity: bytes, expires_at: int) -> None:
         """Remember it until then."""
-        self._expiry[blake2b(identity, digest_size=HASH_BYTES).digest()] = expires_at
+        self._expiry[_hash(identity).digest()] = expires_at
 
     def discard(self, identity: bytes) -> None:
         """Remember it no longer, if it was."""
-        self._expiry.pop(blake2b(identity, digest_size=HASH_BYTES).digest(), None)
+        self._expiry.pop(_hash(identity).digest(), None)
 
     def holds(self, identity: bytes, now: int) -> bool:
         """Whether a request of this identity ended, and has not expired."""
-        expiry = self._expiry.get(blake2b(identity, digest_size=HASH_BYTES).digest())
+        expiry = self._expiry.get(_hash(identity).digest())
         return expiry is not None and expiry > now
 
     def forget_expired(self, now: int) -> int:

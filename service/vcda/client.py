@@ -198,11 +198,11 @@ class Vcda:
     def names(self, site: str | None) -> frozenset[str]:
         """Return how VCDA spells our user on tasks of this site: not always as it spells the session's."""
         user = self._session.user
-        return frozenset(self._users.get(self._local(site), ())) | (frozenset() if user is None else {user})
+        return frozenset(self._users.get(self.home(site), ())) | (frozenset() if user is None else {user})
 
     def home(self, site: str | None) -> str | None:
         """Return the site as it need be named: None for our own, whose name is known after the login."""
-        return self._local(site)
+        return None if site in _home(self._session.login) else site
 
     def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002 - one appliance answers for all sites
         """Return VCDA's clock minus ours; None before its first answer."""
@@ -324,7 +324,7 @@ class Vcda:
             if task is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             if task.user is not None:
-                self._users[self._local(site)].add(task.user)
+                self._users[self.home(site)].add(task.user)
             return Accepted(task, account)
         trouble = self._trouble(answer, site)
         match answer.status:
@@ -359,9 +359,6 @@ class Vcda:
 
     def _account(self, reply: _Reply) -> str | None:
         return None if reply.login is None else reply.login.user
-
-    def _local(self, site: str | None) -> str | None:
-        return None if site in _home(self._session.login) else site
 
 
 def _barred(seen: Answer | NoAnswer | Trouble | NoCredentials) -> bool:
