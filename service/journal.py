@@ -250,15 +250,17 @@ class KafkaJournal:
         await self._write({self._place: [(OPENED_KEY, b"{}", [], None)]})
 
     async def _transact(self, batch: Batch) -> None:
-        records: dict[TopicPartition, list[_Record]] = {self._place: list(_journal_records(batch))}
+        events: dict[TopicPartition, list[_Record]] = {}
         for told in batch.events:
             event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
             count = len(await self._producer.partitions_for(event.topic))
             place = TopicPartition(event.topic, _partition(event.key, count))
-            records.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
-        await self._write(records)
+            events.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
+        # Encoded one by one while they are packed: what orjson returns holds 4 KB, however short it is (measured), and
+        # a partition may begin with thousands.
+        await self._write({self._place: _journal_records(batch), **events})
 
-    async def _write(self, records: Mapping[TopicPartition, list["_Record"]]) -> None:
+    async def _write(self, records: Mapping[TopicPartition, Iterable["_Record"]]) -> None:
         """Write the records in one transaction."""
         async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
             await self._producer.begin_transaction()
@@ -269,7 +271,7 @@ class KafkaJournal:
                 raise
             await self._producer.commit_transaction()
 
-    async def _send(self, records: Mapping[TopicPartition, list["_Record"]]) -> None:
+    async def _send(self, records: Mapping[TopicPartition, Iterable["_Record"]]) -> None:
         """Send, and wait until the brokers have all of it."""
         sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
         try:

@@ -3,7 +3,6 @@
 The eldest of a replication is the one that may run; nobody overtakes. Pure: what runs when is decided elsewhere.
 """
 
-from collections import deque
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -15,7 +14,8 @@ class Queues:
 
     def __init__(self) -> None:
         self._works: dict[str, Work] = {}
-        self._queues: dict[str, deque[Work]] = {}
+        self._queues: dict[str, list[Work]] = {}
+        """Nearly all are of one: a list of one takes 88 bytes, a deque 760 (measured)."""
 
     def __len__(self) -> int:
         return len(self._works)
@@ -46,7 +46,7 @@ class Queues:
     def add(self, work: Work) -> None:
         """Put it behind its elders."""
         self._works[work.request.identity] = work
-        self._queues.setdefault(work.request.replication_id, deque()).append(work)
+        self._queues.setdefault(work.request.replication_id, []).append(work)
 
     def remove(self, work: Work, *, now: datetime) -> None:
         """Let go of what has ended. Whoever it was in the way of until after their deadline remembers it."""
