@@ -21,7 +21,7 @@ from service.messages import Event
 from service.records import Cursor
 from service.sync import Sync
 
-GATHER = timedelta(milliseconds=20)
+GATHER = timedelta(milliseconds=10)
 """How long changes that nobody waits for gather before they are committed; a commit costs 3-25 ms (measured)."""
 
 

@@ -1,5 +1,6 @@
 """What is remembered of requests that have ended, and for how long."""
 
+import tracemalloc
 from datetime import timedelta
 
 import pytest
@@ -51,6 +52,20 @@ def test_expired_identities_are_forgotten_and_counted() -> None:
     assert remembered.forget_expired(NOON + 2 * SECOND) == 3
     assert len(remembered) == 2
     assert remembered.holds(b"op:C4-1:sync-3", NOON + 2 * SECOND)
+
+
+def test_those_that_expire_together_share_one_moment_in_memory() -> None:
+    def memory(*, apart: int) -> int:
+        tracemalloc.start()
+        remembered = Remembered()
+        for n in range(1_000):
+            remembered.add(b"op:C4-1:sync-%d" % n, NOON + n * apart)
+        used, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(remembered) == 1_000
+        return used
+
+    assert memory(apart=1) - memory(apart=0) >= 32 * 990
 
 
 @given(st.sets(st.text(max_size=300), min_size=2))

@@ -35,6 +35,7 @@ from service.sync import (
     Trouble,
     Unanswered,
     Waiting,
+    remembered_until,
 )
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -117,6 +118,26 @@ def test_whatever_is_not_an_intent_is_restored_as_it_was(state: sync.InFlight) -
     assert sync.restored(state, opened_at=50.0, policy=POLICY) is state
 
 
+# ---------------------------------------------------------------- how long it is remembered
+
+
+@given(
+    st.timedeltas(timedelta(), timedelta(days=36_500)).map(lambda age: NOON - age),
+    st.timedeltas(timedelta(), timedelta(days=30)),
+)
+def test_an_identity_is_remembered_for_its_time_and_at_most_a_thousandth_longer(
+    ended: datetime, keep: timedelta
+) -> None:
+    longer = remembered_until(ended, deduplicate_for=keep) - ended - keep
+    assert timedelta() <= longer <= max(keep / 1000, timedelta.resolution)
+
+
+def test_identities_that_end_within_a_thousandth_of_the_time_are_remembered_until_a_few_moments() -> None:
+    day = timedelta(days=1)
+    moments = {remembered_until(NOON + timedelta(seconds=n), deduplicate_for=day) for n in range(86_400)}
+    assert len(moments) <= 1_001
+
+
 # ---------------------------------------------------------------- the answer to a POST
 
 
@@ -138,7 +159,7 @@ def test_a_refused_post_fails_the_request_in_vcdas_own_words() -> None:
             attempts=1,
             reason=Reason.REJECTED,
             ended_at=LATER,
-            expires_at=LATER + timedelta(hours=24),
+            expires_at=remembered_until(LATER, deduplicate_for=POLICY.deduplicate_for),
         ),
         Failed(
             request=REQUEST,
@@ -238,7 +259,7 @@ def test_a_task_that_succeeded_completes_the_request() -> None:
             attempts=1,
             reason=None,
             ended_at=LATER,
-            expires_at=LATER + timedelta(seconds=3, hours=24),
+            expires_at=remembered_until(LATER + timedelta(seconds=3), deduplicate_for=POLICY.deduplicate_for),
             task_id="task-1",
             submitted_at=NOON,
         ),
@@ -352,7 +373,7 @@ def test_a_waiting_request_past_its_deadline_was_not_started_and_says_why(
         attempts=1,
         reason=Reason.NOT_STARTED,
         ended_at=DEADLINE,
-        expires_at=DEADLINE + timedelta(hours=24),
+        expires_at=remembered_until(DEADLINE, deduplicate_for=POLICY.deduplicate_for),
     )
 
 
@@ -390,7 +411,7 @@ def over(*, task_id: str | None = None, adopted: bool = False) -> Step:
             attempts=1,
             reason=Reason.TIMED_OUT,
             ended_at=DEADLINE,
-            expires_at=LATER + timedelta(hours=24),
+            expires_at=remembered_until(LATER, deduplicate_for=POLICY.deduplicate_for),
             task_id=task_id,
             submitted_at=NOON if task_id else None,
             adopted=adopted,

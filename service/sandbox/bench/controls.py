@@ -5,7 +5,7 @@
     listing     the whole job with its state in memory: POSTs, and each second lists all sync tasks, page by page
     ceiling     ready-made bytes on bare sockets: how many POSTs the simulated VCDA itself can take
     reading     a bare consumer that reads journals and understands nothing: the floor under a restore
-    dictionary  a plain dict from identity to expiry, beside what the service remembers: the cost of not hashing
+    dictionary  what the service remembers, beside a plain dict from identity to expiry: the cost of not hashing
 
 They get what the service gets: uvloop, the same HTTP client and connections, a session of their own; and they write
 no logs, which the service does. What they don't do: keep a replication's syncs apart, or survive anything. Never slow
@@ -21,6 +21,7 @@ import signal
 import sys
 import time
 from collections.abc import Coroutine, Iterator
+from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 from urllib.parse import urlsplit
 from zlib import crc32
@@ -303,19 +304,22 @@ def resident() -> int:
 
 
 async def dictionary(given: argparse.Namespace) -> dict[str, float]:
-    """Remember identities in a dict of texts, then in the service's own memory; bytes each."""
+    """Remember a day's identities in the service's own memory, then in a dict of texts; bytes each."""
+    from service.records import epoch
     from service.remembered import Remembered
+    from service.sync import remembered_until
 
-    expiry = time.time() + 24 * 60 * 60
+    began, day = datetime.now(UTC), timedelta(days=1)
     names = replication_ids(given.seed, given.posts)
     before = resident()
-    plain = {f"op:{name}:op-{number}": expiry + number for number, name in enumerate(names)}
-    between = resident()
     remembered = Remembered()
     for number, name in enumerate(names):
-        remembered.add(f"op:{name}:op-{number}".encode(), int((expiry + number) * 1000))
+        expires = remembered_until(began + number * day / given.posts, deduplicate_for=day)
+        remembered.add(f"op:{name}:op-{number}".encode(), epoch(expires))
+    between = resident()
+    plain = {f"op:{name}:op-{number}": began.timestamp() + number for number, name in enumerate(names)}
     after = resident()
-    return {"plain_bytes": (between - before) / len(plain), "bytes": (after - between) / len(remembered)}
+    return {"bytes": (between - before) / len(remembered), "plain_bytes": (after - between) / len(plain)}
 
 
 FLOORS = {"bare": bare, "ceiling": ceiling, "reading": reading, "dictionary": dictionary}

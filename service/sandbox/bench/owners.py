@@ -17,7 +17,7 @@ from service.sandbox.bench.scenarios import PATIENCE, Cpu, posted_after
 from service.sandbox.bench.sizes import Sizes
 from service.sandbox.bench.stage import PARTITIONS, BenchError, Stage, Subject, Topics, peak, resident
 from service.sandbox.bench.traffic import Outcomes, Request, partition_of, producing, trickle, write
-from service.sync import Ended, Running
+from service.sync import Ended, Running, remembered_until
 from service.sync import Request as Accepted
 from service.topics import KafkaConnection, TopicNames, ensure_topics
 
@@ -133,7 +133,7 @@ def _ended(count: int) -> Iterator[tuple[int, bytes, bytes]]:
             attempts=1,
             reason=None,
             ended_at=ended,
-            expires_at=ended + timedelta(days=1),
+            expires_at=remembered_until(ended, deduplicate_for=timedelta(days=1)),
             task_id=f"00000000-0000-4000-8000-{number:012x}",
             submitted_at=ended - timedelta(minutes=1),
         )

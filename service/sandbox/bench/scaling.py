@@ -130,7 +130,7 @@ class Plan:
 
     @property
     def commits(self) -> float:
-        """Transactions a second at most: a partition makes no more than 1 every 20 ms, and several syncs share one."""
+        """Transactions a second at most: a partition makes 50 or so, and several syncs share one."""
         return min(self.per_second * COMMITS, self.partitions * 50.0)
 
 
