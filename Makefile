@@ -60,8 +60,9 @@ demo: $(READY) ## Kafka, a simulated VCDA and the service on this machine, to lo
 chaos: $(READY) ## kill and freeze things for minutes, then count; SEED=, SEEDS= and REQUESTS= are taken
 	$(BIN)/python -m tests.chaos
 
-bench: $(READY) ## measure what README claims: minutes
+bench: $(READY) ## measure what README claims: an hour
 	$(BIN)/python -m service.sandbox.bench
+	$(BIN)/python -m tools.tables
 
 bench-quick: $(READY) ## the same, small: some minutes, and writes no page
 	$(BIN)/python -m service.sandbox.bench --quick

@@ -247,7 +247,7 @@ class KafkaJournal:
         Asking the broker for the end isn't enough: after its restart the end that it tells to read_committed readers
         may for a moment lie before a record whose commit it has acknowledged (seen on a lone broker).
         """
-        await self._write({self._place: [(OPENED_KEY, b"{}", [], None)]})
+        await self._write([(self._place, [(OPENED_KEY, b"{}", [], None)])])
 
     async def _transact(self, batch: Batch) -> None:
         events: dict[TopicPartition, list[_Record]] = {}
@@ -258,9 +258,9 @@ class KafkaJournal:
             events.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
         # Encoded one by one while they are packed: what orjson returns holds 4 KB, however short it is (measured), and
         # a partition may begin with thousands.
-        await self._write({self._place: _journal_records(batch), **events})
+        await self._write([(self._place, _journal_records(batch)), *events.items()])
 
-    async def _write(self, records: Mapping[TopicPartition, Iterable["_Record"]]) -> None:
+    async def _write(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
         """Write the records in one transaction."""
         async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
             await self._producer.begin_transaction()
@@ -271,11 +271,11 @@ class KafkaJournal:
                 raise
             await self._producer.commit_transaction()
 
-    async def _send(self, records: Mapping[TopicPartition, Iterable["_Record"]]) -> None:
+    async def _send(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
         """Send, and wait until the brokers have all of it."""
         sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
         try:
-            for place, some in records.items():
+            for place, some in records:
                 for part in self._batches(some, room=self._refusals.room(place.topic)):
                     arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
                     sent.append((place.topic, part, arrived))

@@ -70,7 +70,8 @@ METRICS: Final = (
     Metric(
         "vm_sync_in_flight",
         "gauge",
-        "Requests accepted here whose sync is not over, by state.",
+        "Requests accepted here whose sync is not over, by state. Those whose intent is being written count "
+        "as submitting, too: up to twice MAX_CONCURRENT_SUBMITS.",
         ("state", "site"),
         at_scrape=True,
     ),

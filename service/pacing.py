@@ -166,3 +166,8 @@ def meeting_time(due: float, interval: float) -> float:
     """Put a turn off by a sixteenth of its interval at most, to a moment where many meet and share a call."""
     step = 2.0 ** (math.frexp(interval)[1] - 5)
     return math.ceil(due / step) * step
+
+
+def come_along(shortest: float) -> float:
+    """Return how long before its turn a task comes along with one that is due; `meeting_time` put it off as long."""
+    return shortest / 16

@@ -17,7 +17,7 @@ from random import Random
 from typing import Protocol
 
 from service.clock import Clock
-from service.pacing import History, Pace, meeting_time, next_interval
+from service.pacing import History, Pace, come_along, meeting_time, next_interval
 from service.sync import Absent, Gone, PollAnswer, Task, TaskState, Trouble
 from service.tracing import TraceContext, Tracing
 
@@ -181,7 +181,7 @@ class Poller:
         self._metrics = metrics
         self._random = random
         self._shortest = shortest.total_seconds()
-        self._moment = self._shortest / 16  # no longer than `meeting_time` puts a turn off
+        self._moment = come_along(self._shortest)
         self._longest = longest.total_seconds()
         self._tracing = tracing or Tracing()
         self._history = History()

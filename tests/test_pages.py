@@ -1,12 +1,15 @@
 """What the documentation says of the code is made of the code: pages, tables and pictures are as they would be made."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 import service
 from service import sync
+from service.sandbox.bench.page import write
+from service.sandbox.bench.results import Results
 from tools import architecture, states, tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -20,10 +23,21 @@ def test_the_table_of_metrics_says_what_the_metrics_say_of_themselves() -> None:
     assert tables.METRICS_PAGE.read_text() == tables.metrics_page(), "run: make pages"
 
 
-def test_the_readme_shows_some_of_both_as_they_are() -> None:
+def test_the_readme_shows_some_of_both_and_of_what_was_measured_as_they_are() -> None:
     text = tables.README.read_text()
 
     assert tables.readme(text) == text, "run: make pages"
+
+
+def test_the_pages_of_performance_and_scaling_say_what_was_measured(tmp_path: Path) -> None:
+    docs = tables.MEASURED.parents[1]
+    (tmp_path / "performance").mkdir()
+    shutil.copy(docs / "performance" / "notes.md", tmp_path / "performance")
+
+    write(Results.read(tables.MEASURED), tmp_path)
+
+    for page in ("performance.md", "scaling.md"):
+        assert (tmp_path / page).read_text() == (docs / page).read_text(), "see CONTRIBUTING.md: write the pages anew"
 
 
 def test_the_picture_of_the_architecture_shows_the_contracts_and_the_imports() -> None:

@@ -1,7 +1,7 @@
-"""Writes the tables of settings and of metrics from the code that they describe: `python -m tools.tables`.
+"""Writes the tables of settings, of metrics and of figures from what they describe: `python -m tools.tables`.
 
 `docs/settings.md` and `docs/metrics.md` are made whole; of README.md only what stands between `<!-- made: NAME -->` and
-`<!-- /made -->`. A test compares all three with what would be written.
+`<!-- /made -->`, its figures from what `make bench` measured. A test compares all three with what would be written.
 """
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,8 @@ from service import settings
 from service.journal import StopReason
 from service.messages import DeadReason
 from service.metrics import LOGINS, METRICS, OPERATIONS, OUTCOMES, RESULTS, STATES, STATUSES, Metric
+from service.sandbox.bench.page import number
+from service.sandbox.bench.results import Results
 from service.settings.model import BETWEEN, PREFIX, Settings
 from service.sync import Reason
 
@@ -20,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
+MEASURED = ROOT / "docs" / "performance" / "raw.json"
 
 FIRST_SETTINGS: Final = (
     "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS",
@@ -42,6 +45,22 @@ FIRST_METRICS: Final = (
     "vm_sync_partitions_stopped",
 )
 """Those that say whether the service does its work."""
+
+COMPARED: Final = {
+    "service": "vm-sync",
+    "obvious": "an obvious FastStream service",
+    "listing": "a list-all poller, in memory",
+}
+"""The service, and the same job done in other ways."""
+
+FIRST_FIGURES: Final = (
+    ("S1", "posts_per_second", "tasks of 100 ms: POSTs per second"),
+    ("S1", "cpu_ms", "CPU time of one, from request to outcome, ms"),
+    ("S1", "calls", "calls of VCDA for one"),
+    ("S1", "overlapping", "syncs that overlapped another of their replication"),
+    ("S2", "lag_p50_s", "tasks of 20 s: from an end to its outcome, median, s"),
+)
+"""Those that say what the others save, and what that costs."""
 
 SETTINGS_HEAD: Final = """\
 # Settings
@@ -104,7 +123,15 @@ def readme(text: str) -> str:
     """Return the README's text with the made parts made anew."""
     rows = {row.name: row for row in settings.describe()}
     known = {m.name: m for m in METRICS}
+    measured = Results.read(MEASURED)
     made = {
+        "figures": _table(
+            ("", *COMPARED.values()),
+            [
+                (what, *(_middle(measured, scenario, subject, figure) for subject in COMPARED))
+                for scenario, figure, what in FIRST_FIGURES
+            ],
+        ),
         "settings": _table(
             ("setting", "default", "meaning"),
             [(f"`{name}`", _code(rows[name].default), rows[name].meaning) for name in FIRST_SETTINGS],
@@ -123,6 +150,11 @@ def readme(text: str) -> str:
             raise ValueError(msg)
         text = f"{before}{begin}\n\n{table}\n{end}{after}"
     return text
+
+
+def _middle(measured: Results, scenario: str, subject: str, figure: str) -> str:
+    middle = measured.middle(scenario, subject, figure)
+    return "not measured" if middle is None else number(middle)
 
 
 def _part(name: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from service.pacing import History, Pace, meeting_time, next_interval
+from service.pacing import History, Pace, come_along, meeting_time, next_interval
 from service.polling import CALLS_AT_ONCE, Agenda, Due, Verdict, Watch
 
 SHORTEST, LONGEST = 1.0, 60.0
@@ -211,7 +211,7 @@ def simulate(tasks: Sequence[SimulatedTask], poller: Adaptive | Fixed) -> tuple[
                 read(batch, by_id, agenda, poller, answered=answered)
             case _:
                 calls += 1
-                heapq.heappush(on_the_way, (now + ROUND_TRIP, calls, agenda.take(now + SHORTEST / 16)))
+                heapq.heappush(on_the_way, (now + ROUND_TRIP, calls, agenda.take(now + come_along(SHORTEST))))
     return calls, sorted(task.seen - task.ends for task in tasks)
 
 

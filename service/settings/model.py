@@ -289,7 +289,7 @@ class Sync(Part):
     max_in_flight: Annotated[int, Field(ge=1)] = 50_000
     """Per process; past it, consuming pauses.
 
-    So many are read back from the journal in a fraction of a second."""
+    So many are read back from the journal within seconds."""
     max_concurrent_submits: Annotated[int, Field(ge=1)] = 16
     """POSTs at once, per site and process.
 

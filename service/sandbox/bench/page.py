@@ -81,11 +81,12 @@ def shown(spread: Spread | None, *, unit: str = "") -> str:
     """Write a median, and the lowest and highest beside it where there were several rounds."""
     if spread is None:
         return ""
-    middle = f"{_number(spread.middle)}{unit}"
-    return middle if spread.rounds == 1 else f"{middle} ({_number(spread.low)} – {_number(spread.high)})"  # noqa: RUF001
+    middle = f"{number(spread.middle)}{unit}"
+    return middle if spread.rounds == 1 else f"{middle} ({number(spread.low)} – {number(spread.high)})"  # noqa: RUF001
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Write a figure with three significant digits or so."""
     for limit, digits in ((100.0, 0), (10.0, 1), (1.0, 2)):
         if abs(value) >= limit:
             return f"{value:,.{digits}f}"
@@ -189,8 +190,8 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
     yield "## A steady trickle"
     yield (
         f"{settings['rate']:g} requests a second at random moments, 4 partitions, tasks of 1 s: the time from the "
-        "broker's own stamp on the record to VCDA's receiving the POST. For the service it holds two transactions: the "
-        "request is written down, and so is the intent to POST. The first twentieth is left out: connections are new."
+        "broker's own stamp on the record to VCDA's receiving the POST. For the service it holds a transaction: the "
+        "request and the intent to POST are written down. The first twentieth is left out: connections are new."
     )
     yield scenario_table(results, "trickle")
     yield "![The wait's distribution](performance/trickle.svg)"
