@@ -17,7 +17,7 @@ It never reads from the requests topic, never opens its journal again (its keepe
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from service import sync
@@ -62,8 +62,6 @@ TICK = timedelta(seconds=1)
 
 AT_ONCE = 250
 """Syncs let in between two turns of the event loop while a partition begins, some milliseconds."""
-
-UNIX_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 KNOWN_STATES = frozenset(TaskState)
 
@@ -503,6 +501,6 @@ def _written_at(record: Record, *, default: datetime) -> datetime:
     if record.timestamp_ms < 0:
         return default
     try:
-        return UNIX_EPOCH + timedelta(milliseconds=record.timestamp_ms)  # exact, unlike `fromtimestamp`
+        return sync.EPOCH + timedelta(milliseconds=record.timestamp_ms)  # exact, unlike `fromtimestamp`
     except OverflowError:
         return default

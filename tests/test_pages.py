@@ -36,8 +36,9 @@ def test_the_pages_of_performance_and_scaling_say_what_was_measured(tmp_path: Pa
 
     write(Results.read(tables.MEASURED), tmp_path)
 
+    anew = "run: python -m service.sandbox.bench --pages docs/performance/raw.json"
     for page in ("performance.md", "scaling.md"):
-        assert (tmp_path / page).read_text() == (docs / page).read_text(), "see CONTRIBUTING.md: write the pages anew"
+        assert (tmp_path / page).read_text() == (docs / page).read_text(), anew
 
 
 def test_the_picture_of_the_architecture_shows_the_contracts_and_the_imports() -> None:

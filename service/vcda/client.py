@@ -29,6 +29,7 @@ from urllib.parse import quote
 
 from service.clock import Clock
 from service.sync import (
+    EPOCH,
     Accepted,
     ApiError,
     Gone,
@@ -143,7 +144,7 @@ class Vcda:
             ValueError: an id that doesn't belong in a URL or a header.
         """
         # "After" means after: one less than the millisecond that `since` falls into.
-        milliseconds = (since - translate.EPOCH) // timedelta(milliseconds=1) - 1
+        milliseconds = (since - EPOCH) // timedelta(milliseconds=1) - 1
         query = f"type=sync&startTimeAfter={max(milliseconds, 0)}"
         if replication_id is not None:
             query += f"&resourceId={_check(replication_id, REPLICATION_ID)}"

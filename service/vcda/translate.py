@@ -6,12 +6,12 @@ Of a task's result only the latest instance is read: the rest can hold passwords
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 from pydantic_core import from_json
 
-from service.sync import ApiError, Instance, Task
+from service.sync import EPOCH, ApiError, Instance, Task
 
 Json: TypeAlias = object
 Object: TypeAlias = dict[str, Json]
@@ -21,7 +21,6 @@ LIST_LIMIT: Final = 20
 """How many warnings, or arguments of one, are kept: the contract's numbers."""
 
 INT64: Final = 2**63 - 1
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 LAST_MILLISECOND: Final = 253_402_300_799_999
 """The end of the year 9999, and of what a datetime can hold."""
 
