@@ -255,11 +255,15 @@ async def _prometheus(program: str, *, targets: Mapping[str, str], folder: Path)
 @asynccontextmanager
 async def _kafka_exporter() -> AsyncIterator[str]:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
         head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(KAFKA_EXPORTER)}\r\n"
-        writer.write((head + "Connection: close\r\n\r\n" + KAFKA_EXPORTER).encode())
-        await writer.drain()
-        writer.close()
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write((head + "Connection: close\r\n\r\n" + KAFKA_EXPORTER).encode())
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # Prometheus was ended in the middle of a scrape
+        finally:
+            writer.close()
 
     async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
