@@ -63,49 +63,56 @@ class Watch:
     answered: Callable[[PollAnswer], Verdict]
     trace: TraceContext | None = None
     pace: Pace = field(default=UNSEEN, init=False)
-    ticket: int = field(default=0, init=False)
-    """The one entry of the agenda that counts for it; 0: it isn't watched."""
-
-
-Due = tuple[float, int, Watch]
-"""When, ticket, whose turn."""
+    due: float = field(default=0.0, init=False)
+    """When its turn is, or was if it is being asked after."""
+    watched: bool = field(default=True, init=False)
 
 
 class Agenda:
-    """Who is due when, at one site. What is no longer watched stays until its turn, and is passed over then."""
+    """Who is due when, at one site. Who is no longer watched stays until the turn, and is passed over then.
+
+    Turns meet (`meeting_time`): with 50,000 tasks there are some hundred moments to be kept in order, not 50,000 turns.
+    """
 
     def __init__(self) -> None:
-        self._heap: list[Due] = []
-        self._tickets = count(1)
+        self._order: list[float] = []
+        """The moments, as a heap."""
+        self._turns: dict[float, list[Watch]] = {}
 
     def add(self, watch: Watch, due: float) -> None:
         """Note a watch's next turn."""
-        watch.ticket = next(self._tickets)
-        heapq.heappush(self._heap, (due, watch.ticket, watch))
+        watch.due = due
+        turns = self._turns.get(due)
+        if turns is None:
+            turns = self._turns[due] = []
+            heapq.heappush(self._order, due)
+        turns.append(watch)
 
-    def put_back(self, entries: Iterable[Due]) -> None:
+    def put_back(self, watches: Iterable[Watch]) -> None:
         """Let turns that came to nothing be due as they were."""
-        for entry in entries:
-            if current(entry):
-                heapq.heappush(self._heap, entry)
+        for watch in watches:
+            self.add(watch, watch.due)
 
     def next_due(self) -> float | None:
         """Return the earliest turn; None: nobody is waiting for one."""
-        while self._heap and not current(self._heap[0]):
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else None
+        while self._order:
+            due = self._order[0]
+            turns = self._turns[due]
+            while turns and not turns[-1].watched:
+                turns.pop()
+            if turns:
+                return due
+            del self._turns[heapq.heappop(self._order)]
+        return None
 
-    def take(self, until: float) -> list[Due]:
+    def take(self, until: float) -> list[Watch]:
         """Take the turns due until then, the earliest first, as many as go into one call."""
-        batch: list[Due] = []
-        while len(batch) < BATCH and (due := self.next_due()) is not None and due <= until:
-            batch.append(heapq.heappop(self._heap))
+        batch: list[Watch] = []
+        while (room := BATCH - len(batch)) and (due := self.next_due()) is not None and due <= until:
+            turns = self._turns[due]
+            batch += [watch for watch in turns[-room:] if watch.watched]
+            del turns[-room:]
         return batch
-
-
-def current(entry: Due) -> bool:
-    """Tell whether the turn's watch is still watched."""
-    return entry[2].ticket == entry[1]
 
 
 # ---------------------------------------------------------------- asking
@@ -148,16 +155,16 @@ class _Site:
         self.name = name
         self.lane = lane
         self.agenda = Agenda()
-        self.alone: list[Due] = []
+        self.alone: list[Watch] = []
         self.calls: dict[int, float] = {}
         """For each call on its way the earliest turn in it."""
         self.changed = asyncio.Event()
 
     def next_due(self) -> float | None:
         """Return the earliest turn that no call on its way sees to."""
-        while self.alone and not current(self.alone[0]):
+        while self.alone and not self.alone[0].watched:
             self.alone.pop(0)
-        return self.alone[0][0] if self.alone else self.agenda.next_due()
+        return self.alone[0].due if self.alone else self.agenda.next_due()
 
 
 class Poller:
@@ -199,12 +206,13 @@ class Poller:
         if elapsed < self._shortest:
             self._plan(watch, watch.since, elapsed)
         else:
-            self._site(watch.site).agenda.add(watch, now + self._random.uniform(0.0, self._shortest))
+            soon = now + self._random.uniform(0.0, self._shortest)
+            self._site(watch.site).agenda.add(watch, meeting_time(soon, self._shortest))
         self._site(watch.site).changed.set()
 
     def unwatch(self, watch: Watch) -> None:
         """Ask no more; an answer on its way is dropped."""
-        watch.ticket = 0
+        watch.watched = False
 
     def overdue(self) -> Mapping[str | None, float]:
         """Tell for each site how late its most overdue turn is, in seconds; an unanswered turn gets later, too."""
@@ -240,13 +248,13 @@ class Poller:
             if self._is_due(site) and site.lane.pause_left() == 0.0:
                 call = next(self._calls)
                 if site.alone:
-                    entry = site.alone.pop(0)
-                    site.calls[call] = entry[0]
-                    tasks.create_task(self._ask_alone(site, call, entry))
+                    watch = site.alone.pop(0)
+                    site.calls[call] = watch.due
+                    tasks.create_task(self._ask_alone(site, call, watch))
                 else:
                     # Those due a moment later come along.
                     batch = site.agenda.take(self._clock.monotonic() + self._moment)
-                    site.calls[call] = batch[0][0]
+                    site.calls[call] = batch[0].due
                     tasks.create_task(self._ask_together(site, call, batch))
 
     def _is_due(self, site: _Site) -> bool:
@@ -264,17 +272,17 @@ class Poller:
                 if timer is not None:
                     timer.cancel()
 
-    async def _ask_together(self, site: _Site, call: int, batch: list[Due]) -> None:
+    async def _ask_together(self, site: _Site, call: int, batch: list[Watch]) -> None:
         sent = self._clock.monotonic()
         self._metrics.poll_batch(site.name, len(batch))
-        with self._tracing.polling(site.name, [watch.trace for _, _, watch in batch]):
-            answer = await self._api.poll(site=site.name, ids=[watch.task_id for _, _, watch in batch])
+        with self._tracing.polling(site.name, [watch.trace for watch in batch]):
+            answer = await self._api.poll(site=site.name, ids=[watch.task_id for watch in batch])
         self._answered(site, call, answer if isinstance(answer, Trouble) else None)
         if isinstance(answer, Trouble):
             site.agenda.put_back(batch)
             return
         seen = {task.id: task for task in answer}
-        absent = sum(watch.task_id not in seen for _, _, watch in batch)
+        absent = sum(watch.task_id not in seen for watch in batch)
         vanished = absent >= VANISHED_TOGETHER and 2 * absent > len(batch)
         if vanished:
             log.warning(
@@ -283,51 +291,47 @@ class Poller:
                 absent,
                 len(batch),
             )
-        for entry in batch:
-            watch = entry[2]
+        for watch in batch:
             task = seen.get(watch.task_id)
             if task is not None:
-                self._tell(site, entry, task, sent)
+                self._tell(site, watch, task, sent)
             elif not vanished:
-                self._tell(site, entry, Absent(sent), sent)
-            elif current(entry):
+                self._tell(site, watch, Absent(sent), sent)
+            elif watch.watched:
                 self._plan(watch, sent, sent - watch.since)
 
-    async def _ask_alone(self, site: _Site, call: int, entry: Due) -> None:
+    async def _ask_alone(self, site: _Site, call: int, watch: Watch) -> None:
         sent = self._clock.monotonic()
-        watch = entry[2]
         answer = await self._api.ask(site=site.name, task_id=watch.task_id)
         self._answered(site, call, answer if isinstance(answer, Trouble) else None)
         if isinstance(answer, Trouble):
-            site.agenda.put_back([entry])
+            site.agenda.put_back([watch])
         else:
-            self._tell(site, entry, answer, sent)
+            self._tell(site, watch, answer, sent)
 
     def _answered(self, site: _Site, call: int, trouble: Trouble | None) -> None:
         del site.calls[call]
         site.changed.set()
         site.lane.heard(trouble)
 
-    def _tell(self, site: _Site, entry: Due, answer: PollAnswer, sent: float) -> None:
+    def _tell(self, site: _Site, watch: Watch, answer: PollAnswer, sent: float) -> None:
         """Hand on an answer to a call that left at `sent`, and plan the next."""
-        if not current(entry):
+        if not watch.watched:
             return
-        watch = entry[2]
         elapsed = sent - watch.since
         if isinstance(answer, Task):
             watch.pace = watch.pace.read(answer.progress, queued=answer.state == TaskState.QUEUED, elapsed=elapsed)
         verdict = watch.answered(answer)
         if isinstance(answer, Task) and answer.state == TaskState.SUCCEEDED:
             self._history.learn(_duration(answer, elapsed), site=watch.site, replication_id=watch.replication_id)
-        if not current(entry):  # unwatched meanwhile
-            return
         if verdict is Verdict.DONE:
-            watch.ticket = 0
+            watch.watched = False
         elif verdict is Verdict.ASK_ALONE and isinstance(answer, Absent):
-            site.alone.append((sent, watch.ticket, watch))
+            watch.due = sent
+            site.alone.append(watch)
         else:
             # From when it was due: from when the call left, some milliseconds later, it would miss the next meeting.
-            self._plan(watch, max(min(entry[0], sent), sent - self._moment), elapsed)
+            self._plan(watch, max(min(watch.due, sent), sent - self._moment), elapsed)
 
     def _plan(self, watch: Watch, at: float, elapsed: float) -> None:
         usual = self._history.usual(site=watch.site, replication_id=watch.replication_id)

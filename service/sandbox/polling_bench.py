@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from service.pacing import History, Pace, come_along, meeting_time, next_interval
-from service.polling import CALLS_AT_ONCE, Agenda, Due, Verdict, Watch
+from service.polling import CALLS_AT_ONCE, Agenda, Verdict, Watch
 
 SHORTEST, LONGEST = 1.0, 60.0
 """POLL_MIN and POLL_MAX as they are by default, in seconds."""
@@ -190,7 +190,7 @@ def simulate(tasks: Sequence[SimulatedTask], poller: Adaptive | Fixed) -> tuple[
     agenda = Agenda()
     by_id = {task.id: task for task in tasks}
     beginning = list(reversed(tasks))
-    on_the_way: list[tuple[float, int, list[Due]]] = []
+    on_the_way: list[tuple[float, int, list[Watch]]] = []
     calls, now = 0, 0.0
     while True:
         due = agenda.next_due() if len(on_the_way) < CALLS_AT_ONCE else None
@@ -227,11 +227,11 @@ def a_watch(task: SimulatedTask) -> Watch:
 
 
 def read(
-    batch: list[Due], tasks: dict[str, SimulatedTask], agenda: Agenda, poller: Adaptive | Fixed, *, answered: float
+    batch: list[Watch], tasks: dict[str, SimulatedTask], agenda: Agenda, poller: Adaptive | Fixed, *, answered: float
 ) -> None:
     """Take in a call's answer."""
     sent, looked = answered - ROUND_TRIP, answered - ROUND_TRIP / 2
-    for _, _, watch in batch:
+    for watch in batch:
         task = tasks[watch.task_id]
         task.answers += 1
         if looked >= task.ends:
