@@ -27,7 +27,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from service.clock import Clock
 from service.messages import Event, Header
-from service.records import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, is_sync, remains
+from service.records import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, is_sync, read
 from service.restoring import Bygone, Restoring
 from service.sync import InFlight, Sync
 
@@ -211,7 +211,7 @@ class KafkaJournal:
             bygone = restoring.bygone()
         except BaseException as error:
             await journal.close()
-            if isinstance(error, ValueError | KeyError | TypeError):
+            if isinstance(error, ValueError):
                 msg = (
                     f"{topic}-{partition} holds a record that can't be read ({error!r}): "
                     "run the version that wrote it, or point VM_SYNC_TOPICS__JOURNAL to the service's own topic"
@@ -256,8 +256,6 @@ class KafkaJournal:
             count = len(await self._producer.partitions_for(event.topic))
             place = TopicPartition(event.topic, _partition(event.key, count))
             events.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
-        # Encoded one by one while they are packed: what orjson returns holds 4 KB, however short it is (measured), and
-        # a partition may begin with thousands.
         await self._write([(self._place, _journal_records(batch)), *events.items()])
 
     async def _write(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
@@ -320,8 +318,7 @@ class KafkaJournal:
             async for records in self._records():
                 for record in records:
                     if is_sync(record.key) and record.value is not None:
-                        ended = remains(record.value)
-                        yield record.key.decode(), None if ended is None else ended.expires_at
+                        yield record.key.decode(), read(record.value).expires_at
         except TROUBLE as error:
             raise JournalLost(repr(error)) from error
 

@@ -155,6 +155,8 @@ class _Site:
         self.name = name
         self.lane = lane
         self.agenda = Agenda()
+        self.soon, self.room = 0.0, 0
+        """The next turn of tasks that were restored, and how many more of them it takes."""
         self.alone: list[Watch] = []
         self.calls: dict[int, float] = {}
         """For each call on its way the earliest turn in it."""
@@ -199,16 +201,19 @@ class Poller:
     def watch(self, watch: Watch) -> None:
         """Begin to ask after a task: a new one when the answer may be of use, a restored one soon.
 
-        Those restored together fall due spread over the shortest interval, so that the calls are, too.
+        Those restored together fall due by the hundred, so that calls are full, and spread over the shortest interval.
         """
         now = self._clock.monotonic()
         elapsed = now - watch.since
+        site = self._site(watch.site)
         if elapsed < self._shortest:
             self._plan(watch, watch.since, elapsed)
         else:
-            soon = now + self._random.uniform(0.0, self._shortest)
-            self._site(watch.site).agenda.add(watch, meeting_time(soon, self._shortest))
-        self._site(watch.site).changed.set()
+            if site.room == 0 or site.soon < now:
+                site.soon, site.room = now + self._random.uniform(0.0, self._shortest), BATCH
+            site.room -= 1
+            site.agenda.add(watch, site.soon)
+        site.changed.set()
 
     def unwatch(self, watch: Watch) -> None:
         """Ask no more; an answer on its way is dropped."""

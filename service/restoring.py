@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from service.records import CURSOR_KEY, OPENED_KEY, Cursor, decode, decode_cursor, epoch, remains
+from service.records import CURSOR_KEY, OPENED_KEY, Cursor, decode, decode_cursor, epoch, read
 from service.remembered import Remembered, YoungTasks
 from service.sync import Ended, InFlight
 
@@ -41,7 +41,7 @@ class Restoring:
         """Take the next record; None: a tombstone.
 
         Raises:
-            ValueError, KeyError, TypeError: no version known here has written it.
+            ValueError: no version known here has written it.
         """
         if key == CURSOR_KEY:
             self._cursor = value
@@ -50,12 +50,11 @@ class Restoring:
         elif value is None:
             self._in_flight.pop(key, None)
             self._let_go(key)
-        elif (ended := remains(value)) is None:
+        elif (expires_at := (stored := read(value)).expires_at) is None:
             if key not in self._in_flight:  # if it is, it was let go of then
                 self._let_go(key)
             self._in_flight[key] = value
         else:
-            expires_at, replication_id, site, task_id, started_at = ended
             self._in_flight.pop(key, None)
             if expires_at > self._now:
                 self._expired.pop(key, None)
@@ -64,8 +63,8 @@ class Restoring:
                 self._identities.discard(key)
                 self._expired[key] = None
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
-            if task_id is not None:
-                self._young.add(replication_id, task_id, started_at, site=site)
+            if stored.task_id is not None:
+                self._young.add(stored.replication_id, stored.task_id, stored.began, site=stored.site)
 
     def _let_go(self, key: bytes) -> None:
         self._identities.discard(key)
@@ -75,7 +74,7 @@ class Restoring:
         """Return where reading the requests goes on; None: nobody has read any.
 
         Raises:
-            ValueError, KeyError, TypeError: no version known here has written it.
+            ValueError: no version known here has written it.
         """
         return None if self._cursor is None else decode_cursor(self._cursor)
 
@@ -83,7 +82,7 @@ class Restoring:
         """Yield the syncs that have not ended, once: their records are let go of on the way.
 
         Raises:
-            ValueError, KeyError, TypeError: no version known here has written one of them.
+            ValueError: no version known here has written one of them.
         """
         for key in tuple(self._in_flight):
             state = decode(key.decode(), self._in_flight.pop(key))

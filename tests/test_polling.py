@@ -197,6 +197,20 @@ async def test_thousands_restored_together_are_all_asked_within_seconds_and_neve
 
 
 @virtual
+async def test_a_few_restored_together_share_a_call() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    await asyncio.sleep(1000)
+    async with polling(vcda) as (poller, _):
+        for number in range(60):
+            poller.watch(answers.watch(f"t{number}", since=0.0))
+        await asyncio.sleep(1.0)
+        for number in range(60, 120):
+            poller.watch(answers.watch(f"t{number}", since=0.0))
+        await asyncio.sleep(1.0)
+    assert [len(ids) for _, ids in vcda.calls[:2]] == [60, 60]
+
+
+@virtual
 async def test_a_slow_site_is_asked_by_no_more_than_four_calls_at_once() -> None:
     vcda, answers = FakeVcda(takes=10.0), Answers()
     async with polling(vcda) as (poller, _):

@@ -27,7 +27,7 @@ from service.lanes import LaneLimits, Lanes
 from service.messages import Event, OutcomeTopics, Record
 from service.partition import Partition
 from service.polling import Poller
-from service.records import CURSOR_KEY, Cursor, decode, encode, encode_cursor, remains
+from service.records import CURSOR_KEY, Cursor, decode, encode, encode_cursor, read
 from service.restoring import Restoring
 from service.sync import Policy
 from service.tools import Tools
@@ -304,8 +304,7 @@ class ScriptedJournal:
         self._log.read_at.append(asyncio.get_running_loop().time())
         await asyncio.sleep(self._broker.reading)
         for identity, value in records:
-            ended = remains(value)
-            yield identity, None if ended is None else ended.expires_at
+            yield identity, read(value).expires_at
 
     async def close(self) -> None:
         """Nothing to let go of."""
