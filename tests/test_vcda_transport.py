@@ -8,6 +8,7 @@ import struct
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import pytest
 import trustme
 
@@ -55,7 +56,7 @@ async def test_a_refused_connection_means_that_nothing_left() -> None:
 async def test_a_refused_connection_of_the_post_alone_means_that_nothing_left() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         assert isinstance(await us.submit(), Accepted)  # logged in
-        us.vcda._wire._base = f"http://127.0.0.1:{closed_port()}"
+        us.vcda._wire._base = httpx.URL(f"http://127.0.0.1:{closed_port()}")
         answer = await us.submit()
 
     assert isinstance(answer, NotTaken)
@@ -397,6 +398,7 @@ def test_a_thumbprint_that_is_none_stops_the_start(tls: Tls) -> None:
         "https://vcda.example.com/api",
         "https://vcda.example.com?x=1",
         "https://vcda.example.com:port",
+        "https://\N{SNOWMAN}.example.com",
     ],
 )
 def test_a_url_that_is_not_just_a_machine_is_refused(url: str) -> None:

@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
+from typing_extensions import override
 
 from service.clock import Clock
 from service.vcda.moments import Offset, http_date
@@ -131,7 +132,7 @@ class Wire:
             (b"accept-encoding", b"identity"),
         ]
         # Loopback by plain http has no certificate; this context has no store, so it would believe none.
-        secure = self._base.startswith("https:")
+        secure = self._base.scheme == "https"
         verification = tls.verification() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         # Without an `httpx.AsyncClient` around: what it adds is cookies, redirects and proxies from the environment,
         # none of which may be here, for half of a call's CPU time (2,000 POSTs per CPU-second with it, 3,900 without).
@@ -168,7 +169,8 @@ class Wire:
             headers.append((b"operationid", operation_id.encode("ascii")))
         if content is not None:
             headers.append((b"content-type", b"application/json"))
-        request = httpx.Request(method, self._base + target, headers=headers, content=content)
+        request = httpx.Request(method, self._base, headers=headers, content=content)
+        request.url = _Url(self._base, target)
 
         departure = _Departure(self._clock, may_leave)
         began, began_at = self._clock.now(), self._clock.monotonic()
@@ -235,6 +237,22 @@ class Wire:
 # ---------------------------------------------------------------- leaving
 
 
+class _Url(httpx.URL):
+    """The appliance's, with a target behind it.
+
+    httpx would look at each character of the target, with a hundred ids for 0.15 ms. aiohttp reads it anyway, and
+    percent-encodes what may not stand there.
+    """
+
+    def __init__(self, base: httpx.URL, target: str) -> None:
+        super().__init__(base)
+        self._whole = f"{base}{target}"
+
+    @override
+    def __str__(self) -> str:
+        return self._whole
+
+
 class _Withheld(Exception):
     """Raised in the hook, so that nothing leaves."""
 
@@ -267,7 +285,7 @@ async def _before_the_first_byte(*_: object) -> None:
 # ---------------------------------------------------------------- connections
 
 
-def _base(url: str) -> tuple[str, str]:
+def _base(url: str) -> tuple[httpx.URL, str]:
     """Return what every URL begins with, and the `Host`. The documentation's `//` is an artefact: one slash it is."""
     parts = urlsplit(url)
     if parts.scheme not in {"https", "http"} or not parts.hostname:
@@ -280,7 +298,11 @@ def _base(url: str) -> tuple[str, str]:
         msg = "plain http is only for a VCDA on this very machine: the password would travel in the clear"
         raise ValueError(msg)
     _ = parts.port  # raises ValueError for one that isn't a port
-    return f"{parts.scheme}://{parts.netloc}", parts.netloc
+    try:
+        return httpx.URL(f"{parts.scheme}://{parts.netloc}"), parts.netloc
+    except httpx.InvalidURL as error:
+        msg = f"the URL of VCDA has to be https://host[:port]: {error}"
+        raise ValueError(msg) from error
 
 
 def _is_loopback(host: str) -> bool:
