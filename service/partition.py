@@ -138,8 +138,6 @@ class Partition:
         self._spawn(self._past.sweep(self._tools.random))
         for work in self._queues:
             self._take_up(work)
-        for replication_id in self._queues.replications():
-            self._move_on(replication_id)
 
     async def quiesce(self, limit: float) -> bool:
         """Begin nothing, let the POSTs in flight be answered and their answers stand; within `limit` seconds or not.
@@ -162,9 +160,10 @@ class Partition:
 
     def resume(self) -> None:
         """The partition stays here after all: begin again."""
-        self.quiescing = False
-        for replication_id in self._queues.replications():
-            self._move_on(replication_id)
+        if self.quiescing:
+            self.quiescing = False
+            for replication_id in self._queues.replications():
+                self._move_on(replication_id)
 
     async def close(self) -> None:
         """Forget the syncs here; they are never cancelled there. A commit on its way is waited for, within bounds."""
