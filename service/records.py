@@ -68,7 +68,10 @@ Moment: TypeAlias = Annotated[int, msgspec.Meta(ge=-62_135_596_800_000, le=253_4
 
 
 class Stored(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, gc=False):
-    """A sync's record, field by field; after the first nine, which of them are there depends on its state."""
+    """A sync's record, field by field; after the first nine, which of them are there depends on its state.
+
+    It is in no cycle, so the garbage collector need not know of it.
+    """
 
     v: int
     state: str
@@ -91,7 +94,7 @@ class Stored(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, g
     submitted_at: Moment | None = None
     adopted: bool = False
     told_at: Moment | None = None
-    reason: Reason | None = None
+    reason: str | None = None
     ended_at: Moment | None = None
     expires_at: Moment | None = None
     """Only what has ended expires."""
@@ -172,7 +175,7 @@ def decode(identity: str, value: bytes) -> Sync:
             return Ended(
                 request=request,
                 attempts=stored.attempts,
-                reason=stored.reason,
+                reason=None if stored.reason is None else Reason(stored.reason),
                 ended_at=_moment(stored.ended_at),
                 expires_at=_moment(stored.expires_at),
                 task_id=stored.task_id,
