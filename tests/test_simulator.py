@@ -509,6 +509,76 @@ async def test_a_user_may_be_renamed_or_become_another_account(browser: Browser)
     assert await browser.tasks() == []
 
 
+async def test_tasks_may_spell_a_user_as_sessions_do_not(browser: Browser) -> None:
+    browser.sim.world.user(name="admin1@org1", on_tasks="{org}@{site}")
+    assert (await browser.log_in(TENANT)).json["user"] == "admin1@org1"
+    assert (await browser.sync()).json["user"] == "org1@site1"
+    assert len((await browser("GET", "/tasks")).json["items"]) == 1, "whose it is, VCDA knows all the same"
+
+
+async def test_a_task_may_name_neither_its_user_nor_its_replication(browser: Browser) -> None:
+    browser.sim.world.plan(no_user=True, resource="null")
+    task = (await browser.sync()).json
+    assert (task["user"], task["workflowInfo"]["resourceId"]) == (None, None)
+    assert await browser.tasks(f"resourceId={A}") == [], "a filter sees what is shown"
+    assert len(await browser.tasks("type=sync")) == 1
+
+
+async def test_a_task_may_name_its_replication_in_another_letter_case(browser: Browser) -> None:
+    browser.sim.world.plan(resource="upper")
+    assert (await browser.sync()).json["workflowInfo"]["resourceId"] == A.upper()
+    assert await browser.tasks(f"resourceId={A}") == []
+
+
+async def test_an_account_that_is_replaced_can_do_nothing_more_and_its_tasks_stay_its_own(browser: Browser) -> None:
+    await browser.log_in(TENANT)
+    await browser.sync()
+    browser.sim.world.replace_account(name="admin1@org1", by="admin9@org1", password="other")
+    assert (await browser("GET", "/tasks")).status == 401
+    assert (await browser.log_in(TENANT)).status == 401
+    assert (await browser.log_in({**TENANT, "vcdUser": "admin9@org1", "vcdPassword": "other"})).status == 200
+    assert await browser.tasks() == []
+
+
+async def test_a_sites_account_that_is_replaced_ends_the_extension(browser: Browser) -> None:
+    extension = {**EXTENSION, "vcdUsername": "admin2@org2"}
+    await browser("POST", "/sessions/extend", body=extension)
+    await browser.sync(site="site2")
+    browser.sim.world.replace_account(name="admin2@org2", by="admin9@org2", site="site2")
+    assert (await browser("GET", "/tasks?site=site2")).status == 401
+    assert (await browser("GET", "/tasks")).status == 200
+    assert (await browser("POST", "/sessions/extend", body=extension)).status == 401
+    again = await browser("POST", "/sessions/extend", body={**extension, "vcdUsername": "admin9@org2"})
+    assert again.status == 200
+    assert await browser.tasks("site=site2") == []
+
+
+async def test_a_cache_in_front_answers_what_was_true_a_while_ago(browser: Browser, hand: Hand) -> None:
+    browser.sim.cache(seconds=30)
+    first = await browser("GET", "/tasks")
+    assert "Age" not in first.headers
+    await browser.sync()
+    hand.at += 20
+    stale = await browser("GET", "/tasks", headers={"Cache-Control": "no-cache"})
+    assert (stale.json["items"], stale.headers["Age"]) == ([], "20")
+    assert browser.sim.world.counters()["cached"] == 1
+    hand.at += 20
+    assert len((await browser("GET", "/tasks")).json["items"]) == 1
+    browser.sim.cache(seconds=0)
+    await browser.sync(B)
+    assert len((await browser("GET", "/tasks")).json["items"]) == 2
+
+
+async def test_a_cache_may_obey_and_may_keep_its_age_to_itself(browser: Browser, hand: Hand) -> None:
+    browser.sim.cache(seconds=30, obeys=True, tells=False)
+    await browser("GET", "/tasks")
+    await browser.sync()
+    hand.at += 20
+    stale = await browser("GET", "/tasks")
+    assert (stale.json["items"], "Age" in stale.headers) == ([], False)
+    assert len((await browser("GET", "/tasks", headers={"Cache-Control": "no-cache"})).json["items"]) == 1
+
+
 async def test_a_forgotten_task_and_one_past_its_retention_are_gone(hand: Hand) -> None:
     async with (
         Simulator(Config(plan=CONFIG.plan, retention=60), clock=hand) as sim,
@@ -722,6 +792,8 @@ async def test_everything_can_be_switched_over_http(stranger: Browser, hand: Han
     await control("POST", "by_hand", replication=B)
     await control("POST", "forget", replication=B)
     await control("POST", "clock_offset", seconds=5)
+    await control("POST", "cache", seconds=30)
+    await control("POST", "replace_account", name="new@org1", by="newer@org1")
     await control("POST", "expire")
     assert (await stranger("GET", "/sessions")).status == 401
     assert (await control("GET", "counters"))["tasks"] == 2
@@ -735,6 +807,7 @@ async def test_everything_can_be_switched_over_http(stranger: Browser, hand: Han
     [
         ("POST", "/_simulator/faults", {"colour": "red"}),
         ("POST", "/_simulator/plan", {"colour": "red"}),
+        ("POST", "/_simulator/plan", {"resource": "red"}),
         ("POST", "/_simulator/expire", {"what": "milk"}),
         ("POST", "/_simulator/finish", {"task": 1}),
         ("POST", "/_simulator/nothing", {}),

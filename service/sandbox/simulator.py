@@ -27,14 +27,19 @@ the method named; the methods can be called directly from a test (`sim.fault(...
     POST   /_simulator/forget        World.forget    {"ids": [..]}: lose tasks
     POST   /_simulator/by_hand       World.by_hand   {"replication": ID, "user": NAME}: a sync nobody asked us for
     POST   /_simulator/expire        World.expire    {"what": "sessions" | "extensions" | "cloud-director"}
-    POST   /_simulator/user          World.user      {"name": NAME, "password": .., "account": .., "spelled": ..}
+    POST   /_simulator/user          World.user      {"name": NAME, "password": .., "account": .., "spelled": ..,
+                                                     "on_tasks": "{org}@{site}", "site": "site2"}
+    POST   /_simulator/replace_account     World.replace_account    {"name": NAME, "by": NAME, "site": "site2"}
+    POST   /_simulator/cache         Simulator.cache {"seconds": 30, "obeys": false}: a cache in front; 0: none
     POST   /_simulator/clock_offset  World.clock_offset    {"seconds": 90, "site": "site2"}
     POST   /_simulator/refuse        Simulator.refuse      {"seconds": 5}: close the port and all connections
     POST   /_simulator/reset                         as at the start
 
 A dead site is a fault: {"site": "site2", "answer": "silent"}. Maintenance is one, too: {"answer": "status",
 "status": 503, "lasting": 30, "retry_after": "rest"}. A POST that a proxy gives up and VCDA takes late:
-{"operation": "submit", "answer": "status", "status": 504, "html": true, "effect": "behind", "seconds": 5}.
+{"operation": "submit", "answer": "status", "status": 504, "html": true, "effect": "behind", "seconds": 5}. An answer
+later than any client waits: {"operation": "submit", "seconds": 60}. Tasks that don't say whose or of what they are: the
+plan's `no_user` and `resource`.
 """
 
 import argparse
@@ -43,6 +48,7 @@ import contextlib
 import importlib.util
 import inspect
 import json
+import math
 import signal
 import socket
 import ssl
@@ -81,11 +87,35 @@ OUR_FAULT = frozenset({400, 405, 406, 415})
 SITES_OWN = frozenset({"submit", "poll", "find", "ask", "replication"})
 """Operations that a Retry-After speaks of: the traffic of one site."""
 
+CACHEABLE = frozenset({"poll", "find", "ask", "replication"})
+"""What a cache in front keeps: a shared one that was set up carelessly, so whoever asks gets it."""
+
 LOOK_EVERY = 0.25
 """Seconds between looks at a silent connection: is the client still there?"""
 
 SEND_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: closing the socket then resets the connection."""
+
+
+class _Cache:
+    """A caching proxy in front, by path and query alone."""
+
+    def __init__(self, seconds: float, *, obeys: bool, tells: bool) -> None:
+        self._seconds, self._obeys, self._tells = seconds, obeys, tells
+        self._kept: dict[str, tuple[float, Reply]] = {}
+
+    def find(self, path: str, call: Call, *, now: float) -> Reply | None:
+        """Return what it answers by itself."""
+        at, reply = self._kept.get(path, (-math.inf, None))
+        if reply is None or now - at > self._seconds or (self._obeys and call.no_cache):
+            return None
+        age = {"Age": str(int(now - at))} if self._tells else {}
+        return reply._replace(headers={**reply.headers, **age})
+
+    def keep(self, path: str, reply: Reply, *, now: float) -> None:
+        """Keep a good answer."""
+        if reply.status == HTTPStatus.OK:
+            self._kept[path] = (now, reply)
 
 
 class Simulator:
@@ -107,6 +137,7 @@ class Simulator:
         self._timers: set[asyncio.TimerHandle] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._date = (0, "")
+        self._cache: _Cache | None = None
         self._server = web.Server(self._handle, access_log=None, lingering_time=0)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=0.1)
         self._listener: web.TCPSite | None = None
@@ -153,6 +184,13 @@ class Simulator:
         """Switch a `Fault` on. Return its number."""
         return self.faults.add(Fault(**fields), now=self.world.now())
 
+    def cache(self, *, seconds: float, obeys: bool = False, tells: bool = True) -> None:
+        """Put a cache in front that answers GETs as they were answered up to `seconds` ago; 0 takes it away.
+
+        `obeys`: it lets requests through that ask for it (`Cache-Control: no-cache`). `tells`: it says so (`Age`).
+        """
+        self._cache = _Cache(seconds, obeys=obeys, tells=tells) if seconds > 0 else None
+
     async def refuse(self, *, seconds: float | None = None) -> None:
         """Close the port and cut every connection; listen again after so many seconds, or on `accept`."""
         if self._listener is not None:
@@ -175,6 +213,7 @@ class Simulator:
         """Become as it was at the start; what was to come is dropped."""
         self._drop_what_is_to_come()
         self.world.reset()
+        self._cache = None
         self.faults.remove()
         self.faults.rng = self.world.rng
 
@@ -230,7 +269,15 @@ class Simulator:
                 fault, rest = drawn
                 self.world.counts.faults[f"{call.operation} {fault.answer}"] += 1
                 return await self._go_wrong(request, call, fault, site=site, rest=rest)
-        return self._respond(self._perform(request, call))
+        if self._cache is None or call.operation not in CACHEABLE:
+            return self._respond(self._perform(request, call))
+        reply = self._cache.find(request.raw_path, call, now=self.world.now())
+        if reply is not None:
+            self.world.counts.cached += 1
+            return self._respond(reply)
+        reply = self._perform(request, call)
+        self._cache.keep(request.raw_path, reply, now=self.world.now())
+        return self._respond(reply)
 
     def _perform(self, request: web.BaseRequest, call: Call) -> Reply:
         try:
@@ -351,6 +398,8 @@ class Simulator:
             "by_hand": world.by_hand,
             "expire": world.expire,
             "user": world.user,
+            "replace_account": world.replace_account,
+            "cache": self.cache,
             "clock_offset": world.clock_offset,
             "refuse": self._refuse_soon,
             "reset": self.reset,

@@ -66,6 +66,8 @@ class Call:
     token: str | None
     operation_id: str | None
     body: bytes = b""
+    no_cache: bool = False
+    """It asks caches on the way to let it through."""
     usual: str = DEFAULT
     """The content type of good answers."""
     errors: str = DEFAULT
@@ -96,6 +98,7 @@ def understood(method: str, raw_path: str, headers: Mapping[str, str], *, has_bo
         asked=asked,
         token=headers.get("X-VCAV-Auth"),
         operation_id=headers.get("operationID"),
+        no_cache="no-cache" in headers.get("Cache-Control", "").lower(),
         usual=usual,
         errors=errors,
     )

@@ -48,11 +48,11 @@ def task_details(world: World, task: Task, *, now: float) -> dict[str, Any]:
     updated = task.start_time if now < task.runs else task.moment(min(now, task.ends))
     details: dict[str, Any] = {
         "id": task.id,
-        "user": task.user.spelled or task.user.name,
+        "user": task.shown_user,
         "workflowInfo": {
             "type": task.type,
             "resourceType": "vmReplication",
-            "resourceId": task.replication_id,
+            "resourceId": task.shown_resource,
             "resourceName": f"VM-{replication.number:03}" if replication.number % 7 else None,
         },
         "progress": task.progress(now),
@@ -207,11 +207,11 @@ def _conditions(world: World, asked: Mapping[str, str], *, now: float) -> list[C
             raise bad_input(msg, "state")
         conditions.append(lambda task: task.state(now) == state)
     texts: dict[str, Callable[[Task], str | None]] = {
-        "user": lambda task: task.user.spelled or task.user.name,
+        "user": lambda task: task.shown_user,
         "sourceOrg": lambda task: task.user.org,
         "destinationOrg": lambda task: task.user.org,
         "type": lambda task: task.type,
-        "resourceId": lambda task: task.replication_id,
+        "resourceId": lambda task: task.shown_resource,
         "resourceName": lambda task: task_details(world, task, now=now)["workflowInfo"]["resourceName"],
     }
     for name, read in texts.items():
@@ -235,7 +235,7 @@ def _sorted(tasks: list[Task], wanted: str | None, *, now: float) -> list[Task]:
         return sorted(tasks, key=lambda task: -task.start_time)
     keys: dict[str, Callable[[Task], Any]] = {
         "id": lambda task: task.id,
-        "user": lambda task: task.user.spelled or task.user.name,
+        "user": lambda task: task.shown_user or "",
         "progress": lambda task: task.progress(now),
         "state": lambda task: task.state(now),
         "lastUpdated": lambda task: min(now, task.ends),

@@ -57,6 +57,7 @@ def remote_authentication_failure(site: str) -> ApiError:
 # ---------------------------------------------------------------- what it is made of
 
 Distribution: TypeAlias = Literal["fixed", "uniform", "lognormal", "lognormal-mean"]
+Resource: TypeAlias = Literal["as asked", "null", "lower", "upper"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +104,8 @@ class User:
     """What is accepted as vcdCookie, vcdAccessToken or samlToken."""
     account: str | None = None
     spelled: str | None = None
+    on_tasks: str | None = None
+    """How tasks name the user where sessions don't: `{org}@{site}`, as the documentation's examples do, or any text."""
 
     @property
     def kind(self) -> Literal["local", "sso", "vcd"]:
@@ -148,6 +151,10 @@ class Plan:
     """Progress wavers by so many percent, and then isn't monotonous."""
     code: str = "ReplicationSyncFailed"
     """The code of the error, should it fail."""
+    no_user: bool = False
+    """Its task doesn't say whose it is."""
+    resource: Resource = "as asked"
+    """How its task names the replication: not at all (null), or in another letter case."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +239,29 @@ class Task:
         """Return a moment as the clock of the task's site would have written it."""
         return int((at + self.clock_offset) * 1000)
 
+    @property
+    def shown_user(self) -> str | None:
+        """Return whose it is, as the task's site spells it."""
+        if self.plan.no_user:
+            return None
+        user = self.user
+        if user.on_tasks is not None:
+            return user.on_tasks.replace("{org}", user.org).replace("{site}", self.site)
+        return user.spelled or user.name
+
+    @property
+    def shown_resource(self) -> str | None:
+        """Return the replication as the task names it."""
+        match self.plan.resource:
+            case "null":
+                return None
+            case "lower":
+                return self.replication_id.lower()
+            case "upper":
+                return self.replication_id.upper()
+            case _:
+                return self.replication_id
+
 
 @dataclass(slots=True)
 class Replication:
@@ -279,6 +309,8 @@ class Counts:
     refused: int = 0
     refusals: deque[str] = field(default_factory=lambda: deque(maxlen=TEXTS_KEPT))
     faults: Counter[str] = field(default_factory=Counter)
+    cached: int = 0
+    """Answers that came from the cache in front."""
     most_posting: Counter[str] = field(default_factory=Counter)
     """The most POSTs being answered at once, by site."""
     most_running: Counter[str] = field(default_factory=Counter)
@@ -442,6 +474,9 @@ class World:
         """Say how syncs to come will go: all of them, or the next `times` of one replication."""
         for name in {"queued", "duration"} & fields.keys():
             fields[name] = Durations.of(fields[name])
+        if fields.get("resource", "as asked") not in get_args(Resource):
+            msg = f"resource is one of {', '.join(get_args(Resource))}"
+            raise ValueError(msg)
         if replication is None:
             self.default_plan = replace(self.default_plan, **fields)
         else:
@@ -501,7 +536,10 @@ class World:
                 raise ValueError(msg)
 
     def user(self, *, name: str, site: str | None = None, **fields: Any) -> None:  # noqa: ANN401
-        """Add a user or change one: `spelled` renames, another `account` makes old tasks somebody else's."""
+        """Add a user or change one, at one site.
+
+        `spelled` renames, `on_tasks` does so on tasks alone, another `account` makes old tasks somebody else's.
+        """
         users = self.sites[site or self.config.local_site].users
         known = users.get(name) or User(name=name, password=PASSWORD)
         changed = users[name] = replace(known, **fields)
@@ -511,6 +549,21 @@ class World:
             for there, (who, at) in session.sites.items():
                 if who is known and there == site:
                     session.sites[there] = (changed, at)
+
+    def replace_account(self, *, name: str, by: str, site: str | None = None, password: str = PASSWORD) -> None:
+        """Remove a user of a site and add another in the same organisation, who sees none of the first one's tasks.
+
+        What the first one is logged in with, or has extended a session with, ends.
+        """
+        there = site or self.config.local_site
+        users = self.sites[there].users
+        gone = users.pop(name)
+        users[by] = replace(gone, name=by, password=password, administrator=False, account=None, spelled=None)
+        for token, session in list(self.sessions.items()):
+            if there == self.config.local_site and session.user is gone:
+                del self.sessions[token]
+            elif there in session.sites and session.sites[there][0] is gone:
+                del session.sites[there]
 
     def clock_offset(self, *, seconds: float, site: str | None = None) -> None:
         """Put a site's clock fast (or, below 0, slow): its tasks' times, and at the local site the Date header."""
@@ -581,4 +634,5 @@ class World:
             "refused": counts.refused,
             "refusals": list(counts.refusals),
             "faults": dict(counts.faults),
+            "cached": counts.cached,
         }
