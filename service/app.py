@@ -427,6 +427,7 @@ class App:
                 health.away(now)
             else:
                 health.back()
+            health.missing(intake.missing())
             unfit = intake.unfit()
             for partition in stopped - set(unfit):
                 health.working(partition)

@@ -63,14 +63,18 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     `seeks` counts the seeks of each partition, and `fetched_under` says under which count the last `getmany` began to
     fetch it: records of one count follow each other without a gap, those of another don't. `handed_out` is the offset
     after the last record returned since the last seek; the position may lie beyond it, where no records are.
+
+    `out_of_range` names the partitions whose position the broker refused since their last seek, with that position:
+    the topic begins after it or ends before it. Such a partition is paused, since only its owner can know why.
     """
 
     def __init__(self, *topics: str, clock: Clock, **options: Any) -> None:  # noqa: ANN401 - aiokafka's own, passed on
-        super().__init__(*topics, **options)
+        super().__init__(*topics, **options | {"auto_offset_reset": "none"})  # it never moves a position by itself
         self._clock = clock
         self.seeks: Counter[TopicPartition] = Counter()
         self.fetched_under: dict[TopicPartition, int] = {}
         self.handed_out: dict[TopicPartition, int] = {}
+        self.out_of_range: dict[TopicPartition, int] = {}
         self.asked_at = clock.monotonic()
         """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
         self._bad: dict[TopicPartition, int] = {}
@@ -97,7 +101,22 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         self.seeks[partition] += 1
         self._bad.pop(partition, None)
         self.handed_out.pop(partition, None)
+        self.out_of_range.pop(partition, None)
         super().seek(partition, offset)
+
+    def park(self, *partitions: TopicPartition) -> None:
+        """Pause partitions that were just assigned, and give them a position that is never read from.
+
+        A partition without a position makes aiokafka ask the group for one, and `position` wait for it: for ever,
+        where the group knows none and nothing resets it.
+        """
+        self.pause(*partitions)
+        for place in partitions:
+            self.seek(place, 0)
+
+    def refresh(self) -> None:
+        """Let the topics' metadata be asked for soon."""
+        self._client.force_metadata_update()
 
     @override
     async def getmany(
@@ -148,6 +167,10 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             bad = None
         try:
             got = await super().getmany(place, max_records=max_records if bad is None else 1)
+        except OffsetOutOfRangeError:
+            self.out_of_range[place] = position
+            self.pause(place)
+            return []
         except Exception as error:
             if isinstance(error, KafkaError) and not isinstance(error, UnsupportedCodecError | CorruptRecordException):
                 raise
@@ -286,7 +309,7 @@ async def looking(*, connection: Mapping[str, Any], clock: Clock) -> AsyncIterat
     Raises:
         KafkaError: Kafka can't be reached.
     """
-    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False, auto_offset_reset="none")
+    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False)
     try:
         await consumer.start()
         yield consumer
@@ -304,10 +327,7 @@ async def timestamp_of(place: TopicPartition, offset: int, *, consumer: SteadyCo
     """
     consumer.assign([place])
     consumer.seek(place, offset)
-    try:
-        got = await consumer.getmany(place, timeout_ms=LOOK_MS, max_records=1)
-    except OffsetOutOfRangeError:
-        return None  # gone with its retention meanwhile
+    got = await consumer.getmany(place, timeout_ms=LOOK_MS, max_records=1)  # none: gone with its retention meanwhile
     for record in got.get(place, ()):
         if record.offset == offset and not isinstance(record, UnreadableRecord):
             return int(record.timestamp) if record.timestamp is not None else None

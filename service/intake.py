@@ -142,6 +142,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._stopping = False
         self.joined = False
         """Whether the group has ever assigned something here, were it nothing."""
+        self._missing = False
         self.kafka_seen_at = clock.monotonic()
         self.died = asyncio.Event()
         """Set when a task has ended that never must; the log tells which."""
@@ -160,7 +161,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             batch=True,
             group_id=plan.group_id,
             ack_policy=AckPolicy.MANUAL,
-            auto_offset_reset="earliest",
+            auto_offset_reset="none",
             isolation_level="read_committed",
             session_timeout_ms=_ms(plan.session_timeout),
             heartbeat_interval_ms=_ms(HEARTBEAT),
@@ -258,6 +259,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Return the partitions that are assigned and not open yet."""
         return [n for n, keeper in self._keepers.items() if keeper.partition is None and keeper.unfit is None]
 
+    def missing(self) -> str | None:
+        """Return the name of the requests topic while Kafka has none."""
+        return self._tools.requests if self._missing else None
+
     def unfit(self) -> dict[int, str]:
         """Return the partitions that refuse to work, and why."""
         return {n: str(keeper.unfit) for n, keeper in self._keepers.items() if keeper.unfit is not None}
@@ -281,7 +286,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Pause and seek before anything is awaited, so that nothing is read from where the group believes to be."""
         places = set(assigned)
         if places:
-            self._consumer.pause(*places)
+            self._consumer.park(*places)
         await self._total(self._assign(places))
 
     async def _assign(self, places: set[TopicPartition]) -> None:
@@ -533,6 +538,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 continue
             if keeper.reading is None or keeper.reading != self._consumer.fetched_under.get(keeper.place):
                 continue
+            if some[0].offset < (cursor := keeper.partition.cursor):
+                self._distrust(keeper, f"Kafka returned record {some[0].offset} below the cursor {cursor}")
+                continue
             try:
                 keeper.partition.admit(_record(record) for record in some)
             except Exception:
@@ -554,6 +562,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             if keeper.reading is not None:
                 self._consumer.resume(keeper.place)
 
+    def _distrust(self, keeper: _Keeper, reason: str) -> None:
+        """Close a partition whose position is no longer one of the topic as it was: opening it again checks both."""
+        keeper.reading = None
+        if keeper.partition is not None:
+            keeper.partition.fail(reason)
+
     async def _show_progress(self) -> None:
         """Tell the group the cursors, ask whether Kafka is there, and let partitions read on that have room again."""
         told = 0.0
@@ -562,7 +576,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 msg = f"aiokafka's task of {dead} has ended: no record would come any more"
                 raise RuntimeError(msg)
             for keeper in list(self._keepers.values()):
-                if keeper.partition is not None and keeper.full:
+                if keeper.partition is None:
+                    continue
+                if keeper.reading is not None and (offset := self._consumer.out_of_range.get(keeper.place)) is not None:
+                    self._distrust(keeper, f"offset {offset} of the requests topic is out of range")
+                elif keeper.full:
                     self._hold_back(keeper, keeper.partition)
             if self._clock.monotonic() - told >= SHOW_PROGRESS.total_seconds():
                 told = self._clock.monotonic()
@@ -573,7 +591,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         for keeper in self._keepers.values():
             if keeper.partition is not None:
                 keeper.cursor = keeper.partition.cursor
-        self._metrics.partitions(len(self._consumer.partitions_for_topic(self._tools.requests) or ()))
+        self._note_partitions(len(self._consumer.partitions_for_topic(self._tools.requests) or ()))
         seen = False
         try:
             async with asyncio.timeout(SHOW_PROGRESS.total_seconds()):
@@ -592,6 +610,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if seen:
             self.kafka_seen_at = self._clock.monotonic()
         self._metrics.kafka_connected(seen)
+
+    def _note_partitions(self, count: int) -> None:
+        """Count the topic's partitions, and look for a topic that is missing: aiokafka does so every five minutes."""
+        self._metrics.partitions(count)
+        if count == 0:
+            self._consumer.refresh()
+            if not self._missing:
+                log.error("The requests topic %s does not exist, or may not be read: waiting", self._tools.requests)
+        elif self._missing:
+            log.warning("The requests topic %s is there again", self._tools.requests)
+        self._missing = count == 0
 
     async def _reached(self, place: TopicPartition, cursor: int) -> int:
         """Return where reading has come to, for lag displays.

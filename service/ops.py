@@ -58,7 +58,7 @@ class Health:
     is no reason: a restart cures neither.
 
     Ready: Kafka has been joined and what was owned first is restored; an ordinary rebalance doesn't take it back. Not
-    while Kafka has been away for long, a partition is stopped, or the service drains.
+    while Kafka has been away for long, the requests topic is missing, a partition is stopped, or the service drains.
 
     Reasons are sentences for operators, without secrets.
     """
@@ -69,6 +69,7 @@ class Health:
         self._turned: dict[str, float] = {}
         self._dead: dict[str, str] = {}
         self._stopped: dict[int, str] = {}
+        self._missing: str | None = None
         self._away_since: float | None = None
         self._joined = self._restored = self._draining = False
 
@@ -114,6 +115,10 @@ class Health:
         """A partition works, or is no longer ours."""
         self._stopped.pop(partition, None)
 
+    def missing(self, topic: str | None) -> None:
+        """The topic without which nothing is read does not exist; None: it does."""
+        self._missing = topic
+
     def draining(self) -> None:
         """The process is on its way out."""
         self._draining = True
@@ -138,6 +143,8 @@ class Health:
             reasons.append("the partitions are being restored")
         if self._away_since is not None and now - self._away_since > self._away_for_long:
             reasons.append(f"Kafka has been away for {now - self._away_since:.0f} s")
+        if self._missing is not None:
+            reasons.append(f"the topic {self._missing} does not exist, or may not be read")
         reasons += [f"partition {partition} is stopped: {why}" for partition, why in sorted(self._stopped.items())]
         return reasons
 

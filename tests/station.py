@@ -17,6 +17,7 @@ from typing import Any, Final, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.errors import TopicAlreadyExistsError
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.record.default_records import DefaultRecordBase, DefaultRecordBatchBuilder
@@ -266,6 +267,16 @@ class Station:
         """Delete a topic, and wait until it is gone."""
         await self._admin.delete_topics([name])
         await self._until_topics(lambda seen: name not in seen)
+
+    async def recreate(self, name: str) -> None:
+        """Delete a topic and make it again, so soon that hardly any client sees it missing."""
+        await self._admin.delete_topics([name])
+        code = -1
+        while code:
+            topic = NewTopic(name, self.partitions, 1, topic_configs=self.settings.get(name, {}))
+            ((_, code, *_),) = (await self._admin.create_topics([topic])).topic_errors
+            assert code in {0, TopicAlreadyExistsError.errno}
+        await self._until_topics(lambda seen: name in seen)
 
     async def widen(self, name: str, partitions: int) -> None:
         """Add partitions to a topic."""

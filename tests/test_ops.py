@@ -125,6 +125,15 @@ def test_kafka_may_be_away_for_a_minute_counted_from_the_first_miss() -> None:
     assert health.not_ready(90.0) == []
 
 
+def test_a_missing_requests_topic_makes_it_unready_until_it_is_there() -> None:
+    health = ready()
+    health.missing("requests")
+
+    assert health.not_ready(0.0) == ["the topic requests does not exist, or may not be read"]
+    health.missing(None)
+    assert health.not_ready(0.0) == []
+
+
 def test_a_stopped_partition_makes_it_unready_until_it_works_or_leaves() -> None:
     health = ready()
     health.stopped(7, "its cursor is beyond the end")
