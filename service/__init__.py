@@ -8,6 +8,7 @@ The modules, in the order in which they are best read:
 - `partition`: one partition at work: it admits requests, drives their syncs, hands over. It is made of:
 - `work`, `queues`, `deadlines`: a sync as this process works on it; who is next; what is to be looked at again when.
 - `commits`, `posting`: changes on their way into the journal; POSTs, which leave only while the partition is ours.
+- `balance`: what became of each record read, counted once its commit stands.
 - `doubts`: POSTs of unknown fate, whose tasks are looked for before anything else is done.
 - `past`, `remembered`: what has ended, kept for as long as it takes to know a duplicate and to pass over its task.
 - `restoring`: what all records of a journal come to when a partition is taken over.

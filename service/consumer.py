@@ -12,7 +12,7 @@ It never decides what becomes of a record, and never skips one silently.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -62,19 +62,29 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
 
     `seeks` counts the seeks of each partition, and `fetched_under` says under which count the last `getmany` began to
     fetch it: records of one count follow each other without a gap, those of another don't. `handed_out` is the offset
-    after the last record returned since the last seek; the position may lie beyond it, where no records are.
+    after the last record returned, or where the last seek went; the position may lie beyond it, where no records are.
+    `follows` is what it was before the last records were returned: whoever has taken up less has missed some.
+    `read` is called with the number of the records returned.
 
     `out_of_range` names the partitions whose position the broker refused since their last seek, with that position:
     the topic begins after it or ends before it. Such a partition is paused, since only its owner can know why.
     """
 
-    def __init__(self, *topics: str, clock: Clock, **options: Any) -> None:  # noqa: ANN401 - aiokafka's own, passed on
+    def __init__(
+        self,
+        *topics: str,
+        clock: Clock,
+        read: Callable[[int], None] = lambda _: None,
+        **options: Any,  # noqa: ANN401 - aiokafka's own, passed on
+    ) -> None:
         super().__init__(*topics, **options | {"auto_offset_reset": "none"})  # it never moves a position by itself
         self._clock = clock
+        self._read = read
         self.seeks: Counter[TopicPartition] = Counter()
         self.fetched_under: dict[TopicPartition, int] = {}
         self.handed_out: dict[TopicPartition, int] = {}
         self.out_of_range: dict[TopicPartition, int] = {}
+        self.follows: dict[TopicPartition, int] = {}
         self.asked_at = clock.monotonic()
         """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
         self._bad: dict[TopicPartition, int] = {}
@@ -100,8 +110,8 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         """Seek; what was fetched before is told apart from what comes."""
         self.seeks[partition] += 1
         self._bad.pop(partition, None)
-        self.handed_out.pop(partition, None)
         self.out_of_range.pop(partition, None)
+        self.handed_out[partition] = offset
         super().seek(partition, offset)
 
     def park(self, *partitions: TopicPartition) -> None:
@@ -152,7 +162,9 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             records = await self._ask(place, max_records)
             if records:
                 got[place] = records
+                self._read(len(records))
                 self.fetched_under[place] = under
+                self.follows[place] = self.handed_out.get(place, records[0].offset)
                 self.handed_out[place] = records[-1].offset + 1
         return got
 

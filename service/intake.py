@@ -31,6 +31,7 @@ from faststream.kafka import KafkaBroker, KafkaMessage
 from faststream.kafka.message import FAKE_CONSUMER
 from typing_extensions import override
 
+from service.balance import Balance, BalanceMeter, Fate
 from service.clock import Clock
 from service.consumer import SteadyConsumer, UnreadableRecord, looking, timestamp_of
 from service.journal import JournalLost, JournalUnfit, Opened, StopReason
@@ -77,10 +78,10 @@ RESUME_AT = 0.7
 """A partition that was paused for being full reads on when it is down to this part of its share."""
 
 
-class Meter(Protocol):
+class Meter(BalanceMeter, Protocol):
     """What is counted here."""
 
-    def lost(self, count: int) -> None: ...  # noqa: D102 - the names say it
+    def records_read(self, count: int) -> None: ...  # noqa: D102 - the names say it
     def restored(self, seconds: float) -> None: ...  # noqa: D102
     def owned(self, count: int) -> None: ...  # noqa: D102
     def partitions(self, total: int) -> None: ...  # noqa: D102
@@ -105,6 +106,7 @@ class _Keeper:
     """One assigned partition: its task, and what is open of it."""
 
     place: TopicPartition
+    balance: Balance
     task: "asyncio.Task[None] | None" = None
     partition: Partition | None = None
     reading: int | None = None
@@ -201,7 +203,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _consumer_of(self, **options: Any) -> SteadyConsumer:  # noqa: ANN401 - as FastStream calls it
         options |= self._connection
         options |= {"request_timeout_ms": _ms(KAFKA_REQUEST_TIMEOUT), "enable_auto_commit": False}
-        return SteadyConsumer(clock=self._clock, **options)
+        return SteadyConsumer(clock=self._clock, read=self._metrics.records_read, **options)
 
     async def stop(self, limit: float) -> None:
         """Stop reading, quiesce, let everything stand in the journals, leave the group; within `limit` seconds."""
@@ -299,9 +301,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             if keeper is None and self._stopping:
                 continue  # given to us on our way out: to open it would only fence whoever comes next
             if keeper is None:
-                keeper = self._keepers[place.partition] = _Keeper(place)
+                keeper = self._keepers[place.partition] = _Keeper(place, Balance(self._metrics))
                 keeper.task = asyncio.create_task(self._keep(keeper))
                 keeper.task.add_done_callback(self._note_death)
+                keeper.task.add_done_callback(partial(_give_up, keeper.balance))
             else:
                 keeper.returned.set()
                 if keeper.partition is not None:
@@ -373,6 +376,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 keeper.place.partition,
                 opened=opened,
                 tools=self._tools,
+                balance=keeper.balance,
                 start_at=start_at,
                 on_lost=partial(_settle, lost),
             )
@@ -430,7 +434,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 gone,
                 place.partition,
             )
-            self._metrics.lost(gone)
         return int(max(cursor.offset, begin))
 
     async def _check_unread(self, place: TopicPartition) -> None:
@@ -534,21 +537,33 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             by_partition.setdefault(record.partition, []).append(record)
         for number, some in by_partition.items():
             keeper = self._keepers.get(number)
-            if keeper is None or keeper.partition is None:
+            if keeper is None or keeper.partition is None or not self._read_under(keeper):
+                self._metrics.records(Fate.REREAD, len(some))  # by a partition's next seek
                 continue
-            if keeper.reading is None or keeper.reading != self._consumer.fetched_under.get(keeper.place):
-                continue
-            if some[0].offset < (cursor := keeper.partition.cursor):
-                self._distrust(keeper, f"Kafka returned record {some[0].offset} below the cursor {cursor}")
+            if (doubt := self._doubt(keeper.place, keeper.partition.cursor, some)) is not None:
+                log.error("Partition %d: %s; the partition is opened again", number, doubt)
+                self._metrics.records(Fate.REREAD, len(some))
+                self._distrust(keeper, doubt)
                 continue
             try:
-                keeper.partition.admit(_record(record) for record in some)
+                keeper.partition.admit([_record(record) for record in some])
             except Exception:
                 log.exception("Admission failed on partition %d", number)
-                keeper.reading = None
-                keeper.partition.fail("admission failed")
+                self._distrust(keeper, "admission failed")
                 continue
             self._hold_back(keeper, keeper.partition)
+
+    def _read_under(self, keeper: _Keeper) -> bool:
+        """Whether what was read last was read under the seek whose records are admitted."""
+        return keeper.reading is not None and keeper.reading == self._consumer.fetched_under.get(keeper.place)
+
+    def _doubt(self, place: TopicPartition, cursor: int, some: list[ConsumerRecord]) -> str | None:
+        """Say why these records can't be the next ones; None: they are."""
+        if some[0].offset < cursor:
+            return f"Kafka returned record {some[0].offset} below the cursor {cursor}"
+        if (follows := self._consumer.follows[place]) > cursor:
+            return f"records {cursor} to {follows - 1} were read and did not arrive here"
+        return None
 
     def _hold_back(self, keeper: _Keeper, partition: Partition) -> None:
         """Pause a partition that has more than its share in flight; read on when it has become less."""
@@ -662,6 +677,10 @@ def _record(record: ConsumerRecord) -> Record:
         headers=tuple(record.headers),
         unreadable=record.unreadable if isinstance(record, UnreadableRecord) else None,
     )
+
+
+def _give_up(balance: Balance, _: "asyncio.Task[None]") -> None:
+    balance.give_up()
 
 
 def _settle(future: "asyncio.Future[str]", reason: str) -> None:

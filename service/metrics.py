@@ -25,13 +25,15 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 from typing_extensions import override
 
+from service.balance import NEVER_READ, Fate
 from service.clock import Clock
 from service.sync import Completed, Outcome, Reason
 
 LOCAL: Final = "local"
 OTHER: Final = "other"
 
-RESULTS: Final = ("accepted", "duplicate", "dead_lettered")
+RESULTS: Final = {Fate.ADMITTED: "accepted", Fate.DUPLICATE: "duplicate", Fate.DEAD_LETTERED: "dead_lettered"}
+"""The fates of records that are a request's result, too."""
 STATES: Final = ("waiting", "submitting", "in_doubt", "running")
 OUTCOMES: Final = ("completed", "failed")
 OPERATIONS: Final = ("login", "extend", "submit", "poll", "find")
@@ -60,6 +62,18 @@ METRICS: Final = (
     Metric("vm_sync_requests_total", "counter", "Messages read from the requests topic, by result.", ("result",)),
     Metric("vm_sync_requests_without_key_total", "counter", "Requests without a key: they have no order among them."),
     Metric("vm_sync_requests_lost_total", "counter", "Requests gone from the topic before they could be read."),
+    Metric(
+        "vm_sync_records_total",
+        "counter",
+        "What became of each offset of the requests topic; all but `reread` add up to the offsets passed.",
+        ("fate",),
+    ),
+    Metric(
+        "vm_sync_records_unaccounted",
+        "gauge",
+        "Records read that have no fate and wait for no commit: if not 0 again in a moment, a record was skipped.",
+        at_scrape=True,
+    ),
     Metric("vm_sync_dead_letters_total", "counter", "Messages that could not be understood, by reason.", ("reason",)),
     Metric(
         "vm_sync_outcomes_total",
@@ -188,6 +202,7 @@ class Metrics:
         self._clock = clock
         self._site_labels: dict[str | None, str] = {None: LOCAL} | {site: site for site in sites}
         self._in_flight: dict[Child, float] = defaultdict(float)
+        self._unaccounted = 0
         self._oldest: Callable[[], Mapping[str | None, datetime]] = dict
         self._overdue: Callable[[], Mapping[str | None, float]] = dict
 
@@ -208,8 +223,8 @@ class Metrics:
         }
 
         self._dead_letters = counters["vm_sync_dead_letters_total"].having((r,) for r in dead_reasons)
-        requests = counters["vm_sync_requests_total"].having((r,) for r in RESULTS)
-        self._accepted, self._duplicate, self._dead_lettered = (requests[r,] for r in RESULTS)
+        self._records = counters["vm_sync_records_total"].having((fate,) for fate in Fate)
+        self._requests = counters["vm_sync_requests_total"].having((r,) for r in RESULTS.values())
         self._without_key = counters["vm_sync_requests_without_key_total"][()]
         self._lost = counters["vm_sync_requests_lost_total"][()]
         self._outcomes = counters["vm_sync_outcomes_total"]
@@ -240,26 +255,31 @@ class Metrics:
 
     # ------------------------------------------------------------ requests and outcomes
 
-    def accepted(self) -> None:
-        """Count a request taken into the journal."""
-        self._accepted.inc()
+    def records_read(self, count: int) -> None:
+        """Count records that Kafka's client handed out; each must have a fate, or be held."""
+        self._unaccounted += count
 
-    def duplicate(self) -> None:
-        """Count a request whose identity was known."""
-        self._duplicate.inc()
+    def records_held(self, delta: int) -> None:
+        """Tell how many more records wait for their commit; negative once their fate is certain."""
+        self._unaccounted -= delta
 
-    def dead_lettered(self, reason: str) -> None:
-        """Count a message that could not be understood."""
-        self._dead_lettered.inc()
-        self._dead_letters[reason,].inc()
+    def records(self, fate: Fate, count: int) -> None:
+        """Count offsets whose fate is certain: what was committed, what will be read again, what is gone."""
+        self._records[fate,].inc(count)
+        if fate in RESULTS:
+            self._requests[RESULTS[fate],].inc(count)
+        if fate is Fate.LOST:
+            self._lost.inc(count)
+        if fate not in NEVER_READ:
+            self._unaccounted -= count
 
-    def without_key(self) -> None:
-        """Count a request that has no order among its siblings."""
-        self._without_key.inc()
+    def dead_lettered(self, reason: str, count: int) -> None:
+        """Count messages that could not be understood."""
+        self._dead_letters[reason,].inc(count)
 
-    def lost(self, count: int) -> None:
-        """Count requests that retention took before they were read."""
-        self._lost.inc(count)
+    def without_key(self, count: int) -> None:
+        """Count requests that have no order among their siblings."""
+        self._without_key.inc(count)
 
     def outcome(self, outcome: Outcome, *, site: str | None, duration: float, lag: float | None) -> None:
         """Count an outcome whose transaction stands.
@@ -379,6 +399,7 @@ class Metrics:
             label = (self._site_labels.get(site, OTHER),)
             overdue[label] = max(overdue[label], seconds)
         return {
+            "vm_sync_records_unaccounted": {(): float(self._unaccounted)},
             "vm_sync_in_flight": self._in_flight,
             "vm_sync_oldest_in_flight_seconds": oldest,
             "vm_sync_poll_overdue_seconds": overdue,

@@ -16,11 +16,13 @@ It never reads from the requests topic, never opens its journal again (its keepe
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 
 from service import sync
+from service.balance import Balance, Fate, Taken
 from service.commits import Commits
 from service.deadlines import Deadlines
 from service.doubts import Doubts
@@ -70,7 +72,14 @@ class Partition:
     """See the module. `on_lost` is called once, with a sentence, when the work here can't go on."""
 
     def __init__(
-        self, number: int, *, opened: Opened, tools: Tools, start_at: int, on_lost: Callable[[str], None]
+        self,
+        number: int,
+        *,
+        opened: Opened,
+        tools: Tools,
+        balance: Balance,
+        start_at: int,
+        on_lost: Callable[[str], None],
     ) -> None:
         self.number = number
         self.cursor = start_at
@@ -78,6 +87,8 @@ class Partition:
         self._stamp = opened.cursor.stamp if opened.cursor and opened.cursor.offset == start_at else None
         self._journal = opened.journal
         self._tools = tools
+        self._balance = balance
+        self._committed = start_at if opened.cursor is None else opened.cursor.offset
         self._on_lost = on_lost
         self._queues = Queues()
         self._deadlines: Deadlines[Work] = Deadlines(wanted=self._queues.holds)
@@ -131,6 +142,9 @@ class Partition:
             JournalLost: somebody else opened after us, or Kafka is away.
         """
         await self._restore()
+        self._balance.reopened(self._committed)
+        if (lost := self.cursor - self._committed) > 0:
+            self._hold(Taken(self.cursor, fates=Counter({Fate.LOST: lost})))
         self._commits.move_on()
         await self._commits.commit()
         self._spawn(self._commits.run())
@@ -191,33 +205,53 @@ class Partition:
 
     # ------------------------------------------------------------ admission
 
-    def admit(self, records: Iterable[Record]) -> None:
-        """Take up records in the order of the topic; those below the cursor were taken up before."""
+    def admit(self, records: Sequence[Record]) -> None:
+        """Take up records in the order of the topic; those below the cursor were taken up before.
+
+        What it raises is a bug: nothing of the records stands then, and the partition must not go on.
+        """
         now = self._tools.clock.now()
-        for record in records:
-            if record.offset < self.cursor:
-                continue
-            self.cursor = record.offset + 1
-            self._stamp = record.timestamp_ms if record.unreadable is None else None
-            asked = read_request(record)
-            if isinstance(asked, Unreadable):
-                self._commits.tell(write_dead_letter(record, asked, topic=self._tools.dead_letters))
-                self._tools.metrics.dead_lettered(asked.reason)
-                log.warning(
-                    "Message %d of partition %d went to the dead letters: %s", record.offset, self.number, asked.detail
-                )
-            else:
-                self._admit(asked, record, now)
+        taken = Taken(self.cursor)
+        try:
+            for record in records:
+                self._take(record, now, taken)
+        except BaseException:
+            self._balance.reread(len(records))
+            raise
+        self._hold(taken)
         self._commits.move_on()
 
-    def _admit(self, asked: SyncRequested, record: Record, now: datetime) -> None:
-        metrics = self._tools.metrics
-        if not asked.has_key:
-            metrics.without_key()
-        if asked.identity in self._queues or self._past.holds(asked.identity):
-            metrics.duplicate()
+    def _take(self, record: Record, now: datetime, taken: Taken) -> None:
+        if record.offset < self.cursor:
+            taken.fates[Fate.REREAD] += 1
             return
-        metrics.accepted()
+        if record.offset > self.cursor:
+            taken.fates[Fate.NO_RECORD] += record.offset - self.cursor
+        self.cursor = taken.until = record.offset + 1
+        self._stamp = record.timestamp_ms if record.unreadable is None else None
+        asked = read_request(record)
+        if isinstance(asked, Unreadable):
+            taken.fates[Fate.DEAD_LETTERED] += 1
+            taken.dead[asked.reason] += 1
+            self._commits.tell(write_dead_letter(record, asked, topic=self._tools.dead_letters))
+            log.warning(
+                "Message %d of partition %d went to the dead letters: %s", record.offset, self.number, asked.detail
+            )
+            return
+        if not asked.has_key:
+            taken.without_key += 1
+        if asked.identity in self._queues or self._past.holds(asked.identity):
+            taken.fates[Fate.DUPLICATE] += 1
+        else:
+            taken.fates[Fate.ADMITTED] += 1
+            self._admit(asked, record, now)
+
+    def _hold(self, taken: Taken) -> None:
+        """Count it once the next commit stands, which carries the cursor."""
+        self._balance.hold(taken)
+        self._commits.then(partial(self._balance.reached, taken.until))
+
+    def _admit(self, asked: SyncRequested, record: Record, now: datetime) -> None:
         request = sync.Request(
             identity=asked.identity,
             operation_id=asked.operation_id,

@@ -51,11 +51,7 @@ class Poller(Protocol):
 class Meter(CommitMeter, PastMeter, Protocol):
     """What is counted."""
 
-    def accepted(self) -> None: ...  # noqa: D102 - the names say it
-    def duplicate(self) -> None: ...  # noqa: D102
-    def dead_lettered(self, reason: str) -> None: ...  # noqa: D102
-    def without_key(self) -> None: ...  # noqa: D102
-    def adopted(self) -> None: ...  # noqa: D102
+    def adopted(self) -> None: ...  # noqa: D102 - the names say it
     def unknown_task_state(self, site: str | None) -> None: ...  # noqa: D102
     def moved(self, site: str | None, before: str | None, after: str | None) -> None: ...  # noqa: D102
     def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None: ...  # noqa: D102

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from typing_extensions import override
 
+from service.balance import Fate
 from service.clock import Clock
 from service.metrics import METRICS, Metrics, table
 from service.sync import Completed, Failed, Reason, Request
@@ -17,6 +18,8 @@ CONTRACT = """
 vm_sync_requests_total counter result
 vm_sync_requests_without_key_total counter
 vm_sync_requests_lost_total counter
+vm_sync_records_total counter fate
+vm_sync_records_unaccounted gauge
 vm_sync_dead_letters_total counter reason
 vm_sync_outcomes_total counter outcome reason site
 vm_sync_in_flight gauge state site
@@ -220,7 +223,8 @@ def test_the_oldest_request_is_asked_for_once_per_scrape_and_not_before(
 
 
 def test_a_dead_letter_counts_as_a_result_and_by_its_reason(registry: CollectorRegistry, metrics: Metrics) -> None:
-    metrics.dead_lettered("not-json")
+    metrics.records(Fate.DEAD_LETTERED, 1)
+    metrics.dead_lettered("not-json", 1)
 
     assert registry.get_sample_value("vm_sync_requests_total", {"result": "dead_lettered"}) == 1.0
     assert registry.get_sample_value("vm_sync_dead_letters_total", {"reason": "not-json"}) == 1.0
@@ -237,10 +241,9 @@ def test_a_word_never_heard_before_is_counted_all_the_same(registry: CollectorRe
 
 
 def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, metrics: Metrics) -> None:
-    metrics.accepted()
-    metrics.duplicate()
-    metrics.without_key()
-    metrics.lost(3)
+    metrics.records(Fate.ADMITTED, 1)
+    metrics.without_key(1)
+    metrics.records(Fate.LOST, 3)
     metrics.poll_batch(None, 100)
     metrics.adopted()
     metrics.unknown_task_state("berlin")
@@ -273,6 +276,35 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     }
     assert {name: registry.get_sample_value(name, labels) for name, (labels, _) in expected.items()} == {
         name: value for name, (_, value) in expected.items()
+    }
+
+
+def test_a_record_that_was_read_is_accounted_for_once_it_is_held_or_has_a_fate(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    def unaccounted() -> float | None:
+        return registry.get_sample_value("vm_sync_records_unaccounted")
+
+    metrics.records_read(10)
+    assert unaccounted() == 10
+    metrics.records_held(6)
+    metrics.records(Fate.REREAD, 3)
+    assert unaccounted() == 1
+    metrics.records_held(-6)
+    metrics.records(Fate.ADMITTED, 5)
+    metrics.records(Fate.DUPLICATE, 1)
+    assert unaccounted() == 1
+    metrics.records(Fate.NO_RECORD, 2)
+    metrics.records(Fate.LOST, 2)
+    assert unaccounted() == 1, "nobody has read those"
+    assert {fate: registry.get_sample_value("vm_sync_records_total", {"fate": fate}) for fate in Fate} == {
+        "admitted": 5,
+        "duplicate": 1,
+        "dead_lettered": 0,
+        "cancel": 0,
+        "lost": 2,
+        "no_record": 2,
+        "reread": 3,
     }
 
 

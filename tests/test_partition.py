@@ -13,6 +13,7 @@ from itertools import pairwise
 import pytest
 
 from service import sync
+from service.balance import Fate
 from service.doubts import ONE_BY_ONE
 from service.lanes import LaneLimits
 from service.partition import OWN_BACKOFF
@@ -424,16 +425,16 @@ async def test_rule_13_a_duplicate_is_dropped_in_flight_and_remembered_and_resto
     await d.until(0.5)
     d.broker.ask("C4-1", "a1")
     await d.until(0.6)
-    assert p0.meter.counts["duplicate"] == 1, "in flight"
+    assert p0.meter.fates[Fate.DUPLICATE] == 1, "in flight"
     await d.settled()
     d.broker.ask("C4-1", "a1")
     await d.settled()
-    assert p0.meter.counts["duplicate"] == 2, "remembered"
+    assert p0.meter.fates[Fate.DUPLICATE] == 2, "remembered"
     await p0.crash()
     p1 = d.owner("P1")
     d.broker.ask("C4-1", "a1")
     await d.settled()
-    assert p1.meter.counts["duplicate"] == 1, "restored"
+    assert p1.meter.fates[Fate.DUPLICATE] == 1, "restored"
     assert (d.verdicts(), d.world.tasks_of()) == ([("a1", "completed")], {"a1": 1})
 
 

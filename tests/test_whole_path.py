@@ -45,7 +45,7 @@ async def test_requests_bad_in_every_way_are_set_aside_untouched_and_nothing_beh
         assert (letter.key, letter.value) == (record.key, b"" if nothing else record.value), row.name
         assert letter.headers[: len(record.headers)] == record.headers, row.name
         assert (word(letter, "reason"), word(letter, "topic")) == (row.reason, station.topics.requests), row.name
-    assert service.metric("requests_total", result="dead_lettered") == len(bad)
+    await until(lambda: service.metric("requests_total", result="dead_lettered") == len(bad), what="they are counted")
     assert service.metric("partitions_reopened_total") == 0
 
 

@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, Self, TypeVar
 from typing_extensions import override
 
 from service import sync
+from service.balance import NEVER_READ, Balance, Fate
 from service.journal import Batch, Entry, JournalLost, Opened
 from service.lanes import LaneLimits, Lanes
 from service.messages import Event, OutcomeTopics, Record
@@ -348,21 +349,28 @@ class Meter:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self.fates: Counter[Fate] = Counter()
+        self.unaccounted = 0
         self.in_flight: Counter[str] = Counter()
         self.lags: list[float | None] = []
         self.remembered = 0
 
-    def accepted(self) -> None:
-        self.counts["accepted"] += 1
+    def records_read(self, count: int) -> None:
+        self.unaccounted += count
 
-    def duplicate(self) -> None:
-        self.counts["duplicate"] += 1
+    def records_held(self, delta: int) -> None:
+        self.unaccounted -= delta
 
-    def dead_lettered(self, reason: str) -> None:
-        self.counts[f"dead-letter {reason}"] += 1
+    def records(self, fate: Fate, count: int) -> None:
+        self.fates[fate] += count
+        if fate not in NEVER_READ:
+            self.unaccounted -= count
 
-    def without_key(self) -> None:
-        self.counts["without key"] += 1
+    def dead_lettered(self, reason: str, count: int) -> None:
+        self.counts[f"dead-letter {reason}"] += count
+
+    def without_key(self, count: int) -> None:
+        self.counts["without key"] += count
 
     def adopted(self) -> None:
         self.counts["adopted"] += 1
@@ -396,6 +404,7 @@ class Meter:
 @dataclass(slots=True, eq=False)
 class _Keeper:
     task: "asyncio.Task[None]"
+    balance: Balance
     partition: Partition | None = None
 
 
@@ -506,8 +515,9 @@ class Process:
             return
         keeper = self._keepers.get(number)
         if keeper is None:
-            self._keepers[number] = keeper = _Keeper(self.spawn(asyncio.sleep(0)))
+            self._keepers[number] = keeper = _Keeper(self.spawn(asyncio.sleep(0)), Balance(self.meter))
             keeper.task = self.spawn(self._keep(number, keeper))
+            keeper.task.add_done_callback(lambda _: keeper.balance.give_up())
         elif keeper.partition is not None:
             keeper.partition.resume()
 
@@ -545,6 +555,7 @@ class Process:
                     number,
                     opened=opened,
                     tools=self._tools,
+                    balance=keeper.balance,
                     start_at=0 if opened.cursor is None else opened.cursor.offset,
                     on_lost=lost.set_result,
                 )
@@ -570,7 +581,9 @@ class Process:
             if partition.quiescing:
                 await asyncio.sleep(0.5)
             elif partition.cursor < len(log.requests):
-                partition.admit(log.requests[partition.cursor :])
+                records = log.requests[partition.cursor :]
+                self.meter.records_read(len(records))
+                partition.admit(records)
             else:
                 log.readers.append(asyncio.get_running_loop().create_future())
                 await log.readers[-1]

@@ -394,6 +394,15 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncDeadLetters",
             ),
             Graph(
+                title="Records read, by fate",
+                about="What became of each offset of the requests topic. Unaccounted: read, and nothing became of it.",
+                queries=(
+                    (f"sum by (fate) (increase(vm_sync_records_total{{{HERE}}}[$__rate_interval]))", "{{fate}}"),
+                    (f"sum(vm_sync_records_unaccounted{{{HERE}}})", "unaccounted"),
+                ),
+                alert="VmSyncRecordsSkipped",
+            ),
+            Graph(
                 title="Remembered identities",
                 about="Ended requests kept in memory to recognise duplicates, for SYNC__DEDUPLICATE_FOR.",
                 queries=((f"sum by (instance) (vm_sync_identities_remembered{{{HERE}}})", "{{instance}}"),),
