@@ -113,6 +113,8 @@ class _Keeper:
     """The seek under which records are admitted; None: none are."""
     unfit: JournalUnfit | None = None
     full: bool = False
+    awaited: tuple[int, int] | None = None
+    """The seek and the end of what the consumer had handed out, where the cursor was not there at the last look."""
     cursor: int | None = None
     """The last one known, to ask the group with."""
     returned: asyncio.Event = field(default_factory=asyncio.Event)
@@ -541,7 +543,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 self._metrics.records(Fate.REREAD, len(some))  # by a partition's next seek
                 continue
             if (doubt := self._doubt(keeper.place, keeper.partition.cursor, some)) is not None:
-                log.error("Partition %d: %s; the partition is opened again", number, doubt)
                 self._metrics.records(Fate.REREAD, len(some))
                 self._distrust(keeper, doubt)
                 continue
@@ -562,8 +563,18 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if some[0].offset < cursor:
             return f"Kafka returned record {some[0].offset} below the cursor {cursor}"
         if (follows := self._consumer.follows[place]) > cursor:
-            return f"records {cursor} to {follows - 1} were read and did not arrive here"
+            return _missed(cursor, follows)
         return None
+
+    def _miss(self, keeper: _Keeper, cursor: int) -> None:
+        """Open a partition again where records that were handed out before the last look have still not arrived."""
+        awaited, keeper.awaited = keeper.awaited, None
+        if keeper.reading is None:
+            return
+        if awaited is not None and awaited[0] == keeper.reading and awaited[1] > cursor:
+            self._distrust(keeper, _missed(cursor, awaited[1]))
+        elif (handed_out := self._consumer.handed_out.get(keeper.place, cursor)) > cursor:
+            keeper.awaited = keeper.reading, handed_out
 
     def _hold_back(self, keeper: _Keeper, partition: Partition) -> None:
         """Pause a partition that has more than its share in flight; read on when it has become less."""
@@ -606,6 +617,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         for keeper in self._keepers.values():
             if keeper.partition is not None:
                 keeper.cursor = keeper.partition.cursor
+                self._miss(keeper, keeper.partition.cursor)
         self._note_partitions(len(self._consumer.partitions_for_topic(self._tools.requests) or ()))
         seen = False
         try:
@@ -681,6 +693,10 @@ def _record(record: ConsumerRecord) -> Record:
 
 def _give_up(balance: Balance, _: "asyncio.Task[None]") -> None:
     balance.give_up()
+
+
+def _missed(cursor: int, end: int) -> str:
+    return f"records {cursor} to {end - 1} were read and did not arrive here"
 
 
 def _settle(future: "asyncio.Future[str]", reason: str) -> None:
