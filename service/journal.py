@@ -26,6 +26,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from service.clock import Clock
+from service.loop import to_its_end
 from service.messages import Event, Header
 from service.records import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, is_sync, read
 from service.restoring import Bygone, Restoring
@@ -227,16 +228,10 @@ class KafkaJournal:
         """Write the batch in one transaction.
 
         All sends are awaited before the commit: aiokafka commits a transaction whose batch the broker refused,
-        without a word (measured). Shielded, since a commit that is cancelled half-way has an unknown fate.
+        without a word (measured). To its end, since a commit that is cancelled half-way has an unknown fate.
         """
-        work = asyncio.ensure_future(self._transact(batch))
         try:
-            await asyncio.shield(work)
-        except asyncio.CancelledError:
-            await asyncio.wait([work])
-            if not work.cancelled():
-                work.exception()
-            raise
+            await to_its_end(self._transact(batch))
         except TROUBLE as error:
             msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {error!r}"
             raise JournalLost(msg) from error
@@ -355,6 +350,9 @@ class KafkaJournal:
 
     async def close(self) -> None:
         """Stop the producer, but not for longer than a request may take: it hangs while the broker is away."""
+        await to_its_end(self._close())
+
+    async def _close(self) -> None:
         try:
             async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
                 await self._producer.stop()

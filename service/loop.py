@@ -1,8 +1,11 @@
-"""The event loop that the service runs on: uvloop where there is one, cured of its slow farewells."""
+"""The event loop that the service runs on: uvloop where there is one, cured of its slow farewells.
+
+And how to wait in it for what must not stop half-way.
+"""
 
 import asyncio
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from typing_extensions import override
@@ -27,3 +30,18 @@ def factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
             return await super().create_connection(*given, **options)
 
     return Loop
+
+
+async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Await work that must not stop half-way, and that ends by itself within bounds.
+
+    Where the waiting is cancelled, the work ends first, and the cancellation goes on then.
+    """
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        if not task.cancelled():
+            task.exception()  # it was looked at
+        raise

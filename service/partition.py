@@ -28,6 +28,7 @@ from service.deadlines import Deadlines
 from service.doubts import Doubts
 from service.journal import JournalLost, Opened
 from service.lanes import Lane
+from service.loop import to_its_end
 from service.messages import (
     Record,
     SyncRequested,
@@ -64,6 +65,13 @@ TICK = timedelta(seconds=1)
 
 AT_ONCE = 250
 """Syncs let in between two turns of the event loop while a partition begins, some milliseconds."""
+
+CANCEL_AGAIN = timedelta(seconds=1)
+"""How long a task may take to end before it is cancelled again, but for a commit, whose fate is to be known."""
+
+CLOSING = timedelta(seconds=30)
+"""How long a partition waits for its tasks before it lets go of its journal: a commit ends within its transaction's
+limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition next here waits for it."""
 
 KNOWN_STATES = frozenset(TaskState)
 
@@ -121,6 +129,7 @@ class Partition:
             looked_up=self._looked_up,
         )
         self._tasks: set[asyncio.Task[None]] = set()
+        self._committing: asyncio.Task[None] | None = None
         self._closed = False
         self._opened_at = opened.opened_at
         self._left_behind = opened.in_flight
@@ -147,7 +156,7 @@ class Partition:
             self._hold(Taken(self.cursor, fates=Counter({Fate.LOST: lost})))
         self._commits.move_on()
         await self._commits.commit()
-        self._spawn(self._commits.run())
+        self._committing = self._keep(asyncio.create_task(self._commits.run()))
         self._spawn(self._deadline_loop())
         self._spawn(self._past.sweep(self._tools.random))
         for work in self._queues:
@@ -180,18 +189,33 @@ class Partition:
                 self._move_on(replication_id)
 
     async def close(self) -> None:
-        """Forget the syncs here; they are never cancelled there. A commit on its way is waited for, within bounds."""
+        """Forget the syncs here; they are never cancelled there. A commit on its way is waited for, within bounds.
+
+        What the process shares with this partition is given back before anything is awaited, and the producer is
+        closed all the same where this is cancelled.
+        """
         self._closed = True
-        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        self._commits.stop()
         for work in self._queues:
             work.answered(self._lane(work))
             self._leave(work)
             self._tools.metrics.moved(work.request.site, public_state(work.state), None)
         self._past.forget()
+        await to_its_end(self._close_journal())
+
+    async def _close_journal(self) -> None:
+        """End the tasks here, then let go of the journal."""
+        pending = set(self._tasks)
+        for task in pending:
+            task.cancel()
+        for _ in range(CLOSING // CANCEL_AGAIN):
+            if not pending:
+                break
+            _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN.total_seconds())
+            for task in pending - {self._committing}:
+                task.cancel()  # aiokafka swallows a cancellation here and there
+        if pending:
+            log.warning("Partition %d: %d tasks do not end and are left to themselves", self.number, len(pending))
         await self._journal.close()
 
     # ------------------------------------------------------------ what others see of it
@@ -280,9 +304,11 @@ class Partition:
 
     def _move_on(self, replication_id: str) -> None:
         """Tell what has expired, and let the replication's next request queue for a slot if none is before it."""
+        if self._closed:
+            return
         self._tell_expired(replication_id)
         work = self._queues.eldest(replication_id)
-        if work is None or self.quiescing or self._closed:
+        if work is None or self.quiescing:
             return
         if isinstance(work.state, Waiting) and not work.queued and work.not_before <= self._tools.clock.monotonic():
             work.queued = True
@@ -333,7 +359,7 @@ class Partition:
         trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
         if not withheld(answer):
             lane.heard(trouble)
-        if not isinstance(work.state, Submitting | Lingering):
+        if self._closed or not isinstance(work.state, Submitting | Lingering):
             return
         step = sync.answered(work.state, answer, now=self._tools.clock.now(), policy=self._tools.policy)
         self._become(work, step)
@@ -343,7 +369,7 @@ class Partition:
             self._take_up(work)
 
     def _looked_up(self, work: Work, seen: sync.LookUp) -> None:
-        if not isinstance(work.state, Submitting | Lingering):
+        if self._closed or not isinstance(work.state, Submitting | Lingering):
             return
         before = work.state
         step = sync.looked_up(work.state, seen, now=self._tools.clock.now(), policy=self._tools.policy)

@@ -15,6 +15,7 @@ from service.clock import Clock
 from service.commits import Commits
 from service.journal import Journal, JournalLost
 from service.records import epoch
+from service.remembered import Remembered
 from service.restoring import Bygone
 from service.sync import Ended
 
@@ -96,3 +97,4 @@ class Past:
     def forget(self) -> None:
         """The partition is closed: nothing is remembered here any more."""
         self._metrics.identities(-len(self._remembered))
+        self._remembered = Remembered()

@@ -384,6 +384,59 @@ MUTANTS: Final = (
         new="    return value if isinstance(value, str) and value else None\n",
         tests=("tests/test_vcda_translate.py",),
     ),
+    Mutant(
+        name="a closing partition gives its slots back after it has waited",
+        file="service/partition.py",
+        old="        self._commits.stop()\n        for work in self._queues:\n",
+        new="        self._commits.stop()\n        await asyncio.sleep(0)\n        for work in self._queues:\n",
+        tests=("tests/test_closing.py",),
+    ),
+    Mutant(
+        name="a cancelled closing leaves the producer open",
+        file="service/partition.py",
+        old="        await to_its_end(self._close_journal())\n",
+        new="        await self._close_journal()\n",
+        tests=("tests/test_closing.py",),
+    ),
+    Mutant(
+        name="an answer after the closing is counted",
+        file="service/partition.py",
+        old="""        if self._closed or not isinstance(work.state, Submitting | Lingering):
+            return
+        step = sync.answered""",
+        new="""        if not isinstance(work.state, Submitting | Lingering):
+            return
+        step = sync.answered""",
+        tests=("tests/test_closing.py",),
+    ),
+    Mutant(
+        name="what became of a record is counted before its commit stands",
+        file="service/partition.py",
+        old="        self._commits.then(partial(self._balance.reached, taken.until))\n",
+        new="        self._balance.reached(taken.until)\n",
+        tests=("tests/test_balance.py",),
+    ),
+    Mutant(
+        name="a commit of unknown fate counts as lost though it stood",
+        file="service/balance.py",
+        old="        self.reached(cursor)\n        self.give_up()\n",
+        new="        self.give_up()\n",
+        tests=("tests/test_balance.py",),
+    ),
+    Mutant(
+        name="records that never arrive are not missed by the next",
+        file="service/intake.py",
+        old="        if (follows := self._consumer.follows[place]) > cursor:\n",
+        new="        if (follows := cursor) > cursor:\n",
+        tests=("tests/test_records_balance.py",),
+    ),
+    Mutant(
+        name="records that never arrive are not missed where none follow",
+        file="service/intake.py",
+        old="                self._miss(keeper, keeper.partition.cursor)\n",
+        new="",
+        tests=("tests/test_records_balance.py",),
+    ),
 )
 
 
