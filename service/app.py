@@ -428,6 +428,8 @@ class App:
             else:
                 health.back()
             health.missing(intake.missing())
+            health.stalled(intake.stalled())
+            health.refused(intake.refused())
             unfit = intake.unfit()
             for partition in stopped - set(unfit):
                 health.working(partition)

@@ -1,10 +1,15 @@
-"""A Kafka consumer that doesn't trip over a record that its own library can't read.
+"""A Kafka consumer that neither a record that its own library can't read, nor a refusal that passes, can stop.
 
 aiokafka decodes header names while records are handed out, and decompresses batches then, too. A name that isn't
 UTF-8, or an unknown codec, makes `getmany` raise: for ever, for all partitions, while records of the others that were
 handed out in the same call are never seen (measured). Here each partition is asked on its own; one that raises is
 read again, record by record, up to the bad one. Its batch is then taken apart here, since aiokafka reads a batch from
 its beginning whatever is asked of it: the bad record is handed on as an `UnreadableRecord`, its neighbours as they are.
+
+A broker that refuses something for a moment (a right was missing) leaves errors behind in aiokafka: one for each
+partition, and tasks that end with an exception and are started again only by the group's next rebalance, if ever.
+With `refused`, such errors are reported instead of raised, never cost another partition's records, and are forgotten
+after `RETRY`; then whatever ended with them is started again.
 
 It never decides what becomes of a record, and never skips one silently.
 """
@@ -13,11 +18,17 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import FetchError
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import (
+    ConsumerStoppedError,
     CorruptRecordException,
     KafkaError,
     LeaderNotAvailableError,
@@ -33,6 +44,7 @@ from aiokafka.record.util import decode_varint
 from typing_extensions import override
 
 from service.clock import Clock
+from service.connection import end
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +60,13 @@ CURRENT_FORMAT = 2
 LOOK_MS = 1_000
 """How long a single record is waited for. It comes at once, but for one that was compacted away."""
 
+RETRY = timedelta(seconds=1)
+"""How long after a refusal it is tried again. A broker refuses at once, and a client that asked at once would spin."""
+
 Records = dict[TopicPartition, list[ConsumerRecord]]
+
+Refused: TypeAlias = Callable[[TopicPartition | None, Exception], None]
+"""Takes what a broker refuses: of a partition, or of the group (None). Called once for each answer."""
 
 
 class UnreadableRecord(ConsumerRecord):  # type: ignore[misc] # aiokafka is untyped
@@ -75,11 +93,13 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         *topics: str,
         clock: Clock,
         read: Callable[[int], None] = lambda _: None,
+        refused: Refused | None = None,
         **options: Any,  # noqa: ANN401 - aiokafka's own, passed on
     ) -> None:
         super().__init__(*topics, **options | {"auto_offset_reset": "none"})  # it never moves a position by itself
         self._clock = clock
         self._read = read
+        self._refused = refused
         self.seeks: Counter[TopicPartition] = Counter()
         self.fetched_under: dict[TopicPartition, int] = {}
         self.handed_out: dict[TopicPartition, int] = {}
@@ -88,6 +108,8 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         self.asked_at = clock.monotonic()
         """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
         self._bad: dict[TopicPartition, int] = {}
+        self._reported: dict[TopicPartition | None, tuple[Exception, float]] = {}
+        """The error that lies there for a partition, or for the group, and when it was reported."""
         send = self._client.send
 
         async def send_or_time_out(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's own, passed on
@@ -100,10 +122,37 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
 
         self._client.send = send_or_time_out
 
+    @property
+    def client(self) -> AIOKafkaClient:
+        """What speaks with the brokers."""
+        return self._client
+
     def dead(self) -> str | None:
         """Name the task of aiokafka's that has ended before its time: without it no record comes any more."""
-        tasks = {"fetching": self._fetcher._fetch_task, "coordination": self._coordinator._coordination_task}
+        tasks = {
+            "fetching": self._fetcher._fetch_task,
+            "coordination": self._coordinator._coordination_task,
+            "metadata": self._client._sync_task,
+        }
         return next((name for name, task in tasks.items() if task is not None and task.done()), None)
+
+    def reached(self, place: TopicPartition) -> int | None:
+        """Return the offset of the next record that will be read; None where none was chosen, or it isn't assigned.
+
+        aiokafka's `position` waits for one, which may be for ever.
+        """
+        state = self._state(place)
+        return int(state.position) if state is not None and state.has_valid_position else None
+
+    def has_leader(self, place: TopicPartition) -> bool:
+        """Whether a broker is known that leads the partition."""
+        leader = self._client.cluster.leader_for_partition(place)
+        return leader is not None and leader >= 0
+
+    @property
+    def rebalancing(self) -> bool:
+        """Whether the group is between two assignments, or not joined."""
+        return bool(self._subscription.reassignment_in_progress)
 
     @override
     def seek(self, partition: TopicPartition, offset: int) -> None:
@@ -132,31 +181,43 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> Records:
-        """Return records of any assigned partition; waits up to `timeout_ms` until there are some."""
+        """Return records of any assigned partition; waits up to `timeout_ms` until there are some.
+
+        Raises:
+            KafkaError: a broker refuses something, no record was there to return, and no `refused` was given.
+        """
         until = self._clock.monotonic() + timeout_ms / 1000
         while True:
             self.asked_at = self._clock.monotonic()
-            got = await self._collect(partitions, max_records)
+            if self._closed:
+                raise ConsumerStoppedError
+            with self._subscription.fetch_context():  # aiokafka leaves the group when nobody reads for long
+                got = await self._collect(partitions, max_records)
             left = until - self._clock.monotonic()
             if got or left <= 0:
                 return got
-            if not self._fetcher._records:
-                waiter = self._fetcher._create_fetch_waiter()
-                await asyncio.wait([waiter], timeout=left)
-                if waiter.done():
-                    waiter.result()  # authorization errors come this way
-                else:
-                    waiter.cancel()
-            else:
-                # What lies there belongs to partitions that are paused or being taken away: wait without turning.
-                await asyncio.sleep(min(left, 0.02))
+            await self._wait(left)
+
+    async def _wait(self, limit: float) -> None:
+        """Wait until something may have come."""
+        if self.rebalancing or self._fetcher._records:
+            # What lies there belongs to partitions that are paused, refused or being taken away: wait without turning.
+            await asyncio.sleep(min(limit, 0.02))
+            return
+        waiter = self._fetcher._create_fetch_waiter()
+        await asyncio.wait([waiter], timeout=limit)
+        if not waiter.done():
+            waiter.cancel()
+        elif self._refused is None:
+            waiter.result()  # authorization errors come this way
+        else:
+            waiter.exception()  # lies with the group, too, and is taken from there
 
     async def _collect(self, partitions: tuple[TopicPartition, ...], max_records: int | None) -> Records:
+        errors = self._errors(partitions)
         got: Records = {}
-        if self._subscription.reassignment_in_progress or not self._fetcher._records:
-            await super().getmany(TopicPartition("", -1))  # raises what the coordinator has to say
         for place in list(self._fetcher._records):
-            if partitions and place not in partitions:
+            if (partitions and place not in partitions) or self._error_of(place) is not None or self.rebalancing:
                 continue
             under = self.seeks[place]
             records = await self._ask(place, max_records)
@@ -166,26 +227,98 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
                 self.fetched_under[place] = under
                 self.follows[place] = self.handed_out.get(place, records[0].offset)
                 self.handed_out[place] = records[-1].offset + 1
+        if self._refused is not None:
+            self._report(errors, self._refused)
+        elif errors and not got:
+            for about in errors:
+                self._forget(about)
+            raise next(iter(errors.values()))
         return got
 
+    @override
+    async def stop(self) -> None:
+        """Leave the group and close all connections, in bounded time."""
+        await end(self, stop=super().stop)
+
+    # ------------------------------------------------------------ refusals
+
+    def _errors(self, partitions: tuple[TopicPartition, ...]) -> dict[TopicPartition | None, Exception]:
+        """Return what was refused of the partitions (all, where none is named) and, under None, of the group.
+
+        But for positions out of range, which are put down where their partitions' owner looks.
+        """
+        found: dict[TopicPartition | None, Exception] = {}
+        for about in (None, *(partitions or list(self._fetcher._records))):
+            error = self._error_of(about)
+            if about is not None and isinstance(error, OffsetOutOfRangeError):
+                self._forget(about)
+                if (position := self.reached(about)) is not None:
+                    self.out_of_range[about] = position
+                    self.pause(about)
+            elif error is not None:
+                found[about] = error
+        return found
+
+    def _error_of(self, about: TopicPartition | None) -> Exception | None:
+        if about is None:
+            coordinator = self._coordinator
+            return coordinator._pending_exception if isinstance(coordinator, GroupCoordinator) else None
+        entry = self._fetcher._records.get(about)
+        return entry._error if isinstance(entry, FetchError) else None
+
+    def _report(self, errors: Mapping[TopicPartition | None, Exception], refused: Refused) -> None:
+        """Report what is new, and forget what has lain there for long enough, so that it is tried again."""
+        now = self._clock.monotonic()
+        for about in self._reported.keys() - errors.keys():
+            del self._reported[about]
+        for about, error in errors.items():
+            reported, at = self._reported.get(about, (None, now))
+            if error is not reported:
+                self._reported[about] = error, now
+                refused(about, error)
+            elif now - at >= RETRY.total_seconds():
+                del self._reported[about]
+                self._forget(about)
+
+    def _forget(self, about: TopicPartition | None) -> None:
+        """Let aiokafka forget an error, and begin again what has ended with it."""
+        if about is not None:
+            self._fetcher._records.pop(about, None)
+            self._fetcher._notify(self._fetcher._wait_consume_future)
+            return
+        coordinator = self._coordinator
+        # Before the error is forgotten: coordination goes on then, and would only find the tasks' old errors again.
+        if _failed(coordinator._heartbeat_task):
+            log.info("The heartbeat had ended with an error; it is started again")
+            coordinator._heartbeat_task = None
+            coordinator._start_heartbeat_task()
+        subscription = self._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        if _failed(coordinator._commit_refresh_task) and assignment is not None and assignment.active:
+            log.info("The refresh of committed offsets had ended with an error; it is started again")
+            coordinator.start_commit_offsets_refresh_task(assignment)
+        with suppress(Exception):  # it has been reported; a coordination that has ended is found by `dead`
+            coordinator.check_errors()
+
+    # ------------------------------------------------------------ one partition
+
+    def _state(self, place: TopicPartition) -> TopicPartitionState | None:
+        subscription = self._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        return assignment.state_value(place) if assignment is not None else None
+
     async def _ask(self, place: TopicPartition, max_records: int | None) -> list[ConsumerRecord]:
-        try:
-            position = await self.position(place)
-        except KafkaError:
-            return []  # taken away meanwhile
+        position = self.reached(place)
+        if position is None:
+            self._forget(place)  # taken away meanwhile
+            return []
         bad = self._bad.get(place)
         if bad is not None and position > bad:
             del self._bad[place]
             bad = None
         try:
-            got = await super().getmany(place, max_records=max_records if bad is None else 1)
-        except OffsetOutOfRangeError:
-            self.out_of_range[place] = position
-            self.pause(place)
-            return []
-        except Exception as error:
-            if isinstance(error, KafkaError) and not isinstance(error, UnsupportedCodecError | CorruptRecordException):
-                raise
+            got = await self._fetcher.fetched_records([place], max_records=max_records if bad is None else 1)
+        except Exception as error:  # noqa: BLE001 - whatever aiokafka makes of bytes that may be anything
             return await self._stumbled(place, position, error, at_most=max_records or SALVAGE_AT_ONCE)
         return list(got.get(place, ()))
 
@@ -291,6 +424,10 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             serialized_value_size=len(record.value or b""),
             headers=tuple(record.headers),
         )
+
+
+def _failed(task: "asyncio.Task[None] | None") -> bool:
+    return task is not None and task.done() and not task.cancelled() and task.exception() is not None
 
 
 def _each(batch: DefaultRecordBatch) -> Iterator[tuple[int, DefaultRecord | None]]:

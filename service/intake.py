@@ -33,6 +33,7 @@ from typing_extensions import override
 
 from service.balance import Balance, BalanceMeter, Fate
 from service.clock import Clock
+from service.connection import rebootstrap
 from service.consumer import SteadyConsumer, UnreadableRecord, looking, timestamp_of
 from service.journal import JournalLost, JournalUnfit, Opened, StopReason
 from service.messages import Record
@@ -57,6 +58,25 @@ KAFKA_REQUEST_TIMEOUT = timedelta(seconds=10)
 
 SHOW_PROGRESS = timedelta(seconds=5)
 """How often the group is told the cursors, and Kafka is asked whether it is there."""
+
+ASK_BOOTSTRAP = timedelta(seconds=10)
+"""Kafka silent for so long may have other addresses: the bootstrap servers are asked. A broker's restart takes 5 s."""
+
+GIVE_UP = timedelta(minutes=2)
+"""A Kafka that answers new clients, but not ours for so long, is there: then it is this process that is broken."""
+
+REFUSAL_COUNTS = timedelta(seconds=5)
+"""A refusal is over when it has not been heard again for so long; while it lasts, it is asked again each second."""
+
+REFUSAL_AGAIN = timedelta(minutes=1)
+"""How often a refusal that lasts is logged."""
+
+UNREAD_LIMIT = timedelta(seconds=90)
+"""A partition that has records and room, and that nothing was read of for so long, is not read any more, whatever the
+cause: a slow broker answers within `KAFKA_REQUEST_TIMEOUT`, and records come with its next answer."""
+
+ASSIGNMENT_LIMIT = timedelta(minutes=2)
+"""How long the group may take to assign partitions: each member has the rebalance timeout, and some join late."""
 
 REOPEN_FIRST, REOPEN_LONGEST = timedelta(milliseconds=100), timedelta(seconds=10)
 """Pauses between attempts to open a partition anew, doubling."""
@@ -88,6 +108,7 @@ class Meter(BalanceMeter, Protocol):
     def stopped(self, reason: str, count: int) -> None: ...  # noqa: D102
     def reopened(self) -> None: ...  # noqa: D102
     def kafka_connected(self, value: bool) -> None: ...  # noqa: D102, FBT001
+    def unread(self, seconds: float) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +138,10 @@ class _Keeper:
     """The seek and the end of what the consumer had handed out, where the cursor was not there at the last look."""
     cursor: int | None = None
     """The last one known, to ask the group with."""
+    reached: int | None = None
+    """Where reading was when it was last looked at."""
+    unread_since: float | None = None
+    """Since when (monotonic) there have been records to read, with reading at the same place; None: it gets on."""
     returned: asyncio.Event = field(default_factory=asyncio.Event)
     gone: bool = False
     """It was let go of. Its task was cancelled, too, but a producer that is being stopped swallows that (read in the
@@ -126,6 +151,14 @@ class _Keeper:
         """End the task whose cancellation may have been swallowed meanwhile."""
         if self.gone:
             raise asyncio.CancelledError
+
+
+@dataclass(slots=True)
+class _Refusal:
+    """Something that Kafka refuses again and again. Moments are monotonic."""
+
+    heard_at: float
+    logged_at: float
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
@@ -143,6 +176,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._closing: dict[int, asyncio.Task[None]] = {}
         self._reasons: set[StopReason] = set()
         self._progress: asyncio.Task[None] | None = None
+        self._refusals: dict[str, _Refusal] = {}
+        self._assigning_since: float | None = None
+        self._answers_others_since: float | None = None
         self._stopping = False
         self.joined = False
         """Whether the group has ever assigned something here, were it nothing."""
@@ -205,7 +241,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _consumer_of(self, **options: Any) -> SteadyConsumer:  # noqa: ANN401 - as FastStream calls it
         options |= self._connection
         options |= {"request_timeout_ms": _ms(KAFKA_REQUEST_TIMEOUT), "enable_auto_commit": False}
-        return SteadyConsumer(clock=self._clock, read=self._metrics.records_read, **options)
+        return SteadyConsumer(
+            clock=self._clock, read=self._metrics.records_read, refused=self._note_refusal, **options
+        )
 
     async def stop(self, limit: float) -> None:
         """Stop reading, quiesce, let everything stand in the journals, leave the group; within `limit` seconds."""
@@ -227,12 +265,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Let go of the partitions and of the group, within `limit` seconds."""
         for number in list(self._keepers):
             self._let_go(number)
-        try:
-            # Leaving the group hangs while the broker is away (13 s measured): the group will notice by itself.
-            async with asyncio.timeout(limit):
-                await asyncio.gather(self.broker.stop(), *self._closing.values(), return_exceptions=True)
-        except TimeoutError:
+        # Leaving the group hangs while the broker is away (13 s measured): the group will notice by itself. Waited for
+        # from outside, since a cancellation may be swallowed in there.
+        leaving = {asyncio.ensure_future(self.broker.stop()), *self._closing.values()}
+        done, late = await asyncio.wait(leaving, timeout=limit)
+        for task in done:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                log.debug("Leaving the group failed: %r", error)
+        if late:
             log.warning("Kafka did not let go in time; the group notices by its session timeout")
+            for task in late:
+                task.cancel()
 
     # ------------------------------------------------------------ what others see
 
@@ -252,6 +295,30 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def read_at(self) -> float:
         """When the reading loop last asked for records, on the monotonic clock; now, once it was told to stop."""
         return self._clock.monotonic() if self._stopping else self._consumer.asked_at
+
+    def refused(self) -> list[str]:
+        """Return what Kafka refuses at present; nothing when it refuses nothing."""
+        now = self._clock.monotonic()
+        return [
+            text for text, refusal in self._refusals.items() if now - refusal.heard_at <= REFUSAL_COUNTS.total_seconds()
+        ]
+
+    def stalled(self) -> list[str]:
+        """Return why nothing is read, or of which partitions, though there are records; nothing when all is well.
+
+        Not where Kafka is away or refuses: a restart cures neither.
+        """
+        now = self._clock.monotonic()
+        if self.refused():
+            return []
+        since = self._assigning_since
+        if since is not None and now - since > ASSIGNMENT_LIMIT.total_seconds():
+            return [f"the consumer group has assigned nothing here for {now - since:.0f} s, though Kafka is there"]
+        return [
+            f"partition {number} has records, and none was read for {now - keeper.unread_since:.0f} s"
+            for number, keeper in sorted(self._keepers.items())
+            if keeper.unread_since is not None and now - keeper.unread_since > UNREAD_LIMIT.total_seconds()
+        ]
 
     def partitions(self) -> Iterator[Partition]:
         """Yield the partitions open here."""
@@ -595,7 +662,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             keeper.partition.fail(reason)
 
     async def _show_progress(self) -> None:
-        """Tell the group the cursors, ask whether Kafka is there, and let partitions read on that have room again."""
+        """Tell the group the cursors, watch over Kafka and the reading, let partitions read on that have room again."""
         told = 0.0
         while True:
             if (dead := self._consumer.dead()) is not None:
@@ -611,6 +678,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             if self._clock.monotonic() - told >= SHOW_PROGRESS.total_seconds():
                 told = self._clock.monotonic()
                 await self._report_cursors()
+                await self._watch_reading()
+                self._forget_refusals()
+                if self._clock.monotonic() - self.kafka_seen_at > ASK_BOOTSTRAP.total_seconds():
+                    await self._look_elsewhere()
+                else:
+                    self._answers_others_since = None
             await asyncio.sleep(0.2)
 
     async def _report_cursors(self) -> None:
@@ -625,7 +698,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 await self._consumer.topics()
                 seen = True
                 reached = {
-                    keeper.place: await self._reached(keeper.place, keeper.partition.cursor)
+                    keeper.place: self._reached(keeper.place, keeper.partition.cursor)
                     for keeper in list(self._keepers.values())
                     if keeper.partition is not None and keeper.reading is not None
                 }
@@ -649,7 +722,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             log.warning("The requests topic %s is there again", self._tools.requests)
         self._missing = count == 0
 
-    async def _reached(self, place: TopicPartition, cursor: int) -> int:
+    def _reached(self, place: TopicPartition, cursor: int) -> int:
         """Return where reading has come to, for lag displays.
 
         Past the cursor where all has been taken up that was handed out: what lies between are the marks and the
@@ -657,7 +730,95 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """
         if self._consumer.handed_out.get(place, cursor) > cursor:
             return cursor
-        return max(cursor, int(await self._consumer.position(place)))
+        return max(cursor, self._consumer.reached(place) or cursor)
+
+    # ------------------------------------------------------------ whether reading gets on
+
+    async def _watch_reading(self) -> None:
+        """Note since when partitions have had records that nobody reads, and since when the group assigns nothing."""
+        now = self._clock.monotonic()
+        there = now - self.kafka_seen_at < SHOW_PROGRESS.total_seconds()
+        if not self._consumer.rebalancing or not there:
+            self._assigning_since = None
+        elif self._assigning_since is None:
+            self._assigning_since = now
+        ends = await self._ends() if there else {}
+        now = self._clock.monotonic()
+        for keeper in self._keepers.values():
+            reached = self._consumer.reached(keeper.place)
+            may_read = keeper.partition is not None and keeper.reading is not None and not keeper.full
+            if not may_read or reached is None or reached != keeper.reached:
+                keeper.unread_since = None
+            elif (end := ends.get(keeper.place)) is not None:
+                if reached >= end:
+                    keeper.unread_since = None
+                elif keeper.unread_since is None:
+                    keeper.unread_since = now
+            keeper.reached = reached
+        since = [keeper.unread_since for keeper in self._keepers.values() if keeper.unread_since is not None]
+        self._metrics.unread(now - min(since, default=now))
+
+    async def _ends(self) -> dict[TopicPartition, int]:
+        """Return where the partitions that are read end for a read_committed reader, without those that can't say."""
+        places = [
+            keeper.place
+            for keeper in self._keepers.values()
+            if keeper.reading is not None and self._consumer.has_leader(keeper.place)
+        ]
+        try:
+            async with asyncio.timeout(SHOW_PROGRESS.total_seconds()):
+                return dict(await self._consumer.end_offsets(places)) if places else {}
+        except (TimeoutError, KafkaError) as error:
+            log.debug("The ends of the partitions could not be asked for: %r", error)
+            return {}
+
+    def _note_refusal(self, place: TopicPartition | None, error: Exception) -> None:
+        """Take what the consumer hears from the group, or of a partition; it asks again by itself."""
+        about = "the consumer group" if place is None else f"topic {place.topic}"
+        text = f"Kafka refuses {about}: {error!r}"
+        now = self._clock.monotonic()
+        refusal = self._refusals.get(text)
+        if refusal is None:
+            self._refusals[text] = _Refusal(heard_at=now, logged_at=now)
+            log.warning("%s; tried again each second", text)
+            return
+        if now - refusal.logged_at >= REFUSAL_AGAIN.total_seconds():
+            refusal.logged_at = now
+            log.warning("%s; still tried again each second", text)
+        refusal.heard_at = now
+
+    def _forget_refusals(self) -> None:
+        over = self._refusals.keys() - set(self.refused())
+        for text in over:
+            del self._refusals[text]
+            log.info("No longer so: %s", text)
+
+    # ------------------------------------------------------------ a Kafka that has moved
+
+    async def _look_elsewhere(self) -> None:
+        """Ask the bootstrap servers where the brokers are: aiokafka knows only the addresses that it has heard last.
+
+        Where they are others, the consumer goes on with them; journals are opened again, since their producers would
+        each wait for a commit to fail.
+
+        Raises:
+            RuntimeError: Kafka answers a new client, and for long has not answered ours.
+        """
+        try:
+            moved = await rebootstrap(self._consumer.client, connection=self._connection)
+        except (TimeoutError, KafkaError) as error:
+            log.debug("The bootstrap servers do not help: %r", error)
+            return
+        if moved:
+            log.warning("Kafka's brokers have other addresses now; all partitions are opened again with them")
+            for partition in list(self.partitions()):
+                partition.fail("Kafka's brokers have other addresses")
+        now = self._clock.monotonic()
+        if self._answers_others_since is None:
+            self._answers_others_since = now
+        if now - self._answers_others_since > GIVE_UP.total_seconds():
+            msg = f"Kafka answers new clients, but not the consumer, for {now - self._answers_others_since:.0f} s"
+            raise RuntimeError(msg)
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or (error := task.exception()) is None:

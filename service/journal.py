@@ -26,6 +26,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from service.clock import Clock
+from service.connection import end
 from service.loop import to_its_end
 from service.messages import Event, Header
 from service.records import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, is_sync, read
@@ -41,6 +42,10 @@ the batches of a transaction by itself."""
 
 REQUEST_TIMEOUT = timedelta(seconds=10)
 """A killed broker leaves requests hanging for this long; aiokafka's 40 s kept a partition idle for 18 s (measured)."""
+
+START_LIMIT = timedelta(seconds=30)
+"""How long a producer may take to start, and to fence its predecessor. aiokafka tries without end, also at addresses
+that no broker has any more."""
 
 RETRY_BACKOFF = timedelta(milliseconds=20)
 """aiokafka waits this long when the broker still finishes the previous transaction, which is the usual case under
@@ -172,6 +177,7 @@ class KafkaJournal:
         self._connection = connection
         self._refusals = refusals
         self._end = 0
+        self._failed = False
         self._producer = AIOKafkaProducer(
             **connection,
             transactional_id=f"{topic}-{partition}",
@@ -194,9 +200,12 @@ class KafkaJournal:
         """
         journal = cls(topic=topic, partition=partition, connection=connection, refusals=refusals)
         try:
-            await journal._producer.start()
+            async with asyncio.timeout(START_LIMIT.total_seconds()):
+                await journal._producer.start()
             opened_at = clock.monotonic()
-            if partition not in await journal._producer.partitions_for(topic):
+            async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
+                partitions = await journal._producer.partitions_for(topic)
+            if partition not in partitions:
                 msg = (
                     f"the requests topic has a partition {partition}, and {topic} has not: drain the service, widen "
                     "the journal, then the requests topic; in this order, since wider topics move keys"
@@ -211,6 +220,7 @@ class KafkaJournal:
             in_flight = await _in_flight(restoring)
             bygone = restoring.bygone()
         except BaseException as error:
+            journal._failed = isinstance(error, TROUBLE)
             await journal.close()
             if isinstance(error, ValueError):
                 msg = (
@@ -233,6 +243,7 @@ class KafkaJournal:
         try:
             await to_its_end(self._transact(batch))
         except TROUBLE as error:
+            self._failed = True
             msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {error!r}"
             raise JournalLost(msg) from error
 
@@ -245,13 +256,19 @@ class KafkaJournal:
         await self._write([(self._place, [(OPENED_KEY, b"{}", [], None)])])
 
     async def _transact(self, batch: Batch) -> None:
+        async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
+            records = await self._laid_out(batch)
+        await self._write(records)
+
+    async def _laid_out(self, batch: Batch) -> list[tuple[TopicPartition, Iterable["_Record"]]]:
+        """Return the records of a batch, each with its place."""
         events: dict[TopicPartition, list[_Record]] = {}
         for told in batch.events:
             event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
             count = len(await self._producer.partitions_for(event.topic))
             place = TopicPartition(event.topic, _partition(event.key, count))
             events.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
-        await self._write([(self._place, _journal_records(batch)), *events.items()])
+        return [(self._place, _journal_records(batch)), *events.items()]
 
     async def _write(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
         """Write the records in one transaction."""
@@ -346,20 +363,12 @@ class KafkaJournal:
                     raise KafkaTimeoutError(msg)
                 await asyncio.sleep(0)
         finally:
-            await consumer.stop()
+            await end(consumer)
 
     async def close(self) -> None:
-        """Stop the producer, but not for longer than a request may take: it hangs while the broker is away."""
-        await to_its_end(self._close())
-
-    async def _close(self) -> None:
-        try:
-            async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
-                await self._producer.stop()
-        except Exception as error:  # noqa: BLE001 - a producer that failed is being thrown away
-            log.debug("closing the producer of %s failed: %r", self._place, error)
-        finally:
-            await self._producer.client.close()  # `stop` leaves connections open where it fails or is cancelled
+        """Stop the producer: in an orderly way, unless it has failed, since it would wait for brokers that are away."""
+        within = timedelta() if self._failed else REQUEST_TIMEOUT
+        await to_its_end(end(self._producer, within=within))
 
 
 # ---------------------------------------------------------------- records

@@ -159,6 +159,11 @@ METRICS: Final = (
     Metric("vm_sync_partitions_reopened_total", "counter", "Partitions opened again after a producer's failure."),
     Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers."),
     Metric(
+        "vm_sync_reading_stalled_seconds",
+        "gauge",
+        "For how long a partition has had records, and room for them, without one being read; 0 while reading goes on.",
+    ),
+    Metric(
         "vm_sync_event_loop_lag_seconds",
         "histogram",
         "How much later than asked the event loop wakes a sleeper.",
@@ -246,6 +251,7 @@ class Metrics:
         self._stopped = gauges["vm_sync_partitions_stopped"].having((r,) for r in stop_reasons)
         self._reopened = counters["vm_sync_partitions_reopened_total"][()]
         self._kafka = gauges["vm_sync_kafka_connected"][()]
+        self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
         gauges["vm_sync_build_info"][version, platform.python_version()].set(1)
 
@@ -380,6 +386,10 @@ class Metrics:
     def kafka_connected(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Tell whether Kafka answers."""
         self._kafka.set(value)
+
+    def unread(self, seconds: float) -> None:
+        """Tell for how long the longest-waiting partition has not been read, though it has records and room."""
+        self._unread.set(seconds)
 
     def loop_lag(self, seconds: float) -> None:
         """Count how late the event loop woke the probe."""

@@ -54,11 +54,12 @@ LAG_INTERVAL: Final = timedelta(milliseconds=500)
 class Health:
     """What is known of the process's own condition. Pure: moments are handed in, from the monotonic clock.
 
-    Alive: each watched loop has turned within its limit, and no coordination task has died. Kafka or VCDA being away
-    is no reason: a restart cures neither.
+    Alive: each watched loop has turned within its limit, no coordination task has died, and where there is something
+    to read, it is read. Kafka or VCDA being away is no reason, nor is a refusal of Kafka's: a restart cures neither.
 
     Ready: Kafka has been joined and what was owned first is restored; an ordinary rebalance doesn't take it back. Not
-    while Kafka has been away for long, the requests topic is missing, a partition is stopped, or the service drains.
+    while Kafka has been away for long or refuses something, the requests topic is missing, a partition is stopped, or
+    the service drains.
 
     Reasons are sentences for operators, without secrets.
     """
@@ -70,6 +71,8 @@ class Health:
         self._dead: dict[str, str] = {}
         self._stopped: dict[int, str] = {}
         self._missing: str | None = None
+        self._stalled: tuple[str, ...] = ()
+        self._refused: tuple[str, ...] = ()
         self._away_since: float | None = None
         self._joined = self._restored = self._draining = False
 
@@ -119,6 +122,14 @@ class Health:
         """The topic without which nothing is read does not exist; None: it does."""
         self._missing = topic
 
+    def stalled(self, reasons: Iterable[str]) -> None:
+        """Records wait that nobody reads, for these reasons; none: reading goes on. Replaces what was said before."""
+        self._stalled = tuple(reasons)
+
+    def refused(self, reasons: Iterable[str]) -> None:
+        """Kafka refuses what these sentences say, or nothing. Replaces what was said before."""
+        self._refused = tuple(reasons)
+
     def draining(self) -> None:
         """The process is on its way out."""
         self._draining = True
@@ -130,7 +141,7 @@ class Health:
             for loop, limit in self._limits.items()
             if now - self._turned[loop] > limit
         ]
-        return stalled + [f"{task} has died: {reason}" for task, reason in self._dead.items()]
+        return [*stalled, *self._stalled] + [f"{task} has died: {reason}" for task, reason in self._dead.items()]
 
     def not_ready(self, now: float) -> list[str]:
         """Return why the service isn't ready; nothing when it is."""
@@ -145,6 +156,7 @@ class Health:
             reasons.append(f"Kafka has been away for {now - self._away_since:.0f} s")
         if self._missing is not None:
             reasons.append(f"the topic {self._missing} does not exist, or may not be read")
+        reasons += self._refused
         reasons += [f"partition {partition} is stopped: {why}" for partition, why in sorted(self._stopped.items())]
         return reasons
 

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaProducer
 from typing_extensions import override
 
 from service.clock import Clock
+from service.connection import end
 from service.messages import Event, Progressed, write_progress
 from service.sync import Request, Task
 
@@ -191,10 +192,7 @@ class KafkaWire:
         await asyncio.gather(*arriving)
 
     async def close(self) -> None:  # noqa: D102
-        try:
-            await self._producer.stop()  # cut short, it would leave tasks behind that never end (measured)
-        except Exception as error:  # noqa: BLE001 - it is being thrown away
-            log.debug("closing the producer of progress failed: %r", error)
+        await end(self._producer)
 
 
 def _heard(arrived: "asyncio.Future[Any]") -> None:

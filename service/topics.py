@@ -14,6 +14,8 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError, for_code
 
+from service.connection import MAX_IDLE, end
+
 REPLICAS = 3
 """Of each topic, where there are so many brokers: one may be down for maintenance while another fails."""
 
@@ -48,7 +50,12 @@ class KafkaConnection:
 
     def arguments(self) -> dict[str, Any]:
         """Return what any aiokafka client takes; a list, since it takes one string with commas for one host."""
-        return {"bootstrap_servers": list(self.bootstrap_servers), **self.security}
+        idle_ms = MAX_IDLE // timedelta(milliseconds=1)
+        return {
+            "bootstrap_servers": list(self.bootstrap_servers),
+            "connections_max_idle_ms": idle_ms,
+            **self.security,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +149,7 @@ async def ensure_topics(
         refused = any(isinstance(finding, Refusal) for finding in created)
         return created if refused else [*created, *judge(topics, names=names)]
     finally:
-        await admin.close()
+        await end(admin)
 
 
 def judge(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:

@@ -3,10 +3,13 @@
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from enum import IntEnum
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import trustme
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
 from cryptography.hazmat.primitives import serialization
 
 from service.sandbox.kafka import EmbeddedKafka
@@ -92,3 +95,87 @@ def secured(folder: Path) -> EmbeddedKafka:
                 f"{prefix}.scram-sha-512.sasl.jaas.config": scram,
             }
     return EmbeddedKafka(properties=properties, listeners=LISTENERS, scram={USER: PASSWORD})
+
+
+# ---------------------------------------------------------------- rights
+
+
+LOGIN: Final = {
+    "security_protocol": "SASL_PLAINTEXT",
+    "sasl_mechanism": "SCRAM-SHA-256",
+    "sasl_plain_username": USER,
+    "sasl_plain_password": PASSWORD,
+}
+"""How clients of `guarded` log in, as aiokafka's arguments."""
+
+
+def guarded() -> EmbeddedKafka:
+    """Return one, not started, that asks for `USER`'s rights at the listener LOGIN; without a login one may do all."""
+    scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
+    properties = {
+        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+        "super.users": "User:ANONYMOUS",
+        "listener.name.login.sasl.enabled.mechanisms": "SCRAM-SHA-256",
+        "listener.name.login.scram-sha-256.sasl.jaas.config": scram,
+    }
+    return EmbeddedKafka(properties=properties, listeners={"LOGIN": "SASL_PLAINTEXT"}, scram={USER: PASSWORD})
+
+
+class Resource(IntEnum):
+    """What a right is about, as Kafka's protocol numbers it."""
+
+    TOPIC = 2
+    GROUP = 3
+    CLUSTER = 4
+    TRANSACTIONAL_ID = 5
+
+
+class Operation(IntEnum):
+    """What a right allows."""
+
+    ALL = 2
+    READ = 3
+    WRITE = 4
+    DESCRIBE = 8
+
+
+class Rights:
+    """What `USER` may do at a guarded Kafka: everything, but for what is denied. An async context."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+
+    async def __aenter__(self) -> Self:
+        await self._admin.start()
+        for resource in Resource:
+            name = "kafka-cluster" if resource is Resource.CLUSTER else "*"
+            await self._ask(CreateAclsRequest, resource, name, Operation.ALL, permission=_ALLOW)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._admin.close()
+
+    async def deny(self, resource: Resource, name: str, operation: Operation = Operation.READ) -> None:
+        """Take a right away."""
+        await self._ask(CreateAclsRequest, resource, name, operation, permission=_DENY)
+
+    async def give_back(self, resource: Resource, name: str, operation: Operation = Operation.READ) -> None:
+        """Give it back."""
+        await self._ask(DeleteAclsRequest, resource, name, operation, permission=_DENY)
+
+    async def _ask(
+        self,
+        request: "type[CreateAclsRequest | DeleteAclsRequest]",
+        resource: Resource,
+        name: str,
+        operation: Operation,
+        *,
+        permission: int,
+    ) -> None:
+        asked = request(resource, name, _LITERAL, f"User:{USER}", "*", operation, permission)
+        response = await self._admin._send_request(asked)
+        ((code, *_),) = response.creation_responses if request is CreateAclsRequest else response.filter_responses
+        assert code == 0, response
+
+
+_DENY, _ALLOW, _LITERAL = 2, 3, 3

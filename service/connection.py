@@ -1,0 +1,136 @@
+"""What every client of Kafka's here shares: when idle connections are closed, how a client ends, and the way back.
+
+aiokafka leaves three things to its user. A client that stops waits for brokers that may be silent, and swallows a
+cancellation meanwhile; a connection whose broker is silent can't be closed in an orderly way; and a client that has
+lost all brokers it knows never asks the bootstrap servers again, so that a Kafka that came back at other addresses
+stays away for it. Here each has a bound.
+
+It knows nothing of what the clients are for.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any, Final, NoReturn, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaConnectionError
+
+log = logging.getLogger(__name__)
+
+MAX_IDLE: Final = timedelta(minutes=2)
+"""A connection idle for longer is closed by us. Firewalls and load balancers drop idle connections, many without
+telling either end (Azure after 4 minutes, AWS after 350 s); the next request would wait for its time-out."""
+
+STOP_LIMIT: Final = timedelta(seconds=10)
+"""How long a client may take to stop in an orderly way: as long as one request."""
+
+CUT_LIMIT: Final = timedelta(seconds=1)
+"""How long it may take once its connections are cut: nothing is left to wait for then."""
+
+BOOTSTRAP_TIMEOUT: Final = timedelta(seconds=5)
+"""For a connection to a bootstrap server, and for each request to it."""
+
+BOOTSTRAP_LIMIT: Final = timedelta(seconds=20)
+"""For asking all bootstrap servers, some of which may be gone for good."""
+
+Client: TypeAlias = AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient | AIOKafkaClient
+
+_stopping: set["asyncio.Task[None]"] = set()
+"""Kept from the garbage collector until they end, also where nobody waits for them any more."""
+
+
+async def end(
+    client: Client, *, stop: Callable[[], Awaitable[None]] | None = None, within: timedelta = STOP_LIMIT
+) -> None:
+    """Stop a client in bounded time whatever state it is in; never raises what it raises meanwhile.
+
+    After `within` its connections are cut, and what is on its way there is given up; with 0 they are cut at once, for
+    a client that is known to be broken. `stop` is its own way to stop, where that isn't this very call. A cancellation
+    arrives here, and the stopping goes on without its caller.
+    """
+    task = asyncio.create_task(_end(client, stop or getattr(client, "stop", None) or client.close, within))
+    _stopping.add(task)
+    task.add_done_callback(_stopping.discard)
+    await asyncio.shield(task)
+
+
+async def _end(client: Client, stop: Callable[[], Awaitable[None]], within: timedelta) -> None:
+    if not within:
+        _cut(client)
+    stopping = asyncio.ensure_future(stop())
+    await asyncio.wait([stopping], timeout=(within or CUT_LIMIT).total_seconds())
+    if not stopping.done():
+        _cut(client)
+        await asyncio.wait([stopping], timeout=CUT_LIMIT.total_seconds())
+    if not stopping.done():
+        stopping.cancel()
+        await asyncio.wait([stopping], timeout=CUT_LIMIT.total_seconds())
+    _cut(client)  # stopping leaves connections open where it fails
+    if not stopping.done():
+        log.warning("A Kafka client did not stop within %.0f s; it is left behind", within.total_seconds())
+    elif not stopping.cancelled() and (error := stopping.exception()) is not None:
+        log.debug("Stopping a Kafka client failed: %r", error)
+
+
+def _cut(client: Client) -> None:
+    """Cut the connections and make no more, so that whatever waits for a broker's answer fails now."""
+    wire = client if isinstance(client, AIOKafkaClient) else getattr(client, "_client", None) or client.client
+    wire.send = wire.ready = _stopped
+    wire.force_metadata_update = _stopped_at_once
+    waiting, wire._md_update_fut = wire._md_update_fut, None
+    if waiting is not None and not waiting.done():
+        waiting.set_exception(KafkaConnectionError(_STOPPED))
+        waiting.exception()  # nobody may be waiting
+    if wire._sync_task is not None:
+        wire._sync_task.cancel()
+    if isinstance(client, AIOKafkaProducer):
+        if (sender := client._sender.sender_task) is not None:
+            sender.cancel()
+        client._message_accumulator.fail_all(KafkaConnectionError(_STOPPED))
+    for connection in list(wire._conns.values()):
+        writer = connection._writer
+        connection.close()
+        if writer is not None:
+            writer.transport.abort()  # an orderly end would wait until what was written is taken
+
+
+_STOPPED: Final = "the client was stopped"
+
+
+async def _stopped(*_: object, **__: object) -> NoReturn:
+    raise KafkaConnectionError(_STOPPED)
+
+
+def _stopped_at_once(*_: object) -> NoReturn:
+    raise KafkaConnectionError(_STOPPED)
+
+
+async def rebootstrap(client: AIOKafkaClient, *, connection: Mapping[str, Any]) -> bool:
+    """Ask the bootstrap servers for the brokers, and let `client` know them; whether their addresses are others now.
+
+    The brokers are asked themselves, too, so that returning means that Kafka is there.
+
+    Raises:
+        KafkaError: neither a bootstrap server nor a broker that it names can be reached.
+        TimeoutError: likewise.
+    """
+    timeout_ms = BOOTSTRAP_TIMEOUT // timedelta(milliseconds=1)
+    fresh = AIOKafkaClient(**{**connection, "request_timeout_ms": timeout_ms})
+    try:
+        async with asyncio.timeout(BOOTSTRAP_LIMIT.total_seconds()):
+            await fresh.bootstrap()
+            before = _addresses(client)
+            if not await fresh._metadata_update(client.cluster, client._topics):
+                msg = "the bootstrap servers answer, but none of the brokers that they name does"
+                raise KafkaConnectionError(msg)
+    finally:
+        await end(fresh, within=CUT_LIMIT)
+    return _addresses(client) != before
+
+
+def _addresses(client: AIOKafkaClient) -> set[tuple[int, str, int]]:
+    return {(broker.nodeId, broker.host, broker.port) for broker in client.cluster.brokers()}
