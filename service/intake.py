@@ -241,9 +241,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _consumer_of(self, **options: Any) -> SteadyConsumer:  # noqa: ANN401 - as FastStream calls it
         options |= self._connection
         options |= {"request_timeout_ms": _ms(KAFKA_REQUEST_TIMEOUT), "enable_auto_commit": False}
-        return SteadyConsumer(
-            clock=self._clock, read=self._metrics.records_read, refused=self._note_refusal, **options
-        )
+        return SteadyConsumer(clock=self._clock, read=self._metrics.records_read, refused=self._note_refusal, **options)
 
     async def stop(self, limit: float) -> None:
         """Stop reading, quiesce, let everything stand in the journals, leave the group; within `limit` seconds."""

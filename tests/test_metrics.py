@@ -43,6 +43,7 @@ vm_sync_partitions_owned gauge
 vm_sync_partitions_stopped gauge reason
 vm_sync_partitions_reopened_total counter
 vm_sync_kafka_connected gauge
+vm_sync_reading_stalled_seconds gauge
 vm_sync_event_loop_lag_seconds histogram
 vm_sync_build_info gauge version python
 """
@@ -118,6 +119,7 @@ def test_the_series_of_words_known_in_advance_exist_at_0(registry: CollectorRegi
         ("vm_sync_api_paused", {"site": "berlin"}),
         ("vm_sync_partitions_stopped", {"reason": "cursor-beyond-end"}),
         ("vm_sync_kafka_connected", {}),
+        ("vm_sync_reading_stalled_seconds", {}),
     ]
 
     assert [registry.get_sample_value(name, labels) for name, labels in expected] == [0.0] * len(expected)
@@ -255,6 +257,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.owned(6)
     metrics.reopened()
     metrics.kafka_connected(True)
+    metrics.unread(61.5)
     metrics.loop_lag(0.004)
 
     expected: dict[str, tuple[dict[str, str], float]] = {
@@ -272,6 +275,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_partitions_owned": ({}, 6),
         "vm_sync_partitions_reopened_total": ({}, 1),
         "vm_sync_kafka_connected": ({}, 1),
+        "vm_sync_reading_stalled_seconds": ({}, 61.5),
         "vm_sync_event_loop_lag_seconds_sum": ({}, 0.004),
     }
     assert {name: registry.get_sample_value(name, labels) for name, (labels, _) in expected.items()} == {

@@ -362,6 +362,14 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncKafkaDisconnected",
             ),
             Graph(
+                title="Reading at a standstill",
+                about="For how long a partition has had records, and room for them, without one being read.",
+                queries=((f"vm_sync_reading_stalled_seconds{{{HERE}}}", "{{instance}}"),),
+                unit=SECONDS,
+                bad=60,
+                alert="VmSyncReadingStalled",
+            ),
+            Graph(
                 title="Time of a transaction",
                 about="3 to 25 ms are good. All that a request does waits for one.",
                 queries=quantiles("vm_sync_journal_commit_seconds", "", HERE, 0.5, 0.99),
