@@ -21,6 +21,7 @@ The modules, in the order in which they are best read:
 - `topics`: the topics that the service needs, made and checked.
 - `tracing`: spans of each step, within the trace that a request brought along; off unless asked for.
 - `metrics`, `logs`, `ops`, `asyncapi`: what operators see, and what other teams read.
+- `certificates`: those that TLS takes from files, read again once the files have changed.
 - `clock`, `loop`, `settings`, `app`, `cli`: the time, the event loop, what can be set, the wiring, the commands.
 - `sandbox`: what a person runs who has neither a Kafka nor a VCDA.
 

@@ -15,7 +15,7 @@ import gc
 import logging
 import signal
 from collections.abc import Callable, Coroutine, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from importlib.metadata import version
@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
 from service import asyncapi, logs, loop, ops
+from service.certificates import Unusable
 from service.clock import Clock
 from service.intake import Intake, Plan
 from service.journal import KafkaJournal, Opened, Refusals, StopReason
@@ -84,15 +85,15 @@ class Misfit(Exception):
 
 def serve(settings: Settings) -> int:
     """Run the service until it is told to stop, and return the exit code."""
-    redactor = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
+    output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
     gc.freeze()  # what was imported stays, and need not be looked through again
     gc.set_threshold(*LOOK_FOR_GARBAGE)
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
-        return runner.run(_serve(settings, redactor))
+        return runner.run(_serve(settings, output))
 
 
-async def _serve(settings: Settings, redactor: logs.Redactor) -> int:
-    app = App(settings, redactor=redactor)
+async def _serve(settings: Settings, output: logs.Output) -> int:
+    app = App(settings, output=output)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -107,11 +108,11 @@ async def _serve(settings: Settings, redactor: logs.Redactor) -> int:
 class App:
     """One process of the service. `run` it once."""
 
-    def __init__(self, settings: Settings, *, redactor: logs.Redactor, clock: Clock | None = None) -> None:
+    def __init__(self, settings: Settings, *, output: logs.Output, clock: Clock | None = None) -> None:
         self._settings = settings
         self._clock = clock or Clock()
         self._version = version("vm-sync")
-        self._redactor = redactor
+        self._redactor = output.redactor
         self._registry = CollectorRegistry()
         self._metrics = Metrics(
             self._registry,
@@ -122,6 +123,7 @@ class App:
             stop_reasons=list(StopReason),
         )
         self._metrics.set_oldest(self._oldest)
+        self._metrics.set_log_lines_dropped(output.dropped)
         self._health = ops.Health(away_for_long=AWAY_FOR_LONG)
         self._credentials = CredentialsReader(settings)
         self._tracing = tracing()
@@ -131,7 +133,7 @@ class App:
         """Start, work until `stop` is set or something essential has ended, drain. Returns the exit code.
 
         Raises:
-            Misfit: topics or certificates don't fit.
+            Misfit: topics, certificates or the operations server's address don't fit.
         """
         operations = ops.operations(
             health=self._health,
@@ -141,7 +143,15 @@ class App:
             in_flight=self._in_flight,
         )
         settings = self._settings.ops
-        async with ops.serving(operations, host=settings.host, port=settings.port) as port:
+        async with AsyncExitStack() as stack:
+            try:
+                port = await stack.enter_async_context(ops.serving(operations, host=settings.host, port=settings.port))
+            except OSError as error:
+                msg = (
+                    f"VM_SYNC_OPS__PORT: the operations server can't listen on port {settings.port} of {settings.host} "
+                    f"(VM_SYNC_OPS__HOST): {error.strerror or error}"
+                )
+                raise Misfit(msg) from None
             log.info("Operations server listens on port %d", port, extra={"port": port})
             lag = asyncio.create_task(ops.probe_loop(self._clock, lag=self._metrics.loop_lag))
             try:
@@ -176,22 +186,25 @@ class App:
             lanes.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(OPS_SHARE.total_seconds()):
-                    await asyncio.gather(api.close(), progress.close(), asyncio.to_thread(self._tracing.close))
+                    await asyncio.gather(api.close(), progress.close(), self._tracing.close())
             log.info("Stopped")
 
     # ------------------------------------------------------------ making the parts
 
     def _vcda(self) -> Vcda:
         settings = self._settings.vcda
-        return Vcda(
-            settings.url,
-            credentials=self._login,
-            request_timeout=settings.request_timeout,
-            clock=self._clock,
-            meter=self._metrics,
-            version=self._version,
-            tls=Tls(ca_file=settings.ca_file, thumbprint=settings.thumbprint),
-        )
+        try:
+            return Vcda(
+                settings.url,
+                credentials=self._login,
+                request_timeout=settings.request_timeout,
+                clock=self._clock,
+                meter=self._metrics,
+                version=self._version,
+                tls=Tls(ca_file=settings.ca_file, thumbprint=settings.thumbprint),
+            )
+        except Unusable as error:
+            raise Misfit(str(error)) from None
 
     def _login(self) -> Credentials:
         """Read the credentials as they are now; the log must know new secrets before anybody uses them."""

@@ -8,18 +8,26 @@ Libraries that repeat themselves hundreds of times a minute while Kafka is away 
 `QUIET`; the next line says how many were held back.
 
 Nothing here reads settings, and no record is lost for being badly made: a wrong format string still gives its line.
+Nor does a log's reader ever stop the service: a thread writes the lines, and what its queue can't hold is dropped and
+counted, see `Writer`.
 """
 
 import json
 import logging
 import math
+import os
 import re
+import select
 import sys
+import threading
 import traceback
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
-from typing import Final, Literal, TextIO
+from typing import Final, Literal, NamedTuple
 from urllib.parse import quote, quote_plus
 
 from typing_extensions import override
@@ -27,8 +35,9 @@ from typing_extensions import override
 QUIET: Final = timedelta(seconds=30)
 """How long a flooding message of one kind stays silent: two lines a minute show that it goes on."""
 
-FLOODING: Final = ("aiokafka", "faststream")
-"""aiokafka repeats `Unable connect` and `NotEnoughReplicas` for each attempt of each connection and batch."""
+FLOODING: Final = ("aiokafka", "faststream", "opentelemetry")
+"""aiokafka repeats `Unable connect` and `NotEnoughReplicas` for each attempt of each connection and batch, and
+OpenTelemetry for each batch of spans that its collector is away."""
 
 KINDS: Final = 500
 """How many kinds of messages are remembered at most; texts that defy counting start anew instead of growing."""
@@ -44,7 +53,20 @@ TAMED: Final = {
 }
 """Least level for others' loggers, unless ours is DEBUG: then all of them speak."""
 
+QUEUED: Final = 4 * 1024 * 1024
+"""Bytes of lines that wait for a slow reader: some ten thousand lines, minutes of a busy service."""
+
+AT_ONCE: Final = 64 * 1024
+"""Bytes handed to the system in one piece: what a pipe holds. A line each would cost a change of threads each."""
+
+LAST_LINES: Final = timedelta(seconds=1)
+"""How long the end of the process waits for the last lines to be written; a reader that is alive takes milliseconds."""
+
 HIDDEN: Final = "[hidden]"
+
+SHORT: Final = 4
+"""Secrets of fewer characters are hidden only where they stand as words of their own: "e" would else be hidden in each
+word of each line, which hides nothing from a reader who can count, and everything from one who can't."""
 
 WORDS: Final = ("auth", "password", "passwd", "secret", "token", "cookie")
 """What every name that the two patterns below know contains; most texts contain none, and asking is cheap."""
@@ -81,7 +103,7 @@ class Redactor:
         if len(self._spellings) > before:
             # The longest first, lest a secret that begins another leaves the other's end in sight.
             longest = sorted(self._spellings, key=len, reverse=True)
-            self._values = re.compile("|".join(map(re.escape, longest)))
+            self._values = re.compile("|".join(map(_pattern, longest)))
 
     def clean(self, text: str) -> str:
         """Return the text without secrets."""
@@ -231,40 +253,195 @@ class TextLine(Line):
         return f"{line}\n{trace}" if trace else line
 
 
-def handler(redactor: Redactor, *, form: Literal["json", "text"], stream: TextIO) -> logging.Handler:
-    """Return what writes the lines of one stream."""
-    writer = logging.StreamHandler(stream)
-    writer.setFormatter(JsonLine(redactor) if form == "json" else TextLine(redactor))
-    writer.addFilter(heard)
-    writer.addFilter(Flood())
-    return writer
+class _Queued(NamedTuple):
+    text: bytes
+    lines: int
+    """How many of the service's own lines it is: 1, or 0 for the notice that some were dropped."""
+
+
+class Writer(logging.Handler):
+    """Writes lines to a file descriptor from a thread of its own.
+
+    A full pipe blocks its writer; here that is the thread alone, never the event loop. `QUEUED` bytes of lines may
+    wait. What doesn't fit is dropped and counted; once half of the room is free again, one line says how many were
+    dropped, and lines are accepted again. `file` None: there is nowhere to write to, so all lines are dropped.
+    """
+
+    def __init__(self, file: int | None) -> None:
+        super().__init__()
+        self.dropped = 0
+        """Lines that were never written, since the start."""
+        self._file = file
+        self._unreported = 0
+        self._queue: deque[_Queued] = deque()
+        self._size = 0  # in bytes, with what is being written
+        # The handler's own lock, which `emit` is called with, and which survives a fork.
+        self._changed = threading.Condition(self.lock)
+        self._thread: threading.Thread | None = None
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            line = _Queued(f"{self.format(record)}\n".encode(errors="backslashreplace"), lines=1)
+        except Exception:  # noqa: BLE001 - a line that can't be made must not fail what it is about
+            self.handleError(record)
+            return
+        room = QUEUED // 2 if self._unreported else QUEUED
+        # However long a line is, there is room for it where nothing waits.
+        if self._file is None or (self._size and self._size + len(line.text) > room):
+            self._drop(1)
+            return
+        self._report_dropped()
+        self._put(line)
+
+    @override
+    def flush(self) -> None:
+        """Wait until all lines are written, or for `LAST_LINES`. Python calls it at the end of the process."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._size, timeout=LAST_LINES.total_seconds())
+
+    @override
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Count it: what the standard library would do is print to the very pipe that may be full."""
+        self._drop(1)
+
+    def _put(self, line: _Queued) -> None:
+        size = len(line.text)
+        self._queue.append(line)
+        # Computed before: Python may collect garbage during a call, and what that logs changes the size, too.
+        self._size += size
+        self._changed.notify_all()
+        # None at first, and after a fork the child has the queue but not the thread.
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._work, name="log writer", daemon=True)
+            self._thread.start()
+
+    def _drop(self, lines: int) -> None:
+        self.dropped += lines
+        self._unreported += lines
+
+    def _report_dropped(self) -> None:
+        if not self._unreported:
+            return
+        text = "Dropped %d log lines: the reader of the log was too slow, or away"
+        notice = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (self._unreported,), None)
+        notice.log_lines_dropped = self._unreported
+        self._unreported = 0
+        self._put(_Queued(f"{self.format(notice)}\n".encode(), lines=0))
+
+    def _work(self) -> None:
+        while True:
+            batch = self._next_batch()
+            written = self._write(b"".join([line.text for line in batch]))
+            size = sum([len(line.text) for line in batch])
+            with self._changed:
+                self._size -= size
+                if not written:
+                    self._drop(sum([line.lines for line in batch]))
+                elif not self._queue:
+                    self._report_dropped()
+                self._changed.notify_all()
+
+    def _next_batch(self) -> list[_Queued]:
+        """Wait for lines, and take `AT_ONCE` bytes of them, at least one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._queue)
+            batch = [self._queue.popleft()]
+            size = len(batch[0].text)
+            while self._queue and size + len(self._queue[0].text) <= AT_ONCE:
+                batch.append(self._queue.popleft())
+                size += len(batch[-1].text)
+            return batch
+
+    def _write(self, data: bytes) -> bool:
+        """Write all of it, however long that takes. Returns False when there is nobody to write for."""
+        assert self._file is not None  # noqa: S101 - without one, nothing is ever queued
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(self._file, rest) :]
+            except BlockingIOError:  # somebody who has the same pipe made it so
+                select.select([], [self._file], [])
+            except OSError:
+                return False
+        return True
+
+
+def handler(redactor: Redactor, *, form: Literal["json", "text"], to: logging.Handler) -> logging.Handler:
+    """Make a handler write our lines."""
+    to.setFormatter(JsonLine(redactor) if form == "json" else TextLine(redactor))
+    to.addFilter(heard)
+    to.addFilter(Flood())
+    return to
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """Where the logs of this process go."""
+
+    redactor: Redactor
+    """What has to know new secrets before anybody uses them."""
+    dropped: Callable[[], int]
+    """How many lines were dropped since the start."""
 
 
 def configure(
-    *, form: Literal["json", "text"], level: str, secrets: Iterable[str] = (), stream: TextIO | None = None
-) -> Redactor:
-    """Send all logs of this process, warnings and its last words to one place. Returns what to tell of new secrets.
+    *, form: Literal["json", "text"], level: str, secrets: Iterable[str] = (), file: int | None = None
+) -> Output:
+    """Send all logs of this process, warnings and its last words to one file descriptor: standard error's, if None.
 
     Whoever makes a FastStream broker or a uvicorn server hands it a logger, or no logging configuration: both would
     otherwise put up handlers of their own, past the redactor.
     """
     redactor = Redactor(secrets)
-    logging.basicConfig(level=level, handlers=[handler(redactor, form=form, stream=stream or sys.stderr)], force=True)
+    writer = Writer(_standard_error() if file is None else file)
+    logging.basicConfig(level=level, handlers=[handler(redactor, form=form, to=writer)], force=True)
     for name, least in TAMED.items():
         other = logging.getLogger(name)
         other.handlers.clear()
         other.propagate = True
         other.setLevel(logging.NOTSET if level == "DEBUG" else max(least, logging.getLevelName(level)))
     logging.captureWarnings(capture=True)
-    # Python's own hook prints the exception as it is.
+    # Python's own hooks print the exception as it is, and wait for whoever reads standard error.
     sys.excepthook = _last_words
-    return redactor
+    sys.unraisablehook = _unraisable
+    threading.excepthook = _thread_died
+    return Output(redactor, lambda: writer.dropped)
+
+
+def _standard_error() -> int | None:
+    """Return its descriptor; None where it was closed from the start, and its number may be anybody's by now."""
+    with suppress(OSError, ValueError):
+        return sys.stderr.fileno() if sys.stderr is not None else None
+    return None
 
 
 def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         return
     logging.getLogger("vm-sync").critical("The process ends with an error.", exc_info=(kind, error, trace))
+
+
+def _unraisable(what: "sys.UnraisableHookArgs") -> None:
+    where = what.err_msg or "Exception ignored in"
+    error = what.exc_value if what.exc_value is not None else what.exc_type()
+    logging.getLogger("vm-sync").error(
+        "%s: %s", where, _safe_repr(what.object), exc_info=(what.exc_type, error, what.exc_traceback)
+    )
+
+
+def _thread_died(what: threading.ExceptHookArgs) -> None:
+    if what.exc_value is None or issubclass(what.exc_type, SystemExit):
+        return
+    name = what.thread.name if what.thread is not None else "unknown"
+    logging.getLogger("vm-sync").error(
+        "Thread %s ends with an error", name, exc_info=(what.exc_type, what.exc_value, what.exc_traceback)
+    )
+
+
+def _pattern(secret: str) -> str:
+    """Return where a secret is looked for: anywhere, or, if it is short, where it is a word of its own."""
+    return re.escape(secret) if len(secret) >= SHORT else rf"(?<!\w){re.escape(secret)}(?!\w)"
 
 
 def _mentions(text: str) -> bool:

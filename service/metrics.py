@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Final, Literal, Self, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.process_collector import ProcessCollector
@@ -169,6 +169,12 @@ METRICS: Final = (
         "How much later than asked the event loop wakes a sleeper.",
         buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     ),
+    Metric(
+        "vm_sync_log_lines_dropped_total",
+        "counter",
+        "Log lines that were never written: the log's reader was too slow, or away.",
+        at_scrape=True,
+    ),
     Metric("vm_sync_build_info", "gauge", "Always 1; the labels tell the build.", ("version", "python")),
 )
 
@@ -210,11 +216,12 @@ class Metrics:
         self._unaccounted = 0
         self._oldest: Callable[[], Mapping[str | None, datetime]] = dict
         self._overdue: Callable[[], Mapping[str | None, float]] = dict
+        self._log_lines_dropped: Callable[[], int] = int
 
         counters = {
             m.name: _Children(Counter(m.name, m.help, m.labels, registry=registry))
             for m in METRICS
-            if m.kind == "counter"
+            if m.kind == "counter" and not m.at_scrape
         }
         gauges = {
             m.name: _Children(Gauge(m.name, m.help, m.labels, registry=registry))
@@ -395,6 +402,10 @@ class Metrics:
         """Count how late the event loop woke the probe."""
         self._loop_lag.observe(seconds)
 
+    def set_log_lines_dropped(self, ask: Callable[[], int]) -> None:
+        """Name who knows, at scrape, how many log lines were dropped since the start."""
+        self._log_lines_dropped = ask
+
     # ------------------------------------------------------------ at scrape
 
     def read(self) -> Mapping[str, Mapping[Child, float]]:
@@ -413,6 +424,7 @@ class Metrics:
             "vm_sync_in_flight": self._in_flight,
             "vm_sync_oldest_in_flight_seconds": oldest,
             "vm_sync_poll_overdue_seconds": overdue,
+            "vm_sync_log_lines_dropped_total": {(): self._log_lines_dropped()},
         }
 
     def _series_of(self, label: str) -> None:
@@ -431,18 +443,23 @@ class _AtScrape(Collector):
         self._metrics = metrics
 
     @override
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         values = self._metrics.read()
-        for family in self.describe():
-            for labels, value in values[family.name].items():
-                family.add_metric(labels, value)
-            yield family
-
-    def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Return the names alone, so that registering asks for no value yet."""
         for metric in METRICS:
             if metric.at_scrape:
-                yield GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+                family = _family(metric)
+                for labels, value in values[metric.name].items():
+                    family.add_metric(labels, value)
+                yield family
+
+    def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Return the names alone, so that registering asks for no value yet."""
+        return (_family(metric) for metric in METRICS if metric.at_scrape)
+
+
+def _family(metric: Metric) -> GaugeMetricFamily | CounterMetricFamily:
+    family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    return family(metric.name, metric.help, labels=metric.labels)
 
 
 # The client's `labels()` takes a lock and builds strings at each call; a dict that fills itself answers in 50 ns.

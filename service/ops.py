@@ -25,6 +25,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from typing_extensions import override
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.clock import Clock
 from service.metrics import STATES
@@ -39,7 +40,12 @@ MOST: Final = 1_000
 """Syncs on one page: what a person scrolls through, and what is made in a few milliseconds of the event loop."""
 
 CONNECTIONS: Final = 200
-"""At once: probes, scrapers and people need a handful; past it, new ones are turned away instead of taking memory."""
+"""At once: probes, scrapers and people need a handful. With one more, the one that waits longest is closed: no probe is
+turned away because of what others do."""
+
+ANSWER_WITHIN: Final = timedelta(seconds=15)
+"""How long a connection may stay without a whole answer, because no whole request comes or nobody reads: an answer is
+made in milliseconds, and the largest of them is read within seconds over a slow line."""
 
 LEAVE_WITHIN: Final = timedelta(seconds=1)
 """How long answers under way may take once the server stops; it is the last thing to stop, and drains are bounded."""
@@ -366,6 +372,42 @@ def _answer(content: bytes, media_type: str) -> Response:
 # ---------------------------------------------------------------- the server
 
 
+class _Connection(H11Protocol):
+    """A connection that is closed when nothing is asked or read on it, and when too many others are open."""
+
+    answered_at: float
+    """When its last answer was whole, or it was opened, on the event loop's clock."""
+    _limit: asyncio.TimerHandle
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_an_answer()
+        if len(self.connections) > CONNECTIONS:
+            others = [other for other in self.connections if isinstance(other, _Connection)]
+            min(others, key=lambda other: other.answered_at).cut()
+
+    @override
+    def on_response_complete(self) -> None:
+        self._limit.cancel()
+        self._expect_an_answer()
+        super().on_response_complete()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limit.cancel()
+        super().connection_lost(exc)
+
+    def _expect_an_answer(self) -> None:
+        self.answered_at = self.loop.time()
+        self._limit = self.loop.call_later(ANSWER_WITHIN.total_seconds(), self.cut)
+
+    def cut(self) -> None:
+        """Close it at once, whatever has not been sent."""
+        self.connections.discard(self)  # so that the next to come doesn't choose it again
+        self.transport.abort()
+
+
 class _Server(uvicorn.Server):
     """uvicorn without hands on the process: signals are the application's."""
 
@@ -382,11 +424,13 @@ async def serving(app: Starlette, *, host: str, port: int) -> AsyncIterator[int]
     Raises OSError when the address can't be had. Leaving takes about `LEAVE_WITHIN` at most, whatever clients do.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family)
+    # "::" is the address of all interfaces: of IPv4's, too, wherever the system can.
+    both = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
     server = _Server(
         uvicorn.Config(
             app,
-            http="h11",
+            http=_Connection,
             ws="none",
             lifespan="off",
             loop="none",
@@ -394,7 +438,7 @@ async def serving(app: Starlette, *, host: str, port: int) -> AsyncIterator[int]
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            limit_concurrency=CONNECTIONS,
+            workers=1,  # else it looks for a number in WEB_CONCURRENCY
             timeout_keep_alive=5,  # probes come every few seconds, anybody else may connect anew
             timeout_graceful_shutdown=int(LEAVE_WITHIN.total_seconds()),
         )

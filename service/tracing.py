@@ -14,10 +14,13 @@ outcome carries the context of its own span on.
 It never puts a secret, a site's password or a task's result into a span, and decides nothing.
 """
 
+import asyncio
 import logging
 import os
+import re
+import threading
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from typing_extensions import override
@@ -33,6 +36,9 @@ log = logging.getLogger(__name__)
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """OpenTelemetry's own settings (https://opentelemetry.io/docs/specs/otel/protocol/exporter/): one of them switches
 tracing on; its other OTEL_ variables work as usual."""
+
+NUMBERS = re.compile(r"OTEL_BSP_\w+|OTEL_\w+_LIMIT")
+"""The variables that OpenTelemetry takes for whole numbers, with a traceback where they aren't."""
 
 
 class TraceContext(NamedTuple):
@@ -62,8 +68,8 @@ class Tracing:
         """An outcome is told; return where its readers continue."""
         return context_of(outcome.request)
 
-    def close(self) -> None:
-        """Send what has not been sent yet."""
+    async def close(self) -> None:
+        """Send what has not been sent yet. May be given up at any time."""
 
 
 class Spans(Tracing):
@@ -128,10 +134,21 @@ class Spans(Tracing):
         return TraceContext(carrier["traceparent"], carrier.get("tracestate"))
 
     @override
-    def close(self) -> None:
+    async def close(self) -> None:
         shutdown = getattr(self._provider, "shutdown", None)  # the API's provider has none, the SDK's has
-        if shutdown is not None:
+        if shutdown is None:
+            return
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+        def close() -> None:
             shutdown()
+            with suppress(RuntimeError):  # nobody waits any more: the loop is closed
+                loop.call_soon_threadsafe(done.set)
+
+        # OpenTelemetry waits for half a minute for a collector that hangs. At their ends, neither the event loop nor
+        # Python waits for a daemon thread, as both would for a thread of the loop's own.
+        threading.Thread(target=close, name="tracing's end", daemon=True).start()
+        await done.wait()
 
     def _read(self, where: TraceContext | None) -> "Context":
         """Return the context to be a child of; an empty one, where there is none, begins a trace of its own."""
@@ -151,22 +168,40 @@ def context_of(request: Request) -> TraceContext | None:
 
 
 def tracing(environ: Mapping[str, str] | None = None) -> Tracing:
-    """Return traces by OpenTelemetry where its own environment variables ask for them, none otherwise."""
+    """Return traces by OpenTelemetry where its own environment variables ask for them and fit, none otherwise.
+
+    OpenTelemetry itself reads the process's environment, whatever is handed in.
+    """
     wanted = os.environ if environ is None else environ
     if not any(wanted.get(name) for name in ENDPOINTS):
         return Tracing()
+    wrong = [name for name, text in sorted(wanted.items()) if NUMBERS.fullmatch(name) and not _is_number(text)]
+    if wrong:
+        log.warning("No traces are sent: %s must be a whole number", " and ".join(wrong))
+        return Tracing()
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
-        from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
-        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+        return _traced(wanted.get("OTEL_SERVICE_NAME") or "vm-sync")
     except ImportError:
         log.warning("%s is set, but tracing isn't installed: pip install 'vm-sync[tracing]'", " or ".join(ENDPOINTS))
-        return Tracing()
-    name = wanted.get("OTEL_SERVICE_NAME", "vm-sync")
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
+    except Exception as error:  # noqa: BLE001 - it is made of variables that anybody sets, and no sync depends on it
+        log.warning("No traces are sent: OpenTelemetry refuses its OTEL_ variables: %s", error)
+    return Tracing()
+
+
+def _traced(name: str) -> Tracing:
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+    from opentelemetry.sdk.resources import SERVICE_NAME, Resource  # noqa: PLC0415
+    from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+    # Not on exit: there it would wait for a collector that hangs, after all else has ended.
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}), shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return Spans(provider)
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\s*\d*\s*", text) is not None  # empty: not set
 
 
 def _attributes(request: Request) -> dict[str, str | int]:

@@ -16,11 +16,11 @@ from service.settings import load, secrets
 
 async def _serve(skew: timedelta) -> int:
     settings = load()
-    redactor = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
+    output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return await App(settings, redactor=redactor, clock=Clock(skew=skew)).run(stop)
+    return await App(settings, output=output, clock=Clock(skew=skew)).run(stop)
 
 
 if __name__ == "__main__":

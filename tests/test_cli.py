@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,6 +216,56 @@ def test_the_simulated_vcda_takes_its_options(monkeypatch: pytest.MonkeyPatch) -
     assert seen["config"].plan.failing == 0.5
     assert seen["config"].plan.duration.second == 5
     assert seen["config"].seed == 9
+
+
+ANSWERS = [("settings",), ("asyncapi",), ("--help",)]
+
+
+def whole(*arguments: str, stdout: Any, **more: str) -> tuple[int, str]:
+    """Run the program as a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env=os.environ | VCDA | more,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(("command", "unbuffered"), [*((answer, "") for answer in ANSWERS), (ANSWERS[0], "1")])
+def test_an_answer_that_a_full_disk_does_not_take_is_one_sentence(command: tuple[str, ...], unbuffered: str) -> None:
+    with Path("/dev/full").open("wb") as full:
+        code, said = whole(*command, stdout=full, PYTHONUNBUFFERED=unbuffered)
+
+    assert code == 3
+    assert said == "The answer could not be written to standard output: No space left on device.\n"
+
+
+def test_a_closed_standard_output_is_one_sentence() -> None:
+    shell = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "service.cli", "settings"]
+    done = subprocess.run(shell, env=os.environ | VCDA, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+
+    assert done.returncode == 3
+    assert done.stderr == "The answer could not be written to standard output: it is closed.\n"
+
+
+def test_a_reader_that_has_left_is_no_news() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code, said = whole("asyncapi", stdout=writing)
+    os.close(writing)
+
+    assert (code, said) == (3, "")
+
+
+def test_what_is_no_answer_never_gets_among_the_answers() -> None:
+    shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "service.cli", "list"]
+    done = subprocess.run(shell, env=os.environ | NOBODY, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+
+    assert (done.returncode, done.stdout) == (3, "")
 
 
 def test_a_bug_keeps_its_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,10 +4,12 @@ import asyncio
 import json
 import os
 import re
+import shutil
 import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from aiokafka.errors import KafkaError as AiokafkaError
@@ -189,10 +191,40 @@ async def test_a_process_tries_again_and_then_ends_with_a_sentence_about(name: s
 async def ensure(settings: KafkaSettings, topic_name: TopicNamer) -> list[Finding]:
     """Do the first thing that the service does with a Kafka."""
     connection = KafkaConnection(bootstrap_servers=tuple(settings.kafka.servers), security=kafka_security(settings))
+    return await ensure_with(connection, topic_name)
+
+
+async def ensure_with(connection: KafkaConnection, topic_name: TopicNamer) -> list[Finding]:
     names = TopicNames(
         **{name: topic_name(name) for name in ("requests", "completed", "failed", "dead_letter", "journal")}
     )
     return await ensure_topics(connection, names=names, partitions=1, create=True)
+
+
+# ---------------------------------------------------------------- replaced on disk
+
+REPLACED = {
+    "the authority's certificate": ("TLS", "SSL_CA_FILE", "another_authority", "authority"),
+    "our own certificate": ("MUTUAL", "SSL_CERT_FILE", "own_of_another", "own"),
+}
+
+
+@pytest.mark.parametrize("name", REPLACED)
+async def test_a_new_connection_uses_the_file_as_it_is_by_then_of(
+    name: str, place: Place, topic_name: TopicNamer, tmp_path: Path
+) -> None:
+    listener, setting, before, afterwards = REPLACED[name]
+    file = tmp_path / "replaced.pem"
+    shutil.copy(getattr(place.files, before), file)
+    settings = load_for_kafka(place.settings(listener, "SSL", **TRUSTED | {setting: str(file)}))
+    connection = KafkaConnection(bootstrap_servers=tuple(settings.kafka.servers), security=kafka_security(settings))
+    with pytest.raises(AiokafkaError):
+        await ensure_with(connection, topic_name)
+
+    shutil.copy(getattr(place.files, afterwards), file)
+    made = await ensure_with(connection, topic_name)
+
+    assert len([finding for finding in made if isinstance(finding, Created)]) == 5
 
 
 # ---------------------------------------------------------------- the commands

@@ -3,11 +3,16 @@
 import io
 import json
 import logging
+import os
+import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 from urllib.parse import quote_plus
 
 import pytest
@@ -30,7 +35,8 @@ class Logged:
         self.redactor = Redactor(secrets)
         self.log = logging.Logger(name, logging.DEBUG)  # noqa: LOG001 - of its own, so that tests don't meet
         assert form in {"json", "text"}
-        self.log.addHandler(logs.handler(self.redactor, form="json" if form == "json" else "text", stream=self._out))
+        to = logging.StreamHandler(self._out)
+        self.log.addHandler(logs.handler(self.redactor, form="json" if form == "json" else "text", to=to))
 
     @property
     def text(self) -> str:
@@ -189,6 +195,22 @@ def test_a_secret_that_is_learnt_later_is_hidden_from_then_on() -> None:
     assert out.lines[0]["message"] == f"{HIDDEN} {HIDDEN}"
 
 
+@pytest.mark.parametrize(
+    ("secret", "text", "cleaned"),
+    [
+        ("e", "Operations server listens on e", f"Operations server listens on {HIDDEN}"),
+        ("in", "login with 'in' in site2", f"login with '{HIDDEN}' {HIDDEN} site2"),
+        ("12", "took 1.5 s, 120 tasks, code=12", f"took 1.5 s, 120 tasks, code={HIDDEN}"),
+        ("+", "a+b, +, c", f"a+b, {HIDDEN}, c"),
+        ("list", "the listing", f"the {HIDDEN}ing"),
+    ],
+)
+def test_a_secret_of_a_few_characters_is_hidden_as_a_word_of_its_own_and_leaves_other_words_readable(
+    secret: str, text: str, cleaned: str
+) -> None:
+    assert Redactor([secret]).clean(text) == cleaned
+
+
 def test_a_secret_that_begins_another_does_not_leave_its_end_in_sight() -> None:
     assert Redactor(["abcd", "abcdefgh"]).clean("abcdefgh") == HIDDEN
 
@@ -318,21 +340,33 @@ def restored() -> Iterator[None]:
     root = logging.getLogger()
     others = {name: logging.getLogger(name) for name in logs.TAMED}
     before = root.handlers[:], root.level, {name: (o.level, o.handlers[:]) for name, o in others.items()}
-    hook = sys.excepthook
+    hooks = sys.excepthook, sys.unraisablehook, threading.excepthook
     yield
     logging.captureWarnings(capture=False)
-    sys.excepthook = hook
+    sys.excepthook, sys.unraisablehook, threading.excepthook = hooks
     root.handlers[:], root.level = before[0], before[1]
     for name, (level, handlers) in before[2].items():
         others[name].setLevel(level)
         others[name].handlers[:] = handlers
 
 
-def test_everything_goes_to_one_place_and_others_speak_only_of_trouble(restored: None) -> None:
-    out = io.StringIO()
+@pytest.fixture
+def file(tmp_path: Path) -> Iterator[IO[str]]:
+    """Stand in for standard error: what is written to its descriptor can be read from it."""
+    with (tmp_path / "log").open("w+") as opened:
+        yield opened
+
+
+def written(file: IO[str]) -> str:
+    for each in logging.getLogger().handlers:
+        each.flush()
+    return Path(file.name).read_text(encoding="utf-8")
+
+
+def test_everything_goes_to_one_place_and_others_speak_only_of_trouble(restored: None, file: IO[str]) -> None:
     logging.getLogger("uvicorn.error").addHandler(logging.StreamHandler(io.StringIO()))
 
-    logs.configure(form="json", level="INFO", stream=out)
+    logs.configure(form="json", level="INFO", file=file.fileno())
     logging.getLogger("service").info("ours")
     logging.getLogger("service").debug("too quiet")
     logging.getLogger("httpx").info("HTTP Request: POST")
@@ -342,25 +376,163 @@ def test_everything_goes_to_one_place_and_others_speak_only_of_trouble(restored:
         warnings.simplefilter("always")
         warnings.warn("old", DeprecationWarning, stacklevel=1)
 
-    messages = [json.loads(line)["message"] for line in out.getvalue().splitlines()]
+    messages = [json.loads(line)["message"] for line in written(file).splitlines()]
     assert messages[:2] == ["ours", "theirs"]
     assert "DeprecationWarning: old" in messages[2]
     assert len(messages) == 3
 
 
-def test_a_level_above_theirs_silences_them_too_and_debug_lets_all_speak(restored: None) -> None:
-    logs.configure(form="json", level="ERROR", stream=io.StringIO())
+def test_a_level_above_theirs_silences_them_too_and_debug_lets_all_speak(restored: None, file: IO[str]) -> None:
+    logs.configure(form="json", level="ERROR", file=file.fileno())
     assert not logging.getLogger("aiokafka").isEnabledFor(logging.WARNING)
 
-    logs.configure(form="json", level="DEBUG", stream=io.StringIO())
+    logs.configure(form="json", level="DEBUG", file=file.fileno())
     assert logging.getLogger("aiokafka").isEnabledFor(logging.DEBUG)
 
 
-def test_the_last_words_of_a_process_are_redacted_too(restored: None) -> None:
-    out = io.StringIO()
-    logs.configure(form="text", level="INFO", secrets=[SECRET], stream=out)
+def test_the_last_words_of_a_process_are_redacted_too(restored: None, file: IO[str]) -> None:
+    logs.configure(form="text", level="INFO", secrets=[SECRET], file=file.fileno())
 
     error = RuntimeError(f"with {SECRET}")
     sys.excepthook(RuntimeError, error, None)
 
-    assert f"RuntimeError: with {HIDDEN}" in out.getvalue()
+    assert f"RuntimeError: with {HIDDEN}" in written(file)
+
+
+class Unlucky:
+    def __del__(self) -> None:
+        msg = f"collected with {SECRET}"
+        raise RuntimeError(msg)
+
+
+def test_what_python_would_print_past_the_log_goes_into_it(restored: None, file: IO[str]) -> None:
+    logs.configure(form="json", level="INFO", secrets=[SECRET], file=file.fileno())
+
+    Unlucky()
+    thread = threading.Thread(target=int, args=(SECRET,), name="unlucky")
+    thread.start()
+    thread.join()
+
+    first, second = [json.loads(line) for line in written(file).splitlines()]
+    assert f"RuntimeError: collected with {HIDDEN}" in first["exception"]
+    assert second["message"] == "Thread unlucky ends with an error"
+    assert HIDDEN in second["exception"]
+
+
+# ---------------------------------------------------------------- a reader that reads nothing
+
+
+class Pipe:
+    """A pipe for a log, whose other end reads only when it is asked to, and the log that writes to it."""
+
+    def __init__(self) -> None:
+        self.reading, writing = os.pipe()
+        self.writer = logs.Writer(writing)
+        self.log = logging.Logger("service.partition", logging.DEBUG)  # noqa: LOG001 - as above
+        self.log.addHandler(logs.handler(Redactor(), form="json", to=self.writer))
+
+    def read_until(self, last: str) -> list[dict[str, Any]]:
+        """Read lines up to the one with this message."""
+        text = b""
+        while f'"message": "{last}"'.encode() not in text:
+            text += os.read(self.reading, 1024 * 1024)
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def test_lines_that_a_slow_reader_leaves_no_room_for_are_dropped_counted_and_reported_once_there_is_room() -> None:
+    pipe = Pipe()
+    line = "x" * 1000
+
+    while not pipe.writer.dropped:
+        pipe.log.info(line)
+    for _ in range(9):
+        pipe.log.info(line)
+    before = pipe.writer.dropped
+    lines = pipe.read_until("Dropped 10 log lines: the reader of the log was too slow, or away")
+    pipe.log.info("afterwards")
+    last = pipe.read_until("afterwards")
+
+    assert before == pipe.writer.dropped == 10
+    assert {line["message"] for line in lines[:-1]} == {line}
+    assert (lines[-1]["level"], lines[-1]["log_lines_dropped"]) == ("WARNING", 10)
+    assert 1000 * len(lines) > logs.QUEUED // 2
+    assert [line["message"] for line in last] == ["afterwards"]
+
+
+def test_a_line_longer_than_the_whole_queue_is_written_where_nothing_waits() -> None:
+    pipe = Pipe()
+
+    pipe.log.info("y" * (logs.QUEUED + 1))
+    pipe.log.info("dropped")
+
+    line = pipe.read_until("y" * (logs.QUEUED + 1))[0]
+    assert len(line["message"]) == logs.QUEUED + 1
+    assert pipe.writer.dropped == 1
+
+
+def test_without_a_reader_lines_are_dropped_and_counted_and_nothing_waits_for_them() -> None:
+    pipe = Pipe()
+    os.close(pipe.reading)
+
+    for _ in range(3):
+        pipe.log.info("for nobody")
+        pipe.writer.flush()
+
+    assert pipe.writer.dropped == 3
+    nowhere = logs.Writer(None)
+    nowhere.emit(record("service", "for nobody", 0.0))
+    assert nowhere.dropped == 1
+
+
+def test_a_pipe_that_somebody_made_non_blocking_loses_nothing() -> None:
+    pipe = Pipe()
+    os.set_blocking(pipe.writer._file or -1, False)
+
+    for number in range(300):
+        pipe.log.info("%d", number, extra={"padding": "z" * 1000})
+    lines = pipe.read_until("299")
+
+    assert [line["message"] for line in lines] == [str(number) for number in range(300)]
+    assert pipe.writer.dropped == 0
+
+
+def child(code: str, *, stderr: int) -> subprocess.Popen[bytes]:
+    """Run a process that logs through us."""
+    begin = "import logging, os, sys; from service import logs; logs.configure(form='json', level='INFO')\n"
+    return subprocess.Popen([sys.executable, "-c", begin + code], stderr=stderr)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "last"),
+    [
+        ("logging.critical('the end'); sys.exit(2)", 2, "the end"),
+        ("1 / 0", 1, "The process ends with an error."),
+        ("os.fork() or logging.info('the child'); os.wait() if False else None", 0, "the child"),
+    ],
+    ids=["an exit code", "an exception", "a forked child"],
+)
+def test_the_last_lines_of_a_process_are_written(code: str, status: int, last: str) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as pipe:
+        process = child(code, stderr=writing)
+        os.close(writing)
+        text = pipe.read()
+
+    assert process.wait(30) == status
+    assert [json.loads(line)["message"] for line in text.splitlines()] == [last]
+
+
+def test_a_reader_that_reads_nothing_holds_the_end_of_a_process_up_for_a_second_at_most() -> None:
+    reading, writing = os.pipe()
+    before = "import time; [logging.info('x' * 1000) for _ in range(1000)]; print(time.monotonic(), flush=True)"
+    begin = "import logging, os, sys; from service import logs; logs.configure(form='json', level='INFO')\n"
+    with subprocess.Popen([sys.executable, "-c", begin + before], stderr=writing, stdout=subprocess.PIPE) as process:
+        assert process.wait(30) == 0
+        ended = time.monotonic()
+        assert process.stdout is not None
+        began = float(process.stdout.read())
+    for end in (reading, writing):
+        os.close(end)
+
+    assert ended - began >= logs.LAST_LINES.total_seconds()
+    assert ended - began < logs.LAST_LINES.total_seconds() + 5.0

@@ -45,6 +45,7 @@ vm_sync_partitions_reopened_total counter
 vm_sync_kafka_connected gauge
 vm_sync_reading_stalled_seconds gauge
 vm_sync_event_loop_lag_seconds histogram
+vm_sync_log_lines_dropped_total counter
 vm_sync_build_info gauge version python
 """
 

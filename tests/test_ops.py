@@ -1,6 +1,7 @@
 """What probes, scrapers and people are told, and that no client can hold a stop up."""
 
 import asyncio
+import contextlib
 import json
 import signal
 import socket
@@ -14,6 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Counter
 from typing_extensions import override
 
+from service import ops
 from service.clock import Clock
 from service.ops import Document, Health, Query, operations, page, probe_loop, read_query, serving
 from tests.virtual import VirtualClock, virtual
@@ -426,6 +428,71 @@ async def test_clients_that_send_half_a_request_or_read_no_answer_hold_no_stop_u
     assert loop.time() - leaving < 2.5
     for writer in writers:
         writer.close()
+
+
+async def test_a_probe_is_answered_however_many_connections_send_nothing() -> None:
+    silent = []
+    async with serving(Service().app, host="127.0.0.1", port=0) as port:
+        silent += [await asyncio.open_connection("127.0.0.1", port) for _ in range(ops.CONNECTIONS + 50)]
+
+        assert await ask(port) == {"alive": True, "reasons": []}
+        # The oldest had to make room.
+        assert await asyncio.wait_for(silent[0][0].read(), 5) == b""
+
+    for _, writer in silent:
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "GET /livez HTTP/1.1\r\nhost: o", "GET /livez HTTP/1.1\r\nhost: o\r\n\r\nGET /liv"],
+    ids=["nothing", "half a request", "half a second request"],
+)
+async def test_a_connection_on_which_nothing_is_asked_is_closed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "ANSWER_WITHIN", timedelta(seconds=0.3))
+    async with serving(Service().app, host="127.0.0.1", port=0) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(text.encode())
+
+        with contextlib.suppress(ConnectionResetError):
+            answer = await asyncio.wait_for(reader.read(), 10)
+            assert answer.count(b"200 OK") == text.count("\r\n\r\n")
+        writer.close()
+
+
+async def test_a_connection_on_which_nothing_is_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "ANSWER_WITHIN", timedelta(seconds=0.3))
+    service = Service()
+    service.syncs = [Shown(f"{number:05}" * 200) for number in range(1000)]
+    async with serving(service.app, host="127.0.0.1", port=0) as port:
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.sendall(b"GET /syncs?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n" * 30)
+            await asyncio.sleep(1)  # the server's timer is another of this loop's, due long before
+            read = await asyncio.wait_for(asyncio.to_thread(_read_all, client), 20)
+
+    assert read.count(b"200 OK") < 30
+
+
+def _read_all(client: socket.socket) -> bytes:
+    read = b""
+    with contextlib.suppress(ConnectionResetError):
+        while some := client.recv(1024 * 1024):
+            read += some
+    return read
+
+
+async def test_the_address_of_all_interfaces_serves_both_families() -> None:
+    async with serving(Service().app, host="::", port=0) as port:
+        for host in ("127.0.0.1", "::1"):
+            async with httpx.AsyncClient() as client:
+                url = f"http://[{host}]:{port}/livez" if ":" in host else f"http://{host}:{port}/livez"
+                assert (await client.get(url)).status_code == 200
+
+
+async def test_a_number_of_workers_for_other_servers_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WEB_CONCURRENCY", "many")
+    async with serving(Service().app, host="127.0.0.1", port=0) as port:
+        assert await ask(port) == {"alive": True, "reasons": []}
 
 
 async def test_an_error_in_the_body_comes_out_as_it_is() -> None:

@@ -3,7 +3,7 @@
 import json
 import ssl
 import traceback
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -142,6 +142,49 @@ def test_a_file_stands_for_a_variable_whatever_its_case_and_loses_its_last_newli
     assert settings.kafka.group_id == "blue"
 
 
+VARIANTS = {
+    "as it is": "pass word",
+    "a newline": "pass word\n",
+    "Windows' newlines": "pass word\r\n\r\n",
+    "a byte order mark": "\ufeffpass word",
+    "both": "\ufeffpass word\n",
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("place", ["a variable", "a file"])
+def test_variables_and_files_lose_newlines_at_their_end_and_byte_order_marks_alike(
+    variant: str, place: str, tmp_path: Path
+) -> None:
+    text = VARIANTS[variant]
+    names = ("VCDA__CREDENTIALS__PASSWORD", "VCDA__CREDENTIALS__USER", "KAFKA__GROUP_ID")
+    environ = LEAST | {"VM_SYNC_SECRETS_DIR": f"{tmp_path}\n"}
+    for name in names:
+        environ.pop(f"VM_SYNC_{name}", None)
+        if place == "a file":
+            (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        else:
+            environ[f"VM_SYNC_{name}"] = text
+
+    settings = load(environ | {"VM_SYNC_VCDA__CREDENTIALS__ORG": "org"})
+
+    login = settings.vcda.credentials
+    assert login.password is not None
+    assert [login.password.get_secret_value(), login.user, settings.kafka.group_id] == ["pass word"] * 3
+
+
+def test_a_variable_of_nothing_but_a_newline_is_not_set() -> None:
+    assert load(LEAST | {"VM_SYNC_KAFKA__GROUP_ID": "\n"}).kafka.group_id == "vm-sync"
+
+
+def test_a_variable_that_is_not_utf_8_is_refused_as_a_file_is() -> None:
+    bad = b"caf\xe9".decode(errors="surrogateescape")
+
+    (line,) = refusal({"VM_SYNC_VCDA__CREDENTIALS__PASSWORD": bad})
+
+    assert line == "VM_SYNC_VCDA__CREDENTIALS__PASSWORD: the environment's value is not UTF-8"
+
+
 def test_a_variable_wins_over_a_file_and_an_empty_one_is_not_set(tmp_path: Path) -> None:
     (tmp_path / "kafka__group_id").write_text("file")
     (tmp_path / "kafka__partitions").write_text("24")
@@ -251,6 +294,20 @@ def test_durations_are_iso_8601(text: str, seconds: float) -> None:
 @pytest.mark.parametrize("text", ["30", "30s", "P", "PT", "P1M", "P1Y", "-PT5S", "00:00:30", "pt5s", "1e3"])
 def test_nothing_else_is_a_duration(text: str) -> None:
     assert len(refusal({"VM_SYNC_SYNC__LOST_AFTER": text})) == 1
+
+
+@pytest.mark.parametrize("text", ["P9999999D", "P5218W", "PT876601H", "P99999999999999999999D", "PT1E9S"])
+@pytest.mark.parametrize("name", [row.name for row in describe() if row.type == "duration"])
+def test_a_duration_that_no_date_can_hold_is_refused_by_its_name(name: str, text: str) -> None:
+    (line,) = refusal({name: text})
+
+    assert line.startswith(f"{name}: ")
+
+
+def test_the_longest_durations_are_taken() -> None:
+    lengths = load(LEAST | {"VM_SYNC_SYNC__DEADLINE": "P36525D", "VM_SYNC_SYNC__DEDUPLICATE_FOR": "PT876600H"}).sync
+
+    assert (datetime.now(UTC) + lengths.deadline + lengths.deduplicate_for).year > 2200
 
 
 @pytest.mark.parametrize("text", ["PT24H", "PT1M30S", "PT0.5S", "PT0S", "PT6H", "PT100H10M0.25S"])
@@ -518,7 +575,7 @@ def test_sasl_and_tls_become_what_the_client_takes(tmp_path: Path) -> None:
         )
     )
 
-    context = wanted.pop("ssl_context")
+    context = wanted.pop("ssl_context").latest()
     assert wanted == {
         "security_protocol": "SASL_SSL",
         "sasl_mechanism": "SCRAM-SHA-512",

@@ -1,4 +1,10 @@
 import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,12 +57,10 @@ def seen() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def spans(seen: InMemorySpanExporter) -> Iterator[Spans]:
-    provider = TracerProvider()
+def spans(seen: InMemorySpanExporter) -> Spans:
+    provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(SimpleSpanProcessor(seen))
-    spans = Spans(provider)
-    yield spans
-    spans.close()
+    return Spans(provider)
 
 
 def trace_of(span: ReadableSpan) -> str:
@@ -135,7 +139,32 @@ def test_it_is_off_unless_opentelemetrys_own_variables_ask_for_it() -> None:
     assert type(tracing({"OTEL_EXPORTER_OTLP_ENDPOINT": ""})) is Tracing
 
 
-def test_without_traces_the_outcome_continues_what_the_request_brought() -> None:
+WRONG = {
+    "OTEL_BSP_MAX_QUEUE_SIZE=many": "OTEL_BSP_MAX_QUEUE_SIZE must be a whole number",
+    "OTEL_BSP_SCHEDULE_DELAY=5s": "OTEL_BSP_SCHEDULE_DELAY must be a whole number",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=-1": "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be a whole number",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT=1.5": "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT must be a whole number",
+    "OTEL_BSP_MAX_QUEUE_SIZE=0": "refuses its OTEL_ variables: max_queue_size",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=1000000": "refuses its OTEL_ variables: max_export_batch_size",
+}
+
+
+@pytest.mark.parametrize("given", WRONG)
+def test_variables_that_do_not_fit_are_one_warning_and_no_traces(
+    given: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    name, _, text = given.partition("=")
+    monkeypatch.setenv(name, text)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+
+    assert type(tracing()) is Tracing
+
+    (record,) = caplog.records
+    assert (record.levelname, record.exc_info) == ("WARNING", None)
+    assert WRONG[given] in record.message
+
+
+async def test_without_traces_the_outcome_continues_what_the_request_brought() -> None:
     off = Tracing()
     off.accepted(request())
     with off.submitting(request()), off.polling(None, [None]):
@@ -143,7 +172,7 @@ def test_without_traces_the_outcome_continues_what_the_request_brought() -> None
 
     assert off.told(completed(request())) == TraceContext(PARENT, "vendor=1")
     assert off.told(completed(request(None))) is None
-    off.close()
+    await off.close()
 
 
 # ---------------------------------------------------------------- real processes
@@ -174,6 +203,40 @@ def collector() -> Iterator[tuple[str, list[tuple[str, str]]]]:
         Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}", received
         server.shutdown()
+
+
+ENDING = """
+import asyncio, contextlib, datetime, json, time
+from service.sync import Request
+from service.tracing import tracing
+
+async def work():
+    spans = tracing()
+    now = datetime.datetime.now(datetime.UTC)
+    moments = {name: now for name in ("requested_at", "accepted_at", "deadline")}
+    names = {"identity": "op:a:b", "operation_id": "b", "replication_id": "a", "site": None}
+    spans.accepted(Request(**names, **moments, offset=0))
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(spans.close(), 0.5)
+    print(json.dumps({"spans": type(spans).__name__, "ended": time.monotonic()}), flush=True)
+
+asyncio.run(work())
+"""
+
+
+@pytest.mark.parametrize("collector_", ["hangs", "refuses"])
+def test_no_collector_holds_up_the_end_of_a_process(collector_: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        port = hanging.getsockname()[1] if collector_ == "hangs" else 1
+        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+        with subprocess.Popen([sys.executable, "-c", ENDING], env=environment, stdout=subprocess.PIPE) as process:
+            assert process.wait(60) == 0
+            after = time.monotonic()
+            assert process.stdout is not None
+            said = json.loads(process.stdout.read())
+
+    assert said["spans"] == "Spans"
+    assert after - said["ended"] < 5.0
 
 
 @pytest.mark.e2e

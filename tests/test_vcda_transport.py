@@ -360,6 +360,18 @@ async def test_a_certificate_known_by_its_thumbprint_is_believed(
         assert isinstance(await us.submit(), Accepted)
 
 
+async def test_a_ca_file_that_is_replaced_counts_for_new_connections(
+    server_side: ssl.SSLContext, authority: trustme.CA, tmp_path: Path
+) -> None:
+    trustme.CA().cert_pem.write_to_path(tmp_path / "ca.pem")
+    tls = Tls(ca_file=tmp_path / "ca.pem")
+    async with appliance(script(), tls=server_side) as there, ours(there.url, tls=tls) as us:
+        assert isinstance(await us.submit(), NotTaken)
+        authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+        us.clock.seconds += 60  # the next login may begin
+        assert isinstance(await us.submit(), Accepted)
+
+
 async def test_another_thumbprint_gets_not_a_byte(server_side: ssl.SSLContext) -> None:
     tls = Tls(thumbprint="00" * 32)
     async with appliance(script(), tls=server_side) as there, ours(there.url, tls=tls) as us:

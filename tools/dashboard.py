@@ -430,6 +430,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncEventLoopLagging",
             ),
             Graph(
+                title="Log lines dropped",
+                about="Lines of the log that its reader left no room for.",
+                queries=((f"increase(vm_sync_log_lines_dropped_total{{{HERE}}}[$__rate_interval])", "{{instance}}"),),
+                warn=1,
+                alert="VmSyncLogLinesDropped",
+            ),
+            Graph(
                 title="CPU",
                 about="Cores in use. One is all that a process can use.",
                 queries=((f"rate(process_cpu_seconds_total{{{JOB}}}[$__rate_interval])", "{{instance}}"),),

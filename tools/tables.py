@@ -70,8 +70,13 @@ in force and where each came from.
 
 Each is an environment variable, or a file of that name without its prefix in `VM_SYNC_SECRETS_DIR`, case ignored:
 `VM_SYNC_VCDA__CREDENTIALS__PASSWORD` may be the file `vcda__credentials__password`. The variable wins. Durations are
-ISO 8601: `PT30S`, `PT5M`, `PT6H`. A name that is misspelt, a value that doesn't fit or one that is missing stops the
-start with exit code 2, and one line for each.
+ISO 8601: `PT30S`, `PT5M`, `PT6H`, a hundred years at most. A name that is misspelt, a value that doesn't fit or one
+that is missing stops the start with exit code 2, and one line for each. Variables and files are read alike: as UTF-8,
+without a byte order mark and without newlines at the end; a blank counts.
+
+Files of certificates are read again when they change, for new connections; all else is read at the start, but for
+VCDA's credentials, which are read at each login. Variables of other programs that libraries read by themselves are
+ignored where they could do harm: `PROMETHEUS_MULTIPROC_DIR`, `SSLKEYLOGFILE`, `WEB_CONCURRENCY`, `HTTPS_PROXY` ...
 """
 
 METRICS_HEAD: Final = """\

@@ -1,5 +1,6 @@
 """`vm-sync`: what a person, or a script, can ask for at a command line.
 
+- `process`: what has to be right before anything else is imported.
 - `commands`: all commands, with their options and help; `words`: what options can be.
 - `answers`: how every command ends: what it prints, where, and with which exit code.
 - `kafka`: Kafka as the commands see it, and a sentence for each way in which it can refuse.
@@ -10,7 +11,8 @@ Exit codes, the same for every command:
     0    done; for a request that is waited for: completed
     1    the answer is no: the request failed, the topics don't fit, some letters were refused, a promise was broken
     2    the command line, or a setting, can't be right; one line on stderr for each
-    3    no answer: Kafka is away or refuses us, there is nothing of that name, no outcome came in time
+    3    no answer: Kafka is away or refuses us, there is nothing of that name, no outcome came in time, or the answer
+         could not be written to stdout
     130  interrupted
 
 `run` alone has its own: 0 after a clean stop, 1 when Kafka stayed away or after an internal error, 2 for settings or
@@ -21,6 +23,14 @@ operator can mend, nor a secret, and never imports for one command what only ano
 
 def main() -> None:
     """Run the command that the process's arguments name."""
+    import sys
+
+    from service.cli.process import prepare
+
+    prepare(sys.argv)
+
+    from service.cli.answers import delivering
     from service.cli.commands import app
 
-    app(prog_name="vm-sync")
+    with delivering():
+        app(prog_name="vm-sync")

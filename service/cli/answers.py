@@ -4,16 +4,20 @@ A command raises `NoAnswer` or lets `SettingsError` and Kafka's errors through; 
 never swallows what it doesn't know: a bug keeps its stack trace.
 """
 
+import errno
+import io
 import json
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import Annotated, Any, Final, TypeAlias
 
 import typer
 from typer.core import TyperGroup
-from typing_extensions import override
+from typing_extensions import Buffer, override
 
 WIDE: Final = 240
 """Columns where there is no terminal to fit: nothing is cut that a `grep` may look for."""
@@ -36,6 +40,69 @@ class NoAnswer(Exception):
     def __init__(self, text: str, *, code: Exit = Exit.NO_ANSWER) -> None:
         super().__init__(text)
         self.code = code
+
+
+class Undelivered(Exception):
+    """Standard output takes no more: its disk is full, its reader has left, or it was closed from the start."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(error.strerror or str(error))
+        self.unread = error.errno == errno.EPIPE
+
+
+class _Output(io.RawIOBase):
+    """Standard output; what goes wrong there is told apart from all other errors."""
+
+    def __init__(self, file: int | None) -> None:
+        super().__init__()
+        self._file = file
+        self._given_up = False
+
+    @override
+    def writable(self) -> bool:
+        return True
+
+    @override
+    def fileno(self) -> int:
+        return super().fileno() if self._file is None else self._file
+
+    @override
+    def isatty(self) -> bool:
+        return self._file is not None and os.isatty(self._file)
+
+    @override
+    def write(self, data: Buffer, /) -> int:
+        if self._given_up:  # Python tries again what is left at its end
+            return memoryview(data).nbytes
+        try:
+            if self._file is None:
+                raise OSError(errno.EBADF, "it is closed")
+            return os.write(self._file, data)
+        except OSError as error:
+            self._given_up = True
+            raise Undelivered(error) from None
+
+
+@contextmanager
+def delivering() -> Iterator[None]:
+    """Turn an answer that can't be written into an exit code, and a sentence unless its reader left, as `head` does.
+
+    Raises:
+        SystemExit: it could not be written.
+    """
+    closed, encoding = sys.stdout is None, getattr(sys.stdout, "encoding", "utf-8")
+    raw = _Output(None if closed else sys.stdout.fileno())
+    output = io.TextIOWrapper(io.BufferedWriter(raw), encoding, "backslashreplace", line_buffering=raw.isatty())
+    sys.stdout = output
+    try:
+        try:
+            yield
+        finally:
+            output.flush()
+    except Undelivered as error:
+        if not error.unread:
+            say(f"The answer could not be written to standard output: {error}.")
+        raise SystemExit(Exit.NO_ANSWER) from None
 
 
 class Answering(TyperGroup):
@@ -118,4 +185,6 @@ def rfc3339(at: datetime | None) -> str | None:
 
 def say(text: str) -> None:
     """Tell a person something that isn't the answer."""
-    print(text, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # else it would go among the answers
+        with suppress(OSError):  # there is nowhere else to say it
+            print(text, file=sys.stderr, flush=True)

@@ -155,7 +155,7 @@ async def _watch(wanted: SyncRequested, bars: Any, *, url: str) -> None:  # noqa
 
     bar = bars.add_task("sent", total=None)
     parameters = {"replicationId": wanted.replication_id, "limit": "1000"}
-    async with httpx.AsyncClient(base_url=url, timeout=kafka.SILENCE) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=kafka.SILENCE, trust_env=False) as client:
         while True:
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
                 for sync in (await client.get("/syncs", params=parameters)).json()["syncs"]:

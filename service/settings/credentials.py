@@ -1,13 +1,13 @@
 """The secrets among the settings: credentials that change while the process runs, and what must never be seen."""
 
 import os
-import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import SecretStr  # noqa: TC002 - beside runtime imports of its kind
 
+from service.certificates import Certificates, Current, Unusable
 from service.settings.model import Credentials, Kafka, KafkaSettings, Settings, Site
 from service.settings.reading import SettingsError, load
 from service.settings.rows import leaves
@@ -73,17 +73,14 @@ def kafka_security(settings: Settings | KafkaSettings) -> dict[str, Any]:
     return wanted
 
 
-def _tls(kafka: Kafka) -> ssl.SSLContext:
+def _tls(kafka: Kafka) -> Current:
+    certificates = Certificates(
+        prefix="VM_SYNC_KAFKA__SSL_",
+        ca_file=kafka.ssl_ca_file,
+        cert_file=kafka.ssl_cert_file,
+        key_file=kafka.ssl_key_file,
+    )
     try:
-        context = ssl.create_default_context(cafile=kafka.ssl_ca_file)
-    except (OSError, ssl.SSLError) as error:
-        line = f"VM_SYNC_KAFKA__SSL_CA_FILE: no certificates could be read from it ({error.strerror or error})"
-        raise SettingsError((line,)) from None
-    if kafka.ssl_cert_file:
-        try:
-            # Without a password of our own, OpenSSL would ask for one at the terminal.
-            context.load_cert_chain(kafka.ssl_cert_file, kafka.ssl_key_file, password="")
-        except (OSError, ssl.SSLError) as error:
-            line = f"VM_SYNC_KAFKA__SSL_CERT_FILE: no certificate with its unencrypted key ({error.strerror or error})"
-            raise SettingsError((line,)) from None
-    return context
+        return Current(certificates)
+    except Unusable as error:
+        raise SettingsError((str(error),)) from None

@@ -3,10 +3,13 @@
 import ipaddress
 import re
 from datetime import timedelta
-from typing import Annotated, TypeAlias
+from typing import Annotated, Final, TypeAlias
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+LONGEST: Final = timedelta(days=36_525)
+"""The longest duration, a hundred years: nothing needs more, and a date that many years ahead can still be written."""
 
 
 def _duration(value: object) -> object:
@@ -16,6 +19,13 @@ def _duration(value: object) -> object:
     iso8601 = r"P(?=.)(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
     if not (isinstance(value, str) and re.fullmatch(iso8601, value)):
         msg = "write it as an ISO 8601 duration, such as PT30S, PT5M or PT6H"
+        raise ValueError(msg)
+    return value
+
+
+def _bounded(value: timedelta) -> timedelta:
+    if value > LONGEST:
+        msg = f"write at most a hundred years, which is {iso8601(LONGEST)}"
         raise ValueError(msg)
     return value
 
@@ -75,7 +85,7 @@ def iso8601(duration: timedelta) -> str:
     return "PT" + (parts or "0S")
 
 
-Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta())]
+Duration: TypeAlias = Annotated[timedelta, BeforeValidator(_duration), Field(ge=timedelta()), AfterValidator(_bounded)]
 Positive: TypeAlias = Annotated[Duration, Field(gt=timedelta())]
 Topic: TypeAlias = Annotated[str, AfterValidator(_topic)]
 Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=255)]

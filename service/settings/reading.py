@@ -1,7 +1,8 @@
 """Reading the settings, once at the start, from variables and files; what is wrong is told all at once.
 
 A setting is an environment variable, or a file of that name without its prefix in `VM_SYNC_SECRETS_DIR`; the variable
-wins. No value of a secret is ever in a message or a traceback.
+wins. Both are read alike: as UTF-8, without a byte order mark and without newlines at the end. No value of a secret is
+ever in a message or a traceback.
 """
 
 import difflib
@@ -68,13 +69,9 @@ def _read(
 
 def _given(environ: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
     """Gather what variables and files give, the variables over the files, and what is wrong with those left out."""
-    # An empty variable is how compose files and manifests spell "not set".
-    variables = {
-        name.upper(): Given(text, "environment")
-        for name, text in environ.items()
-        if text and name.upper().startswith(PREFIX) and not name.startswith(UNREAD) and not _of_kubernetes(name, text)
-    }
-    files, lines = _files(variables.get(SECRETS_DIR))
+    variables, lines = _variables(environ)
+    files, unread = _files(variables.get(SECRETS_DIR))
+    lines += unread
     given = {name: value for name, value in (files | variables).items() if value.text}
     if SITES in given:
         try:
@@ -90,6 +87,34 @@ def _given(environ: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
             near = difflib.get_close_matches(name, right, n=1)
             lines.append(f"{name}: there is no such setting" + (f"; did you mean {near[0]}?" if near else ""))
     return given, lines
+
+
+def _variables(environ: Mapping[str, str]) -> tuple[dict[str, Given], list[str]]:
+    variables, lines = {}, []
+    for name, found in environ.items():
+        # An empty variable is how compose files and manifests spell "not set".
+        if not (text := _text(found)) or not name.upper().startswith(PREFIX):
+            continue
+        if name.startswith(UNREAD) or _of_kubernetes(name, text):
+            continue
+        if text.isascii() or _is_unicode(text):
+            variables[name.upper()] = Given(text, "environment")
+        else:
+            lines.append(f"{name.upper()}: the environment's value is not UTF-8")
+    return variables, lines
+
+
+def _text(found: str) -> str:
+    """Return a value as it was meant: editors and `echo` end a text with a newline, and some begin it with a mark.
+
+    A blank may be part of a password.
+    """
+    return found.removeprefix("\ufeff").rstrip("\r\n")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether Python could read all bytes of it; those that it couldn't stand in it as halves of surrogate pairs."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _of_kubernetes(name: str, text: str) -> bool:
@@ -117,8 +142,7 @@ def _files(folder: Given | None) -> tuple[dict[str, Given], list[str]]:
             continue
         name = PREFIX + file.name.upper()
         try:
-            # Editors and `echo` end files with a newline; a blank may be part of a password.
-            files[name] = Given(file.read_text(encoding="utf-8").rstrip("\r\n"), "file", file)
+            files[name] = Given(_text(file.read_text(encoding="utf-8")), "file", file)
         except (OSError, UnicodeDecodeError) as error:
             lines.append(f"{name}: the file {file} can't be read: {type(error).__name__}")
     return files, lines

@@ -30,6 +30,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from typing_extensions import override
 
+from service.certificates import Certificates, Current
 from service.clock import Clock
 from service.vcda.moments import Offset, http_date
 
@@ -65,10 +66,10 @@ class Tls:
 
         Raises:
             ValueError: both are given, or the thumbprint isn't 32 bytes in hexadecimal.
-            OSError: the CA file can't be read (`ssl.SSLError`, when it holds no certificate).
+            Unusable: no certificate can be read from the CA file.
         """
         if self.thumbprint is None:
-            return ssl.create_default_context(cafile=self.ca_file)
+            return Current(Certificates(prefix="VM_SYNC_VCDA__", ca_file=self.ca_file))
         if self.ca_file is not None:
             msg = "a CA file and a thumbprint exclude each other"
             raise ValueError(msg)
@@ -117,7 +118,7 @@ class Wire:
 
         Raises:
             ValueError: the URL isn't `https://host[:port]`, or `http` to another machine; see also `Tls`.
-            OSError: see `Tls`.
+            Unusable: see `Tls`.
         """
         self._base, host = _base(url)
         self._timeout = request_timeout.total_seconds()

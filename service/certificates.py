@@ -1,0 +1,106 @@
+"""Certificates from files that change while the process runs: whom to believe, and what to show of ourselves.
+
+A connection keeps what it was opened with. New ones use what the files hold by then: certificates expire and are
+replaced, and no restart should be needed for it. Files that can't be used leave the last good ones in force.
+"""
+
+import logging
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+from typing_extensions import override
+
+log = logging.getLogger(__name__)
+
+
+Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
+
+
+class Unusable(ValueError):
+    """Certificates can't be used; the text names the setting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificates:
+    """Files in PEM, and the beginning of the names of the settings that name them."""
+
+    prefix: str
+    """VM_SYNC_VCDA__CA_FILE begins with `VM_SYNC_VCDA__`."""
+    ca_file: Path | str | None = None
+    """None: the system's authorities."""
+    cert_file: Path | str | None = None
+    key_file: Path | str | None = None
+
+    def stamp(self) -> Stamp:
+        """Return what differs once a file was written or replaced. A mounted Secret is replaced by a new link."""
+        return tuple(_stamp(file) for file in (self.ca_file, self.cert_file, self.key_file) if file is not None)
+
+    def load(self) -> ssl.SSLContext:
+        """Read them. Raises `Unusable`."""
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except OSError as error:
+            msg = f"{self.prefix}CA_FILE: no certificates could be read from it ({_why(error)})"
+            raise Unusable(msg) from None
+        if self.cert_file is not None:
+            try:
+                # Without a password of our own, OpenSSL would ask for one at the terminal.
+                context.load_cert_chain(self.cert_file, self.key_file, password="")
+            except OSError as error:
+                msg = f"{self.prefix}CERT_FILE: no certificate with its unencrypted key ({_why(error)})"
+                raise Unusable(msg) from None
+        return context
+
+
+class Current(ssl.SSLContext):
+    """A context for new connections, each by the certificates as they are when it is opened.
+
+    An event loop makes a connection's TLS with `wrap_bio`; that is passed on to a context that was made when the files
+    changed last. Nothing is read as long as the files are the same.
+
+    Raises:
+        Unusable: at the start; later that is a warning, one for each change, and the last good files stay in force.
+    """
+
+    def __new__(cls, certificates: Certificates) -> Self:
+        """Make the context that stands for the others; it believes nobody itself."""
+        del certificates
+        return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
+
+    def __init__(self, certificates: Certificates) -> None:
+        self._certificates = certificates
+        self._seen = certificates.stamp()
+        self._latest = certificates.load()
+
+    def latest(self) -> ssl.SSLContext:
+        """Return the context of this moment."""
+        # Before they are read: what changes meanwhile is a change for the next connection.
+        stamp = self._certificates.stamp()
+        if stamp != self._seen:
+            self._seen = stamp
+            prefix = self._certificates.prefix
+            try:
+                self._latest = self._certificates.load()
+            except Unusable as error:
+                log.warning("Certificates have changed, but can't be used; the previous ones stay in use: %s", error)
+            else:
+                log.info("Certificates have changed; new connections use them: the files of %s*_FILE", prefix)
+        return self._latest
+
+    @override
+    def wrap_bio(self, *given: Any, **options: Any) -> ssl.SSLObject:
+        return self.latest().wrap_bio(*given, **options)
+
+
+def _stamp(file: Path | str) -> tuple[int, ...] | None:
+    try:
+        found = Path(file).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _why(error: OSError) -> str:
+    return error.strerror or str(error)

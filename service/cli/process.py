@@ -1,0 +1,44 @@
+"""What has to be right before anything else is imported: how the process ends, and which variables libraries see.
+
+Nothing is imported up here that takes time.
+"""
+
+import os
+import signal
+from collections.abc import MutableMapping, Sequence
+from types import FrameType
+from typing import Final
+
+IGNORED: Final = (
+    "PROMETHEUS_MULTIPROC_DIR",  # metrics in files; without that folder, importing prometheus_client fails
+    "prometheus_multiproc_dir",
+    "SSLKEYLOGFILE",  # the keys of all TLS connections into a file; where it can't be written, importing aiohttp fails
+    "TERMINAL_WIDTH",  # typer takes it for a number, and fails while it is imported
+    "CRAMJAM_BACKEND",  # names a package that may not be installed; importing aiokafka's codecs fails
+    "FASTSTREAM_SUPERVISOR_CACHE_TTL",  # numbers, read when one of FastStream's tasks has failed
+    "FASTSTREAM_SUPERVISOR_DISABLED",
+)
+"""Variables that libraries read by themselves, and that are meant for other programs: with them, the service would not
+start, or would write what it must not. A test lists what else libraries read."""
+
+
+def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> None:
+    """Do so for a command line, in this process's environment unless another is handed in."""
+    if arguments[1:2] == ["run"]:
+        # The first process of a container ignores a signal that it has no handler for, and Kubernetes sends only one.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _leave)
+    given = os.environ if environ is None else environ
+    for name in IGNORED:
+        given.pop(name, None)
+    # As with our own, an empty variable is how manifests spell "not set"; OpenTelemetry takes some for a wrong number.
+    for name in [name for name, text in given.items() if name.startswith("OTEL_") and not text]:
+        del given[name]
+
+
+def _leave(_number: int, _frame: FrameType | None) -> None:
+    """End a process that has begun nothing yet; once it has, the application's own handler is in place.
+
+    At once, past whatever is being imported: some of that swallows every exception.
+    """
+    os._exit(0)
