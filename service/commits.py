@@ -4,10 +4,14 @@ While one batch commits, the next gathers. What must wait for its batch to stand
 called once it does, in the order it was handed in. A commit that stood proves that the partition is still ours, and
 the proof is as old as the moment before its sending: how much may be done on its strength depends on that.
 
+Kafka may be slower than what changes. So what gathers is cut where it is large: each commit is small enough to end
+within its transaction's limit. And past `BEHIND` the partition takes on nothing that can wait: memory has a bound.
+
 It never looks into a change, and never repeats a commit: the first that fails is the last.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,6 +29,21 @@ GATHER = timedelta(milliseconds=10)
 """How long changes that nobody waits for gather before they are committed; a commit costs 3-25 ms (measured)."""
 
 
+CUT = 1024 * 1024
+"""Bytes that one commit has about: at a mere 100 kB/s they are sent within the limit of a transaction, 12 s; and at
+12 MB/s, seen on a slow broker, within 0.1 s."""
+
+BEHIND = 2 * CUT
+"""Bytes that may wait for their commits before the partition is behind. A read adds up to 1 MiB (aiokafka's fetch of a
+partition, uncompressed), so twelve partitions hold some 40 MiB: without this bound it was 1.9 GiB (measured)."""
+
+CHANGE_BYTES = 512
+"""About what a change costs, in the journal and in memory; what it holds isn't looked at."""
+
+TOMBSTONE_BYTES = 64
+"""The same for a tombstone, of which a sweep writes thousands at once."""
+
+
 class CommitMeter(Protocol):
     """What is counted here."""
 
@@ -36,6 +55,8 @@ class _Gathering(Batch):
     """The batch that gathers, and what is to be done once it stands."""
 
     after: list[Callable[[], None]] = field(default_factory=list)
+    size: int = 0
+    """Bytes, about."""
 
 
 class Commits:
@@ -49,6 +70,10 @@ class Commits:
         self._clock = clock
         self._metrics = metrics
         self._gathering = _Gathering()
+        self._cut: deque[_Gathering] = deque()
+        """What was cut off and waits for its turn, the oldest first."""
+        self._waiting = 0
+        self._cutting: asyncio.Handle | None = None
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()
         self._over: asyncio.Future[None] | None = None
@@ -59,12 +84,12 @@ class Commits:
     def change(self, identity: str, state: Sync | None) -> None:
         """Let it stand in the journal with the next batch; None: a tombstone."""
         self._gathering.changes[identity] = state
-        self._dirty.set()
+        self._grow(TOMBSTONE_BYTES if state is None else CHANGE_BYTES)
 
     def tell(self, event: Event) -> None:
         """Publish it with the next batch."""
         self._gathering.events.append(event)
-        self._dirty.set()
+        self._grow(_size(event))
 
     def move_on(self) -> None:
         """Let the cursor stand with the next batch."""
@@ -80,18 +105,62 @@ class Commits:
         self._dirty.set()
         self._urgent.set()
 
+    # ------------------------------------------------------------ how much
+
+    @property
+    def full(self) -> bool:
+        """Whether what gathers is large enough for a commit of its own."""
+        return self._gathering.size >= CUT
+
+    @property
+    def behind(self) -> bool:
+        """Whether more waits for its commit than is good for memory: take on nothing that can wait."""
+        return self._waiting >= BEHIND
+
+    def cut(self) -> None:
+        """Let what has gathered be a commit of its own. It happens by itself, too, between two steps of the loop.
+
+        What must stand together must have been handed in: a sync's change and its outcome, a record and the cursor.
+        """
+        if self._cutting is not None:
+            self._cutting.cancel()
+            self._cutting = None
+        self._cut.append(self._gathering)
+        self._gathering = _Gathering()
+        self.hurry()
+
+    def _grow(self, size: int) -> None:
+        self._gathering.size += size
+        self._waiting += size
+        self._dirty.set()
+        if self.full and self._cutting is None:
+            self._cutting = asyncio.get_running_loop().call_soon(self.cut)
+
+    def _take(self) -> _Gathering:
+        """Take what is to be committed next."""
+        if self._cut:
+            return self._cut.popleft()  # more is waiting, so that nothing is cleared
+        if self._cutting is not None:
+            self._cutting.cancel()
+            self._cutting = None
+        batch, self._gathering = self._gathering, _Gathering()
+        self._dirty.clear()
+        self._urgent.clear()
+        return batch
+
+    # ------------------------------------------------------------ commits
+
     async def commit(self) -> None:
-        """Commit what has gathered.
+        """Commit what has gathered, or the oldest part of it.
 
         Raises:
             JournalLost: it is not known whether it stands.
         """
-        batch, self._gathering = self._gathering, _Gathering()
-        self._dirty.clear()
-        self._urgent.clear()
+        batch = self._take()
         began = self._clock.monotonic()
         await self._journal.commit(batch)
         self.proved_at = began
+        self._waiting -= batch.size
         self._metrics.commit(self._clock.monotonic() - began, len(batch.changes) + len(batch.events))
         for do in batch.after:
             do()
@@ -135,6 +204,14 @@ class Commits:
         if not stood.done():
             msg = "the journal was lost before the proof stood"
             raise JournalLost(msg)
+
+
+def _size(event: Event) -> int:
+    """Return how many bytes it has, about."""
+    size = len(event.key or b"") + len(event.value or b"")
+    for name, value in event.headers:
+        size += len(name) + len(value or b"")
+    return size
 
 
 def _settle(future: "asyncio.Future[None]") -> None:

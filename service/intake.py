@@ -98,6 +98,10 @@ RESUME_AT = 0.7
 """A partition that was paused for being full reads on when it is down to this part of its share."""
 
 
+SAY_PAUSED = timedelta(minutes=1)
+"""How often at most the log says that a partition's reading pauses: with a slow Kafka it does so all the time."""
+
+
 class Meter(BalanceMeter, Protocol):
     """What is counted here."""
 
@@ -134,6 +138,8 @@ class _Keeper:
     """The seek under which records are admitted; None: none are."""
     unfit: JournalUnfit | None = None
     full: bool = False
+    say_paused_at: float = 0.0
+    """Not before this moment (monotonic) is it said again that reading pauses."""
     awaited: tuple[int, int] | None = None
     """The seek and the end of what the consumer had handed out, where the cursor was not there at the last look."""
     cursor: int | None = None
@@ -642,16 +648,27 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             keeper.awaited = keeper.reading, handed_out
 
     def _hold_back(self, keeper: _Keeper, partition: Partition) -> None:
-        """Pause a partition that has more than its share in flight; read on when it has become less."""
+        """Pause a partition that has its share in flight, or whose commits lag behind; read on when it has room."""
         share = max(1, self._plan.max_in_flight // max(1, len(self._keepers)))
-        if not keeper.full and len(partition) >= share:
+        if not keeper.full and (partition.behind or len(partition) >= share):
             keeper.full = True
             self._consumer.pause(keeper.place)
-            log.info("Partition %d has %d in flight, its share: reading pauses", keeper.place.partition, len(partition))
-        elif keeper.full and len(partition) <= share * RESUME_AT:
+            self._say_paused(keeper, partition)
+        elif keeper.full and not partition.behind and len(partition) <= share * RESUME_AT:
             keeper.full = False
             if keeper.reading is not None:
                 self._consumer.resume(keeper.place)
+
+    def _say_paused(self, keeper: _Keeper, partition: Partition) -> None:
+        now = self._clock.monotonic()
+        if now < keeper.say_paused_at:
+            return
+        keeper.say_paused_at = now + SAY_PAUSED.total_seconds()
+        number = keeper.place.partition
+        if partition.behind:
+            log.info("Partition %d: reading pauses until more of what was read is committed to Kafka", number)
+        else:
+            log.info("Partition %d has %d in flight, its share: reading pauses", number, len(partition))
 
     def _distrust(self, keeper: _Keeper, reason: str) -> None:
         """Close a partition whose position is no longer one of the topic as it was: opening it again checks both."""
@@ -671,7 +688,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                     continue
                 if keeper.reading is not None and (offset := self._consumer.out_of_range.get(keeper.place)) is not None:
                     self._distrust(keeper, f"offset {offset} of the requests topic is out of range")
-                elif keeper.full:
+                else:
                     self._hold_back(keeper, keeper.partition)
             if self._clock.monotonic() - told >= SHOW_PROGRESS.total_seconds():
                 told = self._clock.monotonic()

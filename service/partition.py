@@ -223,6 +223,11 @@ class Partition:
     def __len__(self) -> int:
         return len(self._queues)
 
+    @property
+    def behind(self) -> bool:
+        """Whether so much waits for its commit that nothing more is to be read."""
+        return self._commits.behind
+
     def works(self) -> Iterator[Work]:
         """Yield what is in flight here, in the order of acceptance."""
         yield from self._queues
@@ -235,15 +240,19 @@ class Partition:
         What it raises is a bug: nothing of the records stands then, and the partition must not go on.
         """
         now = self._tools.clock.now()
-        taken = Taken(self.cursor)
+        taken, held = Taken(self.cursor), 0
         try:
-            for record in records:
+            for number, record in enumerate(records, 1):
                 self._take(record, now, taken)
+                if self._commits.full or number == len(records):
+                    self._hold(taken)
+                    self._commits.move_on()
+                    taken, held = Taken(self.cursor), number
+                if self._commits.full:
+                    self._commits.cut()
         except BaseException:
-            self._balance.reread(len(records))
+            self._balance.reread(len(records) - held)
             raise
-        self._hold(taken)
-        self._commits.move_on()
 
     def _take(self, record: Record, now: datetime, taken: Taken) -> None:
         if record.offset < self.cursor:
@@ -394,6 +403,8 @@ class Partition:
                 log.warning("Task %s is in the unknown state %.40r: taken as running", seen.id, seen.state)
         step = sync.polled(state, seen, now=self._tools.clock.now(), policy=self._tools.policy)
         if isinstance(step.state, Ended):
+            if self._commits.behind:
+                return Verdict.GO_ON  # its outcome waits at VCDA until there is room: the task is asked after again
             work.watch = None
             self._become(work, step)
             self._move_on(work.request.replication_id)

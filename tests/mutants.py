@@ -176,8 +176,8 @@ MUTANTS: Final = (
         name="opening ends without a commit",
         rule="11",
         file="service/partition.py",
-        old="        await self._commits.commit()\n        self._spawn(self._commits.run())\n",
-        new="        self._spawn(self._commits.run())\n",
+        old="        self._commits.move_on()\n        await self._commits.commit()\n",
+        new="        self._commits.move_on()\n",
     ),
     Mutant(
         name="the journal is read to a mark of before the fence",
@@ -273,7 +273,7 @@ MUTANTS: Final = (
     Mutant(
         name="a poison message is passed over",
         file="service/partition.py",
-        old="                self._commits.tell(write_dead_letter(record, asked, topic=self._tools.dead_letters))\n",
+        old="            self._commits.tell(write_dead_letter(record, asked, topic=self._tools.dead_letters))\n",
         new="",
     ),
     Mutant(
@@ -436,6 +436,34 @@ MUTANTS: Final = (
         old="                self._miss(keeper, keeper.partition.cursor)\n",
         new="",
         tests=("tests/test_records_balance.py",),
+    ),
+    Mutant(
+        name="reading goes on however much waits for its commit",
+        file="service/intake.py",
+        old="partition.behind or len(partition) >= share",
+        new="len(partition) >= share",
+        tests=("tests/test_backlog.py",),
+    ),
+    Mutant(
+        name="outcomes are taken however much waits for its commit",
+        file="service/partition.py",
+        old="            if self._commits.behind:\n",
+        new="            if False:\n",
+        tests=("tests/test_backlog.py",),
+    ),
+    Mutant(
+        name="a large read is one commit",
+        file="service/partition.py",
+        old="                if self._commits.full:\n                    self._commits.cut()\n",
+        new="",
+        tests=("tests/test_backlog.py",),
+    ),
+    Mutant(
+        name="commits are not cut between two steps",
+        file="service/commits.py",
+        old="        if self.full and self._cutting is None:\n",
+        new="        if False:\n",
+        tests=("tests/test_backlog.py",),
     ),
 )
 

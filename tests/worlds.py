@@ -580,14 +580,31 @@ class Process:
         while True:
             if partition.quiescing:
                 await asyncio.sleep(0.5)
+            elif partition.behind:
+                await asyncio.sleep(0.2)
             elif partition.cursor < len(log.requests):
-                records = log.requests[partition.cursor :]
+                records = _fetched(log.requests[partition.cursor :])
                 self.meter.records_read(len(records))
                 partition.admit(records)
             else:
                 log.readers.append(asyncio.get_running_loop().create_future())
                 await log.readers[-1]
                 await asyncio.sleep(0.01)
+
+
+FETCH = 1024 * 1024
+"""Bytes of a partition that a real consumer fetches at once."""
+
+
+def _fetched(records: list[Record]) -> list[Record]:
+    """Return the first of them, as many as are fetched at once; always one."""
+    size, count = 0, 0
+    for record in records:
+        size += len(record.value or b"")
+        if count and size > FETCH:
+            break
+        count += 1
+    return records[:count]
 
 
 # ---------------------------------------------------------------- all together
