@@ -15,6 +15,7 @@ The modules, in the order in which they are best read:
 - `tools`, `telling`: what all partitions of a process share; an outcome that stands, told to operators.
 - `progress`: how far running syncs are, for those who show a bar; off unless a topic is named.
 - `connection`: what all clients of Kafka share: idle limits, bounded ends, the way back to the bootstrap servers.
+- `start_position`: whether a journal and the requests topic belong together, and where reading begins.
 - `consumer`, `intake`: a consumer that no record and no refusal can stop; Kafka's records to the partitions owned here.
 - `lanes`, `pacing`, `polling`: each site's traffic rules; when a task is asked after, and together with which others.
 - `vcda`: the API: client, session, and every answer translated into an observation.

@@ -37,6 +37,7 @@ from service.polling import Poller
 from service.progress import KafkaWire, Progress, Progressing
 from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
 from service.settings.diagnosis import diagnosis, overheard
+from service.start_position import KafkaStartPositions
 from service.sync import Lingering, Policy, Running
 from service.tools import Tools
 from service.topics import Advice, KafkaConnection, Refusal, TopicNames, ensure_topics
@@ -288,6 +289,13 @@ class App:
                 group_id=kafka.group_id,
                 session_timeout=kafka.session_timeout,
                 max_in_flight=settings.max_in_flight,
+                positions=KafkaStartPositions(
+                    connection=arguments,
+                    requests=topics.requests,
+                    journal=topics.journal,
+                    group_id=kafka.group_id,
+                    clock=self._clock,
+                ),
                 open_journal=open_journal,
             ),
             tools=Tools(
@@ -306,6 +314,7 @@ class App:
                 outcomes=OutcomeTopics(completed=topics.completed, failed=topics.failed),
                 dead_letters=topics.dead_letter,
                 deadline=settings.deadline,
+                group=kafka.group_id,
                 tracing=self._tracing,
                 progress=progress,
             ),

@@ -45,6 +45,7 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.connection import end
+from service.topics import topic_id
 
 log = logging.getLogger(__name__)
 
@@ -176,6 +177,14 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     def refresh(self) -> None:
         """Let the topics' metadata be asked for soon."""
         self._client.force_metadata_update()
+
+    async def partitions_of(self, topic: str) -> set[int]:
+        """Return the partitions that a topic has now; none where there is no such topic, or none that may be read."""
+        return set((await self._client.fetch_all_metadata()).partitions_for_topic(topic) or ())
+
+    async def topic_id(self, topic: str) -> str | None:
+        """Return Kafka's id of a topic; see `topics.topic_id`."""
+        return await topic_id(self._client, topic)
 
     @override
     async def getmany(
@@ -458,7 +467,7 @@ async def looking(*, connection: Mapping[str, Any], clock: Clock) -> AsyncIterat
     Raises:
         KafkaError: Kafka can't be reached.
     """
-    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False)
+    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False, isolation_level="read_committed")
     try:
         await consumer.start()
         yield consumer

@@ -18,6 +18,7 @@ the positions of all partitions (measured).
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -34,11 +35,11 @@ from typing_extensions import override
 from service.balance import Balance, BalanceMeter, Fate
 from service.clock import Clock
 from service.connection import rebootstrap
-from service.consumer import SteadyConsumer, UnreadableRecord, looking, timestamp_of
+from service.consumer import SteadyConsumer, UnreadableRecord
 from service.journal import JournalLost, JournalUnfit, Opened, StopReason
 from service.messages import Record
 from service.partition import Partition
-from service.records import Cursor
+from service.start_position import Start, StartPositions
 from service.tools import Tools
 
 log = logging.getLogger(__name__)
@@ -88,8 +89,11 @@ so that what can't be done isn't tried ten times a second."""
 UNFIT_AGAIN = timedelta(seconds=30)
 """How often a partition that doesn't fit is looked at again, so that it goes on by itself once it was mended."""
 
-LEADER_SETTLES = timedelta(seconds=10)
-"""A new leader's end of the topic may lag behind for a moment: only after this does a cursor beyond it count."""
+COMPARE = timedelta(seconds=5)
+"""How often the requests topic is compared with what was read of it: three requests, for all partitions together."""
+
+COMPARE_LIMIT = timedelta(seconds=10)
+"""How long that may take. A leader that is away lets it fail, and the next time comes soon."""
 
 AT_ONCE = 500
 """Records a `getmany` returns for one partition: some 20 ms of work between two turns of the event loop."""
@@ -122,6 +126,8 @@ class Plan:
     group_id: str
     session_timeout: timedelta
     max_in_flight: int
+    positions: StartPositions
+    """Checks that a journal and the requests topic belong together."""
     open_journal: Callable[[int], Awaitable[Opened]]
     """Opens the journal of a partition: fences, reads, raises `JournalLost` or `JournalUnfit`."""
 
@@ -148,6 +154,10 @@ class _Keeper:
     """Where reading was when it was last looked at."""
     unread_since: float | None = None
     """Since when (monotonic) there have been records to read, with reading at the same place; None: it gets on."""
+    topic_id: str | None = None
+    """Of the requests topic as it was opened; None: the brokers tell none."""
+    beyond_end: bool = False
+    """The last comparison found the cursor beyond the topic's end, as a new leader may show it for a moment."""
     returned: asyncio.Event = field(default_factory=asyncio.Event)
     gone: bool = False
     """It was let go of. Its task was cancelled, too, but a producer that is being stopped swallows that (read in the
@@ -185,6 +195,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._refusals: dict[str, _Refusal] = {}
         self._assigning_since: float | None = None
         self._answers_others_since: float | None = None
+        self._comparing: asyncio.Task[None] | None = None
         self._stopping = False
         self.joined = False
         """Whether the group has ever assigned something here, were it nothing."""
@@ -243,6 +254,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             raise
         self._progress = asyncio.create_task(self._show_progress())
         self._progress.add_done_callback(self._note_death)
+        self._comparing = asyncio.create_task(self._compare_again())
+        self._comparing.add_done_callback(self._note_death)
 
     def _consumer_of(self, **options: Any) -> SteadyConsumer:  # noqa: ANN401 - as FastStream calls it
         options |= self._connection
@@ -261,8 +274,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if not all(done):
             log.warning("%d partitions leave POSTs in doubt: their next owner looks for the tasks", done.count(False))
         await self._report_cursors()
-        if self._progress is not None:
-            self._progress.cancel()
+        for task in (self._progress, self._comparing):
+            if task is not None:
+                task.cancel()
         await self._leave(max(1.0, deadline - self._clock.monotonic()))
 
     async def _leave(self, limit: float) -> None:
@@ -439,19 +453,29 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     async def _open(self, keeper: _Keeper, lost: "asyncio.Future[str]") -> Partition:
         began = self._clock.monotonic()
-        opened = await self._plan.open_journal(keeper.place.partition)
+        place, positions = keeper.place, self._plan.positions
+        committed = partial(self._committed, place)
+        looked = await positions.look(place, committed=committed)
+        keeper.check()
+        opened = await self._plan.open_journal(place.partition)
         try:
             keeper.check()
-            start_at = await self._start_at(keeper, opened.cursor)
-            keeper.check()
-            keeper.cursor = start_at
+            start = looked.start
+            if opened.cursor != looked.cursor:
+                start = await positions.of(place, opened.cursor, committed=committed)
+                keeper.check()
+            self._tell_lost(place, start)
+            keeper.cursor = start.offset
+            keeper.topic_id = start.topic_id
+            keeper.beyond_end = False
             partition = Partition(
-                keeper.place.partition,
+                place.partition,
                 opened=opened,
                 tools=self._tools,
                 balance=keeper.balance,
-                start_at=start_at,
+                start_at=start.offset,
                 on_lost=partial(_settle, lost),
+                topic_id=start.topic_id,
             )
         except BaseException:
             await opened.journal.close()
@@ -465,11 +489,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         keeper.partition, keeper.unfit = partition, None
         self._metrics.restored(self._clock.monotonic() - began)
         self._count()
-        log.info(
-            "Partition %d is open: %d in flight, reading from %d", keeper.place.partition, len(partition), start_at
-        )
+        log.info("Partition %d is open: %d in flight, reading from %d", place.partition, len(partition), start.offset)
         self._read_on(keeper, partition)
         return partition
+
+    def _tell_lost(self, place: TopicPartition, start: Start) -> None:
+        if not start.lost:
+            return
+        log.error(
+            "Up to %d requests of partition %d are gone from %s before they could be read: its retention "
+            "(retention.ms, retention.bytes) is too short for how long the service was away, or the partition full "
+            "(VM_SYNC_SYNC__MAX_IN_FLIGHT)",
+            start.lost,
+            place.partition,
+            place.topic,
+        )
 
     def _read_on(self, keeper: _Keeper, partition: Partition) -> None:
         """Read from the partition's own cursor; a seek drops what was fetched before."""
@@ -482,80 +516,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if not keeper.full:
             self._consumer.resume(place)
 
-    async def _start_at(self, keeper: _Keeper, cursor: Cursor | None) -> int:
-        """Where reading begins.
-
-        Raises:
-            JournalUnfit: journal and requests don't belong together.
-            JournalLost: Kafka could not be asked.
-        """
-        place = keeper.place
-        try:
-            async with looking(connection=self._connection, clock=self._clock) as consumer:
-                begin = (await consumer.beginning_offsets([place]))[place]
-                if cursor is None:
-                    await self._check_unread(place)
-                    return int(begin)
-                await self._check_cursor(place, cursor, begin, consumer)
-        except KafkaError as error:
-            raise JournalLost(repr(error)) from error
-        if cursor.offset < begin:
-            gone = begin - cursor.offset
-            log.error(
-                "%d requests of partition %d are gone from the topic before they could be read: its retention is too "
-                "short for how long the service was away",
-                gone,
-                place.partition,
-            )
-        return int(max(cursor.offset, begin))
-
-    async def _check_unread(self, place: TopicPartition) -> None:
-        """A journal without a cursor is one that nobody has used.
-
-        Raises:
-            JournalUnfit: the group has read here before.
-        """
-        committed = await self._consumer.committed(place)
-        if committed:
-            msg = (
-                f"the group {self._plan.group_id} has read up to offset {committed}, but the journal is empty: "
-                "what was in flight is not known any more. Restore the journal topic, or, to begin again at "
-                "the topic's beginning, delete the group's offsets"
-            )
-            raise JournalUnfit(msg, reason=StopReason.JOURNAL_EMPTY)
-
-    async def _check_cursor(self, place: TopicPartition, cursor: Cursor, begin: int, consumer: SteadyConsumer) -> None:
-        """A cursor belongs to the very topic that is read.
-
-        Raises:
-            JournalUnfit: it belongs to another, be it of the same name.
-        """
-        requests = self._tools.requests
-        if cursor.topic != requests:
-            msg = (
-                f"the journal belongs to the topic {cursor.topic}, not to {requests}: "
-                "give each requests topic a journal of its own (VM_SYNC_TOPICS__JOURNAL)"
-            )
-            raise JournalUnfit(msg, reason=StopReason.OTHER_TOPIC)
-        until = self._clock.monotonic() + LEADER_SETTLES.total_seconds()
-        while cursor.offset > (end := (await consumer.end_offsets([place]))[place]):
-            if self._clock.monotonic() >= until:
-                msg = (
-                    f"the journal has read up to offset {cursor.offset}, but {requests} ends at {end}: the topic "
-                    "was made anew, or has lost records. With a new topic use a new journal "
-                    "(VM_SYNC_TOPICS__JOURNAL)"
-                )
-                raise JournalUnfit(msg, reason=StopReason.CURSOR_BEYOND_END)
-            await asyncio.sleep(1.0)
-        if cursor.stamp is not None and cursor.offset > begin:
-            stamp = await timestamp_of(place, cursor.offset - 1, consumer=consumer)
-            if stamp not in {None, cursor.stamp}:
-                msg = (
-                    f"the journal has read up to offset {cursor.offset} of another topic {requests}: this one was "
-                    "made anew, and the requests below that offset were never read. Use a new journal with it "
-                    "(VM_SYNC_TOPICS__JOURNAL)"
-                )
-                raise JournalUnfit(msg, reason=StopReason.REQUESTS_REPLACED)
+    async def _committed(self, place: TopicPartition) -> int | None:
+        """Ask the group how far it has read."""
+        offset = await self._consumer.committed(place)
+        return None if offset is None else int(offset)
 
     async def _still_a_member(self, keeper: _Keeper) -> None:
         """Wait until the group confirms that the partition is ours.
@@ -834,6 +798,52 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if now - self._answers_others_since > GIVE_UP.total_seconds():
             msg = f"Kafka answers new clients, but not the consumer, for {now - self._answers_others_since:.0f} s"
             raise RuntimeError(msg)
+
+    # ------------------------------------------------------------ the topic, compared with what was read of it
+
+    async def _compare_again(self) -> None:
+        """Look for what reading alone doesn't show: a topic that was replaced, cut, or outran a paused partition."""
+        while True:
+            await asyncio.sleep(COMPARE.total_seconds())
+            try:
+                async with asyncio.timeout(COMPARE_LIMIT.total_seconds()):
+                    await self._compare()
+            except (TimeoutError, KafkaError) as error:
+                log.debug("The requests topic was not compared with the cursors: %r", error)
+
+    async def _compare(self) -> None:
+        keepers = {
+            keeper.place: (keeper, keeper.partition, keeper.reading, keeper.partition.cursor)
+            for keeper in self._keepers.values()
+            if keeper.partition is not None and keeper.reading is not None
+        }
+        if not keepers:
+            return
+        identity, begins, ends = await asyncio.gather(
+            self._consumer.topic_id(self._tools.requests),
+            self._consumer.beginning_offsets(list(keepers)),
+            self._consumer.end_offsets(list(keepers)),
+        )
+        for place, (keeper, opened, reading, cursor) in keepers.items():
+            if keeper.partition is not opened or keeper.reading != reading:
+                continue  # opened again meanwhile, or assigned
+            if identity is not None and keeper.topic_id not in {None, identity}:
+                await self._replaced(keeper, opened)
+            elif begins[place] > self._reached(place, opened.cursor):
+                self._distrust(keeper, f"offset {opened.cursor} is gone: the requests topic begins at {begins[place]}")
+            elif ends[place] >= cursor:
+                keeper.beyond_end = False
+            elif keeper.beyond_end:
+                self._distrust(keeper, f"offset {cursor} is gone: the requests topic ends at {ends[place]}")
+            else:
+                keeper.beyond_end = True
+
+    async def _replaced(self, keeper: _Keeper, opened: Partition) -> None:
+        """What was read since the last comparison may be the new topic's, so that the cursor would pass for its own."""
+        keeper.reading = None
+        with suppress(JournalLost):
+            await opened.disown_cursor()
+        self._distrust(keeper, "the requests topic was deleted and made again")
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or (error := task.exception()) is None:

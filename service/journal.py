@@ -85,6 +85,7 @@ class StopReason(StrEnum):
     JOURNAL_TOO_NARROW = "journal-too-narrow"
     JOURNAL_UNREADABLE = "journal-unreadable"
     OTHER_TOPIC = "other-topic"
+    OTHER_GROUP = "other-group"
     CURSOR_BEYOND_END = "cursor-beyond-end"
     REQUESTS_REPLACED = "requests-replaced"
 
@@ -95,6 +96,15 @@ class JournalUnfit(Exception):
     def __init__(self, advice: str, *, reason: StopReason) -> None:
         super().__init__(advice)
         self.reason = reason
+
+
+def too_narrow(topic: str, partition: int) -> JournalUnfit:
+    """Say that a journal has no partition of this number."""
+    msg = (
+        f"the requests topic has a partition {partition}, and {topic} has not: drain the service, widen "
+        "the journal, then the requests topic; in this order, since wider topics move keys"
+    )
+    return JournalUnfit(msg, reason=StopReason.JOURNAL_TOO_NARROW)
 
 
 @dataclass(slots=True)
@@ -206,11 +216,7 @@ class KafkaJournal:
             async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
                 partitions = await journal._producer.partitions_for(topic)
             if partition not in partitions:
-                msg = (
-                    f"the requests topic has a partition {partition}, and {topic} has not: drain the service, widen "
-                    "the journal, then the requests topic; in this order, since wider topics move keys"
-                )
-                raise JournalUnfit(msg, reason=StopReason.JOURNAL_TOO_NARROW)
+                raise too_narrow(topic, partition)
             await journal._mark()
             restoring = Restoring(now=clock.now())
             async for records in journal._records():

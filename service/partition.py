@@ -41,7 +41,7 @@ from service.past import Past
 from service.polling import Verdict, Watch
 from service.posting import Posts, withheld
 from service.queues import Queues
-from service.records import Cursor
+from service.records import WITHDRAWN, Cursor
 from service.sync import Ended, Lingering, Running, Step, Submitting, Task, TaskState, Waiting
 from service.telling import tell
 from service.tools import Tools
@@ -88,11 +88,13 @@ class Partition:
         balance: Balance,
         start_at: int,
         on_lost: Callable[[str], None],
+        topic_id: str | None = None,
     ) -> None:
         self.number = number
         self.cursor = start_at
         self.quiescing = False
         self._stamp = opened.cursor.stamp if opened.cursor and opened.cursor.offset == start_at else None
+        self._topic_id = topic_id
         self._journal = opened.journal
         self._tools = tools
         self._balance = balance
@@ -217,6 +219,17 @@ class Partition:
         if pending:
             log.warning("Partition %d: %d tasks do not end and are left to themselves", self.number, len(pending))
         await self._journal.close()
+
+    async def disown_cursor(self) -> None:
+        """Let it stand in the journal that the cursor fits no topic any more: the topic it came from was replaced.
+
+        Records of the new topic may have been taken up already, so that the cursor would pass for one of it.
+
+        Raises:
+            JournalLost: it is not known whether it stands.
+        """
+        self._stamp = WITHDRAWN
+        await self._commits.prove()
 
     # ------------------------------------------------------------ what others see of it
 
@@ -516,7 +529,7 @@ class Partition:
     # ------------------------------------------------------------ small parts
 
     def _here(self) -> Cursor:
-        return Cursor(self._tools.requests, self.cursor, self._stamp)
+        return Cursor(self._tools.requests, self.cursor, self._stamp, topic_id=self._topic_id, group=self._tools.group)
 
     def _lane(self, work: Work) -> Lane:
         return self._tools.lanes.lane(work.request.site)

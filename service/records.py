@@ -10,7 +10,6 @@ msgspec reads them, since half a million are read before a process takes up its 
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeAlias, assert_never
 
@@ -32,23 +31,28 @@ def is_sync(key: bytes) -> bool:
     return key not in {CURSOR_KEY, OPENED_KEY}
 
 
-@dataclass(frozen=True, slots=True)
-class Cursor:
+class Cursor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     """The next offset to read, and the topic it belongs to.
 
-    `stamp` is the timestamp (ms) of the record before it, by which a topic that was made anew and filled past the
-    cursor is told from the one that was read; None where it isn't known.
+    `stamp` is the timestamp (ms) of the record before it, and `topic_id` Kafka's id of the topic, by which a topic that
+    was made anew and filled past the cursor is told from the one that was read. `group` is the consumer group that
+    wrote the cursor. None where it isn't known; versions before 0.1 knew neither of the last two, and ignore them.
     """
 
     topic: str
     offset: int
     stamp: int | None = None
+    topic_id: str | None = None
+    group: str | None = None
+
+
+WITHDRAWN: Final = -(2**63)
+"""The stamp of a cursor that belongs to no topic any more: no record has this timestamp, so no topic fits it."""
 
 
 def encode_cursor(cursor: Cursor) -> bytes:
     """Write where reading goes on."""
-    stamp = {} if cursor.stamp is None else {"stamp": cursor.stamp}
-    return _write({"v": VERSION, "topic": cursor.topic, "offset": cursor.offset, **stamp})
+    return _write({"v": VERSION, **msgspec.to_builtins(cursor)})
 
 
 def decode_cursor(value: bytes) -> Cursor:

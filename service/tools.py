@@ -59,7 +59,10 @@ class Meter(CommitMeter, PastMeter, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tools:
-    """See the module. `requests` and `dead_letters` are topics; `deadline` is for requests that name none."""
+    """See the module. `requests` and `dead_letters` are topics; `deadline` is for requests that name none.
+
+    `group` is the consumer group, for the cursors in the journals.
+    """
 
     api: Api
     lanes: Lanes
@@ -71,6 +74,7 @@ class Tools:
     outcomes: OutcomeTopics
     dead_letters: str
     deadline: timedelta
+    group: str | None = None
     random: Random = field(default_factory=Random)
     tracing: Tracing = field(default_factory=Tracing)
     progress: Progress = field(default_factory=Progress)

@@ -1,18 +1,26 @@
 """The topics that the service needs: makes those that are missing, and says what is wrong with those that exist.
 
+It also tells one topic from another of the same name, by Kafka's id of it.
+
 It never changes a topic that exists, and never deletes one: they hold other people's messages.
 """
 
 import asyncio
+from base64 import urlsafe_b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from io import BytesIO
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import IncompatibleBrokerVersion, NodeNotReadyError, TopicAlreadyExistsError, for_code
+from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
+from typing_extensions import override
 
 from service.connection import MAX_IDLE, end
 
@@ -327,3 +335,117 @@ async def _visible(admin: AIOKafkaAdminClient, names: Iterable[str]) -> None:
                     waiting.discard(topic["topic"])
             if waiting:
                 await asyncio.sleep(0.05)
+
+
+# ---------------------------------------------------------------- a topic's id
+
+
+class _Uuid:
+    """Sixteen bytes, as Kafka's tools write them; None: the broker knows none."""
+
+    @staticmethod
+    def encode(value: bytes) -> bytes:
+        return value
+
+    @staticmethod
+    def decode(data: BytesIO) -> str | None:
+        value = data.read(16)
+        return None if value == bytes(16) else urlsafe_b64encode(value).decode().rstrip("=")
+
+
+class _MetadataResponse(Response):  # type: ignore[misc] # aiokafka is untyped
+    API_KEY = 3
+    API_VERSION = 10
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32),
+                ("host", CompactString("utf-8")),
+                ("port", Int32),
+                ("rack", CompactString("utf-8")),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_id", CompactString("utf-8")),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", CompactString("utf-8")),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition", Int32),
+                        ("leader", Int32),
+                        ("leader_epoch", Int32),
+                        ("replicas", CompactArray(Int32)),
+                        ("isr", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        ("tags", TaggedFields),
+                    ),
+                ),
+                ("authorized_operations", Int32),
+                ("tags", TaggedFields),
+            ),
+        ),
+        ("cluster_authorized_operations", Int32),
+        ("tags", TaggedFields),
+    )
+
+
+class _MetadataRequestStruct(RequestStruct):  # type: ignore[misc] # aiokafka is untyped
+    API_KEY = 3
+    API_VERSION = 10
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _MetadataResponse
+    SCHEMA = Schema(
+        (
+            "topics",
+            CompactArray(("topic_id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields)),
+        ),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_cluster_authorized_operations", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        ("tags", TaggedFields),
+    )
+
+
+class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc] # aiokafka is untyped
+    """A topic's metadata in the first version that has its id; aiokafka's own end before that."""
+
+    API_KEY = 3
+
+    def __init__(self, topic: str) -> None:
+        self._topic = topic
+
+    @override
+    def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
+        flags = (False,) * 3  # not made by asking, and nobody's rights wanted
+        return request_struct_class([(bytes(16), self._topic, {})], *flags, {})
+
+
+async def topic_id(client: AIOKafkaClient, name: str) -> str | None:
+    """Return a topic's id, as Kafka's tools write it: one that is deleted and made again has another.
+
+    None: the brokers (before 2.8, or not Apache Kafka) know none.
+
+    Raises:
+        KafkaError: Kafka can't be asked, or has no such topic.
+    """
+    node = client.get_random_node()
+    if node is None:
+        raise NodeNotReadyError
+    try:
+        response = await client.send(node, _MetadataRequest(name))
+    except (IncompatibleBrokerVersion, NotImplementedError):
+        return None
+    ((code, _, identity, *_),) = response.topics
+    if code:
+        raise for_code(code)
+    return None if identity is None else str(identity)

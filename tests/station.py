@@ -33,6 +33,7 @@ from service.messages import DeadReason, OutcomeTopics
 from service.metrics import Metrics
 from service.partition import Partition
 from service.polling import Poller
+from service.start_position import KafkaStartPositions
 from service.sync import Policy
 from service.tools import Tools
 from service.topics import JOURNAL_SETTINGS, TopicNames
@@ -86,6 +87,7 @@ class Service:
             longest=timedelta(milliseconds=200),
         )
         refusals = Refusals()
+        requests = plan.get("requests", station.topics.requests)
 
         async def open_journal(partition: int) -> Opened:
             self.opened.append(partition)
@@ -103,6 +105,13 @@ class Service:
                 group_id=group,
                 session_timeout=SESSION,
                 max_in_flight=plan.get("max_in_flight", 1000),
+                positions=KafkaStartPositions(
+                    connection=station.connection,
+                    requests=requests,
+                    journal=station.topics.journal,
+                    group_id=group,
+                    clock=clock,
+                ),
                 open_journal=open_journal,
             ),
             tools=Tools(
@@ -112,10 +121,11 @@ class Service:
                 clock=clock,
                 policy=policy,
                 metrics=metrics,
-                requests=station.topics.requests,
+                requests=requests,
                 outcomes=OutcomeTopics(completed=station.topics.completed, failed=station.topics.failed),
                 dead_letters=station.topics.dead_letter,
                 deadline=plan.get("deadline", timedelta(hours=1)),
+                group=group,
                 random=Random(3),
             ),
             metrics=metrics,

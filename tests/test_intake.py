@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from service import intake
+from service import intake, start_position
 from service.journal import StopReason
 from service.sandbox.kafka import Kafka
 from service.sync import SubmitAnswer
@@ -79,7 +79,7 @@ async def test_an_emptied_journal_is_refused(station: Station) -> None:
 async def test_a_requests_topic_that_was_made_anew_is_refused(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "LEADER_SETTLES", timedelta(seconds=0.2))
+    monkeypatch.setattr(start_position, "LEADER_SETTLES", timedelta(seconds=0.2))
     first = await station.service()
     await station.ask("op-1", "op-2")
     await station.settled("op-1", "op-2")
@@ -87,10 +87,10 @@ async def test_a_requests_topic_that_was_made_anew_is_refused(
     await station.drop(station.topics.requests)
     await station.make(station.topics.requests)
 
-    says = await refusal(station, StopReason.CURSOR_BEYOND_END)
+    says = await refusal(station, StopReason.REQUESTS_REPLACED)
 
-    assert "has read up to offset 2, but" in says
-    assert "use a new journal (VM_SYNC_TOPICS__JOURNAL)" in says
+    assert "has read up to offset 2 of another topic" in says
+    assert "start it with a new journal (VM_SYNC_TOPICS__JOURNAL) and a new group" in says
 
 
 async def test_a_requests_topic_that_was_made_anew_and_filled_again_is_refused(station: Station) -> None:
@@ -105,7 +105,7 @@ async def test_a_requests_topic_that_was_made_anew_and_filled_again_is_refused(s
     says = await refusal(station, StopReason.REQUESTS_REPLACED)
 
     assert "the requests below that offset were never read" in says
-    assert "Use a new journal with it (VM_SYNC_TOPICS__JOURNAL)" in says
+    assert "start it with a new journal (VM_SYNC_TOPICS__JOURNAL) and a new group" in says
 
 
 async def test_requests_that_were_read_and_then_deleted_are_no_reason_to_refuse(

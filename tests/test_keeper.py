@@ -11,6 +11,7 @@ from aiokafka import TopicPartition
 
 from service.intake import Intake, Plan
 from service.journal import JournalLost, Opened
+from service.start_position import Looked, Start
 from tests.virtual import VirtualClock, VirtualLoop
 
 PLACES = {TopicPartition("requests", 7)}
@@ -21,6 +22,16 @@ class Quiet:
 
     def __getattr__(self, name: str) -> Any:
         return lambda *_: None
+
+
+class Fitting:
+    """Finds that every journal fits."""
+
+    async def look(self, *_: object, **__: object) -> Looked:
+        return Looked(None, Start(0))
+
+    async def of(self, *_: object, **__: object) -> Start:
+        return Start(0)
 
 
 class Swallowing:
@@ -45,7 +56,11 @@ def intake_of(journals: Swallowing) -> Intake:
     return Intake(
         connection={"bootstrap_servers": ["127.0.0.1:1"]},
         plan=Plan(
-            group_id="group", session_timeout=timedelta(seconds=10), max_in_flight=10, open_journal=journals.open
+            group_id="group",
+            session_timeout=timedelta(seconds=10),
+            max_in_flight=10,
+            positions=Fitting(),
+            open_journal=journals.open,
         ),
         tools=SimpleNamespace(requests="requests", random=Random(1)),  # type: ignore[arg-type] # all that is asked for
         metrics=Quiet(),

@@ -1,13 +1,18 @@
 """Topics that are deleted, created again, cut or outrun under a running service: nothing is skipped silently."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator
 from datetime import timedelta
 
 import pytest
+from aiokafka import TopicPartition
 
-from service import intake
+from service import intake, start_position
+from service.clock import Clock
+from service.consumer import SteadyConsumer, looking
 from service.journal import StopReason
+from service.records import Cursor, encode_cursor
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.station import Station, until
@@ -15,7 +20,7 @@ from tests.station import Station, until
 
 @pytest.fixture
 async def station(kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
-    monkeypatch.setattr(intake, "LEADER_SETTLES", timedelta(seconds=0.2))
+    monkeypatch.setattr(start_position, "LEADER_SETTLES", timedelta(seconds=0.2))
     async with Station(kafka.bootstrap, topic_name("replaced")) as station:
         yield station
 
@@ -34,8 +39,8 @@ async def test_a_requests_topic_that_is_recreated_under_a_running_service_skips_
     await station.ask("new-1", "new-2", "new-3")
 
     await until(lambda: bool(service.intake.unfit()), what="it refuses")
-    assert service.metric("partitions_stopped", reason=StopReason.CURSOR_BEYOND_END) == 1
-    assert "has read up to offset 4, but" in service.intake.unfit()[0]
+    assert service.metric("partitions_stopped", reason=StopReason.REQUESTS_REPLACED) == 1
+    assert "has read up to offset 4 of another topic" in service.intake.unfit()[0]
     await station.settled(*(f"op-{n}" for n in range(4)))
 
 
@@ -68,3 +73,173 @@ async def test_a_requests_topic_that_is_gone_is_said_and_found_again_within_seco
     await until(lambda: service.intake.missing() is None, what="it is no longer missed")
     await station.ask("op-1")
     await station.settled("op-1")
+
+
+async def test_a_requests_topic_that_is_recreated_and_filled_past_the_cursor_at_once_is_refused_for_good(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "COMPARE", timedelta(hours=1))  # until it is called for
+    monkeypatch.setattr(intake, "UNFIT_AGAIN", timedelta(seconds=0.2))
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await station.settled("op-1", "op-2")
+
+    asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    asked.set_result(True)
+    monkeypatch.setattr(service.consumer._client, "force_metadata_update", lambda: asked)  # it does not see it missing
+    place = service.intake._keepers[0].place
+    service.consumer.pause(place)
+    await asyncio.sleep(0.6)  # longer than a fetch
+    await station.recreate(station.topics.requests)
+    await station.ask("new-1", "new-2", "new-3", "new-4")
+    service.consumer.resume(place)
+    # Taken for the old one: nothing but the topic's id shows the difference.
+    await station.told_of("new-3", "new-4")
+    await service.intake._compare()
+
+    await until(lambda: bool(service.intake.unfit()), what="it refuses")
+    assert "this one was made anew" in service.intake.unfit()[0]
+    times = len(service.opened)
+    await asyncio.sleep(1)
+    assert service.intake.unfit()
+    assert len(service.opened) == times, "it does not even open the journal"
+    await service.stop()
+    successor = await station.begin("B")
+    await until(lambda: bool(successor.intake.unfit()), what="nor does anybody else take the cursor for the new one's")
+
+
+async def test_a_requests_topic_that_lost_its_end_is_noticed_while_nothing_is_read(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "COMPARE", timedelta(seconds=0.3))
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await station.settled("op-1", "op-2")
+    ends = SteadyConsumer.end_offsets
+
+    async def cut(consumer: SteadyConsumer, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        found = await ends(consumer, places)
+        return {place: 1 if place.topic == station.topics.requests else end for place, end in found.items()}
+
+    monkeypatch.setattr(SteadyConsumer, "end_offsets", cut)
+    await until(lambda: bool(service.intake.unfit()), what="it refuses")
+    assert "ends at 1: the topic was made anew, or has lost records at its end" in service.intake.unfit()[0]
+    assert service.metric("partitions_stopped", reason=StopReason.CURSOR_BEYOND_END) == 1
+
+
+async def test_requests_that_retention_takes_from_under_a_full_partition_are_counted_and_the_rest_is_read(
+    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(intake, "COMPARE", timedelta(seconds=0.3))
+    monkeypatch.setattr(intake, "AT_ONCE", 1)
+    station.world.lasts = lambda _: 1e6
+    service = await station.service(max_in_flight=2)
+    await station.ask("op-1", "op-2")
+    await until(lambda: bool(service.consumer.paused()), what="it is full")
+    await station.ask("gone-1", "gone-2", "op-3")
+
+    await station.delete_before(4)
+    await until(lambda: service.metric("requests_lost_total") == 2, what="the loss is counted")
+    assert "Up to 2 requests of partition 0 are gone from" in caplog.text
+    assert "VM_SYNC_SYNC__MAX_IN_FLIGHT" in caplog.text
+    station.world.lasts = lambda _: 0.0
+    for made in station.world.made.values():
+        made.lasts = 0.0
+    await station.settled("op-1", "op-2", "op-3")
+    assert service.metric("requests_lost_total") == 2
+
+
+async def test_a_topic_has_an_id_and_its_successor_another(station: Station) -> None:
+    async with looking(connection=station.connection, clock=Clock()) as consumer:
+        first = await consumer.topic_id(station.topics.requests)
+        await station.recreate(station.topics.requests)
+        second = await consumer.topic_id(station.topics.requests)
+    assert [len(found or "") for found in (first, second)] == [22, 22]  # as Kafka's tools write them
+    assert first != second
+
+
+# ---------------------------------------------------------------- two deployments, one journal
+
+
+async def test_a_deployment_with_another_requests_topic_refuses_the_journal_without_fencing_its_owner(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "UNFIT_AGAIN", timedelta(seconds=0.2))
+    owner = await station.service("owner")
+    await station.ask("op-1")
+    await station.settled("op-1")
+    other = f"{station.prefix}.other-requests"
+    await station.make(other)
+
+    second = await station.begin("second", group=f"{station.prefix}-2", requests=other)
+    await until(lambda: bool(second.intake.unfit()), what="it refuses")
+    assert second.metric("partitions_stopped", reason=StopReason.OTHER_TOPIC) == 1
+    await asyncio.sleep(1)  # some more tries
+    await station.ask("op-2")
+    await station.settled("op-1", "op-2")
+    assert (second.opened, owner.metric("partitions_reopened_total")) == ([], 0)
+
+
+async def test_of_two_groups_on_one_journal_one_works_and_the_other_names_it_until_it_is_gone(
+    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(intake, "UNFIT_AGAIN", timedelta(seconds=0.2))
+    first = await station.service("first", group=f"{station.prefix}-one")
+    await station.ask("op-1")
+    await station.settled("op-1")
+
+    second = await station.begin("second", group=f"{station.prefix}-two")
+    await until(lambda: bool(second.intake.unfit()), what="it refuses")
+    assert second.metric("partitions_stopped", reason=StopReason.OTHER_GROUP) == 1
+    await asyncio.sleep(1)  # some more tries
+    await station.ask("op-2")
+    await station.settled("op-1", "op-2")
+    assert (second.opened, first.metric("partitions_reopened_total")) == ([], 0)
+    assert caplog.text.count(f"the consumer group {station.prefix}-one works with the same journal") == 1
+
+    await first.stop()
+    await until(lambda: second.reading == {0}, what="it takes over")
+    await station.ask("op-3")
+    await station.settled("op-1", "op-2", "op-3")
+    assert second.metric("requests_total", result="accepted") == 1
+
+
+async def test_of_two_groups_that_may_not_be_described_the_silent_one_is_taken_over(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forbidden(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(intake, "UNFIT_AGAIN", timedelta(seconds=0.2))
+    monkeypatch.setattr(start_position.KafkaStartPositions, "_holds", forbidden)
+    first = await station.service("first", group=f"{station.prefix}-one")
+    await station.ask("op-1")
+    await station.settled("op-1")
+    await first.stop()
+
+    second = await station.begin("second", group=f"{station.prefix}-two")
+    await until(lambda: bool(second.intake.unfit()), what="it waits for a sign of life")
+    await until(lambda: second.reading == {0}, what="it takes over")
+    await station.ask("op-2")
+    await station.settled("op-1", "op-2")
+
+
+async def test_the_last_cursor_is_found_however_far_it_lies_before_the_journals_end(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_position, "TAIL", 2)
+    one, journal = TopicPartition(station.topics.requests, 0), station.topics.journal
+    positions = start_position.KafkaStartPositions(
+        connection=station.connection, requests=one.topic, journal=journal, group_id="g", clock=Clock()
+    )
+
+    async def committed() -> int | None:
+        return None
+
+    assert (await positions.look(one, committed=committed)).cursor is None
+    cursor = Cursor(one.topic, 0, group="g")
+    await station.send(topic=journal, key=b"cursor", value=encode_cursor(Cursor("older", 0)))
+    await station.send(topic=journal, key=b"cursor", value=encode_cursor(cursor))
+    for _ in range(30):
+        await station.send(topic=journal, key=b"op:C4-1:1", value=b"{}")
+    assert (await positions.look(one, committed=committed)).cursor == cursor
