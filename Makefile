@@ -6,13 +6,19 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Tests run side by side, a file at a time: most of them wait for other processes most of the time.
 WORKERS ?= 2
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 UV := $(shell command -v uv 2>/dev/null)
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test check quick format pages demo chaos bench bench-quick soak lock clean
+.PHONY: help setup test check quick format pages site demo model chaos bench bench-quick soak lock image release-check clean
+
+# What the documentation site needs of other projects: package, version, file in it, its SHA-256.
+SITE := build/site-scripts
+MERMAID := mermaid 11.17.2 dist/mermaid.min.js 581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8
+IFRAME_WORKER := iframe-worker 1.0.4 shim/index.js e8e412dbcfea9b7e31b5ffa288d7b6035915e714c542f4176a0cdbe262fc9609
 
 help: ## this menu
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,8 +60,23 @@ format: $(READY) ## let ruff lay the code out, and repair what it can
 pages: $(READY) ## write anew what is made from the code: tables, pictures, schemas, the dashboard
 	for page in tables architecture states vcda_answers bad_input schemas prometheusrule dashboard; do $(BIN)/python -m tools.$$page || exit; done
 
+site: $(READY) $(SITE)/mermaid.min.js $(SITE)/iframe-worker.js ## the documentation as a site, in build/site: open its index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+$(SITE)/mermaid.min.js: WANTED = $(MERMAID)
+$(SITE)/iframe-worker.js: WANTED = $(IFRAME_WORKER)
+$(SITE)/%.js: Makefile
+	@mkdir -p $(SITE)
+	cd $(SITE) && npm pack --silent $(word 1,$(WANTED))@$(word 2,$(WANTED)) >/dev/null
+	tar -xOf $(SITE)/$(word 1,$(WANTED))-$(word 2,$(WANTED)).tgz package/$(word 3,$(WANTED)) >$@
+	echo "$(word 4,$(WANTED))  $@" | sha256sum --check --quiet
+	rm $(SITE)/$(word 1,$(WANTED))-$(word 2,$(WANTED)).tgz
+
 demo: $(READY) ## Kafka, a simulated VCDA and the service on this machine, to look at
 	$(BIN)/vm-sync demo
+
+model: $(READY) ## walk through every state of the protocol's model, with Spin: a quarter of an hour
+	$(BIN)/python -m tools.model
 
 chaos: $(READY) ## kill and freeze things for minutes, then count; SEED=, SEEDS= and REQUESTS= are taken
 	$(BIN)/python -m tests.chaos
@@ -73,6 +94,13 @@ soak: $(READY) ## a steady load for MINUTES=10: does memory stay level?
 lock: $(READY) ## choose versions anew, and write both requirements files
 	$(LOCK) --upgrade -o requirements.txt
 	$(LOCK) --upgrade -c requirements.txt --all-extras --group dev -o requirements-dev.txt
+	$(PYTHON) -m tools.pre_commit
+
+image: ## the container image vm-sync, labelled with version and revision
+	docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) -t vm-sync .
+
+release-check: $(READY) ## all of a release but its publication; TAG=v1.2.3 is compared with the version
+	$(BIN)/python -m tools.release --tag '$(TAG)'
 
 clean: ## remove what was built; the downloaded Kafka stays
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
