@@ -1,7 +1,5 @@
 """The page at `/asyncapi`, looked at in a real browser that can reach nothing but this machine."""
 
-import asyncio
-import shutil
 import struct
 from pathlib import Path
 
@@ -11,7 +9,7 @@ from starlette.applications import Starlette
 
 from service import asyncapi, ops
 from service.clock import Clock
-from tests.conftest import missing
+from tests.browser import chromium
 
 PAGE = asyncapi.document(asyncapi.Topics(), version="1.2.3")
 
@@ -26,36 +24,10 @@ def _operations() -> Starlette:
     )
 
 
-async def _chromium(*arguments: str) -> bytes:
-    program = shutil.which("chromium")
-    if program is None:
-        missing("chromium is not installed (apt-get install chromium)")
-    # Every name but the loopback's is unknown to it: what the page would fetch from elsewhere could not come.
-    browser = await asyncio.create_subprocess_exec(
-        program,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-        "--virtual-time-budget=2000",
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    async with asyncio.timeout(60):
-        out, _ = await browser.communicate()
-    return out
-
-
 @pytest.mark.e2e
 async def test_a_browser_without_internet_shows_every_channel_and_message(tmp_path: Path) -> None:
     async with ops.serving(_operations(), host="127.0.0.1", port=0) as port:
-        dom = await _chromium(f"--user-data-dir={tmp_path / 'dom'}", "--dump-dom", f"http://127.0.0.1:{port}/asyncapi")
+        dom = await chromium(f"--user-data-dir={tmp_path / 'dom'}", "--dump-dom", f"http://127.0.0.1:{port}/asyncapi")
 
     shown = dom.decode()
     for channel in PAGE["channels"].values():
@@ -68,7 +40,7 @@ async def test_a_browser_without_internet_shows_every_channel_and_message(tmp_pa
 async def test_a_browser_without_internet_draws_the_page(tmp_path: Path) -> None:
     picture = tmp_path / "page.png"
     async with ops.serving(_operations(), host="127.0.0.1", port=0) as port:
-        await _chromium(
+        await chromium(
             f"--user-data-dir={tmp_path / 'shot'}",
             "--window-size=1200,2000",
             f"--screenshot={picture}",
