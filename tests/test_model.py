@@ -24,7 +24,7 @@ TESTS = {
 
 SMALLEST = (
     "rules: no fault, one deadline, one rejection",
-    "without: the topic checked at each fetch",
+    "without: the topic compared while it is read",
 )
 """One that holds and one that breaks; the model's translation and compilation take longer than the search."""
 

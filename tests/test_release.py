@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,17 @@ def test_an_image_of_another_version_in_production_is_refused(tree: Path) -> Non
     project.write_text(re.sub(r'^version = ".*"', 'version = "9.9.9"', project.read_text(), flags=re.MULTILINE))
 
     assert any("change newTag" in said for said in release.contradictions(tree, None))
+
+
+def test_the_image_is_labelled_with_the_version_and_the_revision() -> None:
+    make = shutil.which("make") or "make"
+    done = subprocess.run([make, "--dry-run", "image"], cwd=ROOT, capture_output=True, text=True, check=True)
+
+    given = dict(re.findall(r"--build-arg (\w+)=(\S*)", done.stdout))
+    assert given.keys() == {"VERSION", "REVISION"}
+    assert given["VERSION"] == release.version(ROOT)
+    labels = re.findall(r'org\.opencontainers\.image\.\w+="\$\{(\w+)\}"', (ROOT / "Dockerfile").read_text())
+    assert set(labels) == given.keys()
 
 
 @pytest.mark.e2e

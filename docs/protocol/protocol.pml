@@ -124,7 +124,7 @@
 #define LETGO 0         /* 1: a doubt of another account releases its replication in the end (24 h after the deadline) */
 #endif
 #ifndef TOPICCHECK
-#define TOPICCHECK 2    /* cursor and topic belong together: 2 checked at opening and at each fetch; 1 at opening; 0 never */
+#define TOPICCHECK 2    /* the cursor names the topic as it was opened: 2 compared at opening and now and then; 1 at opening; 0 never */
 #endif
 /* what else may happen around it */
 #ifndef ACC
@@ -347,11 +347,9 @@ inline start(p) {
 
 /* --- consuming and committing --- */
 #if TOPIC
-#define PLACED(p) pgen[p]=tgen;
-#define MISPLACED(p) :: d_step { up(p) && pr[p]==OPEN && tx[p]!=SENT && misplaced(p) -> pr[p]=FENCED; forget(p); printf("P%d: reads another topic than it opened: opens anew\n", p); Z }
+#define MISPLACED(p) :: d_step { up(p) && pr[p]==OPEN && tx[p]!=SENT && misplaced(p) -> pr[p]=FENCED; forget(p); printf("P%d: compares: the topic is another than it opened, so it opens again\n", p); Z }
 #define CHECKED_CURSOR(p) if :: TOPICCHECK && joff>0 && jgen!=tgen -> pr[p]=STOPPED; forget(p); printf("P%d: the cursor is of another topic: stopped\n", p) :: else -> pgen[p]=tgen fi;
 #else
-#define PLACED(p)
 #define MISPLACED(p)
 #define CHECKED_CURSOR(p)
 #endif
@@ -372,7 +370,7 @@ inline start(p) {
 #define timed(p) (WINDOW && (posts(st[X(p,0)]) || posts(st[X(p,1)]) || posts(st[X(p,NREQ-1)])))   /* else the window's age matters to nobody */
 #define needproof(p) (WINDOW && win[p]>W && (st[X(p,0)]==FRESH || st[X(p,1)]==FRESH || (NREQ==3 && st[X(p,NREQ-1)]==FRESH)))
 #define COMMITS(p) \
-  :: d_step { can(p) && up(p) && !busy(p) && pos[p]<NREC && !misplaced(p) -> dirty[p]=1; PLACED(p) b=1; do :: pos[p]<NREC && b -> n=record(pos[p]); pos[p]++; b=(pos[p]>POISON+1); \
+  :: d_step { can(p) && up(p) && !busy(p) && pos[p]<NREC -> dirty[p]=1; b=1; do :: pos[p]<NREC && b -> n=record(pos[p]); pos[p]++; b=(pos[p]>POISON+1); \
        if :: n==99 -> dlp[p]=1; printf("P%d: reads a bad message\n", p) \
           :: n!=99 && (st[X(p,n)]==NONE || (!DEDUP && st[X(p,n)]==DONE)) -> st[X(p,n)]=WAITING; printf("P%d: reads request %d\n", p, n) \
           :: else -> printf("P%d: reads a duplicate of %d\n", p, n) fi :: else -> break od; EARLY(p) Z } \
