@@ -1,6 +1,7 @@
 """The simulated VCDA in a thread of its own: whatever the tests' own loop is busy with, it goes on answering."""
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Callable
 from typing import Self, TypeVar
@@ -14,8 +15,9 @@ T = TypeVar("T")
 class Apart:
     """`async with Apart(config) as vcda: ... vcda.url`; what is done to it goes through `do`, into its own thread."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, *, tls: ssl.SSLContext | None = None) -> None:
         self._config = config
+        self._tls = tls
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="simulated VCDA", daemon=True)
         self._made: Simulator | None = None
@@ -51,7 +53,7 @@ class Apart:
 
         async def there() -> Simulator:
             # Made where it is to run: aiohttp's server belongs to the loop that runs when it is made.
-            return await Simulator(self._config).__aenter__()
+            return await Simulator(self._config, tls=self._tls).__aenter__()
 
         self._made = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(there(), self._loop))
         return self

@@ -1,6 +1,7 @@
 """`make chaos`: kill, freeze and cut off whatever there is, then count outcomes and tasks: one for each request.
 
     python -m tests.chaos [--seed N] [--seeds N] [--requests N]     or SEED, SEEDS and REQUESTS in the environment
+                          [--only HAPPENING ...] [--odd ODD ...] [--ending ENDING]                 what `schedule` has
 
 Each run has a Kafka, a simulated VCDA and one to four processes of its own. The seed is printed first and repeats the
 schedule; what the machine makes of its timing differs. Exit code 1 when a promise of `docs/guarantees.md` was broken;
@@ -23,16 +24,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from service.sandbox.kafka import EmbeddedKafka, KafkaError
-from tests.conductor import BROKER, Conductor, Report
-from tests.schedule import draw
+from service.sandbox.kafka import KafkaError
+from tests.conductor import Conductor, Report, broker
+from tests.schedule import ODD, Ending, Odd, Schedule, What, draw
 
 FIGURES = ("asked", "completed", "failed", "lost", "two outcomes", "two tasks", "overlapping", "dead letters", "posts")
 
 
-async def run(seed: int, *, requests: int, kafka: EmbeddedKafka, progress: Progress | None = None) -> Report:
-    """Do one run on a Kafka of its own; logs of a run that found something stay, and its report says where."""
-    schedule = draw(seed, requests=requests)
+async def run(schedule: Schedule, *, progress: Progress | None = None) -> Report:
+    """Do one run on a Kafka of its own; logs of a run that found something stay, and its report says where.
+
+    Raises:
+        KafkaError: there is no Kafka to be had.
+    """
+    seed, requests = schedule.seed, len(schedule.sendings)
     bar = None if progress is None else progress.add_task(f"seed {seed}", total=requests)
 
     def show(words: str, asked: int, told: int) -> None:
@@ -40,7 +45,7 @@ async def run(seed: int, *, requests: int, kafka: EmbeddedKafka, progress: Progr
             description = f"seed {seed}: {words[:44]}" if words else None
             progress.update(bar, completed=told, total=max(asked, requests), description=description)
 
-    conductor = Conductor(schedule, kafka=kafka, show=show, prefix=f"chaos-{seed}")
+    conductor = Conductor(schedule, kafka=broker(), show=show, prefix=f"chaos-{seed}")
     kept = Path(tempfile.mkdtemp(prefix=f"vm-sync-chaos-{seed}-"))
     report = None
     try:
@@ -82,6 +87,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=environ.get("SEED"), help="the first seed; drawn if not given")
     parser.add_argument("--seeds", type=int, default=environ.get("SEEDS", "1"), help="how many, one after another")
     parser.add_argument("--requests", type=int, default=environ.get("REQUESTS", "3000"), help="in each run")
+    for name, words in (("only", What), ("odd", Odd)):
+        choices = [word.name.lower() for word in words]
+        parser.add_argument(f"--{name}", nargs="*", default=[], choices=choices, help="and nothing else of this kind")
+    parser.add_argument("--ending", choices=[ending.name.lower() for ending in Ending], help="how each run ends")
     given = parser.parse_args(arguments)
     first = secrets.randbelow(1_000_000) if given.seed is None else given.seed
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it can't know that we stopped Kafka ourselves
@@ -91,9 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with Progress(*columns, console=console) as progress:
         for seed in range(first, first + given.seeds):
             console.print(f"SEED={seed} REQUESTS={given.requests} make chaos")
+            schedule = draw(
+                seed,
+                requests=given.requests,
+                only=[What[name.upper()] for name in given.only],
+                odd=[Odd[name.upper()] for name in given.odd] or ODD,
+                ending=Ending[given.ending.upper()] if given.ending else None,
+            )
             try:
-                with EmbeddedKafka(properties=BROKER) as kafka:
-                    report = asyncio.run(run(seed, requests=given.requests, kafka=kafka, progress=progress))
+                report = asyncio.run(run(schedule, progress=progress))
             except KafkaError as error:
                 console.print(str(error), style="red")
                 return 1

@@ -5,14 +5,18 @@ to them whatever a test wants, and has `oracle` judge. It knows nothing of how t
 """
 
 import asyncio
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -36,9 +40,10 @@ GUEST_SECRET = "S3cret"
 """What the simulator's task results carry where real ones carry guest customization passwords."""
 
 
-def appliance(plan: Plan, *, others: tuple[User, ...] = (), **more: Any) -> Config:
-    """A VCDA that knows our user, with the password that must never be seen."""
-    users = (User(name="administrator@System", password=PASSWORD, administrator=True), *others)
+def appliance(plan: Plan, *, others: tuple[User, ...] = (), spelled: str | None = None, **more: Any) -> Config:
+    """A VCDA that knows our user, with the password that must never be seen; `spelled`: how tasks name users."""
+    ours = User(name="administrator@System", password=PASSWORD, administrator=True)
+    users = tuple(replace(user, on_tasks=spelled) for user in (ours, *others))
     return Config(users=users, plan=plan, **more)
 
 
@@ -62,17 +67,42 @@ class _Name(str):
 
 
 class Process:
-    """One service process; its log goes to a file, which is read for secrets in the end."""
+    """One service process; its log goes to a file, by way of a pipe, and is read for secrets in the end."""
 
     def __init__(self, environment: Mapping[str, str], *, log: Path, command: tuple[str, ...] = ()) -> None:
         self.log = log
-        self._file = log.open("ab")
+        self._port: int | None = None
+        self._pipe, theirs = os.pipe()
+        self._reads = threading.Event()
+        self._reads.set()
         self.child = subprocess.Popen(
             dying_with_us([*command, sys.executable, "-m", "service.cli", "run"]),
             env={**os.environ, **environment},
-            stdout=self._file,
+            stdout=theirs,
             stderr=subprocess.STDOUT,
         )
+        os.close(theirs)
+        self._reader = threading.Thread(target=self._read, name=f"reads {log.name}", daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        with self.log.open("ab", buffering=0) as file:
+            while text := os.read(self._pipe, 65_536):
+                file.write(text)
+                self._reads.wait()
+
+    @contextmanager
+    def unread(self) -> Iterator[None]:
+        """Have nobody read the log for a while; the pipe holds as little as the kernel allows then."""
+        self._reads.clear()
+        with suppress(OSError, AttributeError):  # busy: it holds more already, which is as good
+            fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, 4096)
+        try:
+            yield
+        finally:
+            self._reads.set()
+            with suppress(OSError, AttributeError):
+                fcntl.fcntl(self._pipe, fcntl.F_SETPIPE_SZ, 65_536)
 
     @property
     def pid(self) -> int:
@@ -97,23 +127,28 @@ class Process:
 
     async def ended(self, *, within: float) -> int:
         """Wait for its end without holding up the simulator, which runs on the same event loop."""
-        return await asyncio.to_thread(self.child.wait, within)
+        code = await asyncio.to_thread(self.child.wait, within)
+        await asyncio.to_thread(self._reader.join, 10)
+        return code
 
     def close(self) -> None:
         if self.running:
             self.child.kill()
             self.child.wait(10)
-        self._file.close()
+        self._reads.set()
+        self._reader.join(10)
+        os.close(self._pipe)
 
     def text(self) -> str:
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
 
     def port(self) -> int | None:
         """The operations server's port, as the log tells it."""
-        for line in self.text().splitlines():
-            if "Operations server" in line and '"port"' in line:
-                return int(json.loads(line)["port"])
-        return None
+        if self._port is None:
+            for line in self.text().splitlines():
+                if "Operations server" in line and '"port"' in line:
+                    self._port = int(json.loads(line)["port"])
+        return self._port
 
     async def get(self, path: str, *, timeout: float = 2.0) -> httpx.Response:
         """Ask its operations server; raises httpx.HTTPError when it doesn't answer."""
@@ -128,16 +163,26 @@ class Process:
 class Ledger:
     """See the module. An async context: leaving it ends every process that it started."""
 
-    def __init__(self, *, bootstrap: str, simulator: Simulated, prefix: str, partitions: int = 8) -> None:
+    def __init__(
+        self, *, bootstrap: str, simulator: Simulated, prefix: str, partitions: int = 8, door: str | None = None
+    ) -> None:
         self.bootstrap = bootstrap
+        self.door = door or bootstrap
+        """Where the service is to look for Kafka, if not where we do."""
         self.simulator = simulator
-        self.prefix = prefix
+        self.prefix = self.group = prefix
         self.partitions = partitions
         self.asked: dict[str, Asked] = {}
         self.unsure: set[str] = set()
         self.spoilt: list[Spoilt] = []
         self.foreseen: dict[str, str] = {}
         """By replication: what a test does to it that no client can stand up to."""
+        self.deleted: set[str] = set()
+        """Operations whose records a test took from the topic."""
+        self.unfinished: set[str] = set()
+        """Operations that can't have an outcome, since a test took the journal away."""
+        self.renamed: dict[str, str] = {}
+        """Topics with names of a test's own, by what they are for."""
         self.processes: list[Process] = []
         self._folder = tempfile.TemporaryDirectory(prefix="vm-sync-ledger-")
         self.folder = Path(self._folder.name)
@@ -147,12 +192,12 @@ class Ledger:
     @property
     def topics(self) -> dict[str, str]:
         names = ("requests", "completed", "failed", "dead_letter", "journal")
-        return {name: f"{self.prefix}.{name.replace('_', '-')}" for name in names}
+        return {name: f"{self.prefix}.{name.replace('_', '-')}" for name in names} | self.renamed
 
     def environment(self, **more: str) -> dict[str, str]:
         return {
-            "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
-            "VM_SYNC_KAFKA__GROUP_ID": self.prefix,
+            "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": self.door,
+            "VM_SYNC_KAFKA__GROUP_ID": self.group,
             "VM_SYNC_KAFKA__PARTITIONS": str(self.partitions),
             "VM_SYNC_KAFKA__SESSION_TIMEOUT": "PT6S",
             **{f"VM_SYNC_TOPICS__{name.upper()}": topic for name, topic in self.topics.items()},
@@ -259,6 +304,12 @@ class Ledger:
         producer = await self._producing()
         await producer.send_and_wait(self.topics["requests"], partition=partition, **record)
 
+    async def hang_up(self) -> None:
+        """Begin again with who has never sent anything, for a topic that has never been sent anything."""
+        if self._producer is not None:
+            await self._producer.stop()
+            self._producer = None
+
     async def _producing(self) -> AIOKafkaProducer:
         if self._producer is None:
             self._producer = AIOKafkaProducer(
@@ -312,8 +363,20 @@ class Ledger:
 
     # ------------------------------------------------------------ judging
 
-    async def judge(self) -> Verdict:
-        """Compare. Call it when nothing is to be expected any more."""
+    async def produced(self) -> int:
+        """Return how many records the requests topic was given, by anybody."""
+        producer = await self._producing()
+        consumer = AIOKafkaConsumer(bootstrap_servers=self.bootstrap)
+        await consumer.start()
+        try:
+            topic = self.topics["requests"]
+            places = [TopicPartition(topic, number) for number in await producer.partitions_for(topic)]
+            return sum((await consumer.end_offsets(places)).values())
+        finally:
+            await consumer.stop()
+
+    async def judge(self, **more: Any) -> Verdict:
+        """Compare. Call it when nothing is to be expected any more; `more` is evidence that only others have."""
         told = await self.outcomes()
         counters = self.simulator.world.counters()
         texts = {process.log.name: process.text() for process in self.processes}
@@ -328,11 +391,14 @@ class Ledger:
                 spoilt=self.spoilt,
                 dead=await self.read("dead_letter"),
                 foreseen=self.foreseen,
+                deleted=frozenset(self.deleted),
+                unfinished=frozenset(self.unfinished),
                 posts=counters["calls"].get("submit", 0),
                 posts_while_paused=counters["postsWhilePaused"],
                 refusals=counters["refusals"],
                 texts=texts,
                 secrets=(PASSWORD, GUEST_SECRET),
+                **more,
             )
         )
 
@@ -354,8 +420,7 @@ class Ledger:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._producer is not None:
-            await self._producer.stop()
+        await self.hang_up()
         for process in self.processes:
             process.close()
         self._folder.cleanup()

@@ -13,6 +13,10 @@ from aiokafka import TopicPartition
 
 Header = tuple[str, bytes]
 
+TOLD_WITHIN = 45.0
+"""Seconds from the end of a task, or from the calm, to its outcome: a rebalance that waits for somebody dead, and what
+was a minute's pause of a site half gone by."""
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -72,6 +76,12 @@ class Evidence:
     asked: Mapping[str, Asked]
     unsure: frozenset[str] = frozenset()
     """Operations whose sending failed: they may stand on the topic or not."""
+    deleted: frozenset[str] = frozenset()
+    """Operations whose records were taken from the topic; those that nobody had read are counted as lost."""
+    counted_lost: float = 0.0
+    """How many the service says were gone before it could read them."""
+    unfinished: frozenset[str] = frozenset()
+    """Operations that can't have an outcome, since the service was deprived of its journal meanwhile."""
     told: Sequence[Told]
     tasks: Sequence[Mapping[str, Any]]
     """The simulated VCDA's own ledger."""
@@ -79,6 +89,20 @@ class Evidence:
     dead: Sequence[Told] = ()
     foreseen: Mapping[str, str] = field(default_factory=dict)
     """By replication, what was done to it that no client could stand up to."""
+    odd: Mapping[str, str] = field(default_factory=dict)
+    """By replication, what was wrong with it all the time: its requests can't end but by their deadlines."""
+    replaced: frozenset[tuple[str, str]] = frozenset()
+    """By site and name, accounts that were replaced: what became of their tasks, nobody can see."""
+    calm: tuple[float, float] | None = None
+    """From when to when nothing went wrong, in seconds since 1970."""
+    read: Mapping[str, float] = field(default_factory=dict)
+    """Records by their fate, as all processes counted them."""
+    produced: int | None = None
+    """Records that the requests topic was given; None: unknown."""
+    skipped: float = 0.0
+    """Records that a process has read, and that have no fate in the end."""
+    accounted: bool = False
+    """Whether `read` is all that was counted: a process that is killed takes what it counted last with it."""
     posts: int = 0
     posts_while_paused: int = 0
     refusals: Sequence[str] = ()
@@ -97,7 +121,9 @@ def judge(seen: Evidence) -> Verdict:
     by_operation: defaultdict[str, list[Told]] = defaultdict(list)
     for one in seen.told:
         by_operation[one.event["operationID"]].append(one)
-    lost = sorted(set(seen.asked) - set(by_operation))
+    untold = set(seen.asked) - set(by_operation)
+    overtaken = untold & seen.deleted
+    lost = sorted(untold - overtaken - seen.unfinished)
     twice = sorted(op for op, some in by_operation.items() if len(some) > 1)
     doubled = sorted(op for op in seen.asked if len(tasks[op]) > 1)
     promised = [op for op in doubled if seen.asked[op].replication_id not in seen.foreseen]
@@ -113,10 +139,17 @@ def judge(seen: Evidence) -> Verdict:
     verdict.must(not twice, f"{len(twice)} requests have two outcomes, such as {twice[:5]}")
     verdict.must(not promised, f"{len(promised)} requests have two tasks, such as {promised[:5]}")
     verdict.must(overlapping == 0, f"{overlapping} syncs overlapped one of the same replication")
+    verdict.must(
+        len(overtaken) == seen.counted_lost,
+        f"{len(overtaken)} requests were gone before they could be read, and {seen.counted_lost:.0f} are counted",
+    )
     verdict.must(seen.posts_while_paused == 0, f"{seen.posts_while_paused} POSTs came inside a Retry-After pause")
     verdict.must(not seen.refusals, f"VCDA was asked what nobody should ask: {list(seen.refusals)[:3]}")
     verdict.violations.extend(_truth(seen, by_operation, tasks, verdict.not_promised))
     verdict.violations.extend(_order(seen))
+    verdict.violations.extend(_odd(seen))
+    verdict.violations.extend(_late(seen))
+    verdict.violations.extend(_balance(seen))
     verdict.violations.extend(_dead_letters(seen))
     verdict.violations.extend(_secrets(seen))
     verdict.figures = {
@@ -124,6 +157,7 @@ def judge(seen: Evidence) -> Verdict:
         "completed": sum(one.kind == "completed" for one in seen.told),
         "failed": sum(one.kind == "failed" for one in seen.told),
         "lost": len(lost),
+        "overtaken": len(overtaken),
         "two outcomes": len(twice),
         "two tasks": len(promised),
         "overlapping": overlapping,
@@ -195,6 +229,55 @@ def _order(seen: Evidence) -> Iterator[str]:
         told_at = [at for _, at in sorted(offsets)]
         if told_at != sorted(told_at):
             yield f"the outcomes of {replication_id} were told out of order"
+
+
+def _odd(seen: Evidence) -> Iterator[str]:
+    """What nobody can finish ends by its deadline, and its replication is nobody else's then."""
+    for one in seen.told:
+        odd = seen.odd.get(one.event["replicationId"])
+        reason = one.event.get("reason", "completed")
+        if odd is not None and reason not in {"timed-out", "not-started"}:
+            yield f"{one.event['operationID']} is told {reason}, and it has {odd}"
+
+
+def _late(seen: Evidence) -> Iterator[str]:
+    """When nothing goes wrong any more, what has ended is told soon, whatever is odd about others."""
+    if seen.calm is None:
+        return
+    began, ended = seen.calm
+    ends = {
+        task["operationID"]: max(began, task["end"])
+        for task in seen.tasks
+        if task["end"] < ended
+        and task["replicationId"] not in {*seen.odd, *seen.foreseen}
+        and not task["forgotten"]
+        and (task["site"], task["user"]) not in seen.replaced
+    }
+    late = {
+        one.event["operationID"]: one.at - ends[one.event["operationID"]]
+        for one in seen.told
+        if one.event["operationID"] in ends and one.at - ends[one.event["operationID"]] > TOLD_WITHIN
+    }
+    if late:
+        name, most = max(late.items(), key=lambda item: item[1])
+        yield (
+            f"{len(late)} requests were told more than {TOLD_WITHIN:.0f} s after their tasks had ended, although "
+            f"nothing went wrong any more, such as {name} after {most:.0f} s"
+        )
+
+
+def _balance(seen: Evidence) -> Iterator[str]:
+    """No record is skipped: each has a fate, and one."""
+    if seen.skipped:
+        yield f"{seen.skipped:.0f} records were read and have no fate"
+    if seen.produced is None or not seen.read:
+        return
+    fates = ", ".join(f"{fate} {number:.0f}" for fate, number in sorted(seen.read.items()))
+    total = sum(number for fate, number in seen.read.items() if fate != "reread")
+    if total > seen.produced:
+        yield f"{total:.0f} records have a fate, of {seen.produced} that were produced: {fates}"
+    if seen.accounted and total < seen.produced:
+        yield f"{total:.0f} records have a fate, of {seen.produced} that were produced: {fates}"
 
 
 def _dead_letters(seen: Evidence) -> Iterator[str]:

@@ -4,7 +4,7 @@ Pure; `conductor` carries it out. A fault that would exceed what the service can
 request timeout and SETTLE together) is drawn only for replications of their own, which the oracle counts apart.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
@@ -34,6 +34,10 @@ PAUSES: Final = (1.5, 5.0)
 SITES: Final = (None, None, None, "site1", "site2", "site2", "site3")
 OTHER_ACCOUNT: Final = "second@System"
 
+SPELLINGS: Final[tuple[str | None, ...]] = (None,)
+"""How VCDA may name a user on tasks where a session's user is `name@Org`; None: as in the session."""
+OWN_USERS: Final[tuple[bool, ...]] = (False,)
+
 
 class What(StrEnum):
     """What happens, in words for the progress bar."""
@@ -50,9 +54,34 @@ class What(StrEnum):
     KAFKA_DIES = "Kafka is killed"
     KAFKA_FREEZES = "Kafka freezes"
     EXPIRE = "sessions expire"
+    KAFKA_MOVES = "Kafka comes back under another address"
+    KAFKA_DROPS = "connections to Kafka fall silent"
+    VCDA_DROPS = "connections to VCDA fall silent"
     VCDA_REFUSES = "VCDA's port is closed"
+    VCDA_CERTIFICATE = "VCDA's certificate and its authority are replaced"
+    ACCOUNT = "the account of a site is replaced"
+    PURGE = "VCDA forgets its tasks"
+    CACHE = "a cache in front of VCDA"
+    LOG_STANDS = "nobody reads the log"
     VCDA_CLOCK = "VCDA's clock jumps"
     WRONG = "VCDA answers wrong"
+
+
+class Odd(StrEnum):
+    """What is wrong with a replication of its own from the beginning to the end of a run; others must not notice."""
+
+    ABORTED = "a state that never ends"
+    RUNNING = "a sync that never ends"
+    POISON = "a task that fails whatever asks for it"
+    BLIND = "a look-up that always fails, and a POST in doubt"
+
+
+class Ending(StrEnum):
+    """What happens when a run has been judged fit, and all of it can't be put right again."""
+
+    OVERTAKEN = "retention overtakes the reading"
+    REQUESTS_REPLACED = "the requests topic is created again"
+    JOURNAL_REPLACED = "the journal is created again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +121,7 @@ class Spoiling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A run. `late` and `by_hand` are replications on which what is not promised is provoked."""
+    """A run. `late` and `by_hand` are replications on which what is not promised is provoked, `odd` are others."""
 
     seed: int
     members: int
@@ -103,6 +132,13 @@ class Schedule:
     happenings: tuple[Happening, ...]
     late: tuple[str, ...]
     by_hand: tuple[str, ...]
+    spelling: str | None
+    own_user: bool
+    """Whether site2 knows the service by a user of its own, who sees their own tasks only."""
+    odd: Mapping[str, Odd]
+    ending: Ending | None
+    gentle: bool
+    """Whether each record that was produced must have been counted in the end."""
 
 
 STORMS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
@@ -131,8 +167,37 @@ STORMS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
 )  # fmt: skip
 
 
-def draw(seed: int, *, requests: int) -> Schedule:
-    """Draw a run."""
+HARSH: Final = frozenset(
+    {
+        *(What.KILL, What.ALL_DIE, What.FREEZE, What.JOIN_AND_FREEZE),
+        *(What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES, What.KAFKA_MOVES, What.KAFKA_DROPS),
+    }
+)
+"""After which some records have a fate that nobody has counted: who is killed takes what it has counted last with it,
+and who loses a partition while a commit is under way never hears whether it stood."""
+
+GENTLE: Final = 0.25
+"""The share of runs without these: there, the sum of all fates is what was produced."""
+
+NOT_YET: Final = frozenset({What.ACCOUNT, What.KAFKA_MOVES, What.KAFKA_DROPS, What.PURGE, What.CACHE})
+"""What the service can't stand yet: it happens in a run only when asked for by name."""
+
+ODD: Final[tuple[Odd, ...]] = ()
+ENDINGS: Final[tuple[Ending, ...]] = (Ending.REQUESTS_REPLACED,)
+
+ODD_DEADLINE: Final = 20
+"""Seconds: requests on odd replications end by their deadlines, and these are all that a run has to wait for."""
+
+
+def draw(
+    seed: int,
+    *,
+    requests: int,
+    only: Collection[What] = (),
+    odd: Collection[Odd] = ODD,
+    ending: Ending | None = None,
+) -> Schedule:
+    """Draw a run; of `only` some happenings, where there are any, and with an ending of one's choice."""
     rng = Random(seed)
     length = AT_LEAST + requests / A_SECOND
     late = tuple(_replication(rng) for _ in range(2))
@@ -141,15 +206,29 @@ def draw(seed: int, *, requests: int) -> Schedule:
     for replication_id in (*late, *by_hand):
         at = rng.uniform(0, length)
         sendings.append(Sending(at=at, operation_id=f"not-promised-{at:.3f}", replication_id=replication_id, fields={}))
+    strange = {_replication(rng): kind for kind in odd}
+    for replication_id in strange:
+        for number in range(3):
+            at = rng.uniform(1.0, 3.0) + number * (length - 3.0) / 3
+            name = f"odd-{replication_id[3:11]}-{number}"
+            fields = {"deadlineSeconds": ODD_DEADLINE}
+            sendings.append(Sending(at=at, operation_id=name, replication_id=replication_id, fields=fields))
+    gentle = rng.random() < GENTLE if not only else not HARSH & set(only)
+    happenings = [one for one in _happenings(rng, length, only) if not gentle or one.what not in HARSH]
     return Schedule(
         seed=seed,
         members=rng.randint(1, MOST_MEMBERS),
         skews=tuple(rng.choice((0.0, 0.0, 30.0, -30.0, 15.0)) for _ in range(64)),
         length=length,
         sendings=tuple(sorted(sendings, key=lambda sending: sending.at)),
-        happenings=tuple(_happenings(rng, length)),
+        happenings=tuple(happenings),
         late=late,
         by_hand=by_hand,
+        spelling=rng.choice(SPELLINGS),
+        own_user=rng.choice(OWN_USERS),
+        odd=strange,
+        ending=ending or (rng.choice(ENDINGS) if ENDINGS else None),
+        gentle=gentle,
     )
 
 
@@ -207,13 +286,14 @@ def _spoilings(rng: Random, count: int, length: float) -> list[Spoiling]:
     return spoilings
 
 
-def _happenings(rng: Random, length: float) -> list[Happening]:
+def _happenings(rng: Random, length: float, only: Collection[What]) -> list[Happening]:
     """Draw from a shuffled deck, so that a run sees as many kinds as it has room for."""
     deck: list[Happening] = []
     happenings = []
     at = 2.0
     while at < length:
-        deck = deck or _deck(rng)
+        while not deck:  # what is asked for may be one of two that are drawn
+            deck = [card for card in _deck(rng) if (card.what in only if only else card.what not in NOT_YET)]
         card = deck.pop()
         happenings.append(
             Happening(at=at, what=card.what, who=rng.random(), seconds=card.seconds, words=card.words, fault=card.fault)
@@ -244,6 +324,14 @@ def _deck(rng: Random) -> list[Happening]:
         card(rng.choice((What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES)), rng.uniform(2.0, 8.0)),
         card(What.EXPIRE, words=rng.choice(("sessions", "extensions", "cloud-director"))),
         card(What.EXPIRE, words="sessions"),
+        card(What.KAFKA_MOVES, rng.uniform(0.0, 4.0)),
+        card(What.KAFKA_DROPS),
+        card(What.VCDA_DROPS),
+        card(What.VCDA_CERTIFICATE),
+        card(What.ACCOUNT),
+        card(What.PURGE),
+        card(What.CACHE, rng.uniform(4.0, 10.0)),
+        card(What.LOG_STANDS, rng.uniform(5.0, 12.0)),
         card(What.VCDA_REFUSES, rng.uniform(1.0, 5.0)),
         card(What.VCDA_CLOCK, rng.choice((-20.0, 0.0, 20.0))),
         card(

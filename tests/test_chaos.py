@@ -2,10 +2,10 @@
 
 import pytest
 
-from service.sandbox.kafka import EmbeddedKafka, KafkaError
+from service.sandbox.kafka import KafkaError
 from tests.chaos import run
-from tests.conductor import BROKER
 from tests.conftest import missing
+from tests.schedule import draw
 
 pytestmark = [pytest.mark.e2e, pytest.mark.kafka]
 
@@ -15,14 +15,9 @@ REQUESTS = 300
 
 async def test_each_request_gets_one_outcome_and_at_most_one_task_whatever_dies() -> None:
     try:
-        kafka = EmbeddedKafka(properties=BROKER)
-        kafka.start()
+        report = await run(draw(SEED, requests=REQUESTS))
     except KafkaError as error:
         missing(str(error))
-    try:
-        report = await run(SEED, requests=REQUESTS, kafka=kafka)
-    finally:
-        kafka.close()
 
     assert report.verdict.violations == []
     assert report.verdict.figures["asked"] >= REQUESTS

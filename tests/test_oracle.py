@@ -13,7 +13,8 @@ FAILED = TopicPartition("failed", 0)
 
 
 def task(name: str, operation_id: str | None, *, start: float, state: str = "SUCCEEDED", **more: Any) -> dict[str, Any]:
-    usual = {"replicationId": "R", "overlapped": False, "forgotten": False}
+    usual = {"replicationId": "R", "overlapped": False, "forgotten": False, "end": start + 1.0}
+    usual |= {"site": "site1", "user": "u"}
     return {"id": name, "operationID": operation_id, "start": start, "state": state, **usual, **more}
 
 
@@ -76,6 +77,16 @@ def test_what_was_kept_is_found_kept() -> None:
             replace(GOOD, told=[told("a", 1, task_id="t1"), GOOD.told[1], told("c", 0, task_id="t3")]),
             "the outcomes of R were told out of order",
         ),
+        (replace(GOOD, told=GOOD.told[:2], deleted=frozenset({"c"})), "1 requests were gone before"),
+        (replace(GOOD, counted_lost=1), "0 requests were gone before they could be read, and 1 are counted"),
+        (
+            replace(GOOD, odd={"R": "a sync that never ends"}, told=[GOOD.told[0]], unfinished=frozenset("bc")),
+            "a is told",
+        ),
+        (replace(GOOD, calm=(50.0, 200.0), told=[replace(GOOD.told[0], at=96.0), *GOOD.told[1:]]), "a after 46 s"),
+        (replace(GOOD, read={"admitted": 3, "dead_lettered": 2}, produced=4), "5 records have a fate, of 4"),
+        (replace(GOOD, read={"admitted": 3, "reread": 1}, produced=4, accounted=True), "3 records have a fate, of 4"),
+        (replace(GOOD, skipped=2, produced=4, read={"admitted": 2}), "2 records were read and have no fate"),
         (replace(GOOD, dead=[]), "has 0 dead letters"),
         (replace(GOOD, dead=[letter(11), letter(11)]), "has 2 dead letters"),
         (replace(GOOD, dead=[letter(11, value=b"{ ")]), "was changed on its way"),
@@ -98,6 +109,24 @@ def test_what_is_not_promised_is_counted_by_case_and_only_where_it_was_provoked(
 
     assert verdict.violations == []
     assert verdict.not_promised == {"two tasks: too late": 1, "overlap: too late": 1}
+
+
+def test_requests_that_were_deleted_before_they_could_be_read_are_counted_and_not_lost() -> None:
+    verdict = judge(replace(GOOD, told=GOOD.told[:2], deleted=frozenset("abc"), counted_lost=1))
+
+    assert verdict.violations == []
+    assert (verdict.figures["lost"], verdict.figures["overtaken"]) == (0, 1)
+
+
+def test_what_has_no_fate_yet_may_have_died_with_who_read_it() -> None:
+    assert judge(replace(GOOD, read={"admitted": 2}, produced=4)).violations == []
+
+
+def test_what_is_odd_may_be_told_late_and_only_that_it_timed_out() -> None:
+    odd = replace(GOOD, odd={"R": "a sync that never ends"}, calm=(0.0, 900.0), tasks=[task("t1", "a", start=1.0)])
+    told_late = [replace(told(name, at, task_id=None, reason="timed-out"), at=800.0) for at, name in enumerate("abc")]
+
+    assert judge(replace(odd, told=told_late)).violations == []
 
 
 def test_a_request_that_may_not_have_been_sent_may_have_an_outcome_or_none() -> None:

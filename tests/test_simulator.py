@@ -595,6 +595,26 @@ async def test_a_forgotten_task_and_one_past_its_retention_are_gone(hand: Hand) 
         assert [task["state"] for task in sim.world.ledger()] == ["SUCCEEDED", "SUCCEEDED"]
 
 
+async def test_a_purge_loses_all_that_was_polled_for_a_while_and_nothing_else(browser: Browser, hand: Hand) -> None:
+    ids = [(await browser.sync(replication)).json["id"] for replication in (A, B)]
+    await browser.tasks(f"ids={ids[0]}")
+    hand.at += 2
+    await browser.tasks(f"ids={ids[0]},{ids[1]}")
+    assert browser.sim.world.purge(polled_for=2) == 1
+    assert await browser.tasks() == ids[1:]
+    assert browser.sim.world.purge() == 2
+    assert await browser.tasks() == []
+    await browser.sync()
+    assert browser.sim.world.counters()["overlapping"] == 0, "what was restored without a sync isn't busy with it"
+
+
+async def test_a_state_may_never_end(browser: Browser, hand: Hand) -> None:
+    browser.sim.world.plan(replication=A, word="ABORTED", duration=1e9)
+    await browser.sync()
+    hand.at += 1000
+    assert [task["state"] for task in (await browser("GET", "/tasks")).json["items"]] == ["ABORTED"]
+
+
 async def test_each_site_has_its_own_clock_and_the_local_one_dates_the_answers(browser: Browser) -> None:
     await browser("POST", "/sessions/extend", body=EXTENSION)
     browser.sim.world.clock_offset(seconds=90)
@@ -646,6 +666,25 @@ async def test_a_fault_is_for_its_operation_site_and_replication(browser: Browse
     browser.sim.faults.remove()
     browser.sim.fault(site="site1", answer="status", status=500)
     assert (await browser("GET", "/tasks")).status == 500
+
+
+async def test_one_poisonous_task_fails_whatever_asks_for_it(browser: Browser) -> None:
+    ids = [(await browser.sync(replication)).json["id"] for replication in (A, B)]
+    for operation in ("poll", "ask"):
+        browser.sim.fault(operation=operation, replication=B, answer="status", status=500)
+    for query in (f"ids={ids[0]},{ids[1]}", f"ids={ids[1]}"):
+        assert (await browser("GET", f"/tasks?{query}")).status == 500
+    assert (await browser("GET", f"/tasks/{ids[1]}")).status == 500
+    assert await browser.tasks(f"ids={ids[0]}") == ids[:1]
+    assert await browser.tasks(f"resourceId={B}") == ids[1:]
+
+
+async def test_one_poisonous_look_up_leaves_the_others(browser: Browser) -> None:
+    ids = [(await browser.sync(replication)).json["id"] for replication in (A, B)]
+    browser.sim.fault(operation="find", replication=B, answer="status", status=500)
+    assert (await browser("GET", f"/tasks?resourceId={B}")).status == 500
+    assert await browser.tasks(f"resourceId={A}") == ids[:1]
+    assert await browser.tasks(f"ids={ids[1]}") == ids[1:]
 
 
 async def test_a_probability_is_kept(browser: Browser) -> None:
@@ -743,6 +782,23 @@ async def test_posts_at_once_are_counted_at_their_most(browser: Browser) -> None
     browser.sim.fault(operation="submit", seconds=0.05)
     await asyncio.gather(*(browser.sync() for _ in range(7)))
     assert browser.sim.world.counters()["mostConcurrentPosts"] == {"site1": 7}
+
+
+async def test_connections_that_are_dropped_stay_silent_and_new_ones_work(browser: Browser) -> None:
+    assert browser.sim.drop() == 1
+    with pytest.raises(TimeoutError):
+        await browser("GET", "/tasks", patience=0.1)
+    assert await browser.tasks() == []
+
+
+async def test_a_post_whose_connection_is_dropped_meanwhile_has_its_effect_and_no_answer(browser: Browser) -> None:
+    browser.sim.fault(operation="submit", effect="last", seconds=0.05)
+    post = asyncio.create_task(browser("POST", f"/vm-replications/{A}/sync", patience=0.3))
+    await asyncio.sleep(0.02)
+    browser.sim.drop()
+    with pytest.raises(TimeoutError):
+        await post
+    assert browser.sim.world.counters()["tasks"] == 1
 
 
 async def test_a_port_that_refuses_comes_back(browser: Browser) -> None:

@@ -106,8 +106,9 @@ class EmbeddedKafka:
         self._extra = dict(properties or {})
         self._listeners = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
         self._scram = dict(scram or {})
-        self._controller_port, *ports = _free_ports(1 + len(self._listeners))
+        self._controller_port, *ports = free_ports(1 + len(self._listeners))
         self._ports = dict(zip(self._listeners, ports, strict=True))
+        self._advertised: dict[str, str] = {}
         self._home: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._registered = False  # whether the controller takes the broker for alive
@@ -120,6 +121,13 @@ class EmbeddedKafka:
     def address(self, listener: str) -> str:
         """Where clients find one of its listeners; likewise."""
         return f"127.0.0.1:{self._ports[listener]}"
+
+    def advertise(self, listener: str, address: str) -> None:
+        """Send clients of a listener to another address, `host:port`, from the next start on: a proxy's for instance.
+
+        Not for `PLAINTEXT`, which the broker uses itself.
+        """
+        self._advertised[listener] = address
 
     @property
     def pid(self) -> int | None:
@@ -136,6 +144,7 @@ class EmbeddedKafka:
             return
         if self._home is None:
             self._home = self._format()
+        _write(self._home / "server.properties", self._properties(self._home))
         if self._registered:
             self._fence(self._home)
             self._registered = False
@@ -176,31 +185,45 @@ class EmbeddedKafka:
     ) -> None:
         self.close()
 
-    def _format(self) -> Path:
-        home = Path(tempfile.mkdtemp(prefix="vm-sync-kafka-"))
-        controller = {
+    def _properties(self, home: Path) -> dict[str, str]:
+        """Return the broker's, which is the controller as well."""
+        both = {
+            "process.roles": "broker,controller",
+            "listeners": ",".join(
+                [f"{name}://{self.address(name)}" for name in self._listeners] + [self._controller_listener]
+            ),
+            "advertised.listeners": ",".join(
+                f"{name}://{self._advertised.get(name, self.address(name))}" for name in self._listeners
+            ),
+            "listener.security.protocol.map": ",".join(
+                f"{name}:{protocol}" for name, protocol in {**self._listeners, "CONTROLLER": "PLAINTEXT"}.items()
+            ),
+        }
+        return _PROPERTIES | self._controller(home) | both | self._extra
+
+    @property
+    def _controller_listener(self) -> str:
+        return f"CONTROLLER://127.0.0.1:{self._controller_port}"
+
+    def _controller(self, home: Path) -> dict[str, str]:
+        return {
             "node.id": "1",
             "controller.listener.names": "CONTROLLER",
             "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
             "log.dirs": str(home / "data"),
         }
-        listener = f"CONTROLLER://127.0.0.1:{self._controller_port}"
+
+    def _format(self) -> Path:
+        home = Path(tempfile.mkdtemp(prefix="vm-sync-kafka-"))
         alone = {
             "process.roles": "controller",
-            "listeners": listener,
+            "listeners": self._controller_listener,
             "broker.session.timeout.ms": "500",
             "broker.heartbeat.interval.ms": "200",
         }
-        both = {
-            "process.roles": "broker,controller",
-            "listeners": ",".join([f"{name}://{self.address(name)}" for name in self._listeners] + [listener]),
-            "listener.security.protocol.map": ",".join(
-                f"{name}:{protocol}" for name, protocol in {**self._listeners, "CONTROLLER": "PLAINTEXT"}.items()
-            ),
-        }
-        _write(home / "controller.properties", controller | alone)
+        _write(home / "controller.properties", self._controller(home) | alone)
         properties = home / "server.properties"
-        _write(properties, _PROPERTIES | controller | both | self._extra)
+        _write(properties, self._properties(home))
         tool = ["kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", "vm-sync-sandbox"]
         for name, password in self._scram.items():
             for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
@@ -325,7 +348,12 @@ def _java(main: str, *arguments: str, home: Path, level: str = "WARN") -> list[s
     return dying_with_us([str(JAVA), *options, "-cp", f"{jars()}/*", main, *arguments])
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Find ports of `PORTS` that nobody listens on.
+
+    Raises:
+        KafkaError: there are none left.
+    """
     ports: list[int] = []
     for port in random.sample(PORTS, len(PORTS)):
         with socket.socket() as probe:

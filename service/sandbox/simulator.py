@@ -25,6 +25,7 @@ the method named; the methods can be called directly from a test (`sim.fault(...
                                                      with "replication" and "times" that one's next syncs
     POST   /_simulator/finish        World.finish    {"replication": ID | "ids": [..], "fails": true}: end tasks now
     POST   /_simulator/forget        World.forget    {"ids": [..]}: lose tasks
+    POST   /_simulator/purge         World.purge     {"polled_for": 2}: lose all that have been polled for so long
     POST   /_simulator/by_hand       World.by_hand   {"replication": ID, "user": NAME}: a sync nobody asked us for
     POST   /_simulator/expire        World.expire    {"what": "sessions" | "extensions" | "cloud-director"}
     POST   /_simulator/user          World.user      {"name": NAME, "password": .., "account": .., "spelled": ..,
@@ -33,13 +34,16 @@ the method named; the methods can be called directly from a test (`sim.fault(...
     POST   /_simulator/cache         Simulator.cache {"seconds": 30, "obeys": false}: a cache in front; 0: none
     POST   /_simulator/clock_offset  World.clock_offset    {"seconds": 90, "site": "site2"}
     POST   /_simulator/refuse        Simulator.refuse      {"seconds": 5}: close the port and all connections
+    POST   /_simulator/drop          Simulator.drop        {}: the connections there are stay silent from now on
     POST   /_simulator/reset                         as at the start
 
 A dead site is a fault: {"site": "site2", "answer": "silent"}. Maintenance is one, too: {"answer": "status",
 "status": 503, "lasting": 30, "retry_after": "rest"}. A POST that a proxy gives up and VCDA takes late:
 {"operation": "submit", "answer": "status", "status": 504, "html": true, "effect": "behind", "seconds": 5}. An answer
-later than any client waits: {"operation": "submit", "seconds": 60}. Tasks that don't say whose or of what they are: the
-plan's `no_user` and `resource`.
+later than any client waits: {"operation": "submit", "seconds": 60}. One poisonous task, that fails whatever asks for
+it, alone or together with others: {"operation": "poll", "replication": ID, "answer": "status", "status": 500}; a
+poisonous look-up: the same with "find". A state that never ends: the plan's {"word": "ABORTED", "duration": 1e9} for
+one replication. Tasks that don't say whose or of what they are: the plan's `no_user` and `resource`.
 """
 
 import argparse
@@ -63,7 +67,7 @@ from typing import Any, Self
 from aiohttp import web
 
 from service.sandbox.vcda_faults import Fault, Faults
-from service.sandbox.vcda_operations import Reply, perform, refusal
+from service.sandbox.vcda_operations import Reply, perform, refusal, replications_of
 from service.sandbox.vcda_requests import DEFAULT, Call, understood
 from service.sandbox.vcda_shapes import PAGE
 from service.sandbox.vcda_world import ApiError, Config, Durations, Plan, User, World
@@ -138,6 +142,7 @@ class Simulator:
         self._tasks: set[asyncio.Task[None]] = set()
         self._date = (0, "")
         self._cache: _Cache | None = None
+        self._dropped: set[web.RequestHandler] = set()
         self._server = web.Server(self._handle, access_log=None, lingering_time=0)
         self._runner = web.ServerRunner(self._server, shutdown_timeout=0.1)
         self._listener: web.TCPSite | None = None
@@ -201,6 +206,16 @@ class Simulator:
         if seconds is not None:
             self._later(seconds, lambda: self._start(self.accept()))
 
+    def drop(self) -> int:
+        """Leave every connection there is without an answer for ever, and without an end. Return how many.
+
+        As when a firewall forgot them: what comes through them isn't read, what was being answered has its effect.
+        """
+        there = set(self._server.connections)
+        dropped = there - self._dropped
+        self._dropped = there
+        return len(dropped)
+
     async def accept(self) -> None:
         """Listen, on the same port as ever."""
         if self._listener is None:
@@ -222,12 +237,23 @@ class Simulator:
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         if request.raw_path.startswith("/_simulator"):
             return await self._control(request)
+        if request.protocol in self._dropped:
+            await self._silence(request)
+        response = await self._understand(request)
+        if request.protocol in self._dropped:
+            await self._silence(request)
+        return response
+
+    async def _understand(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
             call = understood(request.method, request.raw_path, request.headers, has_body=request.body_exists)
         except ApiError as error:
             return self._respond(self._refusal(request, error, DEFAULT))
         if request.body_exists:
-            call.body = await request.read()
+            try:
+                call.body = await request.read()
+            except ConnectionError:  # the client has gone, half-way
+                return web.Response()
         site = call.asked.get("site", self.world.config.local_site)
         self._count(call, site)
         if call.operation != "submit":
@@ -247,11 +273,11 @@ class Simulator:
         counts.calls[call.operation] += 1
         counts.calls_by_site[f"{call.operation} {site}"] += 1
         if call.operation == "poll":
-            ids, known = call.asked["ids"].split(","), len(counts.polled)
+            ids, now = call.asked["ids"].split(","), self.world.now()
             counts.ids_polled += len(ids)
-            counts.polled.update(ids)
-            if len(counts.polled) > known:
-                counts.last_first_poll = self.world.now()
+            for id_ in ids:
+                if counts.polled.setdefault(id_, now) == now:
+                    counts.last_first_poll = now
 
     def _count_posting(self, posting: dict[int, web.BaseRequest], site: str, token: str | None) -> None:
         counts, where = self.world.counts, self.world.sites.get(site)
@@ -263,8 +289,8 @@ class Simulator:
 
     async def _answer(self, request: web.BaseRequest, call: Call, site: str) -> web.StreamResponse:
         if self.faults:
-            replication = call.target if call.operation in {"submit", "replication"} else None
-            drawn = self.faults.draw(call.operation, site=site, replication=replication, now=self.world.now())
+            spoken_of = replications_of(self.world, call)
+            drawn = self.faults.draw(call.operation, site=site, replications=spoken_of, now=self.world.now())
             if drawn is not None:
                 fault, rest = drawn
                 self.world.counts.faults[f"{call.operation} {fault.answer}"] += 1
@@ -362,13 +388,17 @@ class Simulator:
             case "close" if transport is not None:
                 transport.close()
             case "silent":
-                while request.transport is not None:  # noqa: ASYNC110  # aiohttp has no event for it
-                    await asyncio.sleep(LOOK_EVERY)
+                await self._silence(request)
             case "torn" | "drip":
                 return await self._dribble(request, reply, fault)
             case _:  # as usual, or a status
                 pass
         return self._respond(reply)
+
+    async def _silence(self, request: web.BaseRequest) -> None:
+        """Wait until the client has gone."""
+        while request.transport is not None:  # noqa: ASYNC110  # aiohttp has no event for it
+            await asyncio.sleep(LOOK_EVERY)
 
     async def _dribble(self, request: web.BaseRequest, reply: Reply, fault: Fault) -> web.StreamResponse:
         headers = {**self._respond(reply).headers, "Content-Length": str(len(reply.body))}
@@ -395,6 +425,8 @@ class Simulator:
             "plan": world.plan,
             "finish": world.finish,
             "forget": world.forget,
+            "purge": world.purge,
+            "drop": self.drop,
             "by_hand": world.by_hand,
             "expire": world.expire,
             "user": world.user,

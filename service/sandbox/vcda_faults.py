@@ -4,6 +4,7 @@ Whether something goes wrong is drawn here; doing it on the wire is the HTTP ser
 """
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Literal, TypeAlias, get_args
@@ -44,6 +45,7 @@ class Fault:
     site: str | None = None
     """The site asked for; requests without one are for the local site, by its name."""
     replication: str | None = None
+    """Requests that speak of this one: its POST, a look-up of its tasks, a poll that has one of them among its ids."""
     answer: Answer = "as usual"
     effect: Effect | None = None
     seconds: float = 0.0
@@ -129,9 +131,12 @@ class Faults:
         ]
 
     def draw(
-        self, operation: str, *, site: str, replication: str | None, now: float
+        self, operation: str, *, site: str, replications: Collection[str], now: float
     ) -> tuple[Fault, float | None] | None:
-        """Draw what goes wrong with a request, and what is left of it in seconds; None: nothing."""
+        """Draw what goes wrong with a request that speaks of these replications; None: nothing.
+
+        Returned with the fault is what is left of it, in seconds.
+        """
         for number, on in list(self._on.items()):
             fault = on.fault
             if now >= on.until:
@@ -139,7 +144,7 @@ class Faults:
             elif (
                 fault.operation in {None, operation}
                 and fault.site in {None, site}
-                and fault.replication in {None, replication}
+                and (fault.replication is None or fault.replication in replications)
                 and (fault.probability >= 1 or self.rng.random() < fault.probability)
             ):
                 on.left -= 1

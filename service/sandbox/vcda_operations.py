@@ -36,6 +36,20 @@ def perform(world: World, call: Call) -> Reply:
     return OPERATIONS[call.operation](world, world.session(call.token), call)
 
 
+def replications_of(world: World, call: Call) -> set[str]:
+    """Return which replications a call speaks of, by their own ids or by those of their tasks."""
+    match call.operation:
+        case "submit" | "replication":
+            return {call.target}
+        case "find":
+            return {call.asked["resourceId"]} if "resourceId" in call.asked else set()
+        case "poll" | "ask":
+            ids = call.asked["ids"].split(",") if call.operation == "poll" else [call.target]
+            return {task.replication_id for id_ in ids if (task := world.tasks.get(id_)) is not None}
+        case _:
+            return set()
+
+
 def refusal(error: ApiError, *, content_type: str) -> Reply:
     """Say no, in VCDA's own shape."""
     return Reply(error.status, vcda_shapes.error_body(error), content_type, error.headers)

@@ -298,8 +298,8 @@ class Counts:
     calls_by_site: Counter[str] = field(default_factory=Counter)
     """Likewise, as `submit site2`."""
     ids_polled: int = 0
-    polled: set[str] = field(default_factory=set)
-    """Every id that was ever polled for, and when the last one was for the first time."""
+    polled: dict[str, float] = field(default_factory=dict)
+    """Every id that was ever polled for, and when it was for the first time."""
     last_first_poll: float = -math.inf
     tasks: int = 0
     overlapping: int = 0
@@ -491,18 +491,31 @@ class World:
         for task in chosen:
             task.runs, task.ends = min(task.runs, now), now
             task.fails = task.fails if fails is None else fails
-        for known in {task.replication_id: self.replications[task.replication_id] for task in chosen}.values():
-            known.busy_until = max(task.ends for task in known.tasks)
+        self._settle(chosen)
         for where in self.sites.values():
             where.running = sorted(task.ends for task in where.tasks if now < task.ends)
         return len(chosen)
 
     def forget(self, *, replication: str | None = None, ids: Iterable[str] | None = None) -> int:
-        """Lose tasks, as an appliance restored from a backup would. Return how many."""
+        """Lose tasks, and the syncs with them, as an appliance restored from a backup would. Return how many."""
         chosen = self._chosen(replication, ids)
         for task in chosen:
             task.forgotten = True
+        self._settle(chosen)
         return len(chosen)
+
+    def purge(self, *, polled_for: float = 0.0) -> int:
+        """Lose all tasks together that were polled for `polled_for` seconds ago or before that. Return how many.
+
+        Their client knows them: what is asked again about the others is a matter of its own.
+        """
+        by = self.now() - polled_for
+        return self.forget(ids=[id_ for id_, at in self.counts.polled.items() if at <= by and id_ in self.tasks])
+
+    def _settle(self, changed: Iterable[Task]) -> None:
+        """A replication is busy until the last of its tasks ends that hasn't been forgotten."""
+        for known in {task.replication_id: self.replications[task.replication_id] for task in changed}.values():
+            known.busy_until = max((task.ends for task in known.tasks if not task.forgotten), default=-math.inf)
 
     def _chosen(self, replication: str | None, ids: Iterable[str] | None) -> list[Task]:
         tasks = self.tasks.values() if ids is None else [self.tasks[id_] for id_ in ids]
