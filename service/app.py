@@ -473,6 +473,8 @@ class App:
         oldest: dict[str | None, datetime] = {}
         for _, work in self._works():
             request = work.request
+            if isinstance(work.state, Lingering):
+                continue  # its outcome is told: nobody waits for one
             if request.site not in oldest or request.accepted_at < oldest[request.site]:
                 oldest[request.site] = request.accepted_at
         return oldest
@@ -536,6 +538,10 @@ class Shown:
     @property
     def deadline(self) -> datetime:  # noqa: D102
         return self.work.request.deadline
+
+    @property
+    def held(self) -> bool:  # noqa: D102
+        return self.work.held
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

@@ -40,6 +40,9 @@ BREAKER_AFTER = 3
 one, since a single 500 proves nothing. Calls that fail together count once: those under way when a pause begins don't
 add to it."""
 
+FEW = 100
+"""Lanes that aren't worth forgetting: more than the sites of any deployment, less than a megabyte."""
+
 PROBE_PATIENCE = timedelta(minutes=1)
 """How long a probe that nobody reports on holds the others back. Longer than a call takes, with a login before it."""
 
@@ -63,6 +66,21 @@ class LaneMetrics(Protocol):
         """Show whether requests to the site are held back."""
 
 
+class Turn:
+    """A turn to POST that was asked for; it waits until the lane takes it, or whoever asked withdraws it."""
+
+    __slots__ = ("take",)
+
+    def __init__(self, take: Callable[[], bool]) -> None:
+        self.take: Callable[[], bool] | None = take
+        """None: it no longer waits."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is still in the queue."""
+        return self.take is not None
+
+
 class Lane:
     """The way to one site. Whoever calls the site tells each result to `heard`: the lane knows nothing else of it."""
 
@@ -84,12 +102,16 @@ class Lane:
         self._random = random
         self._submitting = 0
         self._occupied = 0
-        self._first: deque[Callable[[], bool]] = deque()
-        self._rest: deque[Callable[[], bool]] = deque()
+        self._first: deque[Turn] = deque()
+        self._rest: deque[Turn] = deque()
+        self._withdrawn = 0
+        """Turns in the queues that were withdrawn."""
         self.posts = asyncio.Semaphore(limits.max_concurrent_submits)
         """Held while a POST is on its way."""
         self.pauses = 0
         """How many have begun: what was to be POSTed before one began is not to be POSTed in it, or right after it."""
+        self.good_answers = 0
+        """How many calls of the site went well: whether it answered others while one call failed again and again."""
         self._troubles = 0
         self._paused_until = 0.0
         self._probe_until = 0.0
@@ -111,29 +133,48 @@ class Lane:
 
     @property
     def queued(self) -> int:
-        """Turns waiting, those no longer wanted included."""
-        return len(self._first) + len(self._rest)
+        """Turns waiting, those that will decline included."""
+        return len(self._first) + len(self._rest) - self._withdrawn
 
     @property
     def paused(self) -> bool:
         """Whether calls are held back: all of them, or in half-open state all but the probe."""
         return self._half_open or self._clock.monotonic() < self._paused_until
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is going on, and nothing is remembered that would be missed."""
+        busy = self._submitting or self._occupied or self.queued or self._callers
+        return not busy and self._troubles == 0 and not self.paused and not self._reported_paused
+
     # ------------------------------------------------------------ turns to POST
 
-    def queue(self, turn: Callable[[], bool], *, first: bool = False) -> None:
+    def queue(self, take: Callable[[], bool], *, first: bool = False) -> Turn:
         """Ask for a turn to POST; `first`: before all that aren't.
 
-        `turn` is called once, in order, when a slot is free and the lane isn't paused: before `queue` returns if that
+        `take` is called once, in order, when a slot is free and the lane isn't paused: before `queue` returns if that
         is now, else from the event loop, never from within another's call. It returns True to take the slot, which
         counts as a POST (until `answered`) and as a sync at VCDA (until `vacate`), or False if it isn't wanted.
         """
+        turn = Turn(take)
         busy = self.queued or self._granting or self._soon is not None
         if not busy and self._has_slot() and self._held() == 0.0:
             self._grant(turn)
+        else:
+            (self._first if first else self._rest).append(turn)
+            self._wake()
+        return turn
+
+    def withdraw(self, turn: Turn) -> None:
+        """Give up a turn that waits: at once nothing of who asked is held here, and soon nothing of the turn."""
+        if not turn.waits:
             return
-        (self._first if first else self._rest).append(turn)
-        self._wake()
+        turn.take = None
+        self._withdrawn += 1
+        if self._withdrawn > self.queued:  # so that each turn is passed over once or twice, however long the pause
+            self._first = deque(turn for turn in self._first if turn.waits)
+            self._rest = deque(turn for turn in self._rest if turn.waits)
+            self._withdrawn = 0
 
     def answered(self) -> None:
         """Count one POST less: answered, or given up. If VCDA has no sync of it, `vacate` as well."""
@@ -158,6 +199,7 @@ class Lane:
         the pause nor add to the backoff. Only a Retry-After still counts, if it asks for longer.
         """
         now = self._clock.monotonic()
+        self.good_answers += trouble is None
         asked = trouble.retry_after.total_seconds() if trouble and not trouble.own and trouble.retry_after else 0.0
         if asked > 0:
             self._told_to_wait(now + asked)
@@ -188,6 +230,10 @@ class Lane:
         if until > self._paused_until:
             self._pause(until)
 
+    def held_for(self) -> float:
+        """Return the seconds until a call may go, without leave for one."""
+        return self._held()
+
     def pause_left(self) -> float:
         """Return the seconds until a call may go; 0.0 is leave for one call now, whose result must be `heard`.
 
@@ -214,6 +260,7 @@ class Lane:
         """Hand out no more turns, and leave no timer behind."""
         self._first.clear()
         self._rest.clear()
+        self._withdrawn = 0
         for handle in (self._soon, self._timer):
             if handle is not None:
                 handle.cancel()
@@ -240,10 +287,14 @@ class Lane:
             self._probe_until = self._clock.monotonic() + PROBE_PATIENCE.total_seconds()
             self._set_timer(self._probe_until)
 
-    def _grant(self, turn: Callable[[], bool]) -> None:
+    def _grant(self, turn: Turn) -> None:
+        take, turn.take = turn.take, None
+        if take is None:
+            self._withdrawn -= 1
+            return
         self._granting = True
         try:
-            taken = turn()
+            taken = take()
         finally:
             self._granting = False
         if taken:
@@ -296,7 +347,7 @@ class Lane:
             self._soon = asyncio.get_running_loop().call_soon(self._go_on)  # the turns' turn comes after them
             return
         try:
-            while self.queued and self._has_slot() and self._held() == 0.0:
+            while (self._first or self._rest) and self._has_slot() and self._held() == 0.0:
                 self._grant((self._first or self._rest).popleft())
         except BaseException:
             self._wake()  # one turn's bug is not its neighbours' misfortune
@@ -304,7 +355,10 @@ class Lane:
 
 
 class Lanes:
-    """The lanes of one process. They are never forgotten: there are as many as sites named in requests.
+    """The lanes of one process.
+
+    Those of a few sites stay; beyond that, idle ones are forgotten, since a request may
+    name any site.
 
     The local site may be named in requests or not, and what its name is turns out at the login: so it can have two
     lanes, each with its own limits and backoff. `home` makes one name of both; a Retry-After holds for both.
@@ -325,11 +379,14 @@ class Lanes:
         self._metrics = metrics
         self._random = random
         self._lanes: dict[str | None, Lane] = {}
+        self._forget_at = FEW
 
     def lane(self, site: str | None) -> Lane:
         """Return the site's lane; None: the local site."""
         lane = self._lanes.get(site)
         if lane is None:
+            if len(self._lanes) >= self._forget_at:
+                self._forget_idle()
             lane = self._lanes[site] = Lane(
                 site,
                 limits=self._limits,
@@ -339,6 +396,11 @@ class Lanes:
                 told_to_wait=partial(self._hold_namesakes, site),
             )
         return lane
+
+    def _forget_idle(self) -> None:
+        for site in [lane.site for lane in self if lane.idle]:
+            self._lanes.pop(site).close()
+        self._forget_at = 2 * len(self._lanes) + FEW
 
     def _hold_namesakes(self, site: str | None, until: float) -> None:
         for lane in self:

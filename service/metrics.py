@@ -90,9 +90,16 @@ METRICS: Final = (
         at_scrape=True,
     ),
     Metric(
+        "vm_sync_replications_held",
+        "gauge",
+        "Replications held by a request that timed out more than 24 h ago, as VCDA still shows its task as unfinished.",
+        ("site",),
+        at_scrape=True,
+    ),
+    Metric(
         "vm_sync_oldest_in_flight_seconds",
         "gauge",
-        "Age, since its acceptance, of the oldest request in flight; 0 when there is none.",
+        "Age, since its acceptance, of the oldest request that has no outcome yet; 0 when there is none.",
         ("site",),
         at_scrape=True,
     ),
@@ -212,8 +219,11 @@ class Metrics:
 
         self._clock = clock
         self._site_labels: dict[str | None, str] = {None: LOCAL} | {site: site for site in sites}
-        self._in_flight: dict[Child, float] = defaultdict(float)
         self._unaccounted = 0
+        # By the requests' own sites, as one may get a label of its own while some of its requests are in flight.
+        self._in_flight: defaultdict[tuple[str, str | None], int] = defaultdict(int)
+        self._replications_held: defaultdict[str | None, int] = defaultdict(int)
+        self._paused_sites: set[str | None] = set()
         self._oldest: Callable[[], Mapping[str | None, datetime]] = dict
         self._overdue: Callable[[], Mapping[str | None, float]] = dict
         self._log_lines_dropped: Callable[[], int] = int
@@ -312,11 +322,14 @@ class Metrics:
 
     def moved(self, site: str | None, before: str | None, after: str | None) -> None:
         """Count a sync out of one state and into another; None is before its acceptance, or after its end."""
-        label = self._site_labels.get(site, OTHER)
         if before is not None:
-            self._in_flight[before, label] -= 1
+            _add(self._in_flight, (before, site), -1)
         if after is not None:
-            self._in_flight[after, label] += 1
+            _add(self._in_flight, (after, site), 1)
+
+    def replication_held(self, site: str | None, *, held: bool) -> None:
+        """Count a replication that is held by a sync LINGER_LIMIT past its deadline, or one that no longer is."""
+        _add(self._replications_held, site, 1 if held else -1)
 
     def set_oldest(self, ask: Callable[[], Mapping[str | None, datetime]]) -> None:
         """Name who knows, at scrape, when the oldest request in flight of each site was accepted."""
@@ -329,6 +342,8 @@ class Metrics:
         if site not in self._site_labels:
             self._site_labels[site] = site
             self._series_of(site)
+            for label in (site, OTHER):
+                self._show_paused(label)
 
     def api_request(self, operation: str, status: str, seconds: float) -> None:
         """Count a call that was answered, or given up; `status` is a class, a code that matters, or a word."""
@@ -341,7 +356,16 @@ class Metrics:
 
     def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Tell whether requests to a site are held back."""
-        self._paused[self._site_labels.get(site, OTHER),].set(value)
+        if value:
+            self._paused_sites.add(site)
+        else:
+            self._paused_sites.discard(site)
+        self._show_paused(self._site_labels.get(site, OTHER))
+
+    def _show_paused(self, label: str) -> None:
+        """Set a label's gauge: several sites may share it, and it is 1 while one of them is paused."""
+        paused = any(self._site_labels.get(site, OTHER) == label for site in self._paused_sites)
+        self._paused[label,].set(paused)
 
     def poll_batch(self, site: str | None, size: int) -> None:
         """Count the tasks asked after in one call."""
@@ -411,8 +435,14 @@ class Metrics:
     def read(self) -> Mapping[str, Mapping[Child, float]]:
         """Return the values of the metrics that are read at scrape, by name and labels."""
         now = self._clock.now()
-        zero: dict[Child, float] = {(label,): 0.0 for label in (*self._site_labels.values(), OTHER)}
-        oldest, overdue = dict(zero), dict(zero)
+        labels = (*self._site_labels.values(), OTHER)
+        zero: dict[Child, float] = {(label,): 0.0 for label in labels}
+        oldest, overdue, held = dict(zero), dict(zero), dict(zero)
+        in_flight: dict[Child, float] = {(state, label): 0.0 for state in STATES for label in labels}
+        for (state, site), count in self._in_flight.items():
+            in_flight[state, self._site_labels.get(site, OTHER)] += count
+        for site, count in self._replications_held.items():
+            held[self._site_labels.get(site, OTHER),] += count
         for site, accepted_at in self._oldest().items():
             label = (self._site_labels.get(site, OTHER),)
             oldest[label] = max(oldest[label], (now - accepted_at) / timedelta(seconds=1))
@@ -421,7 +451,8 @@ class Metrics:
             overdue[label] = max(overdue[label], seconds)
         return {
             "vm_sync_records_unaccounted": {(): float(self._unaccounted)},
-            "vm_sync_in_flight": self._in_flight,
+            "vm_sync_in_flight": in_flight,
+            "vm_sync_replications_held": held,
             "vm_sync_oldest_in_flight_seconds": oldest,
             "vm_sync_poll_overdue_seconds": overdue,
             "vm_sync_log_lines_dropped_total": {(): self._log_lines_dropped()},
@@ -429,11 +460,20 @@ class Metrics:
 
     def _series_of(self, label: str) -> None:
         """Make all series of a site exist."""
-        self._in_flight |= {(state, label): 0 for state in STATES}
         self._outcomes.having([("completed", "", label), *(("failed", reason.value, label) for reason in Reason)])
         self._duration.having((word, label) for word in OUTCOMES)
         for metric in (self._lag, self._batch, self._paused):
             metric.having([(label,)])
+
+
+Key = TypeVar("Key")
+
+
+def _add(counts: defaultdict[Key, int], key: Key, number: int) -> None:
+    """Count, and keep nothing of what is at 0: a message may name any site."""
+    counts[key] += number
+    if not counts[key]:
+        del counts[key]
 
 
 class _AtScrape(Collector):

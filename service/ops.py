@@ -230,6 +230,10 @@ class InFlight(Protocol):
     def deadline(self) -> datetime:
         """When its outcome will be told at the latest."""
 
+    @property
+    def held(self) -> bool:
+        """Whether its outcome was told long ago, and it holds its replication since VCDA still shows its task."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
@@ -293,6 +297,7 @@ def _shown(sync: InFlight) -> dict[str, object]:
         "acceptedAt": _moment(sync.accepted_at),
         "submittedAt": _moment(sync.submitted_at),
         "deadline": _moment(sync.deadline),
+        "held": sync.held,
     }
 
 

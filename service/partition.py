@@ -57,14 +57,16 @@ seconds, a remote site's clock is its own, and NTP keeps both well within a minu
 UNCALIBRATED_MARGIN = timedelta(minutes=15)
 """The same while VCDA has not answered yet, so that nothing is known of its clock."""
 
-OWN_BACKOFF = timedelta(seconds=10)
-"""How long a replication that is busy (409) is left alone, jittered; the site's other requests go on."""
+OWN_BACKOFF = (timedelta(seconds=10), timedelta(minutes=5))
+"""How long a replication that is busy (409) is left alone: at first, doubling, and at most; jittered. A sync that
+somebody else began takes minutes at least, and a site with hundreds of busy replications has others to serve."""
 
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
 AT_ONCE = 250
-"""Syncs let in between two turns of the event loop while a partition begins, some milliseconds."""
+"""Syncs let in while a partition begins, or outcomes told of expired requests, between two turns of the event loop:
+some milliseconds."""
 
 CANCEL_AGAIN = timedelta(seconds=1)
 """How long a task may take to end before it is cancelled again, but for a commit, whose fate is to be known."""
@@ -142,7 +144,8 @@ class Partition:
         """Let in what was in flight, and the event loop turn meanwhile: nobody gives this partition work yet."""
         in_flight, self._left_behind = self._left_behind, ()
         for number, state in enumerate(sorted(in_flight, key=lambda state: state.request.offset), 1):
-            self._enter(sync.restored(state, opened_at=self._opened_at, policy=self._tools.policy))
+            now = self._tools.clock.now()
+            self._enter(sync.restored(state, opened_at=self._opened_at, now=now, policy=self._tools.policy))
             if number % AT_ONCE == 0:
                 await asyncio.sleep(0)
 
@@ -324,22 +327,28 @@ class Partition:
 
     # ------------------------------------------------------------ one after another
 
-    def _move_on(self, replication_id: str) -> None:
-        """Tell what has expired, and let the replication's next request queue for a slot if none is before it."""
+    def _move_on(self, replication_id: str) -> bool:
+        """Tell what has expired, and let the replication's next request queue for a slot if none is before it.
+
+        Returns False if more of it has expired than is told at once: the rest is told next.
+        """
         if self._closed:
-            return
-        self._tell_expired(replication_id)
+            return True
+        told = self._tell_expired(replication_id)
         work = self._queues.eldest(replication_id)
-        if work is None or self.quiescing:
-            return
-        if isinstance(work.state, Waiting) and not work.queued and work.not_before <= self._tools.clock.monotonic():
-            work.queued = True
-            # One that was turned away, or held back, keeps its place before those that never had a turn.
-            self._lane(work).queue(partial(self._turn, work), first=work.pauses is not None or work.state.attempts > 0)
+        if work is None or not told or self.quiescing:
+            return told
+        if isinstance(work.state, Waiting) and work.turn is None and work.not_before <= self._tools.clock.monotonic():
+            # One that its site turned away, or that was held back, keeps its place before those that never had a
+            # turn; one that was turned away for its own sake goes behind them.
+            tried = work.pauses is not None or work.state.attempts > 0
+            turn = self._lane(work).queue(partial(self._turn, work), first=tried and not work.busy)
+            work.turn = turn if turn.waits else None
+        return True
 
     def _turn(self, work: Work) -> bool:
         """A slot is free: form the intent, or decline."""
-        work.queued = False
+        work.turn = None
         now = self._tools.clock.now()
         if self._closed or self.quiescing or not isinstance(work.state, Waiting) or now >= work.request.deadline:
             return False
@@ -413,7 +422,11 @@ class Partition:
             work.progress = seen.progress
             if seen.state not in KNOWN_STATES:
                 self._tools.metrics.unknown_task_state(work.request.site)
-                log.warning("Task %s is in the unknown state %.40r: taken as running", seen.id, seen.state)
+                if seen.state != work.unknown_state:
+                    work.unknown_state = seen.state
+                    log.warning(
+                        "Task %s is in the unknown state %.40r: treated as running", seen.id, seen.state, extra=work.ids
+                    )
         step = sync.polled(state, seen, now=self._tools.clock.now(), policy=self._tools.policy)
         if isinstance(step.state, Ended):
             if self._commits.behind:
@@ -441,13 +454,13 @@ class Partition:
             case Lingering(of=Running() as running):
                 self._watch(work, running)
             case Submitting() | Lingering():
-                work.occupy(self._lane(work))
+                self._occupy(work)
                 self._doubts.add(work)
 
     # ------------------------------------------------------------ polling
 
     def _watch(self, work: Work, running: Running) -> None:
-        work.occupy(self._lane(work))
+        self._occupy(work)
         clock = self._tools.clock
         age = timedelta()
         if running.submitted_at is not None:
@@ -466,38 +479,70 @@ class Partition:
     # ------------------------------------------------------------ deadlines
 
     def _remind(self, work: Work) -> None:
-        """Look at it again when its deadline comes, or when a doubt behind a told outcome has lasted too long."""
+        """Look at it again when its deadline comes, or when one that lingers has lingered for too long."""
         told = isinstance(work.state, Lingering)
         moment = work.request.deadline + (sync.LINGER_LIMIT if told else timedelta())
         self._deadlines.add(moment, work)
 
     async def _deadline_loop(self) -> None:
+        """Look at what is due, some at a time: tens of thousands of requests may expire within a second."""
         while True:
-            for work in self._deadlines.due(self._tools.clock.now()):
-                self._move_on(work.request.replication_id)
+            now = self._tools.clock.now()
+            for number, work in enumerate(self._deadlines.due(now), 1):
+                lingers = isinstance(work.state, Lingering)
+                told = self._move_on(work.request.replication_id)
+                if lingers and isinstance(work.state, Lingering):
+                    self._outstay(work, now)
+                if not told or number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
             await asyncio.sleep(TICK.total_seconds())
 
-    def _tell_expired(self, replication_id: str) -> None:
-        """Tell the outcomes of expired requests, the eldest first; nobody's before those of their elders."""
+    def _outstay(self, work: Work, now: datetime) -> None:
+        """Give back the place at the site of a sync that lingers past the limit; its task goes on at VCDA."""
+        state = work.state
+        if self._closed or not isinstance(state, Lingering) or sync.occupies(state, now=now):
+            return
+        work.vacate(self._lane(work))
+        self._deadlines.add(max(sync.let_go_at(state), now + TICK), work)
+        if not work.held:
+            work.held = True
+            self._tools.metrics.replication_held(work.request.site, held=True)
+            log.warning(
+                "Replication %s stays held: VCDA shows task %s of request %s as unfinished a day after its deadline",
+                work.request.replication_id,
+                state.of.task_id if isinstance(state.of, Running) else None,
+                work.request.identity,
+                extra=work.ids,
+            )
+
+    def _tell_expired(self, replication_id: str) -> bool:
+        """Tell the outcomes of expired requests, the eldest first; nobody's before those of their elders.
+
+        So many at once that the event loop turns in between. Returns False if there may be more: they come next.
+        """
         now = self._tools.clock.now()
         policy = self._tools.policy
         eldest = self._queues.eldest(replication_id)
         if eldest is None or (eldest.request.deadline > now and not isinstance(eldest.state, Lingering)):
-            return  # the usual case, whatever waits behind it
+            return True  # the usual case, whatever waits behind it
         elder: str | None = None
-        for work in self._queues.of(replication_id):
+        for number, work in enumerate(self._queues.of(replication_id, most=AT_ONCE + 1)):
+            if number == AT_ONCE:
+                self._deadlines.add(eldest.request.deadline, work)
+                return False
             if isinstance(work.state, Ended):
                 continue
             if isinstance(work.state, Submitting) and not work.state.in_doubt and not work.left:
-                return  # its POST has not begun and now won't: the answer will say so, and it comes back here
+                break  # its POST has not begun and now won't: the answer will say so, and it comes back here
             elder = elder or work.behind
             behind = None if elder is None else f"It waited behind {elder} of the same replication."
             step = sync.expired(work.state, now=now, policy=policy, behind=behind)
             if step.state is not work.state:
                 self._become(work, step)
             if not isinstance(step.state, Lingering | Ended):
-                return
+                break
             elder = work.request.operation_id
+        return True
 
     # ------------------------------------------------------------ changes and commits
 
@@ -517,10 +562,11 @@ class Partition:
                 self._past.add(ended)
             case Running() as running:
                 self._tools.progress.started(work.request, running.task_id)
-            case Lingering(of=Running()):
-                self._tools.progress.ended(work.request)
-            case Lingering(of=Submitting()) if not isinstance(before, Lingering):
-                self._remind(work)
+            case Lingering():
+                if isinstance(step.state.of, Running):
+                    self._tools.progress.ended(work.request)
+                if not isinstance(before, Lingering):
+                    self._remind(work)
             case Waiting():
                 work.vacate(self._lane(work))
             case _:
@@ -539,10 +585,24 @@ class Partition:
             self._tools.poller.unwatch(work.watch)
             work.watch = None
         self._tools.progress.ended(work.request)
-        work.vacate(self._lane(work))
+        lane = self._lane(work)
+        work.vacate(lane)
+        if work.turn is not None:
+            lane.withdraw(work.turn)
+            work.turn = None
+        if work.held:
+            work.held = False
+            self._tools.metrics.replication_held(work.request.site, held=False)
+
+    def _occupy(self, work: Work) -> None:
+        if sync.occupies(work.state, now=self._tools.clock.now()):
+            work.occupy(self._lane(work))
 
     def _wait_alone(self, work: Work) -> None:
-        pause = OWN_BACKOFF.total_seconds() * self._tools.random.uniform(0.5, 1.5)
+        """Let the site's other requests go on, and this one ask for a turn again in a while, longer each time."""
+        first, longest = (pause.total_seconds() for pause in OWN_BACKOFF)
+        pause = min(first * 2 ** min(work.busy, 16), longest) * self._tools.random.uniform(0.5, 1.5)
+        work.busy += 1
         work.not_before = self._tools.clock.monotonic() + pause
 
         async def then() -> None:

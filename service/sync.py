@@ -18,6 +18,9 @@ Rule 3: an outcome is told exactly once, by the step that returns it.
 A `Lingering` sync has told its outcome, but may still be running at VCDA, which has no cancel. Its replication stays
 taken until its task has ended, or is known not to be: otherwise two syncs of one replication would overlap.
 
+No state is without an exit. LINGER_LIMIT after its deadline a lingering sync no longer counts as one of the site's
+syncs; its replication is free too, unless VCDA still shows the task as unfinished (UNSEEN_LIMIT).
+
 Two time lines run through it: `datetime` is wall time and survives a restart in the journal; `float` is the
 monotonic clock of this process, and a field that holds one is never written down.
 """
@@ -71,9 +74,19 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LOST_ANSWERS = 3
 """A task must be absent from at least so many good answers: one empty page proves nothing."""
 
+MISSING_TOGETHER_FACTOR = 6
+"""How many times `lost_after` a task must be absent that is only ever missing together with most of the others of its
+polls. An hour by default: longer than the restart of an appliance or the failover of its database, during which tasks
+may be missing that come back; well before the default deadline, 6 h."""
+
 LINGER_LIMIT = timedelta(hours=24)
-"""How long after its deadline a doubtful POST may hold its replication when nothing can be learnt of it, because the
-account that sent it is no longer ours. Longer than any session of VCDA lives (24 h), short of blocking for ever."""
+"""How long after its deadline a lingering sync occupies a place at its site, and holds its replication when nothing is
+learnt of it. Longer than any session of VCDA lives (24 h), short of blocking for ever."""
+
+UNSEEN_LIMIT = timedelta(minutes=45)
+"""Past LINGER_LIMIT: how long ago VCDA must have shown the task as unfinished, at the latest, for the sync to hold its
+replication further. Several times the longest pause between two polls of a task whose polls fail (10 min), and below
+the hour within which everything that nobody has seen shall be free."""
 
 
 # ---------------------------------------------------------------- what the world said
@@ -206,6 +219,8 @@ class Absent:
     """A good answer to a poll, without the task."""
 
     at: float
+    together: bool = False
+    """Most of the tasks asked for are missing from this answer: that speaks of VCDA rather than of the task."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,14 +326,16 @@ class Running:
     adopted: bool = False
     absent_since: float | None = None
     absent_answers: int = 0
+    absent_together: int = 0
+    """Those of them in which most other tasks were missing as well."""
 
     def suspected_lost(self, at: float, policy: Policy) -> bool:
         """Whether it has been absent often and long enough to be asked for alone."""
-        return (
-            self.absent_since is not None
-            and self.absent_answers >= LOST_ANSWERS
-            and at - self.absent_since >= policy.lost_after.total_seconds()
-        )
+        if self.absent_since is None or self.absent_answers < LOST_ANSWERS:
+            return False
+        alone = self.absent_answers - self.absent_together >= LOST_ANSWERS
+        patience = policy.lost_after * (1 if alone else MISSING_TOGETHER_FACTOR)
+        return at - self.absent_since >= patience.total_seconds()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +344,9 @@ class Lingering:
 
     of: Submitting | Running
     told_at: datetime
+    seen_at: datetime | None = None
+    """When VCDA last showed the task to this process as unfinished, or else when this process took the sync up, since
+    silence before that proves nothing. Not written down."""
 
     @property
     def request(self) -> Request:
@@ -375,14 +395,16 @@ def begin(waiting: Waiting, *, look_from: datetime, account: str | None, passed_
     )
 
 
-def restored(state: InFlight, *, opened_at: float, policy: Policy) -> InFlight:
+def restored(state: InFlight, *, opened_at: float, now: datetime, policy: Policy) -> InFlight:
     """Take up what a predecessor, or an earlier self, left: an intent is in doubt from here on."""
     match state:
         case Submitting():
             return replace(state, conclusive_from=opened_at + policy.restored_doubt.total_seconds())
-        case Lingering(of=Submitting() as doubt):
-            return replace(state, of=replace(doubt, conclusive_from=opened_at + policy.restored_doubt.total_seconds()))
-        case Waiting() | Running() | Lingering():
+        case Lingering(of=of):
+            if isinstance(of, Submitting):
+                of = replace(of, conclusive_from=opened_at + policy.restored_doubt.total_seconds())
+            return replace(state, of=of, seen_at=now)
+        case Waiting() | Running():
             return state
         case _:
             assert_never(state)
@@ -447,7 +469,8 @@ def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, polic
     if isinstance(state, Lingering):
         if not isinstance(state.of, Running):
             return Step(state)
-        return _lingering(state, polled(state.of, seen, now=now, policy=policy), now=now, policy=policy)
+        shown = replace(state, seen_at=now) if isinstance(seen, Task) else state
+        return _lingering(shown, polled(state.of, seen, now=now, policy=policy), now=now, policy=policy)
     match seen:
         case Task(state=TaskState.SUCCEEDED):
             return _completed(state, seen, now=now, policy=policy)
@@ -465,14 +488,21 @@ def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, polic
             if state.absent_since is None and state.submitted_at is not None:
                 return Step(state)
             return Step(
-                replace(state, absent_since=None, absent_answers=0, submitted_at=state.submitted_at or seen.started_at)
+                replace(
+                    state,
+                    absent_since=None,
+                    absent_answers=0,
+                    absent_together=0,
+                    submitted_at=state.submitted_at or seen.started_at,
+                )
             )
-        case Absent(at):
+        case Absent(at, together):
             return Step(
                 replace(
                     state,
                     absent_since=at if state.absent_since is None else state.absent_since,
                     absent_answers=state.absent_answers + 1,
+                    absent_together=state.absent_together + together,
                 )
             )
         case Gone(at, account):
@@ -484,15 +514,13 @@ def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, polic
 
 
 def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | None = None) -> Step:
-    """Time has passed. Tells the outcome when the deadline has come, and lets go of a doubt nobody can resolve.
+    """Time has passed. Tells the outcome when the deadline has come, and lets go of what lingers unseen.
 
     `behind` is a sentence for a waiting request that never had its turn.
     """
     match state:
-        case Lingering(of=Submitting()) if now >= state.request.deadline + LINGER_LIMIT:
-            return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
         case Lingering():
-            return Step(state)
+            return _let_go(state, now=now, policy=policy) if now >= let_go_at(state) else Step(state)
         case _ if now < state.request.deadline:
             return Step(state)
         case Waiting():
@@ -508,7 +536,31 @@ def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | Non
             outcome = _outcome(
                 state, Reason.TIMED_OUT, ended_at=now, error=state.trouble if isinstance(state, Submitting) else None
             )
-            return Step(Lingering(of=state, told_at=now), outcome)
+            return Step(Lingering(of=state, told_at=now, seen_at=now), outcome)
+        case _:
+            assert_never(state)
+
+
+def let_go_at(state: Lingering) -> datetime:
+    """Return when a lingering sync is over if nothing more is seen of it: VCDA no longer shows its task as unfinished.
+
+    A POST in doubt has no task that could be seen.
+    """
+    limit = state.request.deadline + LINGER_LIMIT
+    if isinstance(state.of, Submitting) or state.seen_at is None:
+        return limit
+    return max(limit, state.seen_at + UNSEEN_LIMIT)
+
+
+def occupies(state: Sync, *, now: datetime) -> bool:
+    """Whether it counts as one of the site's syncs at VCDA: a lingering one does until LINGER_LIMIT has passed."""
+    match state:
+        case Submitting() | Running():
+            return True
+        case Lingering():
+            return now < state.request.deadline + LINGER_LIMIT
+        case Waiting() | Ended():
+            return False
         case _:
             assert_never(state)
 
@@ -544,13 +596,19 @@ def _lingering(state: Lingering, step: Step, *, now: datetime, policy: Policy) -
     """Carry on behind an outcome that was told: nothing more is told, nothing is begun again."""
     match step.state:
         case Submitting() | Running() as of:
-            return Step(replace(state, of=of))
+            found = isinstance(state.of, Submitting) and isinstance(of, Running)
+            return Step(replace(state, of=of, seen_at=now if found else state.seen_at))
         case Waiting() | Lingering():  # the latter never comes: nothing lingers of what lingers
-            return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
+            return _let_go(state, now=now, policy=policy)
         case Ended() as ended:
             return Step(replace(ended, reason=Reason.TIMED_OUT, ended_at=state.told_at))
         case _:
             assert_never(step.state)
+
+
+def _let_go(state: Lingering, *, now: datetime, policy: Policy) -> Step:
+    """End what lingers, and so free its replication, without another word: its outcome is told."""
+    return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
 
 
 def _running(state: Submitting, task: Task, account: str | None, *, adopted: bool) -> Running:

@@ -7,7 +7,7 @@ from asyncio import Task
 from dataclasses import dataclass
 
 from service import sync
-from service.lanes import Lane
+from service.lanes import Lane, Turn
 from service.polling import Watch
 from service.sync import Ended, Lingering, Running, Submitting, Waiting
 
@@ -24,16 +24,22 @@ class Work:
     """The POST's bytes may have left."""
     occupies: bool = False
     """Counted among the site's syncs at VCDA."""
-    queued: bool = False
-    """Has a turn coming in the lane."""
+    turn: Turn | None = None
+    """Its place in the lane's queue, while it has one."""
     pauses: int | None = None
     """How many pauses of its lane had begun when it had its last turn; None: it never had one."""
+    held: bool = False
+    """Its outcome was told LINGER_LIMIT ago, and VCDA still shows its task as unfinished: its replication is held."""
+    busy: int = 0
+    """How many times in a row VCDA said that the replication is busy (409)."""
     not_before: float = 0.0
     """The replication is busy (409): no turn is asked for until this moment of the monotonic clock."""
     behind: str | None = None
     """The operation that it still waited behind when its deadline came."""
     watch: Watch | None = None
     progress: int | None = None
+    unknown_state: str | None = None
+    """The task's state, if it is one that isn't known here: logged once, not at each poll."""
 
     @property
     def request(self) -> sync.Request:

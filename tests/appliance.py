@@ -276,6 +276,7 @@ class Meter:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
         self.logins: list[str] = []
+        self.sites: list[str] = []
 
     def api_request(self, operation: str, status: str, seconds: float) -> None:
         assert seconds >= 0
@@ -283,6 +284,9 @@ class Meter:
 
     def login(self, result: str) -> None:
         self.logins.append(result)
+
+    def site_authenticated(self, site: str) -> None:
+        self.sites.append(site)
 
 
 CREDENTIALS = Credentials(

@@ -138,7 +138,7 @@ MUTANTS: Final = (
         name="a timed-out request frees its replication at once",
         rule="8",
         file="service/sync.py",
-        old="            return Step(Lingering(of=state, told_at=now), outcome)\n",
+        old="            return Step(Lingering(of=state, told_at=now, seen_at=now), outcome)\n",
         new="            return Step(_ended(state, Reason.TIMED_OUT, ended_at=now, now=now, policy=policy), outcome)\n",
     ),
     Mutant(
@@ -147,6 +147,66 @@ MUTANTS: Final = (
         file="service/partition.py",
         old="self._left_behind = opened.in_flight",
         new="self._left_behind = [state for state in opened.in_flight if not isinstance(state, Lingering)]",
+    ),
+    Mutant(
+        name="what lingers holds its place at the site for ever",
+        file="service/sync.py",
+        old="            return now < state.request.deadline + LINGER_LIMIT\n",
+        new="            return True\n",
+        tests=("tests/test_sync.py",),
+    ),
+    Mutant(
+        name="what lingers unseen holds its replication for ever",
+        file="service/sync.py",
+        old="            return _let_go(state, now=now, policy=policy) if now >= let_go_at(state) else Step(state)\n",
+        new="            return Step(state)\n",
+        tests=("tests/test_sync.py",),
+    ),
+    Mutant(
+        name="a task that VCDA shows as unfinished frees its replication",
+        file="service/sync.py",
+        old="    return max(limit, state.seen_at + UNSEEN_LIMIT)\n",
+        new="    return limit\n",
+        tests=("tests/test_sync.py",),
+    ),
+    Mutant(
+        name="tasks that vanish together are never suspected lost",
+        file="service/sync.py",
+        old="        alone = self.absent_answers - self.absent_together >= LOST_ANSWERS\n",
+        new="        alone = self.absent_answers - self.absent_together >= LOST_ANSWERS\n        if not alone:\n"
+        "            return False\n",
+        tests=("tests/test_sync.py",),
+    ),
+    Mutant(
+        name="a place at the site is not given back a day after the deadline",
+        file="service/partition.py",
+        old="        work.vacate(self._lane(work))\n        self._deadlines.add(max(",
+        new="        self._deadlines.add(max(",
+    ),
+    Mutant(
+        name="a busy replication keeps its place before the others",
+        file="service/partition.py",
+        old="first=tried and not work.busy)",
+        new="first=tried)",
+    ),
+    Mutant(
+        name="all that has expired is told in one turn of the event loop",
+        file="service/partition.py",
+        old="                if not told or number % AT_ONCE == 0:\n",
+        new="                if False:\n",
+    ),
+    Mutant(
+        name="turns of a closed partition stay in the lane",
+        file="service/partition.py",
+        old="            lane.withdraw(work.turn)\n",
+        new="",
+    ),
+    Mutant(
+        name="a lane for each site that was ever named",
+        file="service/lanes.py",
+        old="            if len(self._lanes) >= self._forget_at:\n",
+        new="            if False:\n",
+        tests=("tests/test_lanes.py",),
     ),
     Mutant(
         name="what has ended is restored as in flight",
@@ -158,7 +218,7 @@ MUTANTS: Final = (
         name="a deadline is told before the elders' outcomes",
         rule="9",
         file="service/partition.py",
-        old="            if not isinstance(step.state, Lingering | Ended):\n                return\n",
+        old="            if not isinstance(step.state, Lingering | Ended):\n                break\n",
         new="",
     ),
     Mutant(
@@ -319,8 +379,14 @@ MUTANTS: Final = (
     Mutant(
         name="one absence is a loss",
         file="service/sync.py",
-        old="            and self.absent_answers >= LOST_ANSWERS\n",
-        new="",
+        old="""self.absent_answers < LOST_ANSWERS:
+            return False
+        alone = self.absent_answers - self.absent_together >= LOST_ANSWERS
+""",
+        new="""self.absent_answers < 1:
+            return False
+        alone = not self.absent_together
+""",
         tests=("tests/test_sync.py",),
     ),
     Mutant(

@@ -1,6 +1,7 @@
 """Lanes in virtual time: who gets a turn, when, and what holds the others back."""
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from service.lanes import BREAKER_AFTER, PROBE_PATIENCE, Lane, LaneLimits, Lanes
+from service.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, Turn
 from service.sync import Trouble
 from tests.virtual import VirtualClock, run_virtual, virtual
 
@@ -527,3 +528,59 @@ async def test_closed_lanes_give_no_turn_and_leave_no_timer() -> None:
     await asyncio.sleep(100)
     assert book.names == []
     assert not any(timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled())  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- what is forgotten
+
+
+@virtual
+async def test_a_turn_that_is_withdrawn_is_never_taken_and_nothing_of_who_asked_is_held() -> None:
+    lane, book = some_lanes(submits=1).lane(None), Book()
+    lane.heard(asked_to_wait(10))
+
+    def asked_for(name: str) -> tuple[Turn, "weakref.ref[Callable[[], bool]]"]:
+        take = book.turn(name)
+        return lane.queue(take), weakref.ref(take)
+
+    turns = [asked_for(name) for name in "abc"]
+    lane.withdraw(turns[1][0])
+    assert [held() is not None for _, held in turns] == [True, False, True]
+    assert lane.queued == 2
+    lane.withdraw(turns[1][0])
+    assert lane.queued == 2, "once is enough"
+    await asyncio.sleep(11)
+    lane.answered()
+    await asyncio.sleep(1)
+    assert (book.names, lane.queued) == (["a", "c"], 0)
+
+
+@virtual
+async def test_turns_asked_for_and_withdrawn_during_a_long_pause_do_not_gather() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    lane.heard(asked_to_wait(10))
+    lane.queue(book.turn("first"), first=True)
+    lane.queue(book.turn("stays"))
+    for _ in range(1_000):
+        lane.withdraw(lane.queue(book.turn("gone")))
+    assert lane.queued == 2
+    assert len(lane._first) + len(lane._rest) < 6
+    await asyncio.sleep(11)
+    assert book.names == ["first", "stays"]
+
+
+@virtual
+async def test_lanes_of_sites_that_nobody_uses_are_forgotten_and_the_others_stay() -> None:
+    lanes, book = some_lanes(submits=1), Book()
+    paused, running, waiting = lanes.lane("paused"), lanes.lane("running"), lanes.lane("waiting")
+    paused.hold(1e6)
+    running.occupy()
+    waiting.queue(book.turn("a"))
+    waiting.queue(book.turn("b"))
+    failing = lanes.lane("failing")
+    failing.heard(BAD)
+    await asyncio.sleep(5)
+    for n in range(10_000):
+        lanes.lane(f"bogus{n}")
+    assert len(list(lanes)) < 4 * FEW
+    for lane in (paused, running, waiting, failing):
+        assert lanes.lane(lane.site) is lane

@@ -23,6 +23,7 @@ vm_sync_records_unaccounted gauge
 vm_sync_dead_letters_total counter reason
 vm_sync_outcomes_total counter outcome reason site
 vm_sync_in_flight gauge state site
+vm_sync_replications_held gauge site
 vm_sync_oldest_in_flight_seconds gauge site
 vm_sync_duration_seconds histogram outcome site
 vm_sync_detection_lag_seconds histogram site
@@ -204,6 +205,40 @@ def test_a_sync_is_in_one_state_at_a_time(registry: CollectorRegistry, metrics: 
     assert running() == [0, 0, 0, 1]
     metrics.moved(None, "running", None)
     assert running() == [0, 0, 0, 0]
+
+
+def test_a_site_that_gets_its_own_label_takes_what_is_in_flight_and_its_pause_along(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    def values(name: str, **labels: str) -> list[float | None]:
+        return [registry.get_sample_value(name, {"site": site, **labels}) for site in ("paris", "other")]
+
+    for site in ("paris", "rome"):
+        metrics.moved(site, None, "waiting")
+        metrics.replication_held(site, held=True)
+    metrics.paused("paris", True)
+    assert values("vm_sync_in_flight", state="waiting") == [None, 2]
+    metrics.site_authenticated("paris")
+    assert values("vm_sync_in_flight", state="waiting") == [1, 1]
+    assert values("vm_sync_replications_held") == [1, 1]
+    assert values("vm_sync_api_paused") == [1, 0]
+    metrics.moved("paris", "waiting", "running")
+    metrics.replication_held("paris", held=False)
+    metrics.paused("paris", False)
+    assert values("vm_sync_in_flight", state="waiting") == [0, 1]
+    assert values("vm_sync_in_flight", state="running") == [1, 0]
+    assert values("vm_sync_replications_held") == [0, 1]
+    assert values("vm_sync_api_paused") == [0, 0]
+
+
+def test_the_other_sites_are_shown_as_paused_while_one_of_them_is(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    shown = []
+    for site, paused in [("rome", True), ("oslo", True), ("rome", False), ("oslo", False)]:
+        metrics.paused(site, paused)
+        shown.append(registry.get_sample_value("vm_sync_api_paused", {"site": "other"}))
+    assert shown == [1, 1, 1, 0]
 
 
 def test_the_oldest_request_is_asked_for_once_per_scrape_and_not_before(

@@ -37,6 +37,7 @@ class Shown:
     accepted_at: datetime = NOW
     submitted_at: datetime | None = None
     deadline: datetime = NOW + timedelta(hours=6)
+    held: bool = False
 
 
 class HandClock(Clock):
@@ -220,6 +221,7 @@ def test_a_sync_is_shown_with_its_progress() -> None:
             "acceptedAt": "2026-01-01T00:00:00.000Z",
             "submittedAt": None,
             "deadline": "2026-01-01T06:00:00.000Z",
+            "held": False,
         }
     ]
 

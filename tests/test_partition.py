@@ -5,6 +5,7 @@ is missing; then what else a partition promises.
 """
 
 import asyncio
+import math
 from collections import Counter
 from dataclasses import replace
 from datetime import timedelta
@@ -16,12 +17,14 @@ from service import sync
 from service.balance import Fate
 from service.doubts import ONE_BY_ONE
 from service.lanes import LaneLimits
-from service.partition import OWN_BACKOFF
+from service.partition import AT_ONCE, OWN_BACKOFF
 from service.past import SWEEP
-from service.sync import Ended, Lingering, Running, Submitting, Waiting
+from service.sync import UNSEEN_LIMIT, Ended, Lingering, Running, Submitting, Waiting
+from service.work import Work
 from tests.virtual import VirtualClock
 from tests.worlds import DEAD, POLICY, UNKNOWN, Deployment, Process, deployed, moment, run
 
+DAY = 24 * 3600.0
 WINDOW, LATE = POLICY.window.total_seconds(), POLICY.late.total_seconds()
 
 
@@ -29,6 +32,12 @@ def in_flight(process: Process) -> list[sync.Sync]:
     partition = process.partition()
     assert partition is not None
     return [work.state for work in partition.works()]
+
+
+def works(process: Process) -> list[Work]:
+    partition = process.partition()
+    assert partition is not None
+    return list(partition.works())
 
 
 def sent(process: Process, operation_id: str) -> list[float]:
@@ -754,11 +763,160 @@ async def test_a_replication_that_is_busy_waits_alone(d: Deployment) -> None:
     d.broker.ask("C4-2", "b1")
     await d.settled()
     first, second = sent(p0, "a1")
-    pause = OWN_BACKOFF.total_seconds()
+    pause = OWN_BACKOFF[0].total_seconds()
     assert 0.5 * pause < second - first < 1.5 * pause + 0.1
     (at,) = sent(p0, "b1")
     assert at < 0.1, "the site's other requests go on"
     assert p0.meter.counts["paused"] == 0
+
+
+@deployed
+async def test_a_replication_that_stays_busy_is_asked_for_ever_more_seldom(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["409"] * 7
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    pauses = [later - earlier for earlier, later in pairwise(sent(p0, "a1"))]
+    for pause, usual in zip(pauses, [10, 20, 40, 80, 160, 300, 300], strict=True):
+        assert 0.5 * usual < pause < 1.5 * usual + 0.1
+    assert d.verdicts() == [("a1", "completed")]
+
+
+@deployed
+async def test_however_many_replications_are_busy_another_has_its_turn_after_one_round_of_them(d: Deployment) -> None:
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=0))
+    p0.vcda.latency = 1.0  # a POST takes 1.5 s, so that 40 busy ones leave no time if all are asked for each 10 s
+    for n in range(40):
+        p0.vcda.script[f"busy{n}"] = ["409"] * 1_000
+        d.broker.ask(f"C4-{n}", f"busy{n}", deadline=7200)
+    await d.until(300.0)
+    d.broker.ask("C4-99", "a1")
+    await d.until(300.0 + 40 * 1.6)
+    assert len(sent(p0, "a1")) == 1
+    await d.settled()
+    assert d.verdicts()[0] == ("a1", "completed")
+
+
+# ---------------------------------------------------------------- no state without an exit
+
+
+@deployed
+async def test_a_task_that_never_ends_gives_its_place_back_a_day_after_its_deadline_and_keeps_its_replication(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda operation: math.inf if operation == "stuck" else 1.0
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    lane, limit = p0.lanes.lane(None), 60.0 + DAY
+    d.broker.ask("C4-1", "stuck", deadline=60)
+    d.broker.ask("C4-1", "behind", deadline=120)
+    d.broker.ask("C4-2", "other", deadline=7 * 24 * 3600)
+    await d.until(limit - 1.0)
+    assert d.verdicts() == [("stuck", "timed-out"), ("behind", "not-started")]
+    assert (lane.occupied, p0.meter.counts["held"], sent(p0, "other")) == (1, 0, [])
+    await d.until(limit + 3.0)
+    assert d.verdicts()[2:] == [("other", "completed")], "its place at the site is free"
+    assert (lane.occupied, p0.meter.counts["held"]) == (0, 1)
+    d.broker.ask("C4-1", "next")
+    await d.until(limit + DAY)
+    assert d.verdicts()[3:] == [("next", "not-started")], "two syncs of one replication never overlap"
+    assert [work.held for work in works(p0)] == [True]
+    d.world.task_of("stuck").lasts = 0.0
+    await d.settled(300.0)
+    assert (lane.occupied, p0.meter.counts["held"]) == (0, 0)
+
+
+@deployed
+async def test_a_task_that_nobody_sees_frees_its_replication_a_day_after_its_deadline(d: Deployment) -> None:
+    d.world.lasts = lambda operation: math.inf if operation == "unseen" else 1.0
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    d.broker.ask("C4-1", "unseen", deadline=60)
+    d.broker.ask("C4-1", "next", deadline=7 * 24 * 3600)
+    await d.until(30.0)
+    d.world.forgotten.add(d.world.task_of("unseen").task.id)
+    p0.vcda.user = "somebody else"  # whose 404 proves nothing
+    await d.until(60.0 + DAY - 1.0)
+    assert sent(p0, "next") == []
+    await d.until(60.0 + DAY + 1.5)
+    assert len(sent(p0, "next")) == 1
+    await d.settled()
+    assert d.verdicts() == [("unseen", "timed-out"), ("next", "completed")]
+    assert p0.meter.counts["held"] == 0
+
+
+@deployed
+async def test_a_restart_a_day_after_the_deadline_gives_vcda_time_to_show_the_task_before_its_replication_is_free(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda _: math.inf
+    p0 = d.owner()
+    d.broker.ask("C4-1", "stuck", deadline=60)
+    d.broker.ask("C4-1", "next", deadline=7 * 24 * 3600)
+    await d.until(70.0)
+    await p0.crash()
+    restart = 60.0 + 2 * DAY
+    await d.until(restart)
+    p1 = d.owner("P1", limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    await d.until(restart + 120.0)
+    assert (sent(p1, "next"), p1.lanes.lane(None).occupied, p1.meter.counts["held"]) == ([], 0, 1)
+    d.world.forgotten.add(d.world.task_of("stuck").task.id)
+    p1.vcda.user = "somebody else"
+    await d.until(restart + UNSEEN_LIMIT.total_seconds() - 60.0)
+    assert sent(p1, "next") == []
+    await d.until(restart + UNSEEN_LIMIT.total_seconds() + 180.0)
+    assert len(sent(p1, "next")) == 1
+    assert p1.meter.counts["held"] == 0
+
+
+@deployed
+async def test_tens_of_thousands_that_expire_at_once_hold_the_event_loop_for_moments_only(d: Deployment) -> None:
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    p0.lanes.lane(None).hold(1e6)  # nothing is begun
+    many = 4 * AT_ONCE
+    for n in range(many):
+        d.broker.ask("C4-one", f"one{n}", deadline=60)
+    for n in range(many):
+        d.broker.ask(f"C4-{n}", f"each{n}", deadline=60)
+    await d.until(59.0)
+    partition = p0.partition()
+    assert partition is not None
+    left = [len(partition)]
+    while len(partition):
+        for _ in range(4 * many // AT_ONCE):  # turns of the event loop, at one moment
+            left.append(len(partition))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+    assert max(before - after for before, after in pairwise(left)) < 2 * AT_ONCE
+    assert d.loop.time() < 63.0
+    await d.settled()
+    one = [operation for operation, _ in d.verdicts() if operation.startswith("one")]
+    assert one == [f"one{n}" for n in range(many)], "one replication's in order"
+    assert Counter(verdict for _, verdict in d.verdicts()) == {"not-started": 2 * many}
+
+
+@deployed
+async def test_a_partition_that_is_closed_withdraws_its_turns_though_its_lane_is_paused(d: Deployment) -> None:
+    p0 = d.owner()
+    lane = p0.lanes.lane(None)
+    lane.hold(1e6)
+    for n in range(5):
+        d.broker.ask(f"C4-{n}", f"a{n}", deadline=7 * 24 * 3600)
+    await d.until(1.0)
+    assert lane.queued == 5
+    d.group.hand(0, d.process("P1"))
+    await d.until(2.0)
+    assert lane.queued == 0
+
+
+@deployed
+async def test_a_request_that_expires_while_its_lane_is_paused_leaves_nothing_in_the_lane(d: Deployment) -> None:
+    p0 = d.owner()
+    lane = p0.lanes.lane(None)
+    lane.hold(1e6)
+    d.broker.ask("C4-1", "a1", deadline=60)
+    await d.until(59.0)
+    assert lane.queued == 1
+    await d.until(62.0)
+    assert (lane.queued, d.verdicts()) == (0, [("a1", "not-started")])
 
 
 @deployed

@@ -12,6 +12,8 @@ from service import sync
 from service.sync import (
     LINGER_LIMIT,
     LOST_ANSWERS,
+    MISSING_TOGETHER_FACTOR,
+    UNSEEN_LIMIT,
     Absent,
     Accepted,
     ApiError,
@@ -42,6 +44,7 @@ NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(minutes=5)
 ACCEPTED_AT = NOON - timedelta(minutes=1)
 DEADLINE = NOON + timedelta(hours=6)
+LIMIT = DEADLINE + LINGER_LIMIT
 POLICY = Policy(
     window=timedelta(seconds=2),
     late=timedelta(seconds=90),
@@ -86,8 +89,8 @@ def expired(state: sync.InFlight, *, now: datetime = DEADLINE, behind: str | Non
     return sync.expired(state, now=now, policy=POLICY, behind=behind)
 
 
-def lingering(of: Submitting | Running) -> Lingering:
-    return Lingering(of=of, told_at=DEADLINE)
+def lingering(of: Submitting | Running, *, seen_at: datetime | None = DEADLINE) -> Lingering:
+    return Lingering(of=of, told_at=DEADLINE, seen_at=seen_at)
 
 
 # ---------------------------------------------------------------- begin, and being restored
@@ -105,17 +108,23 @@ def test_an_intent_is_not_in_doubt_while_its_own_process_is_posting() -> None:
 
 
 def test_a_restored_intent_is_in_doubt_until_the_window_and_the_latest_post_are_over() -> None:
-    assert sync.restored(SUBMITTING, opened_at=50.0, policy=POLICY) == replace(SUBMITTING, conclusive_from=50.0 + 92.0)
+    state = sync.restored(SUBMITTING, opened_at=50.0, now=LATER, policy=POLICY)
+    assert state == replace(SUBMITTING, conclusive_from=50.0 + 92.0)
 
 
 def test_a_restored_lingering_intent_is_in_doubt_as_well() -> None:
-    state = sync.restored(lingering(SUBMITTING), opened_at=50.0, policy=POLICY)
-    assert state == lingering(replace(SUBMITTING, conclusive_from=142.0))
+    state = sync.restored(lingering(SUBMITTING, seen_at=None), opened_at=50.0, now=LATER, policy=POLICY)
+    assert state == lingering(replace(SUBMITTING, conclusive_from=142.0), seen_at=LATER)
 
 
-@pytest.mark.parametrize("state", [WAITING, RUNNING, lingering(RUNNING)])
+@pytest.mark.parametrize("state", [WAITING, RUNNING])
 def test_whatever_is_not_an_intent_is_restored_as_it_was(state: sync.InFlight) -> None:
-    assert sync.restored(state, opened_at=50.0, policy=POLICY) is state
+    assert sync.restored(state, opened_at=50.0, now=LATER, policy=POLICY) is state
+
+
+def test_a_restored_lingering_task_counts_as_seen_now_since_nobody_asked_before() -> None:
+    state = sync.restored(lingering(RUNNING, seen_at=None), opened_at=50.0, now=LATER, policy=POLICY)
+    assert state == lingering(RUNNING, seen_at=LATER)
 
 
 # ---------------------------------------------------------------- how long it is remembered
@@ -329,6 +338,28 @@ def test_a_task_is_suspected_lost_when_it_was_absent_often_and_long_enough(
     assert state.suspected_lost(600.0, POLICY) is suspected
 
 
+@pytest.mark.parametrize(
+    ("at", "alone", "together", "suspected"),
+    [
+        (600.0, 0, 1_000, False),
+        (600.0, LOST_ANSWERS - 1, 1_000, False),
+        (600.0, LOST_ANSWERS, 1_000, True),
+        (600.0 * MISSING_TOGETHER_FACTOR - 0.1, 0, 1_000, False),
+        (600.0 * MISSING_TOGETHER_FACTOR, 0, LOST_ANSWERS, True),
+        (600.0 * MISSING_TOGETHER_FACTOR, 0, LOST_ANSWERS - 1, False),
+    ],
+)
+def test_a_task_that_is_only_ever_missing_together_with_others_is_suspected_lost_much_later(
+    at: float, alone: int, together: int, suspected: bool
+) -> None:
+    state: sync.Sync = RUNNING
+    for number in range(together + alone):
+        assert isinstance(state, Running)
+        state = polled(state, Absent(float(number > 0), together=number < together)).state
+    assert isinstance(state, Running)
+    assert state.suspected_lost(at, POLICY) is suspected
+
+
 def test_a_suspected_task_of_which_vcda_denies_all_knowledge_is_lost() -> None:
     step = polled(LOST, Gone(600.0, "me"))
     assert step.outcome == Failed(
@@ -424,7 +455,7 @@ def test_a_lingering_sync_is_about_the_request_that_was_told() -> None:
 
 
 def test_a_late_answer_makes_a_lingering_post_a_lingering_task() -> None:
-    assert answered(lingering(SUBMITTING), Accepted(TASK, "me")) == Step(lingering(RUNNING))
+    assert answered(lingering(SUBMITTING), Accepted(TASK, "me")) == Step(lingering(RUNNING, seen_at=LATER))
 
 
 def test_a_lingering_post_without_an_answer_is_in_doubt() -> None:
@@ -440,7 +471,8 @@ def test_a_lingering_post_that_was_not_taken_is_over(seen: sync.SubmitAnswer) ->
 
 
 def test_a_lingering_posts_task_is_still_looked_for_and_followed() -> None:
-    assert looked_up(lingering(DOUBT), Found(TASK, "me")) == Step(lingering(replace(RUNNING, adopted=True)))
+    step = looked_up(lingering(DOUBT), Found(TASK, "me"))
+    assert step == Step(lingering(replace(RUNNING, adopted=True), seen_at=LATER))
 
 
 def test_a_lingering_doubt_is_over_when_its_task_is_known_not_to_be() -> None:
@@ -462,7 +494,7 @@ def test_a_lingering_task_that_is_lost_is_over() -> None:
 
 
 def test_a_lingering_task_that_runs_keeps_lingering() -> None:
-    assert polled(lingering(RUNNING), TASK) == Step(lingering(RUNNING))
+    assert polled(lingering(RUNNING), TASK) == Step(lingering(RUNNING, seen_at=LATER))
     assert polled(lingering(RUNNING), Absent(1.0)).state == lingering(
         replace(RUNNING, absent_since=1.0, absent_answers=1)
     )
@@ -472,14 +504,45 @@ def test_a_lingering_post_has_no_task_to_be_polled() -> None:
     assert polled(lingering(DOUBT), TASK) == Step(lingering(DOUBT))
 
 
-def test_a_lingering_task_never_expires_again() -> None:
-    assert expired(lingering(RUNNING), now=DEADLINE + 2 * LINGER_LIMIT) == Step(lingering(RUNNING))
+@pytest.mark.parametrize(
+    ("seen_at", "over_at"),
+    [
+        (None, LIMIT),
+        (DEADLINE, LIMIT),
+        (LIMIT - UNSEEN_LIMIT, LIMIT),
+        (LIMIT - timedelta(minutes=5), LIMIT - timedelta(minutes=5) + UNSEEN_LIMIT),
+        (LIMIT + timedelta(days=3), LIMIT + timedelta(days=3) + UNSEEN_LIMIT),
+    ],
+)
+def test_a_lingering_task_holds_its_replication_past_the_limit_only_while_vcda_shows_it_as_unfinished(
+    seen_at: datetime | None, over_at: datetime
+) -> None:
+    state = lingering(RUNNING, seen_at=seen_at)
+    assert sync.let_go_at(state) == over_at
+    assert expired(state, now=over_at - timedelta(milliseconds=1)) == Step(state)
+    step = expired(state, now=over_at)
+    assert step.outcome is None, "it was told"
+    assert isinstance(step.state, Ended)
+    assert (step.state.reason, step.state.ended_at, step.state.task_id) == (Reason.TIMED_OUT, DEADLINE, "task-1")
+
+
+@pytest.mark.parametrize(
+    ("state", "occupies"),
+    [(WAITING, False), (SUBMITTING, True), (DOUBT, True), (RUNNING, True), (lingering(RUNNING), True)],
+)
+def test_what_vcda_has_or_may_have_occupies_a_place_at_its_site(state: sync.Sync, occupies: bool) -> None:
+    assert sync.occupies(state, now=LIMIT - timedelta(milliseconds=1)) is occupies
+
+
+def test_past_the_limit_a_lingering_sync_occupies_no_place_though_its_task_is_still_seen() -> None:
+    assert not sync.occupies(lingering(RUNNING, seen_at=LIMIT), now=LIMIT)
+    assert not sync.occupies(over().state, now=LIMIT)
 
 
 def test_a_doubt_that_nobody_can_resolve_lets_go_of_its_replication_in_the_end() -> None:
-    limit = DEADLINE + LINGER_LIMIT
-    assert expired(lingering(DOUBT), now=limit - timedelta(milliseconds=1)) == Step(lingering(DOUBT))
-    step = expired(lingering(DOUBT), now=limit)
+    state = lingering(DOUBT, seen_at=LIMIT)
+    assert expired(state, now=LIMIT - timedelta(milliseconds=1)) == Step(state)
+    step = expired(state, now=LIMIT)
     assert step.outcome is None
     assert isinstance(step.state, Ended)
     assert (step.state.reason, step.state.ended_at) == (Reason.TIMED_OUT, DEADLINE)
@@ -555,7 +618,7 @@ answers = st.one_of(
     st.builds(Unanswered, troubles, moments, accounts),
 )
 look_ups = st.one_of(st.builds(Found, tasks, accounts), st.builds(NotFound, moments, accounts))
-poll_answers = st.one_of(tasks, st.builds(Absent, moments), st.builds(Gone, moments, accounts))
+poll_answers = st.one_of(tasks, st.builds(Absent, moments, st.booleans()), st.builds(Gone, moments, accounts))
 
 
 @dataclass(frozen=True)
@@ -594,13 +657,21 @@ class Life:
             self.now += timedelta(hours=1)
             step = sync.expired(state, now=self.now, policy=POLICY)
         elif seen.what == "restart":
-            step = Step(sync.restored(state, opened_at=1.0, policy=POLICY))
+            step = Step(sync.restored(state, opened_at=1.0, now=self.now, policy=POLICY))
         elif isinstance(state, Waiting):
             step = Step(sync.begin(state, look_from=NOON, account="me", passed_over=()))
         else:
             step = self._hear(state, seen)
         self.state = step.state
-        self._check(before, step)
+        self.check(before, step)
+
+    def expire(self) -> None:
+        """Let what is due by now expire."""
+        if isinstance(self.state, Ended):
+            return
+        before, step = self.state, sync.expired(self.state, now=self.now, policy=POLICY)
+        self.state = step.state
+        self.check(before, step)
 
     def _hear(self, state: Submitting | Running | Lingering, seen: Seen) -> Step:
         assert seen.answer is not None
@@ -615,7 +686,7 @@ class Life:
             return sync.looked_up(state, seen.look_up, now=self.now, policy=POLICY)
         return sync.answered(state, seen.answer, now=self.now, policy=POLICY)
 
-    def _check(self, before: sync.Sync, step: Step) -> None:
+    def check(self, before: sync.Sync, step: Step) -> None:
         """What holds at every single step."""
         if step.outcome is not None:
             assert not isinstance(before, Lingering), "its outcome was told already"
@@ -666,9 +737,8 @@ def test_a_timed_out_sync_keeps_its_replication_until_its_task_has_ended_or_is_k
         if not (isinstance(before, Lingering) and isinstance(life.state, Ended)):
             continue
         if isinstance(before.of, Running):
-            assert one.poll is not None
             ended = isinstance(one.poll, Task) and one.poll.state in {"SUCCEEDED", "FAILED"}
-            assert ended or isinstance(one.poll, Gone)
+            assert ended or isinstance(one.poll, Gone) or (one.what == "time" and life.now >= sync.let_go_at(before))
         elif one.what == "time":
             assert at + timedelta(hours=1) >= DEADLINE + LINGER_LIMIT
         elif before.of.in_doubt:
@@ -677,6 +747,49 @@ def test_a_timed_out_sync_keeps_its_replication_until_its_task_has_ended_or_is_k
             assert one.look_up.began >= before.of.conclusive_from
         else:
             assert isinstance(one.answer, NotTaken | Refused)
+
+
+REACHABLE: tuple[sync.InFlight, ...] = (WAITING, SUBMITTING, DOUBT, RUNNING, LOST)
+habits: st.SearchStrategy[list[Seen]] = st.one_of(st.just([]), st.lists(happenings, min_size=1, max_size=2))
+"""What VCDA says again and again; nothing at all, as often as not."""
+
+
+@given(st.sampled_from(REACHABLE), st.booleans(), st.lists(happenings, max_size=3), habits)
+def test_no_state_is_without_an_exit_whatever_vcda_says_or_does_not_say(
+    start: Waiting | Submitting | Running, lingers: bool, first: list[Seen], habit: list[Seen]
+) -> None:
+    """From any state, some things happen, and then the same things over and over, or none, until days have passed."""
+    life = Life(state=start)
+    if lingers:
+        life.now = DEADLINE
+        step = expired(start)
+        life.state, life.told = step.state, [step.outcome] if step.outcome is not None else []
+    hour = timedelta(hours=1)
+    proof_at = life.now
+    """When VCDA last showed the task as unfinished, or a process took the sync up."""
+    for n in range(6 * 24 * 4):
+        life.now += hour / 4
+        says = first[n] if n < len(first) else habit[n % len(habit)] if habit else None
+        if says is not None and not isinstance(life.state, Ended):
+            before = life.state
+            life.step(says)
+            if says.what == "restart" or shows_it_unfinished(before, says):
+                proof_at = life.now
+        life.expire()
+        assert life.told or life.now < DEADLINE + hour, "no outcome an hour after the deadline"
+        if life.now >= LIMIT + hour:
+            assert not sync.occupies(life.state, now=life.now), "its place at the site is still taken"
+            assert isinstance(life.state, Ended) or life.now < proof_at + hour, "held without a proof"
+
+
+def shows_it_unfinished(state: sync.Sync, says: Seen) -> bool:
+    """Whether what is said in this state proves that the sync's task exists and has not ended."""
+    of = state.of if isinstance(state, Lingering) else state
+    if says.what != "world" or not isinstance(of, Running | Submitting):
+        return False
+    if isinstance(of, Running):
+        return isinstance(says.poll, Task) and says.poll.state not in {"SUCCEEDED", "FAILED"}
+    return isinstance(says.look_up, Found) if of.in_doubt else isinstance(says.answer, Accepted)
 
 
 @given(st.lists(tasks), st.sets(st.sampled_from(["task-1", "task-2"])), st.sampled_from(["C4-1", "C4-2"]))

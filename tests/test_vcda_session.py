@@ -79,6 +79,12 @@ async def test_a_hundred_calls_log_in_once() -> None:
     assert us.meter.logins == ["ok"]
 
 
+async def test_the_sites_that_a_login_authenticates_are_reported_so_that_metrics_can_name_them() -> None:
+    async with appliance(Guard()) as there, ours(there.url) as us:
+        await us.vcda.ask(site=None, task_id=TASK_ID)
+        assert us.meter.sites == ["site1"]
+
+
 async def test_a_hundred_calls_that_find_the_session_gone_log_in_once() -> None:
     guard = Guard()
     async with appliance(guard) as there, ours(there.url) as us:

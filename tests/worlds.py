@@ -384,6 +384,9 @@ class Meter:
         if after is not None:
             self.in_flight[after] += 1
 
+    def replication_held(self, site: str | None, *, held: bool) -> None:
+        self.counts["held"] += 1 if held else -1
+
     def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None:
         self.counts["outcome"] += 1
         self.lags.append(lag)

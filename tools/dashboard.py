@@ -241,6 +241,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncRequestNearDeadline",
             ),
             Graph(
+                title="Replications held, by site",
+                about="Their tasks are still unfinished at VCDA, more than 24 h after the deadline of their requests.",
+                queries=((f"sum by (site) (vm_sync_replications_held{{{SITE}}})", "{{site}}"),),
+                warn=1,
+                alert="VmSyncReplicationHeld",
+            ),
+            Graph(
                 title="Failures in the last hour, by site",
                 about="Share of each site's outcomes.",
                 queries=(

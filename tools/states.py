@@ -137,7 +137,7 @@ def _calls(state: sync.InFlight) -> Iterator[Call]:
             case "restored":
                 yield (
                     "read back from the journal",
-                    lambda: sync.restored(state, opened_at=0.0, policy=POLICY),
+                    lambda: sync.restored(state, opened_at=0.0, now=EPOCH, policy=POLICY),
                 )
             case "expired":
                 for when, now in _moments(state):

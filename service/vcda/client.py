@@ -62,6 +62,7 @@ class Meter(Protocol):
 
     def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
     def login(self, result: str) -> None: ...  # noqa: D102
+    def site_authenticated(self, site: str) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)

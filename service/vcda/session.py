@@ -53,6 +53,7 @@ class Meter(Protocol):
     """What is counted here."""
 
     def login(self, result: str) -> None: ...  # noqa: D102
+    def site_authenticated(self, site: str) -> None: ...  # noqa: D102
 
 
 @dataclass(slots=True, eq=False)
@@ -242,6 +243,8 @@ class Session:
         self._login = Login(token, user or credentials.user, local, now)
         self._user = self._login.user
         self._meter.login("ok")
+        for site in sorted(local):
+            self._meter.site_authenticated(site)
         logger.info("Logged in to VCDA as %s.", self._user, extra={"account": self._user, "sites": sorted(local)})
         return self._login
 
