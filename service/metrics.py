@@ -143,6 +143,12 @@ METRICS: Final = (
     ),
     Metric("vm_sync_api_paused", "gauge", "1 while Retry-After or the circuit breaker holds requests back.", ("site",)),
     Metric("vm_sync_tasks_adopted_total", "counter", "Tasks found instead of POSTing again."),
+    Metric(
+        "vm_sync_posts_repeated_total",
+        "counter",
+        "POSTs made again after look-ups have found no task of a POST in doubt.",
+        ("site",),
+    ),
     Metric("vm_sync_unknown_task_states_total", "counter", "Task states never heard of; taken as still running."),
     Metric("vm_sync_session_logins_total", "counter", "Logins at VCDA, by result.", ("result",)),
     Metric("vm_sync_journal_commit_seconds", "histogram", "Time of one transaction, sends included.", buckets=BRIEF),
@@ -257,6 +263,7 @@ class Metrics:
         self._api_seconds = histograms["vm_sync_api_request_duration_seconds"].having((o,) for o in OPERATIONS)
         self._paused = gauges["vm_sync_api_paused"]
         self._adopted = counters["vm_sync_tasks_adopted_total"][()]
+        self._posts_repeated = counters["vm_sync_posts_repeated_total"]
         self._unknown_states = counters["vm_sync_unknown_task_states_total"][()]
         self._logins = counters["vm_sync_session_logins_total"].having((r,) for r in LOGINS)
         self._commit_seconds = histograms["vm_sync_journal_commit_seconds"][()]
@@ -379,6 +386,10 @@ class Metrics:
         """Count a task found instead of POSTing again."""
         self._adopted.inc()
 
+    def post_repeated(self, site: str | None) -> None:
+        """Count a POST made again after a doubt was concluded."""
+        self._posts_repeated[self._site_labels.get(site, OTHER),].inc()
+
     def unknown_task_state(self, site: str | None) -> None:  # noqa: ARG002 - said by the caller, too rare for a label
         """Count a state that isn't in the API's documentation; the caller logs the word."""
         self._unknown_states.inc()
@@ -462,7 +473,7 @@ class Metrics:
         """Make all series of a site exist."""
         self._outcomes.having([("completed", "", label), *(("failed", reason.value, label) for reason in Reason)])
         self._duration.having((word, label) for word in OUTCOMES)
-        for metric in (self._lag, self._batch, self._paused):
+        for metric in (self._lag, self._batch, self._paused, self._posts_repeated):
             metric.having([(label,)])
 
 

@@ -64,6 +64,11 @@ somebody else began takes minutes at least, and a site with hundreds of busy rep
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
+REPEAT_PAUSE = (timedelta(seconds=30), timedelta(minutes=10))
+"""How long a request waits before its second POST after a doubt, and at most before the later ones: its first such POST
+goes at once. A request whose POSTs come to nothing again and again meets a VCDA that takes them too late to be seen:
+each further one may be a second sync, and does not help."""
+
 AT_ONCE = 250
 """Syncs let in while a partition begins, or outcomes told of expired requests, between two turns of the event loop:
 some milliseconds."""
@@ -137,6 +142,10 @@ class Partition:
         self._closed = False
         self._opened_at = opened.opened_at
         self._left_behind = opened.in_flight
+        if opened.cursor is not None:
+            tools.api.learn(opened.cursor.spellings)
+        self._spellings: tuple[sync.Spelling, ...] = ()
+        """Those that the journal's cursor has."""
 
     # ------------------------------------------------------------ opening and closing
 
@@ -165,7 +174,10 @@ class Partition:
         self._spawn(self._deadline_loop())
         self._spawn(self._past.sweep(self._tools.random))
         for work in self._queues:
-            self._take_up(work)
+            if isinstance(work.state, Waiting) and work.state.repeats > 1:
+                self._wait_to_repeat(work, work.state)
+            else:
+                self._take_up(work)
 
     async def quiesce(self, limit: float) -> bool:
         """Begin nothing, let the POSTs in flight be answered and their answers stand; within `limit` seconds or not.
@@ -359,16 +371,32 @@ class Partition:
         work.submitting = work.occupies = True
         work.left = False
         work.pauses = self._lane(work).pauses
+        if work.state.repeats > work.repeats:
+            self._repeated(work, work.state)
+        if api.spellings() is not self._spellings:
+            self._commits.move_on()  # whoever finds this intent in doubt has to know the names, too
         intent = sync.begin(
             work.state,
             look_from=look_from,
-            account=api.account(),
+            account=api.account(request.site),
             passed_over=self._past.tasks_since(request.replication_id, look_from - CLOCKS_MARGIN),
         )
         self._become(work, Step(intent))
         self._commits.then(partial(self._post_soon, work))
         self._commits.hurry()
         return True
+
+    def _repeated(self, work: Work, waiting: Waiting) -> None:
+        """Tell of a POST that is made again after look-ups have not found a task of the one before."""
+        work.repeats = waiting.repeats
+        self._tools.metrics.post_repeated(work.request.site)
+        log.warning(
+            "Repeating the POST of %s: VCDA shows no task of the %d before that were in doubt (the last because: %s)",
+            work.request.identity,
+            waiting.repeats,
+            waiting.trouble.msg if waiting.trouble else "the process that made it ended",
+            extra=work.ids,
+        )
 
     def _post_soon(self, work: Work) -> None:
         work.posting = self._keep(asyncio.create_task(self._posts.post(work)))
@@ -395,7 +423,7 @@ class Partition:
         step = sync.answered(work.state, answer, now=self._tools.clock.now(), policy=self._tools.policy)
         self._become(work, step)
         if isinstance(step.state, Waiting) and trouble is not None and trouble.own:
-            self._wait_alone(work)
+            self._wait_busy(work)
         else:
             self._take_up(work)
 
@@ -406,13 +434,26 @@ class Partition:
         step = sync.looked_up(work.state, seen, now=self._tools.clock.now(), policy=self._tools.policy)
         if step.state is before or step.state == before:
             return
-        if isinstance(seen, sync.Found):
-            self._tools.metrics.adopted()
-            log.info(
-                "Found task %s for %s instead of POSTing again", seen.task.id, work.request.identity, extra=work.ids
-            )
         self._become(work, step)
-        self._take_up(work)
+        match seen:
+            case sync.Found(task) | sync.OnlyOne(task) if work.doubt is None:
+                self._tools.metrics.adopted()
+                log.info(
+                    "Found task %s for %s instead of POSTing again", task.id, work.request.identity, extra=work.ids
+                )
+            case _ if (doubt := work.doubt) is not None and doubt.trouble is not None:
+                log.warning(
+                    "Look-ups for the POST of %s conclude nothing: %s",
+                    work.request.identity,
+                    doubt.trouble.msg,
+                    extra=work.ids,
+                )
+            case _:
+                pass
+        if isinstance(step.state, Waiting) and step.state.repeats > 1:
+            self._wait_to_repeat(work, step.state)
+        else:
+            self._take_up(work)
 
     def _polled(self, work: Work, seen: sync.PollAnswer) -> Verdict:
         state = work.state
@@ -575,7 +616,15 @@ class Partition:
     # ------------------------------------------------------------ small parts
 
     def _here(self) -> Cursor:
-        return Cursor(self._tools.requests, self.cursor, self._stamp, topic_id=self._topic_id, group=self._tools.group)
+        self._spellings = self._tools.api.spellings()
+        return Cursor(
+            self._tools.requests,
+            self.cursor,
+            self._stamp,
+            topic_id=self._topic_id,
+            group=self._tools.group,
+            spellings=self._spellings,
+        )
 
     def _lane(self, work: Work) -> Lane:
         return self._tools.lanes.lane(work.request.site)
@@ -598,11 +647,18 @@ class Partition:
         if sync.occupies(work.state, now=self._tools.clock.now()):
             work.occupy(self._lane(work))
 
-    def _wait_alone(self, work: Work) -> None:
+    def _wait_to_repeat(self, work: Work, waiting: Waiting) -> None:
+        """Let time pass before another POST of a request whose POSTs come to nothing, each time more."""
+        self._wait_alone(work, REPEAT_PAUSE, times=waiting.repeats - 2)
+
+    def _wait_busy(self, work: Work) -> None:
         """Let the site's other requests go on, and this one ask for a turn again in a while, longer each time."""
-        first, longest = (pause.total_seconds() for pause in OWN_BACKOFF)
-        pause = min(first * 2 ** min(work.busy, 16), longest) * self._tools.random.uniform(0.5, 1.5)
+        self._wait_alone(work, OWN_BACKOFF, times=work.busy)
         work.busy += 1
+
+    def _wait_alone(self, work: Work, pauses: tuple[timedelta, timedelta], *, times: int) -> None:
+        first, longest = (pause.total_seconds() for pause in pauses)
+        pause = min(first * 2 ** min(times, 16), longest) * self._tools.random.uniform(0.5, 1.5)
         work.not_before = self._tools.clock.monotonic() + pause
 
         async def then() -> None:

@@ -4,6 +4,9 @@ A process that was suspended, or cut off from Kafka, doesn't know that its parti
 a commit in hand that stood; so a POST leaves only for a short while after the sending of such a commit, and whoever
 takes over waits that much longer before concluding anything. A login or a connection that takes longer than that
 closes the window: then the ownership is proved anew, and the POST goes again.
+
+Nor does a POST leave under another account than its intent names, as the first one would, before which nobody has
+logged in: VCDA shows a user only their own tasks, so whoever looks for the task has to know whose it is.
 """
 
 import logging
@@ -14,7 +17,7 @@ from functools import partial
 from service.clock import Clock
 from service.commits import Commits
 from service.lanes import Lane
-from service.sync import WITHHELD, NotTaken, SubmitAnswer, Trouble
+from service.sync import WITHHELD, Account, NotTaken, SubmitAnswer, Submitting, Trouble
 from service.tools import Api
 from service.tracing import Tracing
 from service.work import Work
@@ -72,6 +75,8 @@ class Posts:
             answer = await self._submit(work) if self._may_begin(work) else HELD_BACK
             if work.left or not self._may_begin(work) or not withheld(answer):
                 return answer
+            if not self._is_intended(work, self._api.account(work.request.site)):
+                return answer  # a new intent has to name the account that it is now
             if tries == TRIES_TO_TELL_OF:
                 log.warning(
                     "The POST of %s has not left in %d tries: commit, login and connection together take longer than "
@@ -93,8 +98,14 @@ class Posts:
                 may_leave=partial(self._may_leave, work),
             )
 
-    def _may_leave(self, work: Work) -> bool:
+    def _is_intended(self, work: Work, account: Account | None) -> bool:
+        """Whether the intent names this account: whoever takes the POST for in doubt has to know whose it was."""
+        return isinstance(work.state, Submitting) and work.state.account == account
+
+    def _may_leave(self, work: Work, account: Account | None) -> bool:
         if not self._may_begin(work) or self._clock.monotonic() - self._commits.proved_at > self._window:
+            return False
+        if not self._is_intended(work, account):
             return False
         work.left = True
         return True

@@ -11,11 +11,24 @@ msgspec reads them, since half a million are read before a process takes up its 
 import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Annotated, Any, Final, TypeAlias, assert_never
 
 import msgspec
 
-from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
+from service.sync import (
+    Account,
+    ApiError,
+    Ended,
+    Lingering,
+    Reason,
+    Request,
+    Running,
+    Spelling,
+    Submitting,
+    Sync,
+    Waiting,
+)
 
 VERSION = 1
 
@@ -37,6 +50,9 @@ class Cursor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     `stamp` is the timestamp (ms) of the record before it, and `topic_id` Kafka's id of the topic, by which a topic that
     was made anew and filled past the cursor is told from the one that was read. `group` is the consumer group that
     wrote the cursor. None where it isn't known; versions before 0.1 knew neither of the last two, and ignore them.
+
+    `spellings` are what the writer knew of how VCDA names our user on tasks. They survive restarts here, since versions
+    before 0.1 would take a record of their own for a sync.
     """
 
     topic: str
@@ -44,6 +60,7 @@ class Cursor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
     stamp: int | None = None
     topic_id: str | None = None
     group: str | None = None
+    spellings: tuple[Spelling, ...] = ()
 
 
 WITHDRAWN: Final = -(2**63)
@@ -91,6 +108,8 @@ class Stored(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, g
     tracestate: str | None = None
     trouble: tuple[str, str, tuple[str, ...]] | None = None
     account: str | None = None
+    site_account: str | None = None
+    repeats: int = 0
     look_from: Moment | None = None
     passed_over: tuple[str, ...] = ()
     task_id: str | None = None
@@ -122,7 +141,7 @@ def encode(state: Sync) -> bytes:
     """Write a sync as its journal record; the identity is the record's key."""
     match state:
         case Waiting():
-            stored = _stored("waiting", state.request, {"attempts": state.attempts, "trouble": _words(state.trouble)})
+            stored = _stored("waiting", state.request, _waiting(state))
         case Submitting():
             stored = _stored("submitting", state.request, _submitting(state))
         case Running():
@@ -167,7 +186,7 @@ def decode(identity: str, value: bytes) -> Sync:
     )
     match stored.state:
         case "waiting":
-            return Waiting(request=request, attempts=stored.attempts, trouble=_trouble(stored))
+            return Waiting(request=request, attempts=stored.attempts, trouble=_trouble(stored), repeats=stored.repeats)
         case "submitting":
             return _read_submitting(request, stored)
         case "running":
@@ -208,13 +227,18 @@ def _stored(state: str, request: Request, fields: Mapping[str, Any]) -> Stored:
     )
 
 
+def _waiting(state: Waiting) -> dict[str, Any]:
+    return {"attempts": state.attempts, "trouble": _words(state.trouble), "repeats": state.repeats}
+
+
 def _submitting(state: Submitting) -> dict[str, Any]:
     return {
         "attempts": state.attempts,
         "look_from": epoch(state.look_from),
-        "account": state.account,
+        **_of_account(state.account),
         "passed_over": state.passed_over,
         "trouble": _words(state.trouble),
+        "repeats": state.repeats,
     }
 
 
@@ -223,9 +247,10 @@ def _read_submitting(request: Request, stored: Stored) -> Submitting:
         request=request,
         attempts=stored.attempts,
         look_from=_moment(stored.look_from),
-        account=stored.account,
+        account=_account(stored.account, stored.site_account),
         passed_over=stored.passed_over,
         trouble=_trouble(stored),
+        repeats=stored.repeats,
     )
 
 
@@ -234,7 +259,7 @@ def _running(state: Running) -> dict[str, Any]:
         "attempts": state.attempts,
         "task_id": state.task_id,
         "task_site": state.site,
-        "account": state.account,
+        **_of_account(state.account),
         "submitted_at": None if state.submitted_at is None else epoch(state.submitted_at),
         "adopted": state.adopted,
     }
@@ -249,10 +274,19 @@ def _read_running(request: Request, stored: Stored) -> Running:
         attempts=stored.attempts,
         task_id=stored.task_id,
         site=stored.task_site,
-        account=stored.account,
+        account=_account(stored.account, stored.site_account),
         submitted_at=_maybe(stored.submitted_at),
         adopted=stored.adopted,
     )
+
+
+def _of_account(account: Account | None) -> dict[str, str | None]:
+    return {} if account is None else {"account": account.user, "site_account": account.at_site}
+
+
+@lru_cache(maxsize=64)  # there are a few, and tens of thousands of syncs share each of them
+def _account(user: str | None, at_site: str | None) -> Account | None:
+    return None if user is None else Account(user, at_site)
 
 
 def _words(trouble: ApiError | None) -> tuple[str, str, tuple[str, ...]] | None:

@@ -25,7 +25,7 @@ Two time lines run through it: `datetime` is wall time and survives a restart in
 monotonic clock of this process, and a field that holds one is never written down.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -158,11 +158,52 @@ WITHHELD = "withheld"
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """Who a call to a site is made as: VCDA shows a user only their own tasks.
+
+    `at_site` is the user that the session was extended with for a remote site; None at the appliance's own site, and in
+    records of releases that didn't keep it: so at a remote site such a record equals no account.
+    """
+
+    user: str
+    at_site: str | None = None
+
+    @property
+    def words(self) -> str:
+        """Name it in a sentence."""
+        return self.user if self.at_site is None else f"{self.user} ({self.at_site} at the site)"
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """How tasks of a site name the user of an account, learnt from a task that VCDA gave for a POST of ours."""
+
+    account: Account
+    site: str | None
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names by which tasks of a site may call our user. `learnt`: VCDA has shown one of them on a task of ours.
+
+    Before that they are guesses, and a task of any other user may be ours too.
+    """
+
+    names: frozenset[str]
+    learnt: bool
+
+
+UNCLEAR = "LookUpUnclear"
+"""The code of the error that a request carries while look-ups for its POST can't tell whether the task is there."""
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """202 and a task."""
 
     task: Task
-    account: str | None
+    account: Account | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +230,7 @@ class Unanswered:
 
     trouble: Trouble
     sent_at: float
-    account: str | None
+    account: Account | None
 
 
 SubmitAnswer: TypeAlias = Accepted | Refused | NotTaken | Unanswered
@@ -200,18 +241,35 @@ class Found:
     """A look-up saw the task of the POST in doubt."""
 
     task: Task
-    account: str | None
+    account: Account | None
+
+
+@dataclass(frozen=True, slots=True)
+class OnlyOne:
+    """A look-up that began at `began` saw a single task that can be of the POST; whose it is, it can't tell."""
+
+    task: Task
+    began: float
+    account: Account | None
+
+
+@dataclass(frozen=True, slots=True)
+class Unclear:
+    """A look-up that began at `began` can't tell whether the task is there; `why` is a sentence for people."""
+
+    why: str
+    began: float
 
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """A look-up that began at `began` was answered completely, and the task isn't in it."""
+    """A look-up that began at `began` was answered completely, and nothing in it can be the task."""
 
     began: float
-    account: str | None
+    account: Account | None
 
 
-LookUp: TypeAlias = Found | NotFound
+LookUp: TypeAlias = Found | OnlyOne | Unclear | NotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +286,7 @@ class Gone:
     """Asked for the task alone, VCDA said 404 with an ApiError."""
 
     at: float
-    account: str | None
+    account: Account | None
 
 
 PollAnswer: TypeAlias = Task | Absent | Gone
@@ -288,6 +346,8 @@ class Waiting:
     request: Request
     attempts: int = 0
     trouble: ApiError | None = None
+    repeats: int = 0
+    """How many POSTs of it were in doubt, and then concluded not to have been taken."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,11 +361,13 @@ class Submitting:
     request: Request
     attempts: int
     look_from: datetime
-    account: str | None = None
+    account: Account | None = None
     passed_over: tuple[str, ...] = ()
     conclusive_from: float | None = None
     """In doubt: a look-up that began earlier can't conclude that the task isn't there. None: not in doubt."""
     trouble: ApiError | None = None
+    repeats: int = 0
+    """As in `Waiting`."""
 
     @property
     def in_doubt(self) -> bool:
@@ -321,7 +383,7 @@ class Running:
     attempts: int
     task_id: str
     site: str | None
-    account: str | None
+    account: Account | None
     submitted_at: datetime | None
     adopted: bool = False
     absent_since: float | None = None
@@ -383,7 +445,9 @@ class Step:
 # ---------------------------------------------------------------- how it changes
 
 
-def begin(waiting: Waiting, *, look_from: datetime, account: str | None, passed_over: tuple[str, ...]) -> Submitting:
+def begin(
+    waiting: Waiting, *, look_from: datetime, account: Account | None, passed_over: tuple[str, ...]
+) -> Submitting:
     """Form the intent to POST. It must stand in the journal before a byte leaves."""
     return Submitting(
         request=waiting.request,
@@ -392,6 +456,7 @@ def begin(waiting: Waiting, *, look_from: datetime, account: str | None, passed_
         account=account,
         passed_over=passed_over,
         trouble=waiting.trouble,
+        repeats=waiting.repeats,
     )
 
 
@@ -429,6 +494,7 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
                     attempts=state.attempts if sent else state.attempts - 1,
                     # What we held back ourselves says nothing of why the request had to wait so long.
                     trouble=state.trouble if trouble.label == WITHHELD else _words(trouble),
+                    repeats=state.repeats,
                 )
             )
         case Unanswered(trouble, sent_at, account):
@@ -451,15 +517,23 @@ def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, pol
     match seen:
         case Found(task, account):
             return Step(_running(state, task, account, adopted=True))
-        case NotFound(began, account):
-            conclusive = (
-                state.conclusive_from is not None
-                and began >= state.conclusive_from
-                and (state.account is None or account == state.account)
+        case _ if state.conclusive_from is None or seen.began < state.conclusive_from:
+            return Step(state)
+        case Unclear(why):
+            return Step(replace(state, trouble=ApiError(UNCLEAR, why)))
+        case OnlyOne(account=account) | NotFound(account=account) if not _may_conclude(state, account):
+            return Step(replace(state, trouble=ApiError(UNCLEAR, _another(state.account, account))))
+        case OnlyOne(task, _, account):
+            return Step(_running(state, task, account, adopted=True))
+        case NotFound():
+            return Step(
+                Waiting(
+                    request=state.request,
+                    attempts=state.attempts,
+                    trouble=state.trouble,
+                    repeats=state.repeats + 1,
+                )
             )
-            if not conclusive:
-                return Step(state)
-            return Step(Waiting(request=state.request, attempts=state.attempts, trouble=state.trouble))
         case _:
             assert_never(seen)
 
@@ -565,21 +639,37 @@ def occupies(state: Sync, *, now: datetime) -> bool:
             assert_never(state)
 
 
-def adoptable(tasks: Iterable[Task], doubt: Submitting, *, names: Collection[str]) -> Task | None:
-    """Choose, among tasks seen in a look-up, the one that the POST in doubt made: the earliest that can be its.
+def recognised(
+    tasks: Iterable[Task], doubt: Submitting, *, names: Names, began: float, account: Account | None
+) -> LookUp:
+    """Say what a look-up has seen of the POST in doubt: `tasks` are all sync tasks that it was answered with.
 
-    `names` are the ways VCDA spells our own user. A task without a user, or without a start, is taken as ours and
-    as young: to pass it over would be to POST a second time.
+    The task of the POST is of its replication, has begun since `look_from`, was given to no earlier request, and is our
+    user's: the earliest such task is taken. A task without a start is taken as young, one without a user as ours. While
+    it isn't known how VCDA spells our user on tasks, a task by any other name may be ours: a single one is, once the
+    POST would have to be seen; of several it can't be told. Nor can it of a task that doesn't name its replication.
     """
-    own = [
+    replication_id = doubt.request.replication_id.casefold()
+    young = [
         task
         for task in tasks
-        if task.replication_id == doubt.request.replication_id
+        if (task.replication_id is None or task.replication_id.casefold() == replication_id)
         and task.id not in doubt.passed_over
-        and (task.user is None or task.user in names)
         and (task.started_at is None or task.started_at >= doubt.look_from)
+        and (task.user is None or task.user in names.names or not names.learnt)
     ]
-    return min(own, key=lambda task: task.started_at or doubt.look_from, default=None)
+    named = [task for task in young if task.replication_id is not None]
+    own = [task for task in named if task.user is None or task.user in names.names]
+    if own:
+        return Found(min(own, key=lambda task: task.started_at or doubt.look_from), account)
+    if len(young) > len(named):
+        nameless = next(task for task in young if task.replication_id is None)
+        return Unclear(f"Task {nameless.id} doesn't say of which replication it is: it may be this request's.", began)
+    if len(named) > 1:
+        users = ", ".join(sorted({str(task.user) for task in named}))
+        why = f"Of {len(named)} tasks by {users} one may be ours: how VCDA spells our user on tasks isn't known yet."
+        return Unclear(why, began)
+    return OnlyOne(named[0], began, account) if named else NotFound(began, account)
 
 
 # ---------------------------------------------------------------- the small parts
@@ -590,6 +680,13 @@ def _doubt(state: Lingering) -> Submitting:
         msg = f"{state.request.identity} has a task already: no POST of it can be answered"
         raise TypeError(msg)
     return state.of
+
+
+def _may_conclude(doubt: Submitting, account: Account | None) -> bool:
+    """Whether this account would see the task of the POST. Releases of before wrote intents without an account."""
+    if doubt.account is None:
+        return account is not None and account.at_site is None
+    return account == doubt.account
 
 
 def _lingering(state: Lingering, step: Step, *, now: datetime, policy: Policy) -> Step:
@@ -611,7 +708,12 @@ def _let_go(state: Lingering, *, now: datetime, policy: Policy) -> Step:
     return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
 
 
-def _running(state: Submitting, task: Task, account: str | None, *, adopted: bool) -> Running:
+def _another(made_as: Account | None, asked_as: Account | None) -> str:
+    made, asked = (account.words if account else "an unknown account" for account in (made_as, asked_as))
+    return f"The POST was made as {made}, and VCDA is asked as {asked}, who may not see its task."
+
+
+def _running(state: Submitting, task: Task, account: Account | None, *, adopted: bool) -> Running:
     return Running(
         request=state.request,
         attempts=state.attempts,

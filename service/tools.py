@@ -1,6 +1,6 @@
 """What all partitions of a process share, as a partition sees it: only what it calls, and the values it is handed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from random import Random
@@ -23,12 +23,20 @@ class Api(FindApi, Protocol):
     """What is asked of VCDA; polling is the poller's."""
 
     async def submit(
-        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
+        self,
+        *,
+        replication_id: str,
+        site: str | None,
+        operation_id: str,
+        may_leave: Callable[[sync.Account | None], bool],
     ) -> sync.SubmitAnswer:
-        """POST the sync, unless `may_leave` forbids it at the last moment."""
+        """POST the sync, unless `may_leave`, who is told as whom, forbids it at the last moment."""
 
-    def offset(self, site: str | None) -> timedelta | None:
-        """Return VCDA's clock minus ours."""
+    def spellings(self) -> tuple[sync.Spelling, ...]:
+        """Return what is known of how VCDA names our user on tasks: the same object until more is."""
+
+    def learn(self, spellings: Iterable[sync.Spelling]) -> None:
+        """Learn what an earlier process had learnt."""
 
 
 class Lanes(Protocol):
@@ -52,6 +60,7 @@ class Meter(CommitMeter, PastMeter, Protocol):
     """What is counted."""
 
     def adopted(self) -> None: ...  # noqa: D102 - the names say it
+    def post_repeated(self, site: str | None) -> None: ...  # noqa: D102
     def unknown_task_state(self, site: str | None) -> None: ...  # noqa: D102
     def moved(self, site: str | None, before: str | None, after: str | None) -> None: ...  # noqa: D102
     def replication_held(self, site: str | None, *, held: bool) -> None: ...  # noqa: D102

@@ -33,7 +33,9 @@ class Work:
     busy: int = 0
     """How many times in a row VCDA said that the replication is busy (409)."""
     not_before: float = 0.0
-    """The replication is busy (409): no turn is asked for until this moment of the monotonic clock."""
+    """The replication is busy (409), or its POSTs come to nothing: no turn is asked for until then (monotonic)."""
+    repeats: int = 0
+    """Up to which of its doubts a repeated POST has been told of."""
     behind: str | None = None
     """The operation that it still waited behind when its deadline came."""
     watch: Watch | None = None

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 from typing_extensions import override
 
 from service.clock import Clock
-from service.sync import SubmitAnswer
+from service.sync import Account, SubmitAnswer
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.transport import Tls
@@ -306,7 +306,9 @@ class Ours:
     meter: Meter
     credentials: list[Credentials]
 
-    async def submit(self, *, site: str | None = None, may_leave: Callable[[], bool] = lambda: True) -> SubmitAnswer:
+    async def submit(
+        self, *, site: str | None = None, may_leave: Callable[[Account | None], bool] = lambda _: True
+    ) -> SubmitAnswer:
         return await self.vcda.submit(
             replication_id=REPLICATION_ID, site=site, operation_id="op-1", may_leave=may_leave
         )

@@ -7,7 +7,7 @@ VCDA does, it does whether or not the caller still lives: see `at_a_distance`.
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -17,6 +17,7 @@ from typing import Self, TypeVar
 from service import sync
 from service.clock import Clock
 from service.sync import Task, Trouble
+from service.vcda.spellings import Spellings
 
 T = TypeVar("T")
 
@@ -49,6 +50,10 @@ class Made:
     begun: float
     lasts: float
     fate: str
+    owner: str = ""
+    """Who sees it, however the task names them."""
+    of: str = ""
+    """Of which replication it is, however the task names it."""
     error: sync.ApiError | None = None
 
     @property
@@ -68,23 +73,30 @@ class World:
     forgotten: set[str] = field(default_factory=set)
     """Tasks that VCDA knows no more."""
     user: str = "admin@org"
+    spelled: Callable[[str], str | None] = lambda user: user
+    """How tasks name a user."""
+    shows: Callable[[Task], Task] = lambda task: task
+    """What else of a task is shown otherwise than asked."""
     _ids: "count[int]" = field(default_factory=lambda: count(1))
 
     def make(self, replication_id: str, site: str | None, operation_id: str, *, user: str | None = None) -> Task:
         now = self.clock.monotonic()
         for other in self.made.values():
-            if other.task.replication_id == replication_id and other.ends > now:
+            if other.of == replication_id and other.ends > now:
                 self.overlaps.append((other.operation_id, operation_id))
+        owner = user or self.user
         task = Task(
             id=f"task-{next(self._ids)}",
             state="RUNNING",
             site=site,
-            user=user or self.user,
+            user=self.spelled(owner),
             replication_id=replication_id,
             progress=0,
             started_at=self.clock.now(),
         )
-        self.made[task.id] = Made(task, operation_id, now, self.lasts(operation_id), self.fate(operation_id))
+        task = self.shows(task)
+        fate = self.fate(operation_id)
+        self.made[task.id] = Made(task, operation_id, now, self.lasts(operation_id), fate, owner, replication_id)
         return task
 
     def look(self, made: Made) -> Task:
@@ -133,6 +145,8 @@ class ScriptedVcda:
         """Or what look-ups meet."""
         self.user: str | None = world.user
         """Whose session it is; None before the first login."""
+        self.site_user: str | None = None
+        """Who it was extended as to remote sites."""
         self.leaves: Callable[[str], object] = lambda _: None
         """Told of each POST as it leaves."""
         self.dead = False
@@ -140,17 +154,24 @@ class ScriptedVcda:
         self._late = late.total_seconds()
         self._clock = clock or world.clock
         self._meets = meets
+        self._spellings = Spellings()
 
     @property
     def finds(self) -> int:
         return len(self.asked)
 
     async def submit(
-        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
+        self,
+        *,
+        replication_id: str,
+        site: str | None,
+        operation_id: str,
+        may_leave: Callable[[sync.Account | None], bool],
     ) -> sync.SubmitAnswer:
         await asyncio.sleep(self.login + self.latency / 2)
         self.user = self.user or self.world.user
-        if not may_leave():
+        account = self.account(site)
+        if not may_leave(account):
             return sync.NotTaken(Trouble(label=sync.WITHHELD, detail="held back"), sent=False)
         if self.dead:
             await asyncio.get_running_loop().create_future()
@@ -160,16 +181,16 @@ class ScriptedVcda:
         self.leaves(operation_id)
         script = self.script.get(operation_id)
         what = script.pop(0) if script else self._meets("submit")
-        user = self.user
+        user = self._user_at(site)
 
         def make() -> Task:
             return self.world.make(replication_id, site, operation_id, user=user)
 
-        unanswered = sync.Unanswered(Trouble(label="timeout", detail="no answer"), sent_at, user)
+        unanswered = sync.Unanswered(Trouble(label="timeout", detail="no answer"), sent_at, account)
         there = back = self.latency / 2
         match what:
             case "well":
-                return sync.Accepted(await at_a_distance(there, make, back), user)
+                return self._accepted(await at_a_distance(there, make, back), account, site)
             case "lost-answer":
                 await at_a_distance(there, make, back)
             case "late":
@@ -186,28 +207,35 @@ class ScriptedVcda:
                 return sync.NotTaken(Trouble(label=what, detail="not now", own=what == "409"), sent=True)
         return unanswered
 
+    def _accepted(self, task: Task, account: sync.Account | None, site: str | None) -> sync.Accepted:
+        if task.user is not None and account is not None:
+            self._spellings.learn([sync.Spelling(account, site, task.user)])
+        return sync.Accepted(task, account)
+
     async def find(
         self,
         *,
-        site: str | None,  # noqa: ARG002 - all sites are one here
+        site: str | None,
         replication_id: str | None,
         since: datetime,
+        until: datetime | None = None,
         operation_id: str | None = None,  # noqa: ARG002 - says whose POST it is about, which only the wire tells VCDA
     ) -> list[Task] | Trouble:
         self.asked.append((self._clock.monotonic(), replication_id))
         self.user = self.user or self.world.user
         what = self.finding if self.finding != "well" else self._meets("find")
-        user = self.user
+        user = self._user_at(site)
 
         def look() -> list[Task]:
             return [
                 self.world.look(made)
                 for made in self.world.made.values()
                 if (replication_id is None or made.task.replication_id == replication_id)
-                and made.task.user == user
+                and made.owner == user
                 and made.task.id not in self.world.forgotten
                 and made.task.started_at is not None
                 and made.task.started_at >= since
+                and (until is None or made.task.started_at < until)
             ]
 
         seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
@@ -222,17 +250,26 @@ class ScriptedVcda:
         seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
         return seen if what == "well" else Trouble(label="5xx", detail=what)
 
-    async def ask(self, *, site: str | None, task_id: str) -> Task | sync.Gone | Trouble:  # noqa: ARG002
+    async def ask(self, *, site: str | None, task_id: str) -> Task | sync.Gone | Trouble:
         await asyncio.sleep(self.latency)
         if task_id in self.world.forgotten:
-            return sync.Gone(self._clock.monotonic(), self.user)
+            return sync.Gone(self._clock.monotonic(), self.account(site))
         return self.world.look(self.world.made[task_id])
 
-    def account(self) -> str | None:
-        return self.user
+    def account(self, site: str | None) -> sync.Account | None:
+        return None if self.user is None else sync.Account(self.user, None if site is None else self.site_user)
 
-    def names(self, site: str | None) -> frozenset[str]:  # noqa: ARG002
-        return frozenset() if self.user is None else frozenset({self.user})
+    def names(self, site: str | None, account: sync.Account | None) -> sync.Names:
+        return self._spellings.names(account or self.account(site), site)
+
+    def spellings(self) -> tuple[sync.Spelling, ...]:
+        return self._spellings.known
+
+    def learn(self, spellings: Iterable[sync.Spelling]) -> None:
+        self._spellings.learn(spellings)
+
+    def _user_at(self, site: str | None) -> str | None:
+        return self.user if site is None or self.site_user is None else self.site_user
 
     def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002
         """VCDA's clock minus ours, as its `Date` header tells it: in whole seconds."""

@@ -144,7 +144,7 @@ async def test_an_answer_that_comes_after_the_closing_changes_nothing(d: Deploym
     d.group.owners.clear()
     p0.let_go(0)
     await asyncio.wait(p0._ended)
-    answer = await p0.vcda.submit(replication_id="C4-3", site=None, operation_id="posting", may_leave=lambda: True)
+    answer = await p0.vcda.submit(replication_id="C4-3", site=None, operation_id="posting", may_leave=lambda _: True)
     partition._answered(posting, answer)
     partition._move_on("C4-1")
 

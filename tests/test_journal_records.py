@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.records import VERSION, decode, encode
-from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
+from service.sync import Account, ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
 
 
 def _moment(ms: int) -> datetime:
@@ -24,6 +24,7 @@ maybe_words = st.none() | words
 attempts = st.integers(0, 1_000)
 troubles = st.none() | st.builds(ApiError, words, words, st.lists(words, max_size=2).map(tuple))
 
+accounts = st.none() | st.builds(Account, words, maybe_words)
 requests = st.builds(
     Request,
     identity=words,
@@ -37,15 +38,16 @@ requests = st.builds(
     traceparent=maybe_words,
     tracestate=maybe_words,
 )
-waiting = st.builds(Waiting, request=requests, attempts=attempts, trouble=troubles)
+waiting = st.builds(Waiting, request=requests, attempts=attempts, trouble=troubles, repeats=attempts)
 submitting = st.builds(
     Submitting,
     request=requests,
     attempts=attempts,
     look_from=moments,
-    account=maybe_words,
+    account=accounts,
     passed_over=st.lists(words, max_size=3).map(tuple),
     trouble=troubles,
+    repeats=attempts,
 )
 running = st.builds(
     Running,
@@ -53,7 +55,7 @@ running = st.builds(
     attempts=attempts,
     task_id=words,
     site=maybe_words,
-    account=maybe_words,
+    account=accounts,
     submitted_at=maybe_moments,
     adopted=st.booleans(),
 )
@@ -87,8 +89,8 @@ REQUEST = Request(
     accepted_at=NOON,
     deadline=NOON,
 )
-SUBMITTING = Submitting(request=REQUEST, attempts=1, look_from=NOON, account="me")
-RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site=None, account="me", submitted_at=NOON)
+SUBMITTING = Submitting(request=REQUEST, attempts=1, look_from=NOON, account=Account("me"))
+RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site=None, account=Account("me"), submitted_at=NOON)
 
 
 @given(states)

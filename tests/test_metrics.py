@@ -33,6 +33,7 @@ vm_sync_api_requests_total counter operation status
 vm_sync_api_request_duration_seconds histogram operation
 vm_sync_api_paused gauge site
 vm_sync_tasks_adopted_total counter
+vm_sync_posts_repeated_total counter site
 vm_sync_unknown_task_states_total counter
 vm_sync_session_logins_total counter result
 vm_sync_journal_commit_seconds histogram
@@ -284,6 +285,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.records(Fate.LOST, 3)
     metrics.poll_batch(None, 100)
     metrics.adopted()
+    metrics.post_repeated(None)
     metrics.unknown_task_state("berlin")
     metrics.commit(0.02, 40)
     metrics.restored(0.3)
@@ -302,6 +304,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_requests_lost_total": ({}, 3),
         "vm_sync_poll_batch_size_sum": ({"site": "local"}, 100),
         "vm_sync_tasks_adopted_total": ({}, 1),
+        "vm_sync_posts_repeated_total": ({"site": "local"}, 1),
         "vm_sync_unknown_task_states_total": ({}, 1),
         "vm_sync_journal_commit_seconds_sum": ({}, 0.02),
         "vm_sync_journal_commit_records_sum": ({}, 40),

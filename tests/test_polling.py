@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from service.lanes import Lane, LaneLimits, Lanes
 from service.polling import CALLS_AT_ONCE, Poller, Verdict, Watch
-from service.sync import Absent, Gone, PollAnswer, Task, Trouble
+from service.sync import Absent, Account, Gone, PollAnswer, Task, Trouble
 from tests.virtual import VirtualClock, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
@@ -54,7 +54,7 @@ class FakeVcda:
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:  # noqa: ARG002
         self.asked_alone.append((now(), task_id))
-        return Gone(now(), "me") if task_id in self.unknown else self.task(task_id)
+        return Gone(now(), Account("me")) if task_id in self.unknown else self.task(task_id)
 
     def task(self, id_: str) -> Task:
         return Task(id=id_, state="SUCCEEDED" if now() >= self.ends.get(id_, 1e9) else "RUNNING")

@@ -8,7 +8,7 @@ import pytest
 
 from service.records import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, epoch
 from service.restoring import Restoring
-from service.sync import Ended, InFlight, Lingering, Reason, Request, Running, Submitting, Waiting
+from service.sync import Account, Ended, InFlight, Lingering, Reason, Request, Running, Submitting, Waiting
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -26,7 +26,7 @@ REQUEST = Request(
 KEY = REQUEST.identity.encode()
 WAITING = Waiting(request=REQUEST)
 SUBMITTING = Submitting(request=REQUEST, attempts=1, look_from=NOON)
-RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site="west", account="me", submitted_at=NOON)
+RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site="west", account=Account("me"), submitted_at=NOON)
 LINGERING = Lingering(of=RUNNING, told_at=NOON)
 ENDED = Ended(
     request=REQUEST,

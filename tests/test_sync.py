@@ -13,9 +13,11 @@ from service.sync import (
     LINGER_LIMIT,
     LOST_ANSWERS,
     MISSING_TOGETHER_FACTOR,
+    UNCLEAR,
     UNSEEN_LIMIT,
     Absent,
     Accepted,
+    Account,
     ApiError,
     Completed,
     Ended,
@@ -24,8 +26,10 @@ from service.sync import (
     Gone,
     Instance,
     Lingering,
+    Names,
     NotFound,
     NotTaken,
+    OnlyOne,
     Policy,
     Reason,
     Refused,
@@ -36,9 +40,15 @@ from service.sync import (
     Task,
     Trouble,
     Unanswered,
+    Unclear,
     Waiting,
     remembered_until,
 )
+
+ME = Account("me")
+OTHER = Account("somebody else")
+NAMES = Names(frozenset({"me@org"}), learnt=True)
+GUESSES = Names(frozenset({"me@org"}), learnt=False)
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(minutes=5)
@@ -67,9 +77,9 @@ INSTANCE = Instance(sequence_number=3, timestamp=LATER, transfer_bytes=1024, tra
 WARNING = ApiError("Slow", "The network is slow.")
 
 WAITING = Waiting(request=REQUEST)
-SUBMITTING = Submitting(request=REQUEST, attempts=1, look_from=NOON - timedelta(minutes=1), account="me")
+SUBMITTING = Submitting(request=REQUEST, attempts=1, look_from=NOON - timedelta(minutes=1), account=ME)
 DOUBT = replace(SUBMITTING, conclusive_from=100.0)
-RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site=None, account="me", submitted_at=NOON)
+RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site=None, account=ME, submitted_at=NOON)
 LOST = replace(RUNNING, absent_since=0.0, absent_answers=LOST_ANSWERS)
 
 
@@ -98,8 +108,8 @@ def lingering(of: Submitting | Running, *, seen_at: datetime | None = DEADLINE) 
 
 def test_an_intent_counts_the_attempt_and_says_where_a_look_up_would_begin() -> None:
     waiting = replace(WAITING, attempts=2, trouble=WARNING)
-    assert sync.begin(waiting, look_from=NOON, account="me", passed_over=("task-0",)) == Submitting(
-        request=REQUEST, attempts=3, look_from=NOON, account="me", passed_over=("task-0",), trouble=WARNING
+    assert sync.begin(waiting, look_from=NOON, account=ME, passed_over=("task-0",)) == Submitting(
+        request=REQUEST, attempts=3, look_from=NOON, account=ME, passed_over=("task-0",), trouble=WARNING
     )
 
 
@@ -151,13 +161,13 @@ def test_identities_that_end_within_a_thousandth_of_the_time_are_remembered_unti
 
 
 def test_an_accepted_post_is_running_since_vcda_says_so() -> None:
-    assert answered(SUBMITTING, Accepted(TASK, "me")) == Step(RUNNING)
+    assert answered(SUBMITTING, Accepted(TASK, ME)) == Step(RUNNING)
 
 
 def test_a_running_task_is_asked_for_where_the_request_said_or_else_where_the_task_is() -> None:
     there = replace(SUBMITTING, request=replace(REQUEST, site="west"))
-    assert getattr(answered(there, Accepted(replace(TASK, site="east"), "me")).state, "site", "") == "west"
-    assert getattr(answered(SUBMITTING, Accepted(replace(TASK, site="east"), "me")).state, "site", "") == "east"
+    assert getattr(answered(there, Accepted(replace(TASK, site="east"), ME)).state, "site", "") == "west"
+    assert getattr(answered(SUBMITTING, Accepted(replace(TASK, site="east"), ME)).state, "site", "") == "east"
 
 
 def test_a_refused_post_fails_the_request_in_vcdas_own_words() -> None:
@@ -215,46 +225,92 @@ def test_trouble_is_remembered_in_vcdas_words_where_it_had_any() -> None:
 
 
 def test_an_unanswered_post_is_in_doubt_until_vcda_cannot_take_it_any_more() -> None:
-    step = answered(SUBMITTING, Unanswered(TROUBLE, 10.0, "other"))
+    step = answered(SUBMITTING, Unanswered(TROUBLE, 10.0, OTHER))
     trouble = ApiError("5xx", "It said 503.")
-    assert step == Step(replace(SUBMITTING, conclusive_from=10.0 + 90.0, account="other", trouble=trouble))
+    assert step == Step(replace(SUBMITTING, conclusive_from=10.0 + 90.0, account=OTHER, trouble=trouble))
 
 
 def test_an_unanswered_post_keeps_the_account_of_its_intent_where_the_session_is_gone() -> None:
     step = answered(SUBMITTING, Unanswered(TROUBLE, 10.0, None))
-    assert getattr(step.state, "account", "") == "me"
+    assert getattr(step.state, "account", None) == ME
 
 
 # ---------------------------------------------------------------- looking for a POST's task
 
 
 def test_a_found_task_is_adopted_instead_of_posting_again() -> None:
-    assert looked_up(DOUBT, Found(TASK, "me")) == Step(replace(RUNNING, adopted=True))
+    assert looked_up(DOUBT, Found(TASK, ME)) == Step(replace(RUNNING, adopted=True))
 
 
 def test_a_found_task_is_adopted_before_the_doubt_is_old_enough_for_the_opposite() -> None:
-    assert isinstance(looked_up(replace(DOUBT, conclusive_from=1e9), Found(TASK, "me")).state, Running)
+    assert isinstance(looked_up(replace(DOUBT, conclusive_from=1e9), Found(TASK, ME)).state, Running)
 
 
 def test_not_there_is_concluded_by_a_look_up_that_began_late_enough() -> None:
     doubt = replace(DOUBT, trouble=WARNING)
-    assert looked_up(doubt, NotFound(100.0, "me")) == Step(Waiting(request=REQUEST, attempts=1, trouble=WARNING))
+    assert looked_up(doubt, NotFound(100.0, ME)) == Step(
+        Waiting(request=REQUEST, attempts=1, trouble=WARNING, repeats=1)
+    )
 
 
 def test_a_look_up_that_began_too_early_concludes_nothing() -> None:
-    assert looked_up(DOUBT, NotFound(99.9, "me")) == Step(DOUBT)
+    assert looked_up(DOUBT, NotFound(99.9, ME)) == Step(DOUBT)
 
 
-def test_a_look_up_under_another_account_concludes_nothing() -> None:
-    assert looked_up(DOUBT, NotFound(100.0, "somebody else")) == Step(DOUBT)
+AT_WEST = Account("me", "us@west")
 
 
-def test_an_intent_that_never_knew_its_account_trusts_whoever_looks() -> None:
-    assert isinstance(looked_up(replace(DOUBT, account=None), NotFound(100.0, "me")).state, Waiting)
+@pytest.mark.parametrize("seen", [NotFound(100.0, OTHER), OnlyOne(replace(TASK, user="?"), 100.0, OTHER)])
+def test_a_look_up_under_another_account_concludes_nothing_and_says_so(seen: sync.LookUp) -> None:
+    step = looked_up(DOUBT, seen)
+    assert step.outcome is None
+    assert isinstance(step.state, Submitting)
+    assert step.state.trouble is not None
+    assert step.state.trouble.code == UNCLEAR
+    assert "was made as me, and VCDA is asked as somebody else" in step.state.trouble.msg
+    assert replace(step.state, trouble=None) == DOUBT
+
+
+def test_nor_does_one_under_another_account_of_the_site() -> None:
+    doubt = replace(DOUBT, account=AT_WEST)
+    step = looked_up(doubt, NotFound(100.0, Account("me", "them@west")))
+    assert isinstance(step.state, Submitting)
+    assert isinstance(looked_up(doubt, NotFound(100.0, AT_WEST)).state, Waiting)
+
+
+def test_nor_does_one_at_a_remote_site_for_an_intent_that_an_older_release_wrote() -> None:
+    assert isinstance(looked_up(DOUBT, NotFound(100.0, AT_WEST)).state, Submitting)
+    assert isinstance(looked_up(replace(DOUBT, account=None), NotFound(100.0, AT_WEST)).state, Submitting)
+
+
+def test_an_intent_that_never_knew_its_account_trusts_whoever_looks_at_the_appliances_own_site() -> None:
+    assert isinstance(looked_up(replace(DOUBT, account=None), NotFound(100.0, ME)).state, Waiting)
+    assert isinstance(looked_up(replace(DOUBT, account=None), NotFound(100.0, None)).state, Submitting)
+
+
+def test_a_look_up_that_cannot_tell_leaves_the_post_in_doubt_and_says_why() -> None:
+    step = looked_up(DOUBT, Unclear("Is it ours?", 100.0))
+    assert step == Step(replace(DOUBT, trouble=ApiError(UNCLEAR, "Is it ours?")))
+    assert looked_up(DOUBT, Unclear("Is it ours?", 99.9)) == Step(DOUBT), "its task may be seen yet"
+
+
+def test_a_task_that_may_be_ours_is_not_taken_before_ours_would_have_to_be_seen() -> None:
+    assert looked_up(DOUBT, OnlyOne(TASK, 99.9, ME)) == Step(DOUBT)
+
+
+def test_how_often_its_posts_came_to_nothing_goes_with_a_request() -> None:
+    once = looked_up(DOUBT, NotFound(100.0, ME)).state
+    assert isinstance(once, Waiting)
+    assert once.repeats == 1
+    again = sync.begin(once, look_from=NOON, account=ME, passed_over=())
+    assert again.repeats == 1
+    assert getattr(answered(again, NotTaken(TROUBLE, sent=True)).state, "repeats", None) == 1
+    twice = looked_up(replace(again, conclusive_from=100.0), NotFound(100.0, ME)).state
+    assert getattr(twice, "repeats", None) == 2
 
 
 def test_a_post_on_its_way_is_never_concluded_to_be_nowhere() -> None:
-    assert looked_up(SUBMITTING, NotFound(1e9, "me")) == Step(SUBMITTING)
+    assert looked_up(SUBMITTING, NotFound(1e9, ME)) == Step(SUBMITTING)
 
 
 # ---------------------------------------------------------------- polls
@@ -361,7 +417,7 @@ def test_a_task_that_is_only_ever_missing_together_with_others_is_suspected_lost
 
 
 def test_a_suspected_task_of_which_vcda_denies_all_knowledge_is_lost() -> None:
-    step = polled(LOST, Gone(600.0, "me"))
+    step = polled(LOST, Gone(600.0, ME))
     assert step.outcome == Failed(
         request=REQUEST, reason=Reason.TASK_LOST, ended_at=LATER, attempts=1, task_id="task-1", submitted_at=NOON
     )
@@ -369,11 +425,11 @@ def test_a_suspected_task_of_which_vcda_denies_all_knowledge_is_lost() -> None:
 
 
 def test_a_denial_before_any_suspicion_proves_nothing() -> None:
-    assert polled(RUNNING, Gone(600.0, "me")) == Step(RUNNING)
+    assert polled(RUNNING, Gone(600.0, ME)) == Step(RUNNING)
 
 
 def test_a_denial_to_somebody_else_proves_nothing() -> None:
-    assert polled(LOST, Gone(600.0, "somebody else")) == Step(LOST)
+    assert polled(LOST, Gone(600.0, OTHER)) == Step(LOST)
 
 
 # ---------------------------------------------------------------- the deadline
@@ -455,11 +511,11 @@ def test_a_lingering_sync_is_about_the_request_that_was_told() -> None:
 
 
 def test_a_late_answer_makes_a_lingering_post_a_lingering_task() -> None:
-    assert answered(lingering(SUBMITTING), Accepted(TASK, "me")) == Step(lingering(RUNNING, seen_at=LATER))
+    assert answered(lingering(SUBMITTING), Accepted(TASK, ME)) == Step(lingering(RUNNING, seen_at=LATER))
 
 
 def test_a_lingering_post_without_an_answer_is_in_doubt() -> None:
-    step = answered(lingering(SUBMITTING), Unanswered(TROUBLE, 10.0, "me"))
+    step = answered(lingering(SUBMITTING), Unanswered(TROUBLE, 10.0, ME))
     assert isinstance(step.state, Lingering)
     assert isinstance(step.state.of, Submitting)
     assert step.state.of.in_doubt
@@ -471,16 +527,16 @@ def test_a_lingering_post_that_was_not_taken_is_over(seen: sync.SubmitAnswer) ->
 
 
 def test_a_lingering_posts_task_is_still_looked_for_and_followed() -> None:
-    step = looked_up(lingering(DOUBT), Found(TASK, "me"))
+    step = looked_up(lingering(DOUBT), Found(TASK, ME))
     assert step == Step(lingering(replace(RUNNING, adopted=True), seen_at=LATER))
 
 
 def test_a_lingering_doubt_is_over_when_its_task_is_known_not_to_be() -> None:
-    assert looked_up(lingering(DOUBT), NotFound(100.0, "me")) == over()
+    assert looked_up(lingering(DOUBT), NotFound(100.0, ME)) == over()
 
 
 def test_a_lingering_doubt_stays_while_nothing_is_concluded() -> None:
-    assert looked_up(lingering(DOUBT), NotFound(99.0, "me")) == Step(lingering(DOUBT))
+    assert looked_up(lingering(DOUBT), NotFound(99.0, ME)) == Step(lingering(DOUBT))
 
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED"])
@@ -490,7 +546,7 @@ def test_a_lingering_task_that_ends_tells_nothing_more(state: str) -> None:
 
 
 def test_a_lingering_task_that_is_lost_is_over() -> None:
-    assert polled(lingering(LOST), Gone(600.0, "me")) == over(task_id="task-1")
+    assert polled(lingering(LOST), Gone(600.0, ME)) == over(task_id="task-1")
 
 
 def test_a_lingering_task_that_runs_keeps_lingering() -> None:
@@ -548,9 +604,7 @@ def test_a_doubt_that_nobody_can_resolve_lets_go_of_its_replication_in_the_end()
     assert (step.state.reason, step.state.ended_at) == (Reason.TIMED_OUT, DEADLINE)
 
 
-@pytest.mark.parametrize(
-    "ask", [lambda s: answered(s, Accepted(TASK, "me")), lambda s: looked_up(s, Found(TASK, "me"))]
-)
+@pytest.mark.parametrize("ask", [lambda s: answered(s, Accepted(TASK, ME)), lambda s: looked_up(s, Found(TASK, ME))])
 def test_an_answer_to_a_post_whose_task_is_known_already_is_a_bug(ask: Callable[[Lingering], Step]) -> None:
     with pytest.raises(TypeError, match="has a task already"):
         ask(lingering(RUNNING))
@@ -559,47 +613,88 @@ def test_an_answer_to_a_post_whose_task_is_known_already_is_a_bug(ask: Callable[
 # ---------------------------------------------------------------- which task is ours
 
 
+def recognised(*tasks: Task, doubt: Submitting = DOUBT, names: Names = NAMES) -> sync.LookUp:
+    return sync.recognised(tasks, doubt, names=names, began=100.0, account=ME)
+
+
 def test_the_earliest_of_several_own_tasks_is_adopted() -> None:
     tasks = [replace(TASK, id=f"task-{n}", started_at=NOON + timedelta(seconds=n)) for n in (3, 1, 2)]
-    assert sync.adoptable(tasks, DOUBT, names={"me@org"}) is tasks[1]
+    assert recognised(*tasks) == Found(tasks[1], ME)
 
 
 @pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED", "RUNNING", "QUEUED"])
 def test_a_task_is_ours_whether_it_still_runs_or_has_ended(state: str) -> None:
     task = replace(TASK, state=state)
-    assert sync.adoptable([task], DOUBT, names={"me@org"}) is task
+    assert recognised(task) == Found(task, ME)
 
 
 def test_a_task_just_at_the_start_of_the_look_up_is_ours() -> None:
     task = replace(TASK, started_at=DOUBT.look_from)
-    assert sync.adoptable([task], DOUBT, names={"me@org"}) is task
+    assert recognised(task) == Found(task, ME)
 
 
-def test_a_task_without_user_or_start_is_ours_since_passing_it_over_would_mean_posting_twice() -> None:
+@pytest.mark.parametrize("names", [NAMES, GUESSES])
+def test_a_task_without_user_or_start_is_ours_since_passing_it_over_would_mean_posting_twice(names: Names) -> None:
     task = replace(TASK, user=None, started_at=None)
-    assert sync.adoptable([task], DOUBT, names=()) is task
+    assert recognised(task, names=names) == Found(task, ME)
 
 
-@pytest.mark.parametrize(
-    "task",
-    [
-        replace(TASK, replication_id="C4-2"),
-        replace(TASK, replication_id=None),
-        replace(TASK, user="somebody@org"),
-        replace(TASK, started_at=DOUBT.look_from - timedelta(milliseconds=1)),
-        replace(TASK, id="task-0"),
-    ],
-    ids=["another replication's", "of no replication", "another user's", "older than our POST", "an earlier request's"],
-)
-def test_a_task_that_cannot_be_ours_is_passed_over(task: Task) -> None:
-    assert sync.adoptable([task], replace(DOUBT, passed_over=("task-0",)), names={"me@org"}) is None
+def test_a_task_that_names_its_replication_in_another_letter_case_is_ours() -> None:
+    task = replace(TASK, replication_id="c4-1")
+    assert recognised(task) == Found(task, ME)
+
+
+CANNOT_BE_OURS = {
+    "another replication's": replace(TASK, replication_id="C4-2"),
+    "older than our POST": replace(TASK, started_at=DOUBT.look_from - timedelta(milliseconds=1)),
+    "an earlier request's": replace(TASK, id="task-0"),
+}
+
+
+@pytest.mark.parametrize("names", [NAMES, GUESSES])
+@pytest.mark.parametrize("task", CANNOT_BE_OURS.values(), ids=CANNOT_BE_OURS)
+def test_a_task_that_cannot_be_ours_is_passed_over(task: Task, names: Names) -> None:
+    doubt = replace(DOUBT, passed_over=("task-0",))
+    assert recognised(task, doubt=doubt, names=names) == NotFound(100.0, ME)
+    assert recognised(replace(task, user="?"), doubt=doubt, names=names) == NotFound(100.0, ME)
+
+
+def test_another_users_task_is_passed_over_once_vcda_has_shown_how_it_spells_ours() -> None:
+    task = replace(TASK, user="org2@site2")
+    assert recognised(task) == NotFound(100.0, ME)
+    assert recognised(replace(task, replication_id=None)) == NotFound(100.0, ME)
+
+
+def test_until_then_a_single_task_by_an_unknown_user_may_be_ours() -> None:
+    task = replace(TASK, user="org2@site2")
+    assert recognised(task, names=GUESSES) == OnlyOne(task, 100.0, ME)
+    assert looked_up(DOUBT, OnlyOne(task, 100.0, ME)) == Step(replace(RUNNING, adopted=True))
+
+
+def test_until_then_of_several_tasks_by_unknown_users_it_cannot_be_told() -> None:
+    tasks = (replace(TASK, user="org2@site2"), replace(TASK, id="task-2", user="org3@site2"))
+    seen = recognised(*tasks, names=GUESSES)
+    assert isinstance(seen, Unclear)
+    assert "2 tasks by org2@site2, org3@site2" in seen.why
+
+
+def test_a_task_by_a_name_of_ours_is_taken_before_those_by_unknown_ones() -> None:
+    assert recognised(replace(TASK, id="task-2", user="org2@site2"), TASK, names=GUESSES) == Found(TASK, ME)
+
+
+@pytest.mark.parametrize("user", ["me@org", None])
+def test_a_task_that_does_not_name_its_replication_keeps_anything_from_being_concluded(user: str | None) -> None:
+    seen = recognised(replace(TASK, replication_id=None, user=user))
+    assert isinstance(seen, Unclear)
+    assert "task-1" in seen.why
+    assert recognised(replace(TASK, id="task-2", replication_id=None), TASK) == Found(TASK, ME)
 
 
 # ---------------------------------------------------------------- any life at all
 
 
 moments = st.floats(0.0, 2_000.0)
-accounts = st.sampled_from(["me", "somebody else", None])
+accounts = st.sampled_from([ME, OTHER, None])
 troubles = st.builds(
     Trouble, label=st.sampled_from(["429", "timeout"]), detail=st.just("."), error=st.sampled_from([None, WARNING])
 )
@@ -617,7 +712,12 @@ answers = st.one_of(
     st.builds(NotTaken, troubles, st.booleans()),
     st.builds(Unanswered, troubles, moments, accounts),
 )
-look_ups = st.one_of(st.builds(Found, tasks, accounts), st.builds(NotFound, moments, accounts))
+look_ups = st.one_of(
+    st.builds(Found, tasks, accounts),
+    st.builds(OnlyOne, tasks, moments, accounts),
+    st.builds(Unclear, st.just("Is it ours?"), moments),
+    st.builds(NotFound, moments, accounts),
+)
 poll_answers = st.one_of(tasks, st.builds(Absent, moments, st.booleans()), st.builds(Gone, moments, accounts))
 
 
@@ -659,7 +759,7 @@ class Life:
         elif seen.what == "restart":
             step = Step(sync.restored(state, opened_at=1.0, now=self.now, policy=POLICY))
         elif isinstance(state, Waiting):
-            step = Step(sync.begin(state, look_from=NOON, account="me", passed_over=()))
+            step = Step(sync.begin(state, look_from=NOON, account=ME, passed_over=()))
         else:
             step = self._hear(state, seen)
         self.state = step.state
@@ -713,7 +813,7 @@ def test_whatever_happens_one_outcome_is_told_in_the_end_and_never_two(seen: lis
             Seen(
                 "world",
                 NotTaken(TROUBLE, sent=True),
-                NotFound(1e9, "me"),
+                NotFound(1e9, ME),
                 replace(TASK, state="SUCCEEDED"),
             )
         )
@@ -789,17 +889,26 @@ def shows_it_unfinished(state: sync.Sync, says: Seen) -> bool:
         return False
     if isinstance(of, Running):
         return isinstance(says.poll, Task) and says.poll.state not in {"SUCCEEDED", "FAILED"}
-    return isinstance(says.look_up, Found) if of.in_doubt else isinstance(says.answer, Accepted)
+    return isinstance(says.look_up, Found | OnlyOne) if of.in_doubt else isinstance(says.answer, Accepted)
 
 
-@given(st.lists(tasks), st.sets(st.sampled_from(["task-1", "task-2"])), st.sampled_from(["C4-1", "C4-2"]))
-def test_what_is_adopted_is_never_another_requests_task(
-    seen: list[Task], passed_over: set[str], replication_id: str
+@given(
+    st.lists(tasks),
+    st.sets(st.sampled_from(["task-1", "task-2"])),
+    st.sampled_from(["C4-1", "c4-1", "C4-2", None]),
+    st.sampled_from([NAMES, GUESSES]),
+    st.sampled_from(["me@org", "org2@site2", None]),
+)
+def test_nothing_is_concluded_to_be_nowhere_while_a_task_may_be_ours_and_no_other_requests_task_is_adopted(
+    seen: list[Task], passed_over: set[str], replication_id: str | None, names: Names, user: str | None
 ) -> None:
-    seen = [replace(task, replication_id=replication_id) for task in seen]
-    own = sync.adoptable(seen, replace(DOUBT, passed_over=tuple(passed_over)), names={"me@org"})
-    if own is not None:
-        assert own.id not in passed_over
-        assert own.replication_id == "C4-1"
-    else:
-        assert replication_id == "C4-2" or all(task.id in passed_over for task in seen)
+    shown = [replace(task, replication_id=replication_id, user=user) for task in seen]
+    left = [task for task in shown if task.id not in passed_over]
+    match recognised(*shown, doubt=replace(DOUBT, passed_over=tuple(passed_over)), names=names):
+        case Found(task) | OnlyOne(task):
+            assert task in left
+            assert replication_id in {"C4-1", "c4-1"}
+        case Unclear():
+            assert replication_id is None or (user == "org2@site2" and not names.learnt)
+        case NotFound():
+            assert not left or replication_id == "C4-2" or (user == "org2@site2" and names.learnt)

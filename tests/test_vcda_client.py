@@ -7,7 +7,19 @@ from urllib.parse import unquote
 
 import pytest
 
-from service.sync import Accepted, ApiError, Gone, NotTaken, Refused, SubmitAnswer, Task, Trouble, Unanswered
+from service.sync import (
+    Accepted,
+    Account,
+    ApiError,
+    Gone,
+    Names,
+    NotTaken,
+    Refused,
+    SubmitAnswer,
+    Task,
+    Trouble,
+    Unanswered,
+)
 from tests.appliance import (
     REPLICATION_ID,
     TASK_ID,
@@ -26,6 +38,8 @@ from tests.appliance import (
 )
 
 HTML = b"<html><body>Bad gateway</body></html>"
+ME = Account("admin1@Org1")
+AT_SITE2 = Account("admin1@Org1", "admin2@Org2")
 SINCE = datetime(2030, 1, 1, 0, 0, 0, 1500, tzinfo=UTC)
 
 
@@ -49,7 +63,7 @@ async def test_any_2xx_with_a_task_is_accepted(status: int) -> None:
     assert isinstance(answer, Accepted)
     assert answer.task.id == TASK_ID
     assert answer.task.site is None  # the appliance's own
-    assert answer.account == "admin1@Org1"
+    assert answer.account == ME
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 415, 422])
@@ -119,7 +133,7 @@ async def test_a_site_arrives_as_it_is(site: str) -> None:
 async def test_an_id_that_could_bend_a_path_is_a_bug(odd: str) -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         with pytest.raises(ValueError, match="doesn't belong"):
-            await us.vcda.submit(replication_id=odd, site=None, operation_id="op", may_leave=lambda: True)
+            await us.vcda.submit(replication_id=odd, site=None, operation_id="op", may_leave=lambda _: True)
         with pytest.raises(ValueError, match="doesn't belong"):
             await us.vcda.ask(site=None, task_id=odd)
         with pytest.raises(ValueError, match="doesn't belong"):
@@ -134,7 +148,7 @@ async def test_an_id_that_could_bend_a_path_is_a_bug(odd: str) -> None:
 async def test_an_operation_id_that_could_bend_a_header_is_a_bug(odd: str) -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         with pytest.raises(ValueError, match="doesn't belong"):
-            await us.vcda.submit(replication_id="C4-1", site=None, operation_id=odd, may_leave=lambda: True)
+            await us.vcda.submit(replication_id="C4-1", site=None, operation_id=odd, may_leave=lambda _: True)
 
         assert there.calls == []
 
@@ -162,6 +176,7 @@ async def test_a_look_up_asks_for_all_syncs_since_then_in_any_state() -> None:
             "type": "sync",
             "startTimeAfter": str(1893456000001 - 1),
             "resourceId": REPLICATION_ID,
+            "sort": "startTime-",
             "limit": "100",
             "site": "site1",
         }
@@ -261,7 +276,7 @@ async def test_a_poll_asks_for_many_tasks_at_once() -> None:
         tasks = await us.vcda.poll(site="site2", ids=ids)
 
         call = there.calls[-1]
-        assert call.query == {"ids": ",".join(ids), "limit": "100", "site": "site2"}
+        assert call.query == {"ids": ",".join(ids), "sort": "startTime-", "limit": "100", "site": "site2"}
         assert f"ids={','.join(ids)}&" in call.target
 
     assert isinstance(tasks, list)
@@ -288,7 +303,7 @@ async def test_a_task_asked_for_alone_is_shown() -> None:
 async def test_only_vcdas_own_404_says_that_a_task_is_gone() -> None:
     gone = await asked(Reply(404, error("TaskNotFound", "No such task.")))
 
-    assert gone == Gone(1000.0, "admin1@Org1")
+    assert gone == Gone(1000.0, ME)
 
 
 @pytest.mark.parametrize(
@@ -316,16 +331,18 @@ async def test_nothing_else_says_so(answer: Answer) -> None:
 async def test_our_names_are_the_sessions_and_those_on_tasks_of_our_posts() -> None:
     mine = script(submit=lambda call: Reply(202, task(user=f"me@{call.query.get('site')}")))
     async with appliance(mine) as there, ours(there.url) as us:
-        assert us.vcda.account() is None
-        assert us.vcda.names(None) == frozenset()
+        assert us.vcda.account(None) is None
+        assert us.vcda.names(None, None) == Names(frozenset(), learnt=False)
         await us.submit()
         await us.submit(site="site2")
 
-        assert us.vcda.account() == "admin1@Org1"
-        assert us.vcda.names(None) == {"admin1@Org1", "me@None"}
-        assert us.vcda.names("site1") == us.vcda.names(None)
-        assert us.vcda.names("site2") == {"admin1@Org1", "me@site2"}
-        assert us.vcda.names("site3") == {"admin1@Org1"}
+        assert us.vcda.account(None) == us.vcda.account("site1") == ME
+        assert us.vcda.account("site2") == AT_SITE2
+        assert us.vcda.names(None, None) == Names(frozenset({"admin1@Org1", "me@None"}), learnt=True)
+        assert us.vcda.names("site1", ME) == us.vcda.names(None, None)
+        assert us.vcda.names("site2", None) == Names(frozenset({"admin1@Org1", "admin2@Org2", "me@site2"}), learnt=True)
+        assert us.vcda.names("site3", None) == Names(frozenset(), learnt=False), "there is no way to it"
+        assert us.vcda.names("site2", ME) == Names(frozenset({"admin1@Org1"}), learnt=False), "another account's"
 
 
 async def test_where_a_login_opens_several_sites_their_names_are_kept() -> None:

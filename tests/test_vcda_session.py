@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.sync import Accepted, ApiError, NotTaken, Refused, Trouble
+from service.sync import Accepted, Account, ApiError, NotTaken, Refused, Trouble
 from service.vcda.credentials import Credentials, SiteCredentials
 from tests.appliance import (
     CREDENTIALS,
@@ -240,7 +240,7 @@ async def test_a_repeat_after_a_cured_401_asks_again_whether_it_may_leave() -> N
         await us.submit()
         guard.valid.clear()
         words = [True, False]
-        answer = await us.submit(may_leave=lambda: words.pop(0))
+        answer = await us.submit(may_leave=lambda _: words.pop(0))
 
         assert len(there.posts) == 2
 
@@ -489,7 +489,7 @@ async def test_a_login_without_a_token_is_none(answer: Reply, result: str, label
 async def test_a_login_whose_body_makes_no_sense_is_still_one() -> None:
     async with appliance(script(login=Reply(200, b"{", {"X-VCAV-Auth": "t"}))) as there, ours(there.url) as us:
         assert isinstance(await us.submit(), Accepted)
-        assert us.vcda.account() == "admin1"
+        assert us.vcda.account(None) == Account("admin1")
 
 
 @pytest.mark.parametrize("broken", [OSError("/secret/path"), ValueError("s3cret")])

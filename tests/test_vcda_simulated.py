@@ -53,7 +53,7 @@ async def submit(vcda: Vcda, number: int, *, site: str | None = None) -> SubmitA
         replication_id=f"C4-00000000-0000-4000-8000-{number:012d}",
         site=site,
         operation_id=f"op-{number}",
-        may_leave=lambda: True,
+        may_leave=lambda _: True,
     )
 
 
@@ -73,7 +73,7 @@ async def test_every_kind_of_login_is_understood(credentials: Credentials) -> No
         answer = await submit(vcda, 1)
 
         assert isinstance(answer, Accepted)
-        assert answer.task.user in vcda.names(None)
+        assert answer.task.user in vcda.names(None, None).names
 
 
 @pytest.mark.parametrize("site", [None, "site1", "site2", "site3"])

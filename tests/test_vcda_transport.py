@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from service.clock import Clock
-from service.sync import Accepted, NotTaken, Trouble, Unanswered
+from service.sync import Accepted, Account, NotTaken, Trouble, Unanswered
 from service.vcda import transport
 from service.vcda.transport import SMALL, Tls, Wire, status_label
 from tests.appliance import (
@@ -73,7 +73,7 @@ async def test_a_post_cut_after_the_server_has_read_it_is_unanswered() -> None:
 
     assert isinstance(answer, Unanswered)
     assert answer.sent_at == us.clock.monotonic()
-    assert answer.account == "admin1@Org1"
+    assert answer.account == Account("admin1@Org1")
     assert us.meter.requests[-1] == ("submit", "error")
 
 
@@ -103,7 +103,7 @@ async def test_what_may_not_leave_does_not_leave_by_a_single_byte() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         await us.submit()
         before = there.received
-        answer = await us.submit(may_leave=lambda: False)
+        answer = await us.submit(may_leave=lambda _: False)
         await asyncio.sleep(0.05)  # what was sent would have come
 
         assert there.received == before
@@ -116,7 +116,7 @@ async def test_whether_a_post_may_leave_is_asked_after_login_extension_and_conne
     async with appliance(script()) as there, ours(there.url) as us:
         asked_after: list[tuple[list[str], int]] = []
 
-        def may_leave() -> bool:
+        def may_leave(_: Account | None) -> bool:
             asked_after.append(([call.name for call in there.calls], there.connections))
             return True
 
@@ -130,7 +130,7 @@ async def test_whether_a_post_may_leave_is_asked_after_login_extension_and_conne
 async def test_posts_side_by_side_are_told_apart() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         await us.submit()
-        answers = await asyncio.gather(*[us.submit(may_leave=lambda n=n: n % 3 != 0) for n in range(30)])  # type: ignore[misc]
+        answers = await asyncio.gather(*[us.submit(may_leave=lambda _, n=n: n % 3 != 0) for n in range(30)])  # type: ignore[misc]
 
         assert len(there.posts) == 21
 
@@ -138,7 +138,7 @@ async def test_posts_side_by_side_are_told_apart() -> None:
 
 
 async def test_a_bug_in_the_question_is_not_taken_for_trouble() -> None:
-    def broken() -> bool:
+    def broken(_: Account | None) -> bool:
         raise LookupError
 
     async with appliance(script()) as there, ours(there.url) as us:

@@ -87,7 +87,7 @@ async def test_an_empty_page_of_tasks_loses_nothing(station: Station, monkeypatc
         return [] if next(pages, False) else await poll(site=site, ids=ids)
 
     async def unknown(*, site: str | None, task_id: str) -> Gone:
-        return Gone(Clock().monotonic(), service.vcda.account())
+        return Gone(Clock().monotonic(), service.vcda.account(site))
 
     monkeypatch.setattr(service.vcda, "poll", empty_once)
     monkeypatch.setattr(service.vcda, "ask", unknown)

@@ -375,6 +375,9 @@ class Meter:
     def adopted(self) -> None:
         self.counts["adopted"] += 1
 
+    def post_repeated(self, site: str | None) -> None:
+        self.counts["repeated"] += 1
+
     def unknown_task_state(self, site: str | None) -> None:
         self.counts["unknown state"] += 1
 

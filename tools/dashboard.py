@@ -331,10 +331,11 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 ),
             ),
             Graph(
-                title="Adopted tasks, unknown states",
-                about="Adopted: found instead of POSTing again. Unknown: the log has the word.",
+                title="Adopted tasks, repeated POSTs, unknown states",
+                about="Adopted: found instead of POSTing again. Repeated: not found. Unknown: the log has the word.",
                 queries=(
                     (f"sum(increase(vm_sync_tasks_adopted_total{{{HERE}}}[$__rate_interval]))", "adopted"),
+                    (f"sum(increase(vm_sync_posts_repeated_total{{{HERE}}}[$__rate_interval]))", "repeated"),
                     (f"sum(increase(vm_sync_unknown_task_states_total{{{HERE}}}[$__rate_interval]))", "unknown state"),
                 ),
                 alert="VmSyncUnknownTaskState",

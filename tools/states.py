@@ -52,10 +52,12 @@ REQUEST: Final = sync.Request(
     accepted_at=EPOCH,
     deadline=EPOCH + timedelta(hours=6),
 )
+WE: Final = sync.Account("we")
+ANOTHER: Final = sync.Account("another")
 WAITING: Final = sync.Waiting(request=REQUEST)
-SUBMITTING: Final = sync.Submitting(request=REQUEST, attempts=1, look_from=EPOCH, account="we")
+SUBMITTING: Final = sync.Submitting(request=REQUEST, attempts=1, look_from=EPOCH, account=WE)
 DOUBT: Final = replace(SUBMITTING, conclusive_from=100.0)
-RUNNING: Final = sync.Running(request=REQUEST, attempts=1, task_id="t", site=None, account="we", submitted_at=EPOCH)
+RUNNING: Final = sync.Running(request=REQUEST, attempts=1, task_id="t", site=None, account=WE, submitted_at=EPOCH)
 MISSED: Final = replace(RUNNING, absent_since=0.0, absent_answers=sync.LOST_ANSWERS)
 
 STATES: Final[dict[str, sync.InFlight]] = {
@@ -76,20 +78,24 @@ STATES: Final[dict[str, sync.InFlight]] = {
 TROUBLE: Final = sync.Trouble(label="timeout", detail="No answer.")
 TASK: Final = sync.Task(id="t", state=sync.TaskState.RUNNING)
 SEEN: Final = {
-    "202 and a task": sync.Accepted(TASK, "we"),
+    "202 and a task": sync.Accepted(TASK, WE),
     "VCDA refuses": sync.Refused(None, 400),
     "not taken": sync.NotTaken(TROUBLE, sent=True),
-    "no understood answer": sync.Unanswered(TROUBLE, 0.0, "we"),
-    "its task is found": sync.Found(TASK, "we"),
-    "not found, too early to tell": sync.NotFound(0.0, "we"),
-    "not found, as another user": sync.NotFound(LONG, "another"),
-    "not found, conclusively": sync.NotFound(LONG, "we"),
+    "no understood answer": sync.Unanswered(TROUBLE, 0.0, WE),
+    "its task is found": sync.Found(TASK, WE),
+    "a single task may be its, too early to tell": sync.OnlyOne(TASK, 0.0, WE),
+    "a single task may be its, as another user": sync.OnlyOne(TASK, LONG, ANOTHER),
+    "a single task may be its, conclusively": sync.OnlyOne(TASK, LONG, WE),
+    "it can't be told whether its task is there": sync.Unclear("Is it ours?", LONG),
+    "not found, too early to tell": sync.NotFound(0.0, WE),
+    "not found, as another user": sync.NotFound(LONG, ANOTHER),
+    "not found, conclusively": sync.NotFound(LONG, WE),
     "task SUCCEEDED": replace(TASK, state=sync.TaskState.SUCCEEDED),
     "task FAILED": replace(TASK, state=sync.TaskState.FAILED),
     "task in any other state": replace(TASK, state="WHATEVER"),
     "task absent from a good answer": sync.Absent(LONG),
-    "404 for the task alone": sync.Gone(LONG, "we"),
-    "404 for the task alone, as another user": sync.Gone(LONG, "another"),
+    "404 for the task alone": sync.Gone(LONG, WE),
+    "404 for the task alone, as another user": sync.Gone(LONG, ANOTHER),
 }
 """Examples of every observation; more than one where their content decides."""
 
@@ -133,7 +139,7 @@ def _calls(state: sync.InFlight) -> Iterator[Call]:
             continue
         match name:
             case "begin":
-                yield "its turn comes", lambda: sync.begin(WAITING, look_from=EPOCH, account="we", passed_over=())
+                yield "its turn comes", lambda: sync.begin(WAITING, look_from=EPOCH, account=WE, passed_over=())
             case "restored":
                 yield (
                     "read back from the journal",

@@ -6,6 +6,7 @@ In reading order:
     moments       what HTTP's `Date` and `Retry-After` say about time
     transport     one HTTP call: bounded, never repeated, and certain about whether a byte left
     translate     bytes -> the values of `sync`; total, whatever the bytes
+    spellings     how tasks name our user, as far as VCDA has shown
     session       one login shared by all calls, extended to remote sites
     client        the calls themselves
 

@@ -21,9 +21,10 @@ An error is a value here. Only wrong use raises: an id that no message and no an
 import asyncio
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final, Literal, Protocol, TypeGuard
 from urllib.parse import quote
 
@@ -31,10 +32,13 @@ from service.clock import Clock
 from service.sync import (
     EPOCH,
     Accepted,
+    Account,
     ApiError,
     Gone,
+    Names,
     NotTaken,
     Refused,
+    Spelling,
     SubmitAnswer,
     Task,
     Trouble,
@@ -44,10 +48,15 @@ from service.vcda import translate
 from service.vcda.credentials import Credentials
 from service.vcda.moments import retry_after
 from service.vcda.session import Login, NoCredentials, Session, Ticket, unauthorized
-from service.vcda.transport import LARGE, SMALL, Answer, NoAnswer, Tls, Wire, status_label
+from service.vcda.spellings import Spellings
+from service.vcda.transport import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, status_label
 
 BATCH: Final = 100
 """Tasks in one page, and so ids in one poll: VCDA's own limit."""
+SMALLER: Final = 10
+"""Where a page is longer than an answer may be, pages have so many times fewer tasks, and in the end one."""
+NEWEST_FIRST: Final = "startTime-"
+"""VCDA's default, as documented; paging relies on it, so it is said."""
 MAX_PAGES: Final = 1000
 """So that a look-up ends, whatever VCDA claims to have."""
 FINDS_AT_ONCE: Final = 4
@@ -67,11 +76,21 @@ class Meter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What a call came to. `login` is whose it was; `tried` whether an earlier POST of it was turned away with 401."""
+    """What a call came to. `ticket` is what it went out with; `tried` whether an earlier POST of it met a 401."""
 
     seen: Answer | NoAnswer | Trouble | NoCredentials
-    login: Login | None = None
+    ticket: Ticket | None = None
     tried: bool = False
+
+    @property
+    def local(self) -> frozenset[str]:
+        """The names of the appliance's own site."""
+        return _home(None if self.ticket is None else self.ticket.login)
+
+    @property
+    def account(self) -> Account | None:
+        """Who it was made as."""
+        return None if self.ticket is None else self.ticket.account
 
 
 class Vcda:
@@ -107,7 +126,7 @@ class Vcda:
             meter=meter,
         )
         self._session = Session(self._wire, credentials=credentials, clock=clock, meter=meter)
-        self._users: defaultdict[str | None, set[str]] = defaultdict(set)
+        self._spellings = Spellings()
         self._finding: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(FINDS_AT_ONCE)
         )
@@ -115,9 +134,11 @@ class Vcda:
     # ------------------------------------------------------------ the calls
 
     async def submit(
-        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[], bool]
+        self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[Account | None], bool]
     ) -> SubmitAnswer:
-        """Ask for a sync, once. `may_leave` is asked just before the first byte leaves, once more after a cured 401.
+        """Ask for a sync, once.
+
+        `may_leave` is asked just before the first byte leaves, and is told as whom; once more after a cured 401.
 
         Raises:
             ValueError: an id that doesn't belong in a URL or a header.
@@ -135,11 +156,18 @@ class Vcda:
         return self._submitted(reply, site)
 
     async def find(
-        self, *, site: str | None, replication_id: str | None, since: datetime, operation_id: str | None = None
+        self,
+        *,
+        site: str | None,
+        replication_id: str | None,
+        since: datetime,
+        until: datetime | None = None,
+        operation_id: str | None = None,
     ) -> list[Task] | Trouble:
-        """Return all sync tasks of one replication, or of all, that began at `since` (VCDA's clock) or later.
+        """Return all sync tasks that began at `since` (VCDA's clock) or later, and before `until` if it is given.
 
-        The list is complete: what isn't in it wasn't there when the call began.
+        The list is complete: what isn't in it wasn't there when the call began. With a replication, it has those that
+        name it, letter by letter; what names none, or spells it differently, is in the list of all.
 
         Raises:
             ValueError: an id that doesn't belong in a URL or a header.
@@ -147,6 +175,8 @@ class Vcda:
         # "After" means after: one less than the millisecond that `since` falls into.
         milliseconds = (since - EPOCH) // timedelta(milliseconds=1) - 1
         query = f"type=sync&startTimeAfter={max(milliseconds, 0)}"
+        if until is not None:
+            query += f"&startTimeBefore={-((EPOCH - until) // timedelta(milliseconds=1))}"
         if replication_id is not None:
             query += f"&resourceId={_check(replication_id, REPLICATION_ID)}"
         if operation_id is not None:
@@ -182,25 +212,34 @@ class Vcda:
         )
         if not isinstance(reply.seen, Answer):
             return self._trouble(reply.seen, site)
+        if (old := _from_a_cache(reply.seen)) is not None:
+            return old
         if _is_good(reply.seen):
-            task = translate.read_task(reply.seen.body, local=_home(reply.login))
+            task = translate.read_task(reply.seen.body, local=reply.local)
             return task if task is not None and task.id == task_id else _unreadable(reply.seen)
         trouble = self._trouble(reply.seen, site)
         # A site that isn't known (paired anew, say) is a 404 too, and says nothing of its tasks.
         if trouble.http_status == 404 and trouble.error is not None and trouble.error.code != "SiteNotFound":  # noqa: PLR2004
-            return Gone(self._clock.monotonic(), self._account(reply))
+            return Gone(self._clock.monotonic(), reply.account)
         return trouble
 
     # ------------------------------------------------------------ what is known on the side
 
-    def account(self) -> str | None:
-        """Return the session's user; None before the first login."""
-        return self._session.user
+    def account(self, site: str | None) -> Account | None:
+        """Return who calls to the site are made as; None before the first login."""
+        return self._session.account(site)
 
-    def names(self, site: str | None) -> frozenset[str]:
-        """Return how VCDA spells our user on tasks of this site: not always as it spells the session's."""
-        user = self._session.user
-        return frozenset(self._users.get(self.home(site), ())) | (frozenset() if user is None else {user})
+    def names(self, site: str | None, account: Account | None) -> Names:
+        """Return how tasks of this site may name an account's user; of None, of the account that we are now."""
+        return self._spellings.names(account or self.account(site), self.home(site))
+
+    def spellings(self) -> tuple[Spelling, ...]:
+        """Return what has been learnt of our user's names on tasks: the same object until more is."""
+        return self._spellings.known
+
+    def learn(self, spellings: Iterable[Spelling]) -> None:
+        """Learn what an earlier process had learnt."""
+        self._spellings.learn(spellings)
 
     def home(self, site: str | None) -> str | None:
         """Return the site as it need be named: None for our own, whose name is known after the login."""
@@ -227,7 +266,7 @@ class Vcda:
         target: str,
         site: str | None,
         operation_id: str | None = None,
-        may_leave: Callable[[], bool] | None = None,
+        may_leave: Callable[[Account | None], bool] | None = None,
         limit: int = SMALL,
     ) -> _Reply:
         """Make a call with a session; one that meets a 401 is made once more, if there is a new session for it."""
@@ -239,7 +278,7 @@ class Vcda:
                 target=target,
                 token=ticket.login.token,
                 operation_id=operation_id,
-                may_leave=may_leave,
+                may_leave=None if may_leave is None else partial(may_leave, ticket.account),
                 limit=limit,
             )
 
@@ -248,15 +287,15 @@ class Vcda:
             return _Reply(admission)
         seen = await attempt(admission)
         if not _is_unauthorized(seen):
-            return _Reply(seen, admission.login)
+            return _Reply(seen, admission)
         renewed = await self._session.readmit(admission, site=site, answer=seen)
         if isinstance(renewed, Trouble):
-            return _Reply(renewed, admission.login, tried=True)
+            return _Reply(renewed, admission, tried=True)
         seen = await attempt(renewed)
         if _is_unauthorized(seen):
             trouble = self._session.refused_again(renewed, site=site, trouble=unauthorized(seen))
-            return _Reply(trouble, renewed.login, tried=True)
-        return _Reply(seen, renewed.login, tried=True)
+            return _Reply(trouble, renewed, tried=True)
+        return _Reply(seen, renewed, tried=True)
 
     async def _pages(
         self,
@@ -269,10 +308,12 @@ class Vcda:
     ) -> list[Task] | Trouble:
         """Return all tasks that a query matched when it began, from as many pages as that takes.
 
-        VCDA sorts the newest first, so that tasks begun meanwhile only push others on to the next page, where they
-        are seen twice. Tasks forgotten meanwhile pull others back, past our sight; hence the count at the end.
+        The newest come first, so that tasks begun meanwhile only push others on to the next page, where they are seen
+        twice. Tasks forgotten meanwhile pull others back, past our sight; hence the count at the end. A page that is
+        too long is asked for again with fewer tasks.
         """
-        query += f"&limit={BATCH}" + ("" if site is None else f"&{_site(site)}")
+        query += f"&sort={NEWEST_FIRST}" + ("" if site is None else f"&{_site(site)}")
+        limit = BATCH
         tasks: dict[str, Task] = {}
         seen: set[str] = set()
         offset, matched = 0, None
@@ -280,15 +321,20 @@ class Vcda:
             reply = await self._call(
                 operation,
                 method="GET",
-                target=f"/tasks?{query}" + (f"&offset={offset}" if offset else ""),
+                target=f"/tasks?{query}&limit={limit}" + (f"&offset={offset}" if offset else ""),
                 site=site,
                 operation_id=operation_id,
                 limit=LARGE,
             )
+            if isinstance(reply.seen, NoAnswer) and reply.seen.too_long and limit > 1:
+                limit //= SMALLER
+                continue
             if not isinstance(reply.seen, Answer) or not _is_good(reply.seen):
                 trouble = self._trouble(reply.seen, site)
                 return replace(trouble, own=True) if operation == "find" and _barred(reply.seen) else trouble
-            page = translate.read_page(reply.seen.body, local=_home(reply.login), kind=kind)
+            if (old := _from_a_cache(reply.seen)) is not None:
+                return old
+            page = translate.read_page(reply.seen.body, local=reply.local, kind=kind)
             if page is None:
                 return _unreadable(reply.seen)
             tasks |= {task.id: task for task in page.tasks}
@@ -315,18 +361,18 @@ class Vcda:
                 trouble = self._trouble(nothing, site)
                 if sent_at is None:
                     return NotTaken(trouble, sent=reply.tried)
-                return Unanswered(trouble, sent_at, self._account(reply))
+                return Unanswered(trouble, sent_at, reply.account)
             case Answer() as answer:
                 return self._answered(answer, reply, site)
 
     def _answered(self, answer: Answer, reply: _Reply, site: str | None) -> SubmitAnswer:
-        account = self._account(reply)
+        account = reply.account
         if _is_good(answer):
-            task = translate.read_task(answer.body, local=_home(reply.login))
+            task = translate.read_task(answer.body, local=reply.local)
             if task is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
-            if task.user is not None:
-                self._users[self.home(site)].add(task.user)
+            if task.user is not None and account is not None:
+                self._spellings.learn([Spelling(account, self.home(site), task.user)])
             return Accepted(task, account)
         trouble = self._trouble(answer, site)
         match answer.status:
@@ -358,9 +404,6 @@ class Vcda:
                         headers.get("retry-after"), date=headers.get("date"), now=self._clock.now()
                     ),
                 )
-
-    def _account(self, reply: _Reply) -> str | None:
-        return None if reply.login is None else reply.login.user
 
 
 def _barred(seen: Answer | NoAnswer | Trouble | NoCredentials) -> bool:
@@ -399,6 +442,18 @@ def _is_good(answer: Answer) -> bool:
 
 def _is_unauthorized(seen: Answer | NoAnswer) -> TypeGuard[Answer]:
     return isinstance(seen, Answer) and seen.status == 401  # noqa: PLR2004
+
+
+def _from_a_cache(answer: Answer) -> Trouble | None:
+    """Return what an answer is that VCDA gave to an earlier call: it says nothing of now. None: it is VCDA's own."""
+    age = age_of(answer.headers)
+    if age is None:
+        return None
+    return Trouble(
+        label=CACHED,
+        detail=f"A cache between this service and VCDA has answered (Age: {age}), not VCDA: take /tasks out of it.",
+        http_status=answer.status,
+    )
 
 
 def _unreadable(answer: Answer) -> Trouble:

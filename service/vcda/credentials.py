@@ -35,6 +35,11 @@ class SiteCredentials:
             msg = f"the credentials of site {self.name!r} need a token, or a user and a password"
             raise ValueError(msg)
 
+    @property
+    def account(self) -> str:
+        """Return who that is there. A token doesn't tell, so two of them are taken for the same user's."""
+        return self.user or "(token)"
+
     def extend_body(self) -> Body:
         """Return the body of `POST /sessions/extend`. Its field names differ from the login's."""
         if self.token is not None:

@@ -1,10 +1,13 @@
 """What HTTP says about time: the `Date` of an answer, and `Retry-After`. Pure, and total: odd text is None."""
 
 import math
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from typing import Final
+
+from service.sync import EPOCH
 
 RETRY_AFTER_LIMIT: Final = timedelta(hours=1)
 """The longest obedience: a proxy's "come back tomorrow" must not outlive the outage that it was meant for."""
@@ -16,14 +19,19 @@ DRIFT: Final = 1e-4
 """How fast two clocks may part: ten times what an undisciplined quartz does."""
 
 
+YEARS: Final = range(1970, 9000)
+"""What is taken for a date: none at the edge of what a datetime can hold, which the smallest sum would pass."""
+
+
 @lru_cache(maxsize=8)  # within one second all answers carry the same text, and parsing is most of the cost
 def http_date(text: str) -> datetime | None:
     """Read an HTTP date; None if it isn't one."""
     try:
-        moment = parsedate_to_datetime(text)
-        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+        read = parsedate_to_datetime(text)
+        moment = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
+    return moment if moment.year in YEARS else None
 
 
 def retry_after(text: str | None, *, date: str | None, now: datetime) -> timedelta | None:
@@ -47,30 +55,56 @@ def retry_after(text: str | None, *, date: str | None, now: datetime) -> timedel
     return min(max(wait, timedelta()), RETRY_AFTER_LIMIT)
 
 
-class Offset:
-    """Another machine's clock minus ours, from the `Date` headers of its answers.
+@dataclass(frozen=True, slots=True)
+class _Bounds:
+    """Between what another clock minus our monotonic one must lie, in seconds, as was known `at` a monotonic moment."""
+
+    low: float
+    high: float
+    at: float
+
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    def narrowed(self, later: "_Bounds") -> "_Bounds | None":
+        """Return what both allow; None: they contradict each other."""
+        slack = (later.at - self.at) * DRIFT
+        low, high = max(later.low, self.low - slack), min(later.high, self.high + slack)
+        return _Bounds(low, high, later.at) if low <= high else None
+
+
+class OtherClock:
+    """Another machine's wall clock, from the `Date` headers of its answers, against our monotonic clock.
+
+    Against the monotonic one, since our wall clock may be set at any moment: that must not move VCDA's.
 
     One `Date` says little: it was cut to the second, at some moment between our sending and its arrival. But it
     bounds the difference from both sides, and the bounds of many answers, taken together, close in on it to about the
     shortest round trip. A mean of the headers would be half a second off for ever, and would follow slow answers.
+
+    An answer that contradicts the others is believed when the next one agrees with it. Until then the earlier of both
+    clocks is assumed: a look-up that begins too early costs a page, one that begins too late a second task.
     """
 
     def __init__(self) -> None:
-        self._low = self._high = 0.0
-        self._heard_at: datetime | None = None
+        self._bounds: _Bounds | None = None
+        self._doubted: _Bounds | None = None
 
-    def heard(self, date: datetime, *, sent: datetime, received: datetime) -> None:
-        """Take in one answer; `sent` and `received` are moments of our wall clock around it."""
-        low = (date - received).total_seconds()
-        high = (date + DATE_RESOLUTION - sent).total_seconds()
-        if self._heard_at is not None:
-            slack = abs((received - self._heard_at).total_seconds()) * DRIFT
-            narrowed = max(low, self._low - slack), min(high, self._high + slack)
-            # Bounds that contradict each other: one of the clocks was set. Begin anew with what is known now.
-            if narrowed[0] <= narrowed[1]:
-                low, high = narrowed
-        self._low, self._high, self._heard_at = low, high, received
+    def heard(self, date: datetime, *, sent: float, received: float) -> None:
+        """Take in one answer; `sent` and `received` are monotonic moments around it."""
+        there = (date - EPOCH).total_seconds()
+        new = _Bounds(there - received, there + DATE_RESOLUTION.total_seconds() - sent, received)
+        if self._bounds is None or (narrowed := self._bounds.narrowed(new)) is not None:
+            self._bounds, self._doubted = new if self._bounds is None else narrowed, None
+        elif self._doubted is not None and (narrowed := self._doubted.narrowed(new)) is not None:
+            self._bounds, self._doubted = narrowed, None
+        else:
+            self._doubted = new
 
-    def value(self) -> timedelta | None:
-        """Return the middle of what is possible; None before the first answer."""
-        return None if self._heard_at is None else timedelta(seconds=(self._low + self._high) / 2)
+    def at(self, monotonic: float) -> datetime | None:
+        """Return what it shows at a moment of ours; None before the first answer."""
+        if self._bounds is None:
+            return None
+        difference = self._bounds.middle if self._doubted is None else min(self._bounds.middle, self._doubted.middle)
+        return EPOCH + timedelta(seconds=difference + monotonic)

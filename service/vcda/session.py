@@ -24,10 +24,11 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from service.clock import Clock
-from service.sync import Trouble
+from service.sync import Account, Trouble
 from service.vcda import translate
 from service.vcda.credentials import Credentials
 from service.vcda.moments import retry_after
@@ -58,8 +59,9 @@ class Meter(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Extension:
-    """That a session was extended to a site. Its identity matters: it tells a 401 of an old one from one of the new."""
+    """That a session was extended to a site, and as whom. Its identity matters: it tells an old one's 401 apart."""
 
+    account: str
     disappointed: bool = False
     """Calls were answered with 401 although it was fresh."""
 
@@ -84,6 +86,11 @@ class Ticket:
     login: Login
     extension: Extension | None
 
+    @property
+    def account(self) -> Account | None:
+        """Who the call is made as; None: VCDA doesn't say."""
+        return _account(self.login.user, None if self.extension is None else self.extension.account)
+
 
 @dataclass(frozen=True, slots=True)
 class NoCredentials:
@@ -106,7 +113,8 @@ class Session:
         self._meter = meter
 
         self._login: Login | None = None
-        self._user: str | None = None
+        self._latest: Login | None = None
+        """The last one there was, be it over."""
         self._tried: Credentials | None = None
         self._looked_at = clock.monotonic() - LOOK_EVERY
 
@@ -115,10 +123,19 @@ class Session:
         self._pause = _Pause()
         self._site_pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
 
-    @property
-    def user(self) -> str | None:
-        """Return who we are, or were last; None before the first login."""
-        return self._user
+    def account(self, site: str | None) -> Account | None:
+        """Return who we are, or were last, to this site; None before the first login, or without a way there.
+
+        Where the session isn't extended yet, it is who it will be extended as.
+        """
+        login = self._latest
+        if login is None or site is None or site in login.local:
+            return None if login is None else _account(login.user, None)
+        extension = login.extensions.get(site)
+        if extension is not None:
+            return _account(login.user, extension.account)
+        of_site = None if self._tried is None else self._tried.of_site(site)
+        return None if of_site is None else _account(login.user, of_site.account)
 
     @property
     def login(self) -> Login | None:
@@ -241,11 +258,12 @@ class Session:
             return self._login_failed("refused" if refused else "error", self._failure("Login", answer))
         user, local = translate.read_session(answer.body)
         self._login = Login(token, user or credentials.user, local, now)
-        self._user = self._login.user
+        self._latest = self._login
         self._meter.login("ok")
         for site in sorted(local):
             self._meter.site_authenticated(site)
-        logger.info("Logged in to VCDA as %s.", self._user, extra={"account": self._user, "sites": sorted(local)})
+        account = self._login.user
+        logger.info("Logged in to VCDA as %s.", account, extra={"account": account, "sites": sorted(local)})
         return self._login
 
     def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
@@ -283,7 +301,7 @@ class Session:
         if isinstance(answer, NoAnswer):
             return self._extension_failed(site, Trouble(label=answer.label, detail=f"Extension: {answer.detail}"))
         if answer.status // 100 == 2:  # noqa: PLR2004 - 2xx
-            login.extensions[site] = Extension()
+            login.extensions[site] = Extension(of_site.account)
             logger.info("Extended the session to site %s.", site, extra={"site": site})
             return login.extensions[site]
         trouble = self._failure("Extension", answer)
@@ -383,6 +401,11 @@ def _is_about_the_login(answer: Answer) -> bool:
     """Whether a 401 is about the session itself; a site's own word is "RemoteAuthenticationFailure"."""
     error = translate.read_api_error(answer.body)
     return _is_gone(answer) or (answer.status == 401 and error is not None and error.code == "NotAuthenticated")  # noqa: PLR2004
+
+
+@lru_cache(maxsize=64)
+def _account(user: str | None, at_site: str | None) -> Account | None:
+    return None if user is None else Account(user, at_site)
 
 
 def _is_token(text: str) -> bool:

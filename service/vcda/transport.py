@@ -20,7 +20,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -32,7 +32,7 @@ from typing_extensions import override
 
 from service.certificates import Certificates, Current
 from service.clock import Clock
-from service.vcda.moments import Offset, http_date
+from service.vcda.moments import OtherClock, http_date
 
 logger = logging.getLogger("service.vcda")
 
@@ -42,6 +42,11 @@ SMALL: Final = 1024 * 1024
 """The longest answer about one thing: a task with its result has a few KiB, one with a stack trace some dozen."""
 LARGE: Final = 16 * SMALL
 """The longest answer about a hundred tasks."""
+
+LONGEST_HEAD_LINE: Final = 64 * 1024
+MOST_HEADERS: Final = 1000
+"""Proxies and single sign-on add cookies and policies to the head of an answer: aiohttp's 8 KiB and 128 headers are
+too few for some, and what it refuses to read is a POST in doubt."""
 
 KEEP_ALIVE: Final = 10.0
 """Seconds an idle connection is kept: less than servers do (Tomcat 20, nginx 75). A POST written to a connection that
@@ -97,6 +102,27 @@ class NoAnswer:
     label: Literal["timeout", "error", "withheld"]
     detail: str
     sent_at: float | None
+    too_long: bool = False
+    """There was one, longer than was to be read."""
+
+
+CACHED: Final = "cached"
+"""The metrics' word for an answer that a cache in front has given."""
+
+
+def age_of(headers: httpx.Headers) -> str | None:
+    """Return how old a cache in front says that an answer is; None: it is fresh.
+
+    0 counts as fresh, although it may be most of a second: some proxies write it on whatever they pass on.
+    """
+    age = headers.get("age")
+    return None if age is None or age.strip().strip("0") == "" else age.strip()[:20]
+
+
+def _label(seen: Answer | NoAnswer) -> str:
+    if isinstance(seen, NoAnswer):
+        return seen.label
+    return status_label(seen.status) if age_of(seen.headers) is None else CACHED
 
 
 def status_label(status: int) -> str:
@@ -124,7 +150,7 @@ class Wire:
         self._timeout = request_timeout.total_seconds()
         self._clock = clock
         self._meter = meter
-        self._offset = Offset()
+        self._there = OtherClock()
         self._headers = [
             (b"host", host.encode()),
             (b"user-agent", user_agent.encode()),
@@ -132,6 +158,8 @@ class Wire:
             # Answers are small, and what isn't compressed can be bounded while it is read.
             (b"accept-encoding", b"identity"),
         ]
+        # What a cache in front remembers of tasks is as good as a lie.
+        self._headers_of_get = [*self._headers, (b"cache-control", b"no-cache")]
         # Loopback by plain http has no certificate; this context has no store, so it would believe none.
         secure = self._base.scheme == "https"
         verification = tls.verification() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -163,7 +191,7 @@ class Wire:
 
         `may_leave` is asked just before the first byte; if it says no, nothing leaves.
         """
-        headers = self._headers.copy()
+        headers = (self._headers_of_get if method == "GET" else self._headers).copy()
         if token is not None:
             headers.append((b"x-vcav-auth", token.encode("ascii")))
         if operation_id is not None:
@@ -174,24 +202,25 @@ class Wire:
         request.url = _Url(self._base, target)
 
         departure = _Departure(self._clock, may_leave)
-        began, began_at = self._clock.now(), self._clock.monotonic()
+        began = self._clock.monotonic()
         outer = _departing.set(departure)
         try:
             seen = await self._exchange(self._ways[operation], request, departure, limit=limit)
         finally:
             _departing.reset(outer)
 
-        seconds = self._clock.monotonic() - began_at
+        ended = self._clock.monotonic()
         if isinstance(seen, Answer):
-            self._heard(seen, sent=began)
-        label = status_label(seen.status) if isinstance(seen, Answer) else seen.label
+            self._heard(seen, sent=began, received=ended)
+        label = _label(seen)
         if label != "withheld" and operation != "logout":  # the one is no call, the other tells nothing
-            self._meter.api_request(operation, label, seconds)
+            self._meter.api_request(operation, label, ended - began)
         return seen
 
     def offset(self) -> timedelta | None:
         """Return the appliance's clock minus ours; None before its first answer."""
-        return self._offset.value()
+        there = self._there.at(self._clock.monotonic())
+        return None if there is None else there - self._clock.now()
 
     async def close(self) -> None:
         """Close all connections, at once."""
@@ -225,14 +254,15 @@ class Wire:
             logger.exception("An answer of VCDA led to an unforeseen error.")
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
         if body is None:
-            return NoAnswer(label="error", detail=f"The answer is longer than {limit} bytes.", sent_at=departure.at)
+            detail = f"VCDA's answer is longer than the {limit // SMALL} MiB that are read of one."
+            return NoAnswer(label="error", detail=detail, sent_at=departure.at, too_long=True)
         sent_at = self._clock.monotonic() if departure.at is None else departure.at
         return Answer(status=response.status_code, headers=response.headers, body=body, sent_at=sent_at)
 
-    def _heard(self, answer: Answer, *, sent: datetime) -> None:
+    def _heard(self, answer: Answer, *, sent: float, received: float) -> None:
         text = answer.headers.get("date")
-        if text is not None and (date := http_date(text)) is not None:
-            self._offset.heard(date, sent=sent, received=self._clock.now())
+        if text is not None and age_of(answer.headers) is None and (date := http_date(text)) is not None:
+            self._there.heard(date, sent=sent, received=received)
 
 
 # ---------------------------------------------------------------- leaving
@@ -314,6 +344,16 @@ def _is_loopback(host: str) -> bool:
     return False
 
 
+class _Response(aiohttp.ClientResponse):
+    """An answer without its reason phrase: nobody reads it, and one in Latin-1 would make httpx raise."""
+
+    @override
+    async def start(self, connection: "aiohttp.connector.Connection") -> aiohttp.ClientResponse:
+        started = await super().start(connection)
+        self.reason = None
+        return started
+
+
 def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: timedelta) -> AiohttpTransport:
     hooks = aiohttp.TraceConfig()
     hooks.on_request_headers_sent.append(_before_the_first_byte)
@@ -327,6 +367,10 @@ def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: time
             # A POST without a body would else be announced as an octet-stream.
             skip_auto_headers=("Content-Type",),
             trace_configs=[hooks],
+            max_line_size=LONGEST_HEAD_LINE,
+            max_field_size=LONGEST_HEAD_LINE,
+            max_headers=MOST_HEADERS,
+            response_class=_Response,
         )
 
     # Called once a loop runs. `verify` is for the session it would make itself; the default would load certifi's store.
@@ -362,6 +406,20 @@ async def _read(response: httpx.Response, limit: int) -> bytes | None:
     return bytes(body)
 
 
+SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ServerDisconnectedError, "VCDA closed the connection before it had answered"),
+    (aiohttp.ClientPayloadError, "VCDA's answer broke off half-way"),
+    (
+        aiohttp.http_exceptions.LineTooLong,
+        f"The head of VCDA's answer has a line longer than {LONGEST_HEAD_LINE} bytes",
+    ),
+    (aiohttp.http_exceptions.HttpProcessingError, "The head of VCDA's answer can't be read"),
+    (aiohttp.ClientResponseError, "The head of VCDA's answer can't be read"),
+    (UnicodeError, "The head of VCDA's answer, or the name of its host, has characters that don't belong there"),
+)
+"""What aiohttp says by the class of its errors alone, or in words of the other side."""
+
+
 def _describe(error: Exception) -> str:
     """Say what went wrong, without words of the other side: a broken login answer would bring its token along."""
     cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
@@ -375,7 +433,8 @@ def _describe(error: Exception) -> str:
     name = type(cause).__name__
     if isinstance(cause, OSError):
         return f"{name}: {cause}"[:1000]
-    return name
+    said = next((sentence for kind, sentence in SENTENCES if isinstance(cause, kind)), None)
+    return name if said is None else f"{said} ({name})."
 
 
 def _distrust(error: Exception) -> str:
