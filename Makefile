@@ -29,6 +29,8 @@ $(READY): requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
 ifdef UV
 	@test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV)
+	@# uv's environments have no pip, by which a test builds what the image has; this one comes with Python itself.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip --default-pip >/dev/null || true
 	uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-dev.txt
 	uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
 else
