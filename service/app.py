@@ -452,6 +452,8 @@ class App:
             health.missing(intake.missing())
             health.stalled(intake.stalled())
             health.refused(intake.refused())
+            held = [since for one in intake.partitions() if (since := one.held_since) is not None]
+            health.posts_held(min(held, default=None))
             unfit = intake.unfit()
             for partition in stopped - set(unfit):
                 health.working(partition)

@@ -80,6 +80,8 @@ class Commits:
         self._stopped = False
         self.proved_at = opened_at
         """The moment (monotonic) before the sending of the last commit that stood."""
+        self.took = 0.0
+        """How long that commit took, in seconds."""
 
     def change(self, identity: str, state: Sync | None) -> None:
         """Let it stand in the journal with the next batch; None: a tombstone."""
@@ -161,7 +163,8 @@ class Commits:
         await self._journal.commit(batch)
         self.proved_at = began
         self._waiting -= batch.size
-        self._metrics.commit(self._clock.monotonic() - began, len(batch.changes) + len(batch.events))
+        self.took = self._clock.monotonic() - began
+        self._metrics.commit(self.took, len(batch.changes) + len(batch.events))
         for do in batch.after:
             do()
 

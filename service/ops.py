@@ -80,6 +80,7 @@ class Health:
         self._stalled: tuple[str, ...] = ()
         self._refused: tuple[str, ...] = ()
         self._away_since: float | None = None
+        self._held_since: float | None = None
         self._joined = self._restored = self._draining = False
 
     def watch(self, loop: str, *, limit: timedelta, now: float) -> None:
@@ -115,6 +116,10 @@ class Health:
     def back(self) -> None:
         """Kafka answers."""
         self._away_since = None
+
+    def posts_held(self, since: float | None) -> None:
+        """POSTs are held back as Kafka's commits take too long, since that moment; None: none is."""
+        self._held_since = since
 
     def stopped(self, partition: int, reason: str) -> None:
         """A partition refuses to work until somebody acts."""
@@ -163,6 +168,11 @@ class Health:
         if self._missing is not None:
             reasons.append(f"the topic {self._missing} does not exist, or may not be read")
         reasons += self._refused
+        if self._held_since is not None and now - self._held_since > self._away_for_long:
+            held = now - self._held_since
+            reasons.append(
+                f"Kafka is too slow: its commits take so long that a POST has been held back for {held:.0f} s"
+            )
         reasons += [f"partition {partition} is stopped: {why}" for partition, why in sorted(self._stopped.items())]
         return reasons
 

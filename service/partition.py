@@ -121,6 +121,7 @@ class Partition:
             in_flight=self._queues.__contains__,
         )
         self._posts = Posts(
+            number,
             api=tools.api,
             lane=self._lane,
             commits=self._commits,
@@ -255,6 +256,11 @@ class Partition:
     def behind(self) -> bool:
         """Whether so much waits for its commit that nothing more is to be read."""
         return self._commits.behind
+
+    @property
+    def held_since(self) -> float | None:
+        """Since when (monotonic) POSTs are held back as Kafka's commits take too long; None: none is."""
+        return self._posts.held_since
 
     def works(self) -> Iterator[Work]:
         """Yield what is in flight here, in the order of acceptance."""

@@ -3,12 +3,14 @@
 A process that was suspended, or cut off from Kafka, doesn't know that its partition has been taken over. It may have
 a commit in hand that stood; so a POST leaves only for a short while after the sending of such a commit, and whoever
 takes over waits that much longer before concluding anything. A login or a connection that takes longer than that
-closes the window: then the ownership is proved anew, and the POST goes again.
+closes the window: then the ownership is proved again, and the POST goes again. Where Kafka is so slow that no proof is
+young enough, it goes again after a pause that grows, says so, and is shown by `/readyz`.
 
 Nor does a POST leave under another account than its intent names, as the first one would, before which nobody has
 logged in: VCDA shows a user only their own tasks, so whoever looks for the task has to know whose it is.
 """
 
+import asyncio
 import logging
 from collections.abc import Callable
 from datetime import timedelta
@@ -27,6 +29,16 @@ log = logging.getLogger(__name__)
 TRIES_TO_TELL_OF = 3
 """A slow login closes the window once, a busy machine twice; more often, and the way to VCDA or Kafka is too slow."""
 
+SAY_AGAIN = timedelta(minutes=1)
+"""How often that is said of a partition while it lasts, however many POSTs it holds back."""
+
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=100), timedelta(seconds=10)
+"""Before the ownership is proved once more, doubling: each proof is a commit for a Kafka that is too slow already. By
+ten seconds nobody notices that Kafka is well again."""
+
+LOOK = timedelta(milliseconds=500)
+"""How soon a pausing POST notices that it isn't wanted any more: whoever quiesces waits for it."""
+
 
 HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="It was not wanted any more."), sent=False)
 """What comes of a POST whose turn at the wire came too late: the site has paused, the partition quiesces."""
@@ -37,6 +49,7 @@ class Posts:
 
     def __init__(
         self,
+        number: int,
         *,
         api: Api,
         lane: Callable[[Work], Lane],
@@ -47,6 +60,7 @@ class Posts:
         may_begin: Callable[[Work], bool],
         answered: Callable[[Work, SubmitAnswer], None],
     ) -> None:
+        self._number = number
         self._api = api
         self._lane = lane
         self._commits = commits
@@ -55,6 +69,17 @@ class Posts:
         self._window = window.total_seconds()
         self._may_begin = may_begin
         self._answered = answered
+        self._held: dict[Work, float] = {}
+        """POSTs that did not leave for want of a young proof, and since when (monotonic)."""
+        self._say_at = 0.0
+
+    @property
+    def held_since(self) -> float | None:
+        """Since when (monotonic) a POST is held back as Kafka's commits take too long; None: none is.
+
+        Too long is half of the window: login and connection seldom need the rest.
+        """
+        return min(self._held.values(), default=None) if self._commits.took > self._window / 2 else None
 
     async def post(self, work: Work) -> None:
         """POST, and hand on the answer.
@@ -62,31 +87,53 @@ class Posts:
         Raises:
             JournalLost: the partition is ours no more, or may not be.
         """
-        async with self._lane(work).posts:
-            answer = await self._answer(work)
+        answer = await self._answer(work)
         work.posting = None
         self._answered(work, answer)
 
     async def _answer(self, work: Work) -> SubmitAnswer:
         """Submit until it has left, or is not wanted any more, and return what came of it."""
         tries = 0
-        while True:
-            tries += 1
-            answer = await self._submit(work) if self._may_begin(work) else HELD_BACK
-            if work.left or not self._may_begin(work) or not withheld(answer):
-                return answer
-            if not self._is_intended(work, self._api.account(work.request.site)):
-                return answer  # a new intent has to name the account that it is now
-            if tries == TRIES_TO_TELL_OF:
-                log.warning(
-                    "The POST of %s has not left in %d tries: commit, login and connection together take longer than "
-                    "%.0f s each time",
-                    work.request.identity,
-                    tries,
-                    self._window,
-                    extra=work.ids,
-                )
-            await self._commits.prove()
+        began = self._clock.monotonic()
+        try:
+            while True:
+                tries += 1
+                async with self._lane(work).posts:
+                    answer = await self._submit(work) if self._may_begin(work) else HELD_BACK
+                if work.left or not self._may_begin(work) or not withheld(answer):
+                    return answer
+                if not self._is_intended(work, self._api.account(work.request.site)):
+                    return answer  # a new intent has to name the account that it is now
+                self._held[work] = began
+                if tries >= TRIES_TO_TELL_OF:
+                    self._say(work)
+                    await self._pause(work, tries - TRIES_TO_TELL_OF)
+                await self._commits.prove()
+        finally:
+            self._held.pop(work, None)
+
+    async def _pause(self, work: Work, doublings: int) -> None:
+        pause = min(FIRST_PAUSE.total_seconds() * 2 ** min(doublings, 16), LONGEST_PAUSE.total_seconds())
+        until = self._clock.monotonic() + pause
+        while self._may_begin(work) and (left := until - self._clock.monotonic()) > 0:  # noqa: ASYNC110 - see LOOK
+            await asyncio.sleep(min(left, LOOK.total_seconds()))
+
+    def _say(self, work: Work) -> None:
+        now = self._clock.monotonic()
+        if now < self._say_at:
+            return
+        self._say_at = now + SAY_AGAIN.total_seconds()
+        log.warning(
+            "Partition %d: %d POSTs have not left, that of %s for %.0f s: a commit to Kafka, which takes %.1f s, and "
+            "login and connection together take longer than %.0f s each time",
+            self._number,
+            len(self._held),
+            work.request.identity,
+            now - self._held[work],
+            self._commits.took,
+            self._window,
+            extra=work.ids,
+        )
 
     async def _submit(self, work: Work) -> SubmitAnswer:
         request = work.request

@@ -531,6 +531,30 @@ MUTANTS: Final = (
         new="        if False:\n",
         tests=("tests/test_backlog.py",),
     ),
+    Mutant(
+        name="proofs for a slow Kafka follow each other without a pause",
+        file="service/posting.py",
+        old="                    await self._pause(work, tries - TRIES_TO_TELL_OF)\n",
+        new="",
+    ),
+    Mutant(
+        name="POSTs that a slow Kafka holds back are said once",
+        file="service/posting.py",
+        old="        self._say_at = now + SAY_AGAIN.total_seconds()\n",
+        new="        self._say_at = float('inf')\n",
+    ),
+    Mutant(
+        name="POSTs that a slow Kafka holds back are not seen",
+        file="service/posting.py",
+        old=" if self._commits.took > self._window / 2 else None\n",
+        new=" if False else None\n",
+    ),
+    Mutant(
+        name="a pausing POST holds up whoever quiesces",
+        file="service/posting.py",
+        old="        while self._may_begin(work) and (left",
+        new="        while (left",
+    ),
 )
 
 

@@ -115,6 +115,20 @@ def test_it_stays_ready_through_a_rebalance() -> None:
     assert health.not_ready(1.0) == []
 
 
+def test_posts_may_be_held_back_by_a_slow_kafka_for_a_minute() -> None:
+    health = ready()
+    health.posts_held(10.0)
+
+    assert health.not_ready(70.0) == []
+    assert health.not_ready(71.0) == [
+        "Kafka is too slow: its commits take so long that a POST has been held back for 61 s"
+    ]
+    assert health.not_alive(71.0) == []
+
+    health.posts_held(None)
+    assert health.not_ready(72.0) == []
+
+
 def test_kafka_may_be_away_for_a_minute_counted_from_the_first_miss() -> None:
     health = ready()
     health.away(10.0)

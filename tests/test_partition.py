@@ -7,10 +7,12 @@ is missing; then what else a partition promises.
 import asyncio
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -21,6 +23,7 @@ from service.doubts import LOOK_SELDOM, ONE_BY_ONE
 from service.lanes import LaneLimits
 from service.partition import AT_ONCE, OWN_BACKOFF
 from service.past import SWEEP
+from service.posting import LONGEST_PAUSE, LOOK
 from service.sync import UNSEEN_LIMIT, Ended, Lingering, Running, Submitting, Waiting
 from service.work import Work
 from tests.virtual import VirtualClock
@@ -746,6 +749,54 @@ async def test_what_was_about_to_post_when_its_site_paused_waits_for_the_pause_t
     await d.settled()
     assert [operation for _, operation in p0.vcda.sent] == ["a0", "a0", "a1", "a2", "a3"], "nobody lost its place"
     assert {told.data["attempts"] for told in d.log.told if told.operation_id != "a0"} == {1}
+
+
+async def slowly(d: Deployment, caplog: pytest.LogCaptureFixture) -> None:
+    p0 = d.owner()
+    await d.until(1.0)
+    d.broker.latency = lambda: 1.8  # each way; a commit takes longer than the submit window
+    for number in range(3):
+        d.broker.ask(f"C4-{number}", f"a{number}")
+    before = p0.meter.counts["commit"]
+    await d.until(601.0)
+    partition = p0.partition()
+    assert partition is not None
+    assert p0.vcda.sent == []
+    assert partition.held_since == pytest.approx(5.0, abs=5.0)
+    assert p0.meter.counts["commit"] - before < 600 / LONGEST_PAUSE.total_seconds() + 20, "it pauses between proofs"
+    said = [record.getMessage() for record in caplog.records if "POSTs have not left" in record.getMessage()]
+    assert len(said) == 9, "about once a minute, however many POSTs wait"
+    assert re.fullmatch(
+        r"Partition 0: 3 POSTs have not left, that of op:C4-\d:a\d for 5\d\d s: a commit to Kafka, which takes 3\.6 s, "
+        "and login and connection together take longer than 2 s each time",
+        said[-1],
+    )
+
+    d.broker.latency = lambda: 0.005
+    await d.settled()
+    left = [at for at, _ in p0.vcda.sent]
+    assert len(left) == 3
+    assert max(left) < 601.0 + LONGEST_PAUSE.total_seconds() + 4.0
+    assert partition.held_since is None
+
+
+def test_while_commits_take_longer_than_the_window_no_post_leaves_and_that_is_said_and_seen(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    deployed(partial(slowly, caplog=caplog))()
+
+
+@deployed
+async def test_a_post_that_pauses_between_proofs_does_not_hold_up_whoever_quiesces(d: Deployment) -> None:
+    p0 = d.owner()
+    await d.until(1.0)
+    d.broker.latency = lambda: 1.8
+    d.broker.ask("C4-1", "a1")
+    await d.until(300.0)
+    d.broker.latency = lambda: 0.005
+    assert await p0.quiesce(0)
+    assert d.loop.time() < 300.0 + LOOK.total_seconds() + 4.0
+    assert not p0.vcda.sent
 
 
 @deployed

@@ -700,5 +700,5 @@ def deployed(scenario: Scenario) -> Callable[[], None]:
     def test() -> None:
         run(play())
 
-    test.__name__ = test.__qualname__ = scenario.__name__
+    test.__name__ = test.__qualname__ = getattr(scenario, "__name__", "test")
     return test

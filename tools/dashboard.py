@@ -383,6 +383,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 queries=quantiles("vm_sync_journal_commit_seconds", "", HERE, 0.5, 0.99),
                 unit=SECONDS,
                 bad=1,
+                alert="VmSyncCommitsSlow",
             ),
             Graph(
                 title="Records in a transaction",
