@@ -249,7 +249,7 @@ class Lane:
         """Wait until a call may go. That isn't yet leave for it: ask `pause_left`, without an await in between.
 
         Whoever waits here comes before the turns to POST. So the probe is a poll where there is one: a poll that hangs
-        does no harm, a POST that hangs leaves a doubt.
+        does no harm, a POST that hangs leaves a doubt. A poll that keeps failing leaves some probes to others.
         """
         while self._held() > 0.0:
             caller = asyncio.get_running_loop().create_future()

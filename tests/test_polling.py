@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -41,6 +42,10 @@ class FakeVcda:
     unknown: set[str] = field(default_factory=set)
     calls: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
     asked_alone: list[tuple[float, str]] = field(default_factory=list)
+    poison: set[str] = field(default_factory=set)
+    """Tasks that break each call that asks for them."""
+    longest: int = 100
+    """More ids in one call make its answer too long."""
     at_once: int = 0
     most_at_once: int = 0
 
@@ -50,10 +55,14 @@ class FakeVcda:
         self.most_at_once = max(self.at_once, self.most_at_once)
         await asyncio.sleep(self.takes)
         self.at_once -= 1
+        if self.poison & set(ids) or len(ids) > self.longest:
+            return BAD
         return self.trouble.get(site) or [self.task(id_) for id_ in ids if id_ not in self.unknown]
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:  # noqa: ARG002
         self.asked_alone.append((now(), task_id))
+        if task_id in self.poison:
+            return BAD
         return Gone(now(), Account("me")) if task_id in self.unknown else self.task(task_id)
 
     def task(self, id_: str) -> Task:
@@ -75,12 +84,14 @@ class Answers:
     """Whoever watches: keeps what it is told, and is done with a task that ended."""
 
     told: list[tuple[float, str, str]] = field(default_factory=list)
+    seen: list[PollAnswer] = field(default_factory=list)
     verdict: Callable[[PollAnswer], Verdict] = field(
         default=lambda seen: Verdict.DONE if isinstance(seen, Task) and seen.state == "SUCCEEDED" else Verdict.GO_ON
     )
 
     def watch(self, task_id: str, *, site: str | None = None, since: float | None = None) -> Watch:
         def answered(seen: PollAnswer) -> Verdict:
+            self.seen.append(seen)
             self.told.append((now(), task_id, seen.state if isinstance(seen, Task) else type(seen).__name__))
             return self.verdict(seen)
 
@@ -104,6 +115,13 @@ class LateLane:
 
     def heard(self, trouble: Trouble | None) -> None:
         self.lane.heard(trouble)
+
+    def held_for(self) -> float:
+        return self.lane.held_for()
+
+    @property
+    def good_answers(self) -> int:
+        return self.lane.good_answers
 
 
 @asynccontextmanager
@@ -276,18 +294,21 @@ async def test_a_task_left_out_of_a_good_answer_is_reported_absent() -> None:
 
 
 @virtual
-async def test_tasks_that_vanish_together_are_not_reported_absent(caplog: pytest.LogCaptureFixture) -> None:
+async def test_tasks_that_vanish_together_are_reported_as_such(caplog: pytest.LogCaptureFixture) -> None:
     vcda, answers = FakeVcda(unknown={f"t{number}" for number in range(5)}), Answers()
     async with polling(vcda) as (poller, _):
         for number in range(9):
             poller.watch(answers.watch(f"t{number}"))
         with caplog.at_level(logging.WARNING):
-            await asyncio.sleep(1.5)
-        assert {said for _, _, said in answers.told} == {"RUNNING"}
-        assert "5 of 9 tasks vanished together" in caplog.text
-        vcda.unknown.clear()
-        await asyncio.sleep(1)
-    assert len(answers.told) == 4 + 9
+            await asyncio.sleep(500)
+            assert caplog.text.count("5 of 9 polled tasks are missing from one response") == 1
+            await asyncio.sleep(500)
+            assert caplog.text.count("tasks are missing from one response") == 2, (
+                "it is repeated, but not for each call"
+            )
+    absent = [seen for seen in answers.seen if isinstance(seen, Absent)]
+    assert absent
+    assert all(seen.together for seen in absent)
 
 
 @virtual
@@ -297,7 +318,7 @@ async def test_a_few_absent_among_many_are_reported() -> None:
         for number in range(10):
             poller.watch(answers.watch(f"t{number}"))
         await asyncio.sleep(1.5)
-    assert [said for _, _, said in answers.told].count("Absent") == 5
+    assert [seen.together for seen in answers.seen if isinstance(seen, Absent)] == 5 * [False]
 
 
 @virtual
@@ -320,6 +341,147 @@ async def test_one_asked_for_alone_and_still_suspected_takes_its_ordinary_turns(
         poller.watch(answers.watch("a"))
         await asyncio.sleep(3.5)
     assert vcda.asked_alone == [(1.0, "a"), (2.0, "a"), (3.0, "a")]
+
+
+# ---------------------------------------------------------------- one task that breaks its calls
+
+
+@virtual
+async def test_a_task_that_breaks_its_calls_is_found_by_halves_and_the_others_go_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    vcda, answers = FakeVcda(poison={"t66"}), Answers()
+    async with polling(vcda) as (poller, lanes):
+        for number in range(100):
+            poller.watch(answers.watch(f"t{number}"))
+        with caplog.at_level(logging.WARNING):
+            await asyncio.sleep(10.0)
+        assert {id_ for _, id_, _ in answers.told} == {f"t{number}" for number in range(100) if number != 66}
+        assert (
+            caplog.text.count("Polling task t66 of replication C4-t66 fails, other calls to the local site do not") == 1
+        )
+        vcda.calls.clear()
+        pauses = lanes.lane(None).pauses
+        await asyncio.sleep(3600.0)
+        broken = [at for at, ids in vcda.calls if "t66" in ids]
+        gaps = [later - earlier for earlier, later in pairwise(broken)]
+        assert all(ids == ("t66",) for _, ids in vcda.calls if "t66" in ids), "it is asked for alone"
+        assert gaps == [20.0, 40.0, 80.0, 160.0, 320.0, 600.0, 600.0, 600.0, 600.0][: len(gaps)]
+        assert len(gaps) > 6
+        assert lanes.lane(None).pauses == pauses, "it says nothing about the site"
+        assert poller.overdue()[None] > 3600.0, "and yet it can be seen that it has no answer"
+        vcda.poison.clear()
+        await asyncio.sleep(1300.0)
+        assert answers.told[-1][2] == "RUNNING"
+        assert len([at for at, id_, _ in answers.told if id_ == "t66"]) > 10, "it is asked after like the others again"
+        assert poller.overdue()[None] == 0.0
+
+
+@virtual
+async def test_the_probe_of_an_open_breaker_is_not_always_the_poll_of_the_only_task() -> None:
+    vcda, answers, posts = FakeVcda(poison={"a"}), Answers(), []
+
+    def post() -> bool:
+        posts.append(now())
+        lanes.lane(None).heard(None)
+        return False
+
+    async with polling(vcda) as (poller, lanes):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(10.0)
+        assert vcda.moments == [1.0, 2.0, 4.0, 8.0]
+        lanes.lane(None).queue(post)
+        await asyncio.sleep(1000.0)
+        assert posts == [32.0], "the poll of 16.0 was the last to take the probe"
+        assert vcda.moments[4:7] == [16.0, 33.0, 43.0]
+        assert lanes.lane(None).pauses == 5, "once another call went well, the trouble is the task's own"
+
+
+@virtual
+async def test_what_fails_and_what_is_due_take_turns_while_only_one_call_may_go() -> None:
+    vcda, answers = FakeVcda(poison={"bad"}), Answers()
+    async with polling(vcda) as (poller, lanes):
+        poller.watch(answers.watch("bad"))
+        await asyncio.sleep(7.5)  # the breaker is open, the next probe at 8.0
+        poller.watch(answers.watch("good", since=now() - 0.9))
+        await asyncio.sleep(100.0)
+        assert answers.told[0] == (8.0, "good", "RUNNING")
+        assert not lanes.lane(None).paused
+
+
+@virtual
+async def test_answers_that_are_too_long_are_asked_for_in_smaller_parts_from_then_on() -> None:
+    vcda, answers = FakeVcda(longest=60), Answers()
+    async with polling(vcda) as (poller, _):
+        for number in range(100):
+            poller.watch(answers.watch(f"t{number}"))
+        await asyncio.sleep(600.0)
+    assert [len(ids) for _, ids in vcda.calls[:6]] == [100, 100, 50, 50, 50, 50]
+    failed = sum(len(ids) > 60 for _, ids in vcda.calls)
+    assert failed / len(vcda.calls) < 0.2
+
+
+@virtual
+async def test_a_site_that_asks_to_be_left_alone_is_not_asked_in_smaller_parts() -> None:
+    vcda, answers = FakeVcda(trouble={None: Trouble(label="429", detail="Slower.")}), Answers()
+    async with polling(vcda) as (poller, _):
+        for number in range(100):
+            poller.watch(answers.watch(f"t{number}"))
+        await asyncio.sleep(600.0)
+    assert {len(ids) for _, ids in vcda.calls} == {100}
+
+
+@virtual
+async def test_after_an_hour_without_any_answer_all_are_asked_within_seconds() -> None:
+    vcda, answers = FakeVcda(trouble={None: BAD}), Answers()
+    async with polling(vcda) as (poller, _):
+        for number in range(1000):
+            poller.watch(answers.watch(f"t{number}"))
+        await asyncio.sleep(3600.0)
+        assert len(vcda.calls) < 80, "one probe a minute"
+        vcda.trouble.clear()
+        await asyncio.sleep(62.0)
+        assert {id_ for _, id_, _ in answers.told} == {f"t{number}" for number in range(1000)}
+        vcda.calls.clear()
+        await asyncio.sleep(600.0)
+        assert sum(len(ids) for _, ids in vcda.calls) / len(vcda.calls) > 50, "and soon together again"
+
+
+@virtual
+async def test_a_task_that_may_be_lost_and_breaks_the_call_for_it_alone_holds_nobody_up() -> None:
+    def suspicious(seen: PollAnswer) -> Verdict:
+        return Verdict.ASK_ALONE if isinstance(seen, Absent) else Verdict.GO_ON
+
+    vcda, answers = FakeVcda(unknown={"a"}), Answers(verdict=suspicious)
+    ask = vcda.ask
+
+    async def broken(*, site: str | None, task_id: str) -> Task | Gone | Trouble:
+        await ask(site=site, task_id=task_id)
+        return BAD
+
+    vcda.ask = broken  # type: ignore[method-assign]
+    async with polling(vcda) as (poller, lanes):
+        poller.watch(answers.watch("a"))
+        poller.watch(answers.watch("b"))
+        await asyncio.sleep(600.0)
+        assert lanes.lane(None).pauses < 5
+    assert 5 < len(vcda.asked_alone) < 100
+    assert sum(id_ == "b" for _, id_, _ in answers.told) > 20
+
+
+@virtual
+async def test_tasks_that_are_not_watched_any_more_are_not_asked_for_again_after_a_failure() -> None:
+    vcda, answers = FakeVcda(trouble={None: BAD}), Answers()
+    async with polling(vcda) as (poller, _):
+        watches = [answers.watch(f"t{number}") for number in range(4)]
+        for watch in watches:
+            poller.watch(watch)
+        await asyncio.sleep(3.0)
+        for watch in watches:
+            poller.unwatch(watch)
+        vcda.calls.clear()
+        await asyncio.sleep(1000.0)
+        assert (vcda.calls, poller.overdue()) == ([], {None: 0.0})
 
 
 @virtual

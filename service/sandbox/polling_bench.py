@@ -18,7 +18,7 @@ from random import Random
 from typing import Any
 
 from service.pacing import History, Pace, come_along, meeting_time, next_interval
-from service.polling import CALLS_AT_ONCE, Agenda, Verdict, Watch
+from service.polling import BATCH, CALLS_AT_ONCE, Agenda, Verdict, Watch
 
 SHORTEST, LONGEST = 1.0, 60.0
 """POLL_MIN and POLL_MAX as they are by default, in seconds."""
@@ -211,7 +211,9 @@ def simulate(tasks: Sequence[SimulatedTask], poller: Adaptive | Fixed) -> tuple[
                 read(batch, by_id, agenda, poller, answered=answered)
             case _:
                 calls += 1
-                heapq.heappush(on_the_way, (now + ROUND_TRIP, calls, agenda.take(now + come_along(SHORTEST))))
+                heapq.heappush(
+                    on_the_way, (now + ROUND_TRIP, calls, agenda.take(now + come_along(SHORTEST), most=BATCH))
+                )
     return calls, sorted(task.seen - task.ends for task in tasks)
 
 
