@@ -132,13 +132,19 @@ SCENARIOS: Final = (
     Scenario("residual: VCDA forgets ended tasks", "c", "NF=1 PURGE=1"),
     Scenario("residual: somebody else syncs", "e", "NF=1 FOREIGN=1 PROPS=16", "-E"),
     Scenario(
-        "residual: a doubt of a replaced account is given up (e)", "e", "ACC=1 NF=1 FM=64 NDL=9 LETGO=1 PROPS=16", "-E"
+        "residual: a replication is released while its task can't be seen (e)",
+        "e",
+        "ACC=1 NF=1 FM=64 NDL=9 LETGO=1 PROPS=16",
+        "-E",
     ),
     Scenario(
-        "residual: a doubt of a replaced account is given up (d)", "d", "ACC=1 NF=1 FM=64 NDL=1 LETGO=1 PROPS=8", "-E"
+        "residual: a replication is released while its task can't be seen (d)",
+        "d",
+        "ACC=1 NF=1 FM=64 NDL=1 LETGO=1 PROPS=8",
+        "-E",
     ),
     Scenario(
-        "residual: a doubt of a replaced account is given up (a, b, c, f)",
+        "residual: a replication is released while its task can't be seen (a, b, c, f)",
         "holds",
         "ACC=1 NF=1 FM=64 NDL=9 LETGO=1 PROPS=101",
     ),

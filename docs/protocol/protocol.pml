@@ -121,7 +121,7 @@
 #define ACCPOST 1       /* a POST leaves only under the account that its intent names */
 #endif
 #ifndef LETGO
-#define LETGO 0         /* 1: a doubt of another account releases its replication in the end (24 h after the deadline) */
+#define LETGO 0         /* 1: a sync whose task another account would see releases its replication in the end (24 h after the deadline) */
 #endif
 #ifndef TOPICCHECK
 #define TOPICCHECK 2    /* the cursor names the topic as it was opened: 2 compared at opening and now and then; 1 at opening; 0 never */
@@ -400,7 +400,8 @@ inline start(p) {
   :: d_step { alive(p) && pac[p]!=acc -> pac[p]=acc; printf("P%d: logs in with the account that is valid now\n", p); Z }
 #define RENAME(p,r) \
   :: d_step { ACCPOST && can(p) && st[X(p,r)]==FRESH && !dirty[p] && !busy(p) && !named(p,r) -> NAME(p,r) dirty[p]=1; printf("P%d: the intent of %d gets the new account\n", p, r); Z } \
-  :: d_step { LETGO && can(p) && st[X(p,r)]==LDOUBT && !named(p,r) -> st[X(p,r)]=DONE; own[X(p,r)]=QD; dirty[p]=1; printf("P%d: a day after %d's deadline: the replication is free\n", p, r); Z }
+  :: d_step { LETGO && can(p) && ((st[X(p,r)]==LDOUBT && !named(p,r)) || (st[X(p,r)]==LRUN && tk[X(p,r)]!=0 && !seen_by(p,tk[X(p,r)]-1))) -> \
+       st[X(p,r)]=DONE; own[X(p,r)]=QD; dirty[p]=1; printf("P%d: a day after %d's deadline, its task not seen: the replication is free\n", p, r); Z }
 #else
 #define SENT_BY(k,p)
 #define MADE_BY(k)
