@@ -5,6 +5,7 @@ client learns of a silent connection from its own time-outs alone.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Self
 
@@ -60,9 +61,10 @@ class Relay:
         (self._port,) = free_ports(1)
         await self.open()
 
-    def drop(self) -> int:
-        """Let nothing more through the connections there are, and tell neither side. Return how many."""
-        live = [pair for pair in self._pairs if not pair.dropped]
+    def drop(self, *, idle_for: float = 0.0) -> int:
+        """Let nothing more through the connections idle for so many seconds, and tell neither side. Return how many."""
+        until = time.monotonic() - idle_for
+        live = [pair for pair in self._pairs if not pair.dropped and pair.passed_at <= until]
         for pair in live:
             pair.dropped = True
         return len(live)
@@ -86,6 +88,7 @@ class _Half(asyncio.Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        self.client.passed_at = time.monotonic()
         if not self.client.dropped and self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
 
@@ -114,6 +117,7 @@ class _Client(_Half):
         self._target = target
         self._pairs = pairs
         self.dropped = False
+        self.passed_at = time.monotonic()
         self._connecting: asyncio.Task[None] | None = None
 
     @property

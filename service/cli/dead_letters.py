@@ -30,6 +30,7 @@ from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced
 from service.cli import kafka
 from service.cli.answers import Exit, NoAnswer, moment, printable, rfc3339, say, show_json, show_table
 from service.clock import Clock
+from service.connection import end
 from service.messages import DeadReason, Record, put_back, redriven
 from service.topics import HEADER_ROOM, MESSAGE_LIMIT, REPLICAS
 
@@ -250,7 +251,7 @@ async def _producer(place: kafka.Place) -> AsyncIterator[AIOKafkaProducer]:
             await producer.start()
         yield producer
     finally:
-        await producer.stop()
+        await end(producer)
 
 
 async def _put_back(place: kafka.Place, producer: AIOKafkaProducer, letters: Sequence[Letter]) -> None:
@@ -304,7 +305,7 @@ async def _make_marks_topic(place: kafka.Place) -> None:
             while not (await kafka.partitions(place)).get(topic):  # noqa: ASYNC110 - Kafka has no event for it
                 await asyncio.sleep(0.1)
     finally:
-        await admin.close()
+        await end(admin)
 
 
 # ---------------------------------------------------------------- telling

@@ -15,6 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from service.cli.answers import NoAnswer, say
+from service.connection import end
 from service.settings import KafkaSettings, kafka_security, load_for_kafka
 from service.settings.diagnosis import diagnosis, overheard
 from service.topics import KafkaConnection, TopicNames
@@ -87,7 +88,7 @@ async def partitions(place: Place) -> Mapping[str, int]:
             await admin.start()
             return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
     finally:
-        await admin.close()
+        await end(admin)
 
 
 async def places(place: Place, *topics: str) -> list[TopicPartition]:
@@ -119,7 +120,7 @@ async def reader(place: Place, wanted: Iterable[TopicPartition]) -> AsyncIterato
             await consumer.start()
         yield consumer
     finally:
-        await consumer.stop()
+        await end(consumer)
 
 
 async def read(place: Place, wanted: Iterable[TopicPartition], *, what: str) -> AsyncGenerator[ConsumerRecord, None]:

@@ -18,6 +18,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from service.cli import kafka
 from service.cli.answers import Exit, NoAnswer, printable, say, show_facts, show_json
+from service.connection import end
 from service.messages import Record, SyncRequested, Unreadable, read_request
 
 ASK_EVERY: Final = 1.0
@@ -112,7 +113,7 @@ async def _publish(place: kafka.Place, wanted: SyncRequested, body: Mapping[str,
                 headers=[("content-type", b"application/json")],
             )
     finally:
-        await producer.stop()
+        await end(producer)
     return Sent(wanted, TopicPartition(stored.topic, stored.partition), stored.offset)
 
 
