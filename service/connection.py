@@ -80,11 +80,10 @@ def _cut(client: Client) -> None:
     """Cut the connections and make no more, so that whatever waits for a broker's answer fails now."""
     wire = client if isinstance(client, AIOKafkaClient) else getattr(client, "_client", None) or client.client
     wire.send = wire.ready = _stopped
-    wire.force_metadata_update = _stopped_at_once
+    wire.force_metadata_update = _refused
     waiting, wire._md_update_fut = wire._md_update_fut, None
     if waiting is not None and not waiting.done():
-        waiting.set_exception(KafkaConnectionError(_STOPPED))
-        waiting.exception()  # nobody may be waiting
+        _fail(waiting)
     if wire._sync_task is not None:
         wire._sync_task.cancel()
     if isinstance(client, AIOKafkaProducer):
@@ -105,8 +104,15 @@ async def _stopped(*_: object, **__: object) -> NoReturn:
     raise KafkaConnectionError(_STOPPED)
 
 
-def _stopped_at_once(*_: object) -> NoReturn:
-    raise KafkaConnectionError(_STOPPED)
+def _refused() -> "asyncio.Future[Any]":
+    waiting = asyncio.get_running_loop().create_future()
+    _fail(waiting)
+    return waiting
+
+
+def _fail(waiting: "asyncio.Future[Any]") -> None:
+    waiting.set_exception(KafkaConnectionError(_STOPPED))
+    waiting.exception()  # nobody may be waiting
 
 
 async def rebootstrap(client: AIOKafkaClient, *, connection: Mapping[str, Any]) -> bool:

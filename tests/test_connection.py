@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 
 from service import connection, intake
 from service.connection import end
@@ -158,7 +159,7 @@ async def test_a_process_that_kafka_does_not_answer_although_it_answers_others_e
         service = await station.service()
 
         async def unanswered() -> None:
-            raise connection.KafkaConnectionError
+            raise KafkaConnectionError
 
         monkeypatch.setattr(service.consumer, "topics", unanswered)
         async with asyncio.timeout(30):
@@ -206,6 +207,12 @@ async def test_whoever_stops_a_client_can_be_cancelled_meanwhile() -> None:
     stubborn.released.set()
 
 
+def of_producers() -> set["asyncio.Task[object]"]:
+    """Return the tasks of aiokafka's producers that are running."""
+    mine = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() if task is not mine and "/aiokafka/producer/" in repr(task)}
+
+
 @pytest.mark.kafka
 async def test_a_producer_in_the_middle_of_a_transaction_is_cut_without_leaving_tasks_behind(
     relayed_kafka: EmbeddedKafka, topic_name: TopicNamer
@@ -213,6 +220,7 @@ async def test_a_producer_in_the_middle_of_a_transaction_is_cut_without_leaving_
     async with relay_to(relayed_kafka) as relay:
         await restart(relayed_kafka, advertised=relay.address)
         async with behind(relay, relayed_kafka, topic_name("cut")) as station:
+            before = of_producers()
             producer = AIOKafkaProducer(bootstrap_servers=relay.address, transactional_id=topic_name("cut"))
             await producer.start()
             await producer.begin_transaction()
@@ -228,4 +236,4 @@ async def test_a_producer_in_the_middle_of_a_transaction_is_cut_without_leaving_
             assert time.monotonic() - began < connection.CUT_LIMIT.total_seconds()
             committing.cancel()  # as the journal does, whose commits have a limit
             await asyncio.wait([committing])
-            assert not [task for task in asyncio.all_tasks() if "/aiokafka/producer/" in repr(task)]
+            await until(lambda: of_producers() <= before, within=2.0, what=lambda: f"nothing is left: {of_producers()}")

@@ -1,6 +1,7 @@
 """A partition's keeper ends when it is let go of, whatever Kafka's client does with its cancellation."""
 
 import asyncio
+from contextlib import suppress
 from datetime import timedelta
 from random import Random
 from types import SimpleNamespace
@@ -128,3 +129,26 @@ def test_whoever_is_told_to_stop_while_it_joins_lets_go_of_what_it_was_given() -
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(play())
+
+
+def test_leaving_ends_in_time_although_a_cancellation_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> float:
+        loop = asyncio.get_running_loop()
+        intake = intake_of(Swallowing())
+        released = loop.create_future()
+
+        async def never() -> None:
+            while not released.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.shield(released)
+
+        monkeypatch.setattr(intake.broker, "stop", never)
+        began = loop.time()
+        await intake._leave(3.0)
+        took = loop.time() - began
+        released.set_result(None)
+        await asyncio.sleep(1)
+        return took
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(play()) == 3.0

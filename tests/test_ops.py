@@ -72,6 +72,27 @@ def test_a_loop_that_was_stopped_on_purpose_is_not_missed() -> None:
     assert health.not_alive(1000.0) == []
 
 
+def test_it_is_not_alive_while_records_wait_that_nobody_reads() -> None:
+    health = Health()
+    health.stalled(["partition 3 has records, and none was read for 91 s"])
+    assert health.not_alive(0.0) == ["partition 3 has records, and none was read for 91 s"]
+
+    health.stalled([])
+    assert health.not_alive(0.0) == []
+
+
+def test_what_kafka_refuses_makes_it_unready_and_is_no_reason_to_restart() -> None:
+    health = Health()
+    health.joined()
+    health.restored()
+    health.refused(["Kafka refuses the consumer group: GroupAuthorizationFailedError('vm-sync')"])
+
+    assert health.not_ready(0.0) == ["Kafka refuses the consumer group: GroupAuthorizationFailedError('vm-sync')"]
+    assert health.not_alive(0.0) == []
+    health.refused([])
+    assert health.not_ready(0.0) == []
+
+
 def test_a_dead_coordination_task_is_a_reason_for_good() -> None:
     health = Health()
     health.died("the poller", "KeyError")
