@@ -464,7 +464,7 @@ class App:
 
     def _works(self) -> Iterator[tuple[int, Work]]:
         if self._intake is not None:
-            for partition in self._intake.partitions():
+            for partition in tuple(self._intake.partitions()):  # whoever iterates may let the event loop turn meanwhile
                 for work in partition.works():
                     yield partition.number, work
 

@@ -171,7 +171,15 @@ def decode(identity: str, value: bytes) -> Sync:
     Raises:
         ValueError: it isn't one of ours.
     """
-    stored = read(value)
+    return restore(identity, read(value))
+
+
+def restore(identity: str, stored: Stored) -> Sync:
+    """Make a sync of what was stored.
+
+    Raises:
+        ValueError: it isn't one of ours.
+    """
     request = Request(
         identity=identity,
         operation_id=stored.operation_id,

@@ -590,6 +590,13 @@ MUTANTS: Final = (
         old="        while self._may_begin(work) and (left",
         new="        while (left",
     ),
+    Mutant(
+        name="/syncs looks through all that is in flight in one go",
+        file="service/ops.py",
+        old="        if number % AT_ONCE == 0:\n",
+        new="        if False:\n",
+        tests=("tests/test_ops.py",),
+    ),
 )
 
 

@@ -400,6 +400,23 @@ def test_what_the_journal_does_not_know_is_no_answer(journalled: Scene, name: st
     assert "VM_SYNC_SYNC__DEDUPLICATE_FOR" in result.stderr
 
 
+def test_what_a_newer_version_has_written_does_not_hide_the_rest(journalled: Scene) -> None:
+    base = json.loads(records.encode(ended(9, reason=Reason.TASK_FAILED)))
+    for operation_id, changes in (("newer", {"reason": "eaten"}), ("unheard-of", {"state": "resting"})):
+        value = json.dumps(base | {"operationID": operation_id} | changes).encode()
+        journalled.write("journal", {"key": f"op:C4-9:{operation_id}".encode(), "value": value, "partition": 0})
+
+    told = {sync["operationID"]: (sync["state"], sync["reason"]) for sync in journalled.answer("list")}
+    listed = journalled.run("list")
+
+    assert told["newer"] == ("failed", "eaten")
+    assert told["op-6"] == ("failed", "task-failed")
+    assert len(told) == 8
+    assert "1 of 9 records in the topic" in listed.stderr
+    assert "failed: eaten" in listed.stdout
+    assert "eaten" in journalled.run("show", "newer").stdout
+
+
 def test_a_journal_that_is_none_is_told_in_a_sentence(scene: Scene) -> None:
     scene.write("journal", {"key": b"k", "value": b"something else", "partition": 0})
 

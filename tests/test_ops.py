@@ -5,7 +5,7 @@ import contextlib
 import json
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,8 +17,8 @@ from typing_extensions import override
 
 from service import ops
 from service.clock import Clock
-from service.ops import Document, Health, Query, operations, page, probe_loop, read_query, serving
-from tests.virtual import VirtualClock, virtual
+from service.ops import AT_ONCE, Document, Health, Query, operations, probe_loop, read_query, serving
+from tests.virtual import VirtualClock, run_virtual, virtual
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -237,6 +237,10 @@ def query(**given: str) -> Query:
     return read
 
 
+def page(syncs: Iterable[Shown], query: Query) -> dict[str, Any]:
+    return run_virtual(ops.page(syncs, query))
+
+
 def ids(shown: dict[str, Any]) -> list[str]:
     return [sync["requestId"] for sync in shown["syncs"]]
 
@@ -274,6 +278,44 @@ def test_pages_follow_one_another_in_order_without_gap_or_overlap() -> None:
         ["op:C4-1:04"],
     ]
     assert third["next"] is None
+
+
+@virtual
+async def test_the_event_loop_turns_while_many_syncs_are_looked_through() -> None:
+    looked, longest, done = 0, 0, False
+
+    def syncs() -> Iterator[Shown]:
+        nonlocal looked
+        for number in range(20_000):
+            looked += 1
+            yield Shown(f"op:C4-1:{(number * 7919) % 20_000:05}")
+
+    async def turn() -> None:
+        nonlocal looked, longest
+        while not done:
+            longest, looked = max(longest, looked), 0
+            await asyncio.sleep(0)
+
+    turning = asyncio.create_task(turn())
+    shown = await ops.page(syncs(), query(limit="3", after="op:C4-1:00041"))
+    done = True
+    await turning
+
+    assert longest == AT_ONCE
+    assert ids(shown) == ["op:C4-1:00042", "op:C4-1:00043", "op:C4-1:00044"]
+    assert shown["next"] == "op:C4-1:00044"
+
+
+@virtual
+async def test_a_sync_that_ends_while_the_page_is_made_is_not_shown() -> None:
+    first = Shown("a")
+
+    def syncs() -> Iterator[Shown]:
+        yield first
+        first.state = "ended"
+        yield Shown("b")
+
+    assert ids(await ops.page(syncs(), query())) == ["b"]
 
 
 def test_a_page_that_just_suffices_is_the_last() -> None:
