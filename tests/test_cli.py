@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -216,6 +217,17 @@ def test_the_simulated_vcda_takes_its_options(monkeypatch: pytest.MonkeyPatch) -
     assert seen["config"].plan.failing == 0.5
     assert seen["config"].plan.duration.second == 5
     assert seen["config"].seed == 9
+
+
+def test_a_simulated_vcda_that_cannot_serve_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        in_use = run("simulator", "--port", str(taken.getsockname()[1]))
+    no_certificate = run("simulator", "--port", "0", "--cert", __file__, "--key", __file__)
+
+    for result, why in ((in_use, "address already in use"), (no_certificate, "PEM")):
+        assert result.exit_code == 2
+        assert result.stderr.count("\n") == 1
+        assert why in result.stderr
 
 
 ANSWERS = [("settings",), ("asyncapi",), ("--help",)]

@@ -4,14 +4,18 @@ import signal
 import threading
 from collections.abc import Sequence
 
-from service.cli.answers import NoAnswer, say
+from service.cli.answers import Exit, NoAnswer, say
 
 
 def simulator(arguments: Sequence[str]) -> int:
     """Run the simulated VCDA."""
     from service.sandbox import simulator as simulated
 
-    return simulated.main(arguments)
+    try:
+        return simulated.main(arguments)
+    except OSError as error:
+        msg = f"The simulated VCDA can't serve: check --host, --port, --cert and --key ({error.strerror or error})."
+        raise NoAnswer(msg, code=Exit.USAGE) from None
 
 
 def kafka() -> None:
