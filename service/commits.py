@@ -70,6 +70,8 @@ class Commits:
         self._clock = clock
         self._metrics = metrics
         self._gathering = _Gathering()
+        self._committing: _Gathering | None = None
+        """What is being committed, or was when the journal was lost."""
         self._cut: deque[_Gathering] = deque()
         """What was cut off and waits for its turn, the oldest first."""
         self._waiting = 0
@@ -158,15 +160,25 @@ class Commits:
         Raises:
             JournalLost: it is not known whether it stands.
         """
-        batch = self._take()
+        batch = self._committing = self._take()
         began = self._clock.monotonic()
         await self._journal.commit(batch)
+        self._committing = None
         self.proved_at = began
         self._waiting -= batch.size
         self.took = self._clock.monotonic() - began
         self._metrics.commit(self.took, len(batch.changes) + len(batch.events))
         for do in batch.after:
             do()
+
+    def unsaved(self) -> Batch:
+        """Return all that is not known to stand in the journal, as one batch."""
+        parts = [*([self._committing] if self._committing is not None else []), *self._cut, self._gathering]
+        unsaved = Batch(cursor=self._here())
+        for part in parts:
+            unsaved.changes |= part.changes
+            unsaved.events += part.events
+        return unsaved
 
     async def run(self) -> None:
         """Commit batch after batch, until one fails.

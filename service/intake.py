@@ -19,7 +19,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from typing import Any, Protocol
@@ -36,10 +36,11 @@ from service.balance import Balance, BalanceMeter, Fate
 from service.clock import Clock
 from service.connection import rebootstrap
 from service.consumer import SteadyConsumer, UnreadableRecord
-from service.journal import JournalLost, JournalUnfit, Opened, StopReason
+from service.journal import Batch, JournalLost, JournalUnfit, Opened, StopReason
 from service.messages import Record
-from service.partition import Partition
+from service.partition import Memory, Partition
 from service.start_position import Start, StartPositions
+from service.sync import Ended
 from service.tools import Tools
 
 log = logging.getLogger(__name__)
@@ -95,6 +96,9 @@ COMPARE = timedelta(seconds=5)
 COMPARE_LIMIT = timedelta(seconds=10)
 """How long that may take. A leader that is away lets it fail, and the next time comes soon."""
 
+NAMED = 20
+"""How many syncs a log line names."""
+
 AT_ONCE = 500
 """Records a `getmany` returns for one partition: some 20 ms of work between two turns of the event loop."""
 
@@ -115,6 +119,7 @@ class Meter(BalanceMeter, Protocol):
     def partitions(self, total: int) -> None: ...  # noqa: D102
     def stopped(self, reason: str, count: int) -> None: ...  # noqa: D102
     def reopened(self) -> None: ...  # noqa: D102
+    def rewritten(self) -> None: ...  # noqa: D102
     def kafka_connected(self, value: bool) -> None: ...  # noqa: D102, FBT001
     def unread(self, seconds: float) -> None: ...  # noqa: D102
 
@@ -154,6 +159,8 @@ class _Keeper:
     """Where reading was when it was last looked at."""
     unread_since: float | None = None
     """Since when (monotonic) there have been records to read, with reading at the same place; None: it gets on."""
+    memory: Memory | None = None
+    """What was known here when the journal was lost, until it is open again."""
     topic_id: str | None = None
     """Of the requests topic as it was opened; None: the brokers tell none."""
     beyond_end: bool = False
@@ -447,6 +454,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 self._count()
                 if partition is not None:
                     await partition.close()
+                    keeper.memory = partition.memory()
             await asyncio.sleep(pause.total_seconds() * self._tools.random.uniform(0.5, 1.0))
             pause = min(2 * pause, REOPEN_LONGEST)
             await self._still_a_member(keeper)
@@ -455,13 +463,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         began = self._clock.monotonic()
         place, positions = keeper.place, self._plan.positions
         committed = partial(self._committed, place)
-        looked = await positions.look(place, committed=committed)
+        looked = await positions.look(place, committed=committed, remembered=keeper.memory is not None)
         keeper.check()
         opened = await self._plan.open_journal(place.partition)
         try:
             keeper.check()
+            if keeper.memory is not None:
+                opened = await self._write_back(opened, keeper.memory, place.partition)
+                keeper.check()
             start = looked.start
-            if opened.cursor != looked.cursor:
+            if opened.cursor != looked.cursor or (opened.cursor is None and keeper.memory is not None):
                 start = await positions.of(place, opened.cursor, committed=committed)
                 keeper.check()
             self._tell_lost(place, start)
@@ -486,18 +497,46 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         except BaseException:
             await partition.close()
             raise
-        keeper.partition, keeper.unfit = partition, None
+        keeper.partition, keeper.unfit, keeper.memory = partition, None, None
         self._metrics.restored(self._clock.monotonic() - began)
         self._count()
         log.info("Partition %d is open: %d in flight, reading from %d", place.partition, len(partition), start.offset)
         self._read_on(keeper, partition)
         return partition
 
+    async def _write_back(self, opened: Opened, memory: Memory, number: int) -> Opened:
+        """Write what is remembered into a journal that has lost it: it was deleted and made again, or cut at its end.
+
+        Nobody else can have worked here meanwhile: the group says that the partition has been ours, and whoever opens
+        an empty journal refuses.
+        """
+        batch = memory.batch
+        if opened.begin >= memory.end or batch.cursor is None:
+            return opened  # the usual case: it goes on where it was lost
+        if opened.cursor is not None and opened.cursor.offset > batch.cursor.offset:
+            return opened
+        changes = {state.request.identity: None for state in opened.in_flight} | batch.changes
+        in_flight = [state for state in changes.values() if state is not None and not isinstance(state, Ended)]
+        log.error(
+            "The journal of partition %d was deleted and made again, or has lost its end: it begins at offset %d, "
+            "where %d had been reached. What this process remembers is written into it, with %d syncs in flight (%s). "
+            "Requests that have ended are recognised until this process ends; one that is sent again after that runs "
+            "again. Look whether the topic is compacted: vm-sync topics check",
+            number,
+            opened.begin,
+            memory.end,
+            len(in_flight),
+            ", ".join(state.request.identity for state in in_flight[:NAMED]) + ", ..." * (len(in_flight) > NAMED),
+        )
+        await opened.journal.commit(Batch(changes, batch.events, batch.cursor))
+        self._metrics.rewritten()
+        return replace(opened, cursor=batch.cursor, in_flight=in_flight, bygone=memory.bygone)
+
     def _tell_lost(self, place: TopicPartition, start: Start) -> None:
         if not start.lost:
             return
         log.error(
-            "Up to %d requests of partition %d are gone from %s before they could be read: its retention "
+            "Up to %d requests of partition %d are gone from the topic before they could be read: the retention of %s "
             "(retention.ms, retention.bytes) is too short for how long the service was away, or the partition full "
             "(VM_SYNC_SYNC__MAX_IN_FLIGHT)",
             start.lost,

@@ -129,10 +129,15 @@ class Opened:
     cursor: Cursor | None
     in_flight: Sequence[InFlight]
     bygone: Bygone
+    begin: int = 0
+    """The offset of its owner's first record. Below what an earlier owner has reached, it isn't the same journal."""
 
 
 class Journal(Protocol):
     """What a partition at work needs of it."""
+
+    end: int
+    """The offset after the last record that is known to stand."""
 
     async def commit(self, batch: Batch) -> None:
         """Make it true, or raise `JournalLost`; then nothing is known and nothing may be done on its strength."""
@@ -186,7 +191,7 @@ class KafkaJournal:
         self._place = TopicPartition(topic, partition)
         self._connection = connection
         self._refusals = refusals
-        self._end = 0
+        self.end = 0
         self._failed = False
         self._producer = AIOKafkaProducer(
             **connection,
@@ -238,7 +243,14 @@ class KafkaJournal:
                 msg = f"journal {topic}-{partition} could not be opened: {error!r}"
                 raise JournalLost(msg) from error
             raise
-        return Opened(journal=journal, opened_at=opened_at, cursor=cursor, in_flight=in_flight, bygone=bygone)
+        return Opened(
+            journal=journal,
+            opened_at=opened_at,
+            cursor=cursor,
+            in_flight=in_flight,
+            bygone=bygone,
+            begin=journal.end - 1,
+        )
 
     async def commit(self, batch: Batch) -> None:
         """Write the batch in one transaction.
@@ -304,7 +316,13 @@ class KafkaJournal:
             if isinstance(result, BaseException):
                 raise result
             if topic == self._place.topic:
-                self._end = result.offset + part.record_count()
+                if result.offset < self.end:
+                    msg = (
+                        f"journal {topic}-{self._place.partition} was deleted and made again, or has lost its end: an "
+                        f"append went to offset {result.offset}, where {self.end} had been reached"
+                    )
+                    raise JournalLost(msg)
+                self.end = result.offset + part.record_count()
 
     def _batches(self, records: Iterable["_Record"], *, room: int) -> Iterator[BatchBuilder]:
         """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2.
@@ -358,14 +376,14 @@ class KafkaJournal:
         try:
             await consumer.start()
             at, silent = 0, 0
-            while at < self._end:
+            while at < self.end:
                 got = await consumer.getmany(timeout_ms=_ms(READ_PATIENCE) // LOOKS, max_records=READ_AT_ONCE)
                 for records in got.values():
                     yield records
                     at = records[-1].offset + 1
                 silent = 0 if got else silent + 1
                 if silent >= LOOKS:
-                    msg = f"{self._place.topic}-{self._place.partition} can't be read beyond {at}, and has {self._end}"
+                    msg = f"{self._place.topic}-{self._place.partition} can't be read beyond {at}, and has {self.end}"
                     raise KafkaTimeoutError(msg)
                 await asyncio.sleep(0)
         finally:

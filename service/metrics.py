@@ -170,6 +170,11 @@ METRICS: Final = (
     Metric("vm_sync_partitions_owned", "gauge", "Partitions open in this process."),
     Metric("vm_sync_partitions_stopped", "gauge", "Partitions that refuse to work, by reason.", ("reason",)),
     Metric("vm_sync_partitions_reopened_total", "counter", "Partitions opened again after a producer's failure."),
+    Metric(
+        "vm_sync_journals_rewritten_total",
+        "counter",
+        "Partitions whose journal was made anew, or cut, while in use, and was written again from memory.",
+    ),
     Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers."),
     Metric(
         "vm_sync_reading_stalled_seconds",
@@ -274,6 +279,7 @@ class Metrics:
         self._owned = gauges["vm_sync_partitions_owned"][()]
         self._stopped = gauges["vm_sync_partitions_stopped"].having((r,) for r in stop_reasons)
         self._reopened = counters["vm_sync_partitions_reopened_total"][()]
+        self._rewritten = counters["vm_sync_journals_rewritten_total"][()]
         self._kafka = gauges["vm_sync_kafka_connected"][()]
         self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
@@ -420,6 +426,10 @@ class Metrics:
     def stopped(self, reason: str, count: int) -> None:
         """Tell how many partitions refuse to work for this reason."""
         self._stopped[reason,].set(count)
+
+    def rewritten(self) -> None:
+        """A journal that had lost what it held was written again from memory."""
+        self._rewritten.inc()
 
     def reopened(self) -> None:
         """Count a partition opened again after its producer failed."""

@@ -18,6 +18,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -26,7 +27,7 @@ from service.balance import Balance, Fate, Taken
 from service.commits import Commits
 from service.deadlines import Deadlines
 from service.doubts import Doubts
-from service.journal import JournalLost, Opened
+from service.journal import Batch, JournalLost, Opened
 from service.lanes import Lane
 from service.loop import to_its_end
 from service.messages import (
@@ -42,6 +43,7 @@ from service.polling import Verdict, Watch
 from service.posting import Posts, withheld
 from service.queues import Queues
 from service.records import WITHDRAWN, Cursor
+from service.restoring import Bygone
 from service.sync import Ended, Lingering, Running, Step, Submitting, Task, TaskState, Waiting
 from service.telling import tell
 from service.tools import Tools
@@ -81,6 +83,17 @@ CLOSING = timedelta(seconds=30)
 limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition next here waits for it."""
 
 KNOWN_STATES = frozenset(TaskState)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a closed partition knew, for the case that its journal doesn't any more."""
+
+    batch: Batch
+    """All that was in flight, all that had not been committed, and the cursor."""
+    bygone: Bygone
+    end: int
+    """The offset that the journal had reached."""
 
 
 class Partition:
@@ -141,6 +154,7 @@ class Partition:
         self._tasks: set[asyncio.Task[None]] = set()
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
+        self._bygone = opened.bygone
         self._opened_at = opened.opened_at
         self._left_behind = opened.in_flight
         if opened.cursor is not None:
@@ -218,6 +232,7 @@ class Partition:
             work.answered(self._lane(work))
             self._leave(work)
             self._tools.metrics.moved(work.request.site, public_state(work.state), None)
+        self._bygone = self._past.bygone()
         self._past.forget()
         await to_its_end(self._close_journal())
 
@@ -235,6 +250,12 @@ class Partition:
         if pending:
             log.warning("Partition %d: %d tasks do not end and are left to themselves", self.number, len(pending))
         await self._journal.close()
+
+    def memory(self) -> Memory:
+        """Return what is known here, once it is closed."""
+        batch = self._commits.unsaved()
+        batch.changes |= {work.request.identity: work.state for work in self._queues}
+        return Memory(batch, self._bygone, self._journal.end)
 
     async def disown_cursor(self) -> None:
         """Let it stand in the journal that the cursor fits no topic any more: the topic it came from was replaced.

@@ -94,6 +94,10 @@ class Past:
                     self._commits.change(identity, None)
             self._metrics.identities(-self._remembered.forget_expired(now))
 
+    def bygone(self) -> Bygone:
+        """Return what is remembered, for a journal that has lost it."""
+        return Bygone(self._remembered, self._young)
+
     def forget(self) -> None:
         """The partition is closed: nothing is remembered here any more."""
         self._metrics.identities(-len(self._remembered))

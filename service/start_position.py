@@ -68,8 +68,8 @@ class Looked:
 class StartPositions(Protocol):
     """What opening a partition needs of it."""
 
-    async def look(self, place: TopicPartition, *, committed: Committed) -> Looked:
-        """Check the journal without fencing its owner.
+    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
+        """Check the journal without fencing its owner. An empty one is no trouble if what it held is `remembered`.
 
         Raises:
             JournalUnfit: it must not be opened from here.
@@ -99,13 +99,15 @@ class KafkaStartPositions:
         self._ends: dict[int, int] = {}
         """Of journals that another group has written to, when they were looked at last."""
 
-    async def look(self, place: TopicPartition, *, committed: Committed) -> Looked:
+    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
         """Check the journal without fencing its owner; see `StartPositions`."""
         try:
             async with looking(connection=self._connection, clock=self._clock) as consumer:
                 cursor, end = await self._last_cursor(place.partition, consumer)
                 self._check_topic(cursor)
                 await self._check_group(place, cursor, end)
+                if cursor is None and remembered:
+                    committed = _never
                 return Looked(cursor, await self._start(place, cursor, consumer, committed))
         except KafkaError as error:
             raise JournalLost(repr(error)) from error
@@ -286,6 +288,10 @@ class KafkaStartPositions:
             "To read it from its beginning, stop the service and start it with a new journal (VM_SYNC_TOPICS__JOURNAL) "
             "and a new group (VM_SYNC_KAFKA__GROUP_ID); what `vm-sync list` shows as in flight now gets no outcome then"
         )
+
+
+async def _never() -> int | None:
+    return None
 
 
 def _differ(one: str | None, other: str | None) -> bool:

@@ -27,6 +27,7 @@ PATIENCE: Final = 100
 
 PARTITION: Final = "tests/test_partition.py"
 SIMULATION: Final = "tests/test_simulation.py"
+REPLACED: Final = "tests/test_topics_replaced.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,6 +343,62 @@ MUTANTS: Final = (
         old="            return await self._stumbled(",
         new="            raise\n            return await self._stumbled(",
         tests=("tests/test_consumer.py",),
+    ),
+    Mutant(
+        name="the client moves a position that is out of range by itself",
+        file="service/consumer.py",
+        old='        super().__init__(*topics, **options | {"auto_offset_reset": "none"})',
+        new='        super().__init__(*topics, **options | {"auto_offset_reset": "earliest"})',
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="a record below the cursor is dropped",
+        file="service/intake.py",
+        old="        if some[0].offset < cursor:\n",
+        new="        if some[0].offset < 0:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="a topic of the same name passes for the one that was read",
+        file="service/intake.py",
+        old="            if identity is not None and keeper.topic_id not in {None, identity}:\n",
+        new="            if identity is not None and keeper.topic_id is None:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="the cursor of a replaced topic stays as it is",
+        file="service/partition.py",
+        old="        self._stamp = WITHDRAWN\n",
+        new="",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="retention may outrun a full partition",
+        file="service/intake.py",
+        old="            elif begins[place] > self._reached(place, opened.cursor):\n",
+        new="            elif begins[place] < 0:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="a journal is opened, and its owner fenced, before it is looked at",
+        file="service/start_position.py",
+        old="                self._check_topic(cursor)\n                await self._check_group(place, cursor, end)\n",
+        new="",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="an append below the journal's end is taken for good",
+        file="service/journal.py",
+        old="                if result.offset < self.end:\n",
+        new="                if result.offset < 0:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="what a lost journal held is forgotten",
+        file="service/intake.py",
+        old="        if opened.begin >= memory.end or batch.cursor is None:\n",
+        new="        if opened.begin >= 0 or batch.cursor is None:\n",
+        tests=(REPLACED,),
     ),
     Mutant(
         name="a client that fetches no more goes unnoticed",

@@ -44,6 +44,7 @@ vm_sync_partitions gauge
 vm_sync_partitions_owned gauge
 vm_sync_partitions_stopped gauge reason
 vm_sync_partitions_reopened_total counter
+vm_sync_journals_rewritten_total counter
 vm_sync_kafka_connected gauge
 vm_sync_reading_stalled_seconds gauge
 vm_sync_event_loop_lag_seconds histogram
@@ -294,6 +295,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.partitions(12)
     metrics.owned(6)
     metrics.reopened()
+    metrics.rewritten()
     metrics.kafka_connected(True)
     metrics.unread(61.5)
     metrics.loop_lag(0.004)
@@ -313,6 +315,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_partitions": ({}, 12),
         "vm_sync_partitions_owned": ({}, 6),
         "vm_sync_partitions_reopened_total": ({}, 1),
+        "vm_sync_journals_rewritten_total": ({}, 1),
         "vm_sync_kafka_connected": ({}, 1),
         "vm_sync_reading_stalled_seconds": ({}, 61.5),
         "vm_sync_event_loop_lag_seconds_sum": ({}, 0.004),

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -11,11 +12,11 @@ from aiokafka import TopicPartition
 from service import intake, start_position
 from service.clock import Clock
 from service.consumer import SteadyConsumer, looking
-from service.journal import StopReason
+from service.journal import KafkaJournal, Opened, Refusals, StopReason
 from service.records import Cursor, encode_cursor
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
-from tests.station import Station, until
+from tests.station import Service, Station, until
 
 
 @pytest.fixture
@@ -236,10 +237,117 @@ async def test_the_last_cursor_is_found_however_far_it_lies_before_the_journals_
     async def committed() -> int | None:
         return None
 
-    assert (await positions.look(one, committed=committed)).cursor is None
+    assert (await positions.look(one, committed=committed, remembered=False)).cursor is None
     cursor = Cursor(one.topic, 0, group="g")
     await station.send(topic=journal, key=b"cursor", value=encode_cursor(Cursor("older", 0)))
     await station.send(topic=journal, key=b"cursor", value=encode_cursor(cursor))
     for _ in range(30):
         await station.send(topic=journal, key=b"op:C4-1:1", value=b"{}")
-    assert (await positions.look(one, committed=committed)).cursor == cursor
+    assert (await positions.look(one, committed=committed, remembered=False)).cursor == cursor
+
+
+# ---------------------------------------------------------------- the journal
+
+
+async def test_a_journal_that_is_recreated_in_use_is_written_again_from_memory(
+    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service()
+    await station.ask("op-1", "op-2", "ended")
+    await until(lambda: len(station.world.made) == 3, what="all run")
+    end(station, "ended")
+    await station.told_of("ended")
+
+    await station.recreate(station.topics.journal)
+    end(station, "op-1")  # its outcome is the first that is written to the new journal
+    await station.told_of("op-1")
+    await until(lambda: service.owned == {0} and service.metric("journals_rewritten_total") == 1, what="it is open")
+    assert "with 1 syncs in flight (op:C4-op-2:op-2)" in caplog.text
+    await station.ask("op-3", "ended")  # a duplicate
+    await until(
+        lambda: service.metric("requests_total", result="duplicate") == 1,
+        what=lambda: str([service.metric("requests_total", result=word) for word in ("accepted", "duplicate")]),
+        within=6,
+    )
+    await service.stop()
+
+    successor = await station.service("B")
+    assert not successor.intake.unfit()
+    end(station, "op-2")
+    await until(lambda: "op-3" in station.world.tasks_of(), what="it runs")
+    end(station, "op-3")
+    await station.settled("op-1", "op-2", "op-3", "ended")
+
+
+async def test_a_journal_that_is_gone_for_a_while_is_written_again_when_it_is_back(station: Station) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await until(lambda: len(station.world.made) == 2, what="both run")
+
+    await station.drop(station.topics.journal)
+    end(station, "op-1")
+    await until(lambda: not service.owned, what="the journal is lost")
+    await asyncio.sleep(1)
+    await station.make(station.topics.journal)
+
+    await until(lambda: service.owned == {0}, what="it works again", within=40)
+    assert service.metric("journals_rewritten_total") == 1
+    end(station, "op-2")
+    await station.settled("op-1", "op-2")
+
+
+async def test_a_journal_that_lost_its_end_does_not_bring_back_what_has_ended(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await until(lambda: len(station.world.made) == 2, what="both run")
+    ended = await opened_without_end(station, service, monkeypatch)
+
+    await until(lambda: service.owned == {0} and ended.is_set(), what="it works again")
+    assert service.metric("journals_rewritten_total") == 1
+    end(station, "op-2")
+    await station.settled("op-1", "op-2")
+    assert [
+        len(service.partition()),
+        service.metric("outcomes_total", outcome="completed", reason="", site="local"),
+    ] == [0, 2]
+
+
+async def opened_without_end(station: Station, service: Service, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let an outcome be committed, and the journal then be lost and opened as it was before that."""
+    cut = asyncio.Event()
+    fenced = service.partition()
+    before = await KafkaJournal.open(
+        topic=station.topics.journal,
+        partition=0,
+        connection=station.connection,
+        clock=Clock(),
+        refusals=Refusals(),
+    )  # fences the owner, who opens it again
+    await before.journal.close()
+    fenced._commits.move_on()  # which is refused
+    await until(lambda: service.owned == {0} and service.partition() is not fenced, what="it is open again")
+    end(station, "op-1")
+    await station.told_of("op-1")
+    open_journal = service.intake._plan.open_journal
+
+    async def as_before(partition: int) -> Opened:
+        opened = await open_journal(partition)
+        if cut.is_set():
+            return opened
+        cut.set()
+        return replace(opened, in_flight=before.in_flight, cursor=before.cursor, bygone=before.bygone, begin=1)
+
+    monkeypatch.setattr(service.intake, "_plan", replace(service.intake._plan, open_journal=as_before))
+    service.partition().fail("its journal is gone")
+    return cut
+
+
+def end(station: Station, operation_id: str) -> None:
+    """Let a sync end."""
+    (made,) = [made for made in station.world.made.values() if made.operation_id == operation_id]
+    made.lasts = 0.0

@@ -266,6 +266,7 @@ class ScriptedJournal:
         self._log = log
         self._epoch = epoch
         self._process = process
+        self.end = 0
 
     async def commit(self, batch: Batch) -> None:
         log, broker = self._log, self._broker

@@ -360,6 +360,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 queries=(
                     (f"sum by (reason) (vm_sync_partitions_stopped{{{HERE}}})", "stopped: {{reason}}"),
                     (f"sum(increase(vm_sync_partitions_reopened_total{{{HERE}}}[$__rate_interval]))", "reopened"),
+                    (f"sum(increase(vm_sync_journals_rewritten_total{{{HERE}}}[$__rate_interval]))", "rewritten"),
                 ),
                 alert="VmSyncPartitionStopped",
             ),
