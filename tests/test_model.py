@@ -77,3 +77,18 @@ def test_every_rule_has_its_test_and_every_test_of_a_rule_its_rule() -> None:
     } == dict.fromkeys(patterns, True)
     of_rules = {found[1] for name in TESTS if (found := re.match(r"test_rule_(\d+)_", name))}
     assert {number for number, pattern in patterns.items() if pattern == f"test_rule_{number}_*"} == of_rules
+
+
+def test_every_rule_says_how_long_the_traces_are_that_break_something_without_it() -> None:
+    recorded = model.results()
+    for number, _, switches, without, _, _ in RULES:
+        lengths = {
+            int(recorded[each.name][3].removesuffix(" lines"))
+            for each in model.SCENARIOS
+            if each.name.startswith("without:")
+            and {macro.partition("=")[0] for macro in each.macros.split()} & set(switches.split(", "))
+        }
+        said = {int(length) for length in re.findall(r"\b\d+\b", without)}
+
+        assert said, number
+        assert said <= lengths, (number, said - lengths)

@@ -82,6 +82,8 @@ SCENARIOS: Final = (
     Scenario(
         "rules: account and requests topic replaced (a, c-f)", "holds", "ACC=1 TOPIC=1 NF=2 FM=192 PROPS=125", "-E"
     ),
+    Scenario("rules: journal emptied", "holds", "JOURNAL=1 NF=1 FM=256"),
+    Scenario("rules: journal emptied and a crash", "holds", "JOURNAL=1 NF=2 FM=257"),
     Scenario("without: Submitting durable", "c", "NF=1 WRITE_AHEAD=0"),
     Scenario("without: window", "c", "NF=1 WINDOW=0"),
     Scenario("without: window, with quiescing", "c", "NF=1 WINDOW=0 QUIESCE=1 TAKEBACK=1"),
@@ -120,6 +122,7 @@ SCENARIOS: Final = (
     Scenario("without: a POST under the account of its intent", "c", "ACC=1 NF=1 FM=64 ACCPOST=0", "-E"),
     Scenario("without: the topic compared at all", "b", "TOPIC=1 NF=1 FM=128 TOPICCHECK=0"),
     Scenario("without: the topic compared while it is read", "b", "TOPIC=1 NF=1 FM=128 TOPICCHECK=1"),
+    Scenario("without: an empty journal is refused", "c", "JOURNAL=1 NF=1 FM=256 JCHECK=0"),
     Scenario("speed: no quiescing", "doubt", "NF=0 PROPS=128"),
     Scenario("speed: quiescing, Submitting not taken back", "doubt", "NF=0 PROPS=128 QUIESCE=1"),
     Scenario("speed: quiescing and taking back", "holds", "NF=0 PROPS=128 QUIESCE=1 TAKEBACK=1"),

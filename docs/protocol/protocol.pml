@@ -11,7 +11,7 @@
 #endif
 #ifndef FM
 #define FM 63           /* which: 1 crash, 2 silence, 4 lost POST, 8 lost answer, 16 lost commit ack, 32 epoch bumped,
-                           with ACC 64 account replaced, with TOPIC 128 topic replaced */
+                           with ACC 64 account replaced, with TOPIC 128 topic replaced, with JOURNAL 256 journal emptied */
 #endif
 #ifndef NDL
 #define NDL 0           /* deadlines that may pass; 9: without bound */
@@ -126,12 +126,18 @@
 #ifndef TOPICCHECK
 #define TOPICCHECK 2    /* the cursor names the topic as it was opened: 2 compared at opening and now and then; 1 at opening; 0 never */
 #endif
+#ifndef JCHECK
+#define JCHECK 1        /* a journal without a cursor is refused where the group has read */
+#endif
 /* what else may happen around it */
 #ifndef ACC
 #define ACC 0           /* 1: fault 64 replaces the site's account; each process logs in with the new one in its own time */
 #endif
 #ifndef TOPIC
 #define TOPIC 0         /* 1: fault 128 replaces the requests topic by one that holds [a2 a1 a1] */
+#endif
+#ifndef JOURNAL
+#define JOURNAL 0       /* 1: fault 256 empties the journal while no process has the partition open */
 #endif
 #ifndef CHKSPLIT
 #define CHKSPLIT 0      /* 1: time may pass between the window's check and the send */
@@ -183,7 +189,7 @@
 #define O2 2
 #define OPEN 3
 #define FENCED 4        /* refused, or a commit of unknown fate: nothing goes on here */
-#define STOPPED 5       /* the cursor belongs to another topic: refuses to work, and says so to an operator */
+#define STOPPED 5       /* journal and topic don't belong together: refuses to work, and says so to an operator */
 /* a transaction */
 #define SENT 1
 #define ACKED 2
@@ -214,6 +220,7 @@ bit sac[2*NREQ], jac[NREQ], pacc[NP], tac[NT];   /* of a sync, in memory and in 
 #define named(p,r) (sac[X(p,r)]==pac[p])
 #define NAME(p,r) sac[X(p,r)]=pac[p];
 #define WRITE_NAME(p,r) jac[r]=sac[X(p,r)];
+#define WRITE_NO_NAME(r) jac[r]=0;
 #define READ_NAME(p,r) sac[X(p,r)]=jac[r];
 #define FORGET_NAME(x) sac[x]=0;
 #else
@@ -221,6 +228,7 @@ bit sac[2*NREQ], jac[NREQ], pacc[NP], tac[NT];   /* of a sync, in memory and in 
 #define named(p,r) 1
 #define NAME(p,r)
 #define WRITE_NAME(p,r)
+#define WRITE_NO_NAME(r)
 #define READ_NAME(p,r)
 #define FORGET_NAME(x)
 #endif
@@ -231,6 +239,12 @@ bit tgen, jgen, pgen[2];   /* which topic there is; which the cursor is of; whic
 #else
 #define record(k) recreq(k)
 #define misplaced(p) 0
+#endif
+#if JOURNAL
+bit grp, jcur;          /* the group has read; the journal has a cursor */
+#define EMPTY(p) if :: JCHECK && !jcur && grp -> pr[p]=STOPPED; forget(p); printf("P%d: the journal is empty, but the group has read: stopped\n", p) :: else fi;
+#else
+#define EMPTY(p)
 #endif
 byte i, j, n, ch, b;   /* scratch: zero between steps */
 #define Z i=0; j=0; n=0; ch=0; b=0
@@ -298,6 +312,9 @@ inline apply(p) {
 #if TOPIC
   jgen=pgen[p];
 #endif
+#if JOURNAL
+  jcur=1; if :: joff>0 -> grp=1 :: else fi;
+#endif
 #endif
 }
 
@@ -342,7 +359,7 @@ inline start(p) {
        printf("P%d: init done, elders fenced\n", p); if :: gown!=p -> printf("      -> though it is no longer the owner\n") :: else fi; Z } \
   :: d_step { may(p) && ((pr[p]==O1 && ORD==0) || (pr[p]==O2 && (ORD==1||ORD==3)) || (pr[p]==CLOSED && ORD==2)) -> restore(p); pr[p]=pr[p]+1; OPENED(p) \
        printf("P%d: journal read: %d %d\n", p, st[X(p,0)], st[X(p,1)]); Z } \
-  :: d_step { may(p) && ((pr[p]==O2 && (ORD==0||ORD==2)) || (pr[p]==O1 && ORD==3) || (pr[p]==CLOSED && ORD==1)) -> pos[p]=joff; pr[p]=pr[p]+1; OPENED(p) printf("P%d: offset read: %d\n", p, joff); CHECKED_CURSOR(p) Z } \
+  :: d_step { may(p) && ((pr[p]==O2 && (ORD==0||ORD==2)) || (pr[p]==O1 && ORD==3) || (pr[p]==CLOSED && ORD==1)) -> pos[p]=joff; pr[p]=pr[p]+1; OPENED(p) printf("P%d: offset read: %d\n", p, joff); CHECKED_CURSOR(p) EMPTY(p) Z } \
   :: d_step { REOPEN && pr[p]==FENCED && may(p) && !rev[p] && (REOPEN==2 || (member[p] && gown==p && !reb)) -> pr[p]=CLOSED; forget(p); printf("P%d: still the owner: opens anew\n", p); Z }
 
 /* --- consuming and committing --- */
@@ -546,6 +563,12 @@ active proctype Model() {
 #endif
 #if TOPIC
   :: d_step { nf>0 && (FM&128) && !tgen -> nf--; tgen=1; printf("FAULT: the requests topic is replaced by another of its name\n"); Z }
+#endif
+#if JOURNAL
+  :: d_step { nf>0 && (FM&256) && jcur && pr[0]!=OPEN && pr[1]!=OPEN -> nf--; jcur=0; joff=0; \
+       i=0; do :: i<NREQ -> jst[i]=0; jtk[i]=0; WRITE_NO_NAME(i) i++ :: else -> break od; printf("FAULT: the journal is emptied\n"); Z }
+#endif
+#if TOPIC || JOURNAL
   :: pr[0]==STOPPED || pr[1]==STOPPED -> break   /* an operator reads why, and acts */
 #endif
 #if FOREIGN
