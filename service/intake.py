@@ -824,7 +824,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """
         try:
             moved = await rebootstrap(self._consumer.client, connection=self._connection)
-        except (TimeoutError, KafkaError) as error:
+        except Exception as error:  # noqa: BLE001 - a source of tokens may raise anything, and Kafka is away already
             log.debug("The bootstrap servers do not help: %r", error)
             return
         if moved:
