@@ -123,6 +123,12 @@ class Unreadable:
 
 STRUCTURED: Final = "application/cloudevents+json"
 
+_UNDERSTOOD: Final = frozenset({"content-type", "ce_specversion", "ce_source", "ce_id"})
+"""Headers that say what a message is."""
+
+_TRACE: Final = frozenset({"traceparent", "tracestate", "ce_traceparent", "ce_tracestate"})
+"""Headers that are taken along where they are well-formed."""
+
 _RULES: Final = {
     "operationID": "a string of 1 to 128 characters of A-Z a-z 0-9 . _ : -",
     "replicationId": "a string of 1 to 128 characters of A-Z a-z 0-9 _ -",
@@ -165,16 +171,27 @@ def _size(record: Record) -> int:
 
 
 def _read_headers(headers: tuple[Header, ...]) -> dict[str, str] | Unreadable:
-    """Read all as text, those we don't know included: the contract asks it of each. The last of a name counts."""
+    """Read those that mean something here as text; others are none of our business. The last of a name counts.
+
+    Names are read without regard to case, and with either sign after `ce`, as other transports spell them.
+    """
     texts: dict[str, str] = {}
-    try:
-        for name, value in headers:
-            if value is None:
-                texts.pop(name, None)
-            else:
-                texts[name] = value.decode()
-    except UnicodeDecodeError:
-        return Unreadable(DeadReason.BAD_HEADER, "a header's value is not UTF-8")
+    for given, value in headers:
+        name = given.lower()
+        if name.startswith("ce-"):
+            name = f"ce_{name[3:]}"
+        if name not in _UNDERSTOOD and name not in _TRACE:
+            continue
+        try:
+            text = None if value is None else value.decode()
+        except UnicodeDecodeError:
+            if name in _UNDERSTOOD:
+                return Unreadable(DeadReason.BAD_HEADER, f"the header {name} is not UTF-8")
+            text = None
+        if text is None:
+            texts.pop(name, None)
+        else:
+            texts[name] = text
     return texts
 
 
@@ -197,7 +214,14 @@ def _read_plain_or_binary(record: Record, headers: Mapping[str, str]) -> SyncReq
     data = _read_json(record.value)
     if isinstance(data, Unreadable):
         return data
-    return _read_data(data, record=record, event=event, trace=headers)
+    read = _read_data(data, record=record, event=event, trace=headers)
+    if isinstance(read, Unreadable) and event is None and _is_envelope(data):
+        return Unreadable(DeadReason.BAD_CLOUDEVENT, f"a CloudEvent's envelope needs the content-type {STRUCTURED}")
+    return read
+
+
+def _is_envelope(data: object) -> bool:
+    return isinstance(data, dict) and "specversion" in data and ("data" in data or "data_base64" in data)
 
 
 def _read_structured(record: Record, headers: Mapping[str, str]) -> SyncRequested | Unreadable:
@@ -209,9 +233,10 @@ def _read_structured(record: Record, headers: Mapping[str, str]) -> SyncRequeste
     event = _read_attributes(envelope.get("specversion"), source=envelope.get("source"), id_=envelope.get("id"))
     if isinstance(event, Unreadable):
         return event
-    if ("data" in envelope) == ("data_base64" in envelope):
+    encoded = envelope.get("data_base64")  # null counts as absent: many libraries write what they don't use
+    if ("data" in envelope) == (encoded is not None):
         return Unreadable(DeadReason.BAD_CLOUDEVENT, "a CloudEvent needs either data or data_base64")
-    data = envelope["data"] if "data" in envelope else _read_base64(envelope["data_base64"])
+    data = envelope["data"] if encoded is None else _read_base64(encoded)
     if isinstance(data, Unreadable):
         return data
     return _read_data(data, record=record, event=event, trace={**envelope, **headers})

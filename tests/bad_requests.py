@@ -74,9 +74,9 @@ BAD_REQUESTS: Final = [
     BadRequest("headers over the limit", record(b"{}", *[("h" * 1024, b"v" * 1024)] * 32), _R.TOO_LARGE),
     BadRequest("header names of many bytes over the limit", record(b"{}", *[("é" * 1024, b"")] * 32), _R.TOO_LARGE),
     # headers
-    BadRequest("a header we know that is not UTF-8", record(b"{}", ("ce_id", b"\xff")), _R.BAD_HEADER),
-    BadRequest("a header we don't know that is not UTF-8", record(b"{}", ("x", b"\xc3\x28")), _R.BAD_HEADER),
-    BadRequest("half a surrogate pair in a header", record(b"{}", ("x", b"\xed\xa0\x80")), _R.BAD_HEADER),
+    BadRequest("a header we read that is not UTF-8", record(b"{}", ("ce_id", b"\xff")), _R.BAD_HEADER),
+    BadRequest("the same, its name spelled another way", record(b"{}", ("Content-Type", b"\xff")), _R.BAD_HEADER),
+    BadRequest("half a surrogate pair in a header we read", record(b"{}", ("ce_id", b"\xed\xa0\x80")), _R.BAD_HEADER),
     # CloudEvents
     BadRequest("CloudEvents specversion 0.3, binary", binary(specversion="0.3"), _R.UNKNOWN_SPECVERSION),
     BadRequest("CloudEvents specversion 2.0, structured", structured(specversion="2.0"), _R.UNKNOWN_SPECVERSION),
@@ -91,6 +91,12 @@ BAD_REQUESTS: Final = [
     BadRequest("a CloudEvent id of 256 characters", binary(id="x" * 256), _R.IDENTITY_TOO_LONG),
     BadRequest("a CloudEvent source of 256 characters", structured(source="/" * 256), _R.IDENTITY_TOO_LONG),
     BadRequest("a CloudEvent without data", structured(data=None), _R.BAD_CLOUDEVENT),
+    BadRequest(
+        "a CloudEvent whose data_base64 is null",
+        record(b'{"specversion":"1.0","id":"1","source":"/a","data_base64":null}', STRUCTURED),
+        _R.BAD_CLOUDEVENT,
+    ),
+    BadRequest("a structured CloudEvent without its content type", record(structured().value), _R.BAD_CLOUDEVENT),
     BadRequest("a CloudEvent with data twice", structured(data_base64="e30="), _R.BAD_CLOUDEVENT),
     BadRequest("data_base64 that is not base64", structured(data=None, data_base64="e30"), _R.BAD_CLOUDEVENT),
     BadRequest("data_base64 with a blank in it", structured(data=None, data_base64="e3 0="), _R.BAD_CLOUDEVENT),

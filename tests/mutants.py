@@ -787,6 +787,20 @@ MUTANTS: Final = (
         new="    if False:\n",
         tests=("tests/test_settings.py",),
     ),
+    Mutant(
+        name="a trace context that is not UTF-8 makes a dead letter",
+        file="service/messages.py",
+        old="            if name in _UNDERSTOOD:\n",
+        new="            if name:\n",
+        tests=("tests/test_messages.py",),
+    ),
+    Mutant(
+        name="names of headers are read as spelled",
+        file="service/messages.py",
+        old="        name = given.lower()\n",
+        new="        name = given\n",
+        tests=("tests/test_messages.py",),
+    ),
 )
 
 

@@ -106,6 +106,43 @@ def test_the_last_of_a_header_given_twice_counts() -> None:
     assert understood(record(good.value, STRUCTURED, ("content-type", b"text/plain"))).identity.startswith("op:")
 
 
+@pytest.mark.parametrize("spelled", ["CE_ID", "ce-id", "Ce-Id", "cE_iD"])
+def test_names_of_headers_are_read_without_regard_to_case_and_to_the_sign_in_them(spelled: str) -> None:
+    headers = [(spelled if name == "ce_id" else name, value) for name, value in binary(id="7").headers]
+    assert understood(record(binary().value, *headers)).identity == "ce:%2Fa:7"
+    assert understood(record(binary().value, *headers, ("ce_id", b"last"))).identity == "ce:%2Fa:last"
+    mode: Header = ("Content-Type", b"application/cloudevents+json")
+    assert understood(record(structured().value, mode)).identity == "ce:%2Fa:1"
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("__value_schema_id", b"\x01\x8f\xff\xfe\xc3\x28"),
+        ("__key_schema_id", b"\x00\x00\x00\x00\x07"),
+        ("grpc-trace-bin", bytes(range(128, 256))),
+        ("x", b"\xed\xa0\x80"),
+        ("ce_custom", b"\xff"),
+    ],
+)
+def test_headers_that_are_not_read_may_hold_anything(header: Header) -> None:
+    assert understood(record(json.dumps(GOOD).encode(), header)).identity == "op:C4-1:op-1"
+    assert understood(record(binary().value, *binary().headers, header)).identity == "ce:%2Fa:1"
+
+
+def test_a_data_base64_of_null_counts_as_absent() -> None:
+    event = json.loads(structured().value or b"")
+    value = json.dumps(event | {"data_base64": None}).encode()
+    assert understood(record(value, STRUCTURED)).identity == "ce:%2Fa:1"
+
+
+def test_an_envelope_without_its_content_type_is_named_as_such() -> None:
+    assert dead(record(structured().value)).detail == (
+        "a CloudEvent's envelope needs the content-type application/cloudevents+json"
+    )
+    assert understood(with_fields(specversion="1.0", data={})).identity == "op:C4-1:op-1", "unknown fields are ignored"
+
+
 def test_a_header_of_null_counts_as_absent() -> None:
     assert understood(record(binary().value, *binary().headers, ("traceparent", None))).traceparent is None
     nothing: list[Header] = [(name, None) for name, _ in binary().headers]
@@ -200,10 +237,12 @@ def test_a_trace_is_taken_along_from_a_structured_cloudevent() -> None:
         "ff" + TRACEPARENT[2:],
         "00-" + "0" * 32 + TRACEPARENT[35:],
         TRACEPARENT[:36] + "0" * 16 + "-01",
+        "\udcff",
     ],
 )
 def test_a_malformed_trace_is_dropped_and_the_request_is_not(parent: str) -> None:
-    read = understood(record(json.dumps(GOOD).encode(), ("traceparent", parent.encode()), ("tracestate", b"a=b")))
+    headers: list[Header] = [("traceparent", parent.encode(errors="surrogateescape")), ("tracestate", b"a=b")]
+    read = understood(record(json.dumps(GOOD).encode(), *headers))
     assert (read.traceparent, read.tracestate) == (None, None)
 
 

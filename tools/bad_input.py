@@ -19,7 +19,8 @@ as header `vm-sync-reason`, a stable word that is also the label of `vm_sync_dea
 nothing of it reaches VCDA.
 
 Not in the table, since it is understood: of a field or a header given twice the last one counts, and fields that
-nobody knows are ignored.
+nobody knows are ignored. Names of headers are read without regard to case, and `ce-id` is `ce_id`. Headers that say
+nothing here may hold any bytes, such as the schema ids of a registry; a malformed trace context is dropped.
 """
 
 
