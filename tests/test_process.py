@@ -22,6 +22,8 @@ from typing import IO, Final
 
 import httpx
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from service.cli.process import IGNORED, prepare
 from service.sandbox.children import dying_with_us
@@ -263,19 +265,10 @@ def _libraries() -> set[str]:
     while new:
         name = new.pop()
         found.add(name)
-        for needed in importlib.metadata.requires(name) or []:
-            if "extra ==" not in needed and 'sys_platform == "win32"' not in needed:
-                other = re.split(r"[^\w.-]", needed)[0].lower().replace("_", "-")
-                new |= {other} - found if _is_installed(other) else set()
+        for needed in map(Requirement, importlib.metadata.requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                new |= {canonicalize_name(needed.name)} - found
     return found - {"vm-sync"}
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        importlib.metadata.distribution(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
 
 
 def _variables(source: str) -> Iterator[str]:
