@@ -72,6 +72,8 @@ class World:
     overlaps: list[tuple[str, str]] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)
     """Tasks that VCDA knows no more."""
+    poison: set[str] = field(default_factory=set)
+    """Tasks that make each call fail that asks for them."""
     user: str = "admin@org"
     spelled: Callable[[str], str | None] = lambda user: user
     """How tasks name a user."""
@@ -82,7 +84,7 @@ class World:
     def make(self, replication_id: str, site: str | None, operation_id: str, *, user: str | None = None) -> Task:
         now = self.clock.monotonic()
         for other in self.made.values():
-            if other.of == replication_id and other.ends > now:
+            if other.of == replication_id and other.ends > now and other.task.id not in self.forgotten:
                 self.overlaps.append((other.operation_id, operation_id))
         owner = user or self.user
         task = Task(
@@ -101,6 +103,8 @@ class World:
 
     def look(self, made: Made) -> Task:
         now = self.clock.monotonic()
+        if made.ends == math.inf:
+            return replace(made.task, state="ABORTED")
         if now < made.ends:
             return replace(made.task, progress=int(100 * (now - made.begun) / made.lasts))
         ended_at = (made.task.started_at or datetime.now(UTC)) + timedelta(seconds=made.lasts)
@@ -242,16 +246,20 @@ class ScriptedVcda:
         return seen if what == "well" else Trouble(label="5xx", detail=what)
 
     async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:  # noqa: ARG002
+        self.user = self.user or self.world.user
         made, forgotten, what = self.world.made, self.world.forgotten, self._meets("poll")
 
         def look() -> list[Task]:
             return [self.world.look(made[i]) for i in ids if i in made and i not in forgotten]
 
         seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
-        return seen if what == "well" else Trouble(label="5xx", detail=what)
+        return seen if what == "well" and self._healthy(*ids) else Trouble(label="5xx", detail=what)
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | sync.Gone | Trouble:
+        self.user = self.user or self.world.user
         await asyncio.sleep(self.latency)
+        if not self._healthy(task_id):
+            return Trouble(label="5xx", detail="poison")
         if task_id in self.world.forgotten:
             return sync.Gone(self._clock.monotonic(), self.account(site))
         return self.world.look(self.world.made[task_id])
@@ -267,6 +275,9 @@ class ScriptedVcda:
 
     def learn(self, spellings: Iterable[sync.Spelling]) -> None:
         self._spellings.learn(spellings)
+
+    def _healthy(self, *ids: str) -> bool:
+        return self.world.poison.isdisjoint(ids)
 
     def _user_at(self, site: str | None) -> str | None:
         return self.user if site is None or self.site_user is None else self.site_user

@@ -4,10 +4,12 @@ A schedule is all dice of one seed: requests, what POSTs, look-ups and commits m
 the partition when. A failure names its seed; `SEED=123 pytest tests/test_simulation.py` plays that one again, the same
 to the last event, and shows what the journal said. `SCHEDULES=100000` plays more of them.
 
-Not generated is what is not promised: POSTs that VCDA takes later than D, tasks it forgets, other people's syncs.
+Not generated is what is not promised: POSTs that VCDA takes later than D, tasks it forgets before they are known here,
+other people's syncs.
 """
 
 import asyncio
+import math
 import os
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
@@ -16,7 +18,8 @@ from functools import partial
 from random import Random
 
 from service.lanes import LaneLimits
-from service.sync import Lingering, Submitting
+from service.polling import VANISHED_TOGETHER
+from service.sync import Ended, Lingering, Running, Submitting
 from tests.scripted import ELSEWHERE, Made
 from tests.worlds import DEAD, POLICY, SESSION, Deployment, Process, Told, run
 
@@ -27,6 +30,9 @@ ROUGH = 20.0
 
 CALM = 600.0
 """By then everything must have ended."""
+
+CROWD = 8
+"""Replications whose tasks are forgotten together in some schedules; in the others there are two."""
 
 TEMPERS: tuple[dict[str, int], ...] = (
     {"lost-post": 4, "lost-answer": 4, "late": 4, "hang": 1},
@@ -58,6 +64,8 @@ class Schedule:
     nonsense: int = 0
     met: Counter[str] = field(default_factory=Counter)
     rough: bool = True
+    forgotten: set[str] = field(default_factory=set)
+    """Tasks that VCDA forgot."""
 
     def __post_init__(self) -> None:
         self.dice = Random(self.seed)
@@ -73,6 +81,9 @@ class Schedule:
             max_running=dice.choice([0, 0, 2]),
             turns_ahead=dice.choice([0, 0, 3]),
         )
+        self.replications = dice.choice([2, 2, 2, CROWD])
+        self.stuck = dice.choice([0.0, 0.0, 0.3])
+        """How often a task never ends by itself."""
         self.policy = replace(POLICY, late=timedelta(seconds=dice.choice([3, 8])))
 
     # ------------------------------------------------------------ dice
@@ -111,6 +122,10 @@ class Schedule:
         skew = timedelta(seconds=self.dice.uniform(-40.0, 40.0))
         async with Deployment(policy=self.policy, vcda_skew=skew) as d:
             self._deploy(d)
+            if self.replications == CROWD:
+                d.loop.call_later(self.dice.uniform(5.0, ROUGH), self._forget, d, context=ELSEWHERE)
+                for n in range(CROWD):
+                    self._put(d, Asked(f"C4-{n}", f"crowd-{n}", len(d.log.requests), None))
             for at, what in sorted((self.dice.uniform(0.0, ROUGH), n) for n in range(self.dice.randrange(3, 16))):
                 await d.until(at)
                 if what < 9:
@@ -130,7 +145,13 @@ class Schedule:
         d.broker.latency = self.latency
         d.broker.meets = partial(self.commit, d)
         long = dice.choice([1.0, 4.0, 15.0])
-        d.world.lasts = lambda _: dice.uniform(0.05, long)
+        if self.replications == CROWD:
+            long = 4 * ROUGH
+
+        def lasts(_: str) -> float:
+            return math.inf if self.rough and dice.random() < self.stuck else dice.uniform(0.05, long)
+
+        d.world.lasts = lasts
         d.world.fate = lambda _: dice.choice(["SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "FAILED"])
         self._start(d, "P0")
         self._start(d, "P1")
@@ -166,18 +187,39 @@ class Schedule:
             d.broker.ask(again.replication_id, again.operation_id, deadline=again.deadline)
         else:
             asked = Asked(
-                replication_id=f"C4-{dice.randrange(2)}",
+                replication_id=f"C4-{dice.randrange(self.replications)}",
                 operation_id=f"sync-{n}",
                 order=len(d.log.requests),
                 deadline=dice.choice([None, None, dice.randrange(1, 25)]),
             )
-            self.asked[asked.operation_id] = asked
-            d.broker.ask(asked.replication_id, asked.operation_id, deadline=asked.deadline)
+            self._put(d, asked)
+
+    def _put(self, d: Deployment, asked: Asked) -> None:
+        self.asked[asked.operation_id] = asked
+        d.broker.ask(asked.replication_id, asked.operation_id, deadline=asked.deadline)
+
+    def _forget(self, d: Deployment) -> None:
+        """Let VCDA forget all tasks at once that are known to be ours: it was restored from a backup, say."""
+        states = (state.of if isinstance(state, Lingering) else state for state in d.log.states().values())
+        known = {state.task_id for state in states if isinstance(state, Running | Ended) and state.task_id}
+        running = {task_id for task_id in known if d.world.made[task_id].ends > d.loop.time()}
+        if self.rough:
+            self.met["forgotten together" if len(running) >= VANISHED_TOGETHER else "forgotten"] += len(running)
+            d.world.forgotten |= known
+
+    def _poison(self, d: Deployment) -> None:
+        """Let one task break each call that asks for it."""
+        if d.world.made:
+            self.met["poison"] += 1
+            d.world.poison.add(self.dice.choice(sorted(d.world.made)))
 
     async def _disturb(self, d: Deployment) -> None:
         """Do to the processes what operators and machines do."""
         dice = self.dice
-        what = dice.choice(["crash", "freeze", "rebalance", "hand over", "partitioned", "fence"])
+        what = dice.choice(["crash", "freeze", "rebalance", "hand over", "partitioned", "fence", "forget", "poison"])
+        if what in {"forget", "poison"}:
+            (self._forget if what == "forget" else self._poison)(d)
+            return
         self.met[what] += 1
         owner = d.group.owners[0]
         others = [process for process in d.processes if not process.dead and not process.frozen and process != owner]
@@ -219,6 +261,11 @@ class Schedule:
 
     def _calm_down(self, d: Deployment) -> None:
         self.rough, self.slow = False, 0.05
+        d.world.poison.clear()
+        for made in d.world.made.values():
+            if made.ends == math.inf:  # VCDA's administrators end it
+                self.met["stuck"] += 1
+                made.lasts = d.loop.time() - made.begun
         for process in d.processes:
             if process.frozen:
                 process.thaw()
@@ -242,6 +289,7 @@ class Schedule:
         tasks = d.world.tasks_of()
         assert all(n == 1 for n in tasks.values()), f"more than one task: {tasks}"
         assert not d.world.overlaps, "two syncs of one replication overlapped"
+        self.forgotten = d.world.forgotten
         by_operation = {made.operation_id: made for made in d.world.made.values()}
         for one in told:
             self._judge_truth(one, by_operation.get(one.operation_id))
@@ -270,6 +318,9 @@ class Schedule:
                 assert made.fate == {"completed": "SUCCEEDED", "task-failed": "FAILED"}[one.verdict]
                 assert made.task.id == one.data["taskId"]
                 assert one.at >= made.ends
+            case "task-lost":
+                assert made is not None
+                assert made.task.id in self.forgotten
             case "rejected" | "not-started":
                 assert made is None, f"{one.verdict}, and yet there is {made}"
             case "timed-out":
@@ -302,7 +353,8 @@ def test_whatever_goes_wrong_the_promises_hold() -> None:
         *(f"commit {what}" for what in ("lost", "unanswered", "later")),
         *("crash", "freeze", "strike", "rebalance", "hand over", "partitioned", "fence"),
         *("find down", "poll down", "adopted", "refused"),
-        *("completed", "task-failed", "rejected", "not-started", "timed-out"),
+        *("forgotten", "forgotten together", "poison", "stuck"),
+        *("completed", "task-failed", "task-lost", "rejected", "not-started", "timed-out"),
     }
     assert expected <= set(met), "the dice are loaded: nobody met some of what may go wrong"
 
