@@ -179,6 +179,13 @@ MUTANTS: Final = (
         tests=("tests/test_sync.py",),
     ),
     Mutant(
+        name="what lingers is never looked at again",
+        file="service/partition.py",
+        old="        self._deadlines.add(max(sync.let_go_at(state), now + TICK), work)\n",
+        new="",
+        tests=("tests/test_exits.py",),
+    ),
+    Mutant(
         name="a place at the site is not given back a day after the deadline",
         file="service/partition.py",
         old="        work.vacate(self._lane(work))\n        self._deadlines.add(max(",

@@ -111,6 +111,10 @@ class World:
         error = made.error or (sync.ApiError("Boom", "It broke.") if made.fate == "FAILED" else None)
         return replace(made.task, state=made.fate, progress=100, ended_at=ended_at, error=error)
 
+    def shows_to(self, user: str | None, task_id: str) -> bool:
+        """Whether VCDA knows the task, and shows it to that user."""
+        return task_id in self.made and task_id not in self.forgotten and self.made[task_id].owner == user
+
     def tasks_of(self) -> Counter[str]:
         """How many tasks each operation has."""
         return Counter(made.operation_id for made in self.made.values())
@@ -245,12 +249,12 @@ class ScriptedVcda:
         seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
         return seen if what == "well" else Trouble(label="5xx", detail=what)
 
-    async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:  # noqa: ARG002
+    async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
         self.user = self.user or self.world.user
-        made, forgotten, what = self.world.made, self.world.forgotten, self._meets("poll")
+        what, user = self._meets("poll"), self._user_at(site)
 
         def look() -> list[Task]:
-            return [self.world.look(made[i]) for i in ids if i in made and i not in forgotten]
+            return [self.world.look(self.world.made[i]) for i in ids if self.world.shows_to(user, i)]
 
         seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
         return seen if what == "well" and self._healthy(*ids) else Trouble(label="5xx", detail=what)
@@ -260,7 +264,7 @@ class ScriptedVcda:
         await asyncio.sleep(self.latency)
         if not self._healthy(task_id):
             return Trouble(label="5xx", detail="poison")
-        if task_id in self.world.forgotten:
+        if not self.world.shows_to(self._user_at(site), task_id):
             return sync.Gone(self._clock.monotonic(), self.account(site))
         return self.world.look(self.world.made[task_id])
 

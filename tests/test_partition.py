@@ -24,7 +24,7 @@ from service.lanes import LaneLimits
 from service.partition import AT_ONCE, OWN_BACKOFF
 from service.past import SWEEP
 from service.posting import LONGEST_PAUSE, LOOK
-from service.sync import UNSEEN_LIMIT, Ended, Lingering, Running, Submitting, Waiting
+from service.sync import MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Ended, Lingering, Running, Submitting, Waiting
 from service.work import Work
 from tests.virtual import VirtualClock
 from tests.worlds import DEAD, POLICY, UNKNOWN, Deployment, Process, deployed, moment, run
@@ -857,6 +857,36 @@ async def test_however_many_replications_are_busy_another_has_its_turn_after_one
 
 
 # ---------------------------------------------------------------- no state without an exit
+
+
+@deployed
+async def test_tasks_that_vcda_forgets_together_are_lost_after_a_multiple_of_the_usual_time(d: Deployment) -> None:
+    d.world.lasts = lambda _: 3600.0
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=8, max_running=8))
+    for n in range(8):
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    await d.until(30.0)
+    d.world.forgotten |= set(d.world.made)
+    usual = POLICY.lost_after.total_seconds()
+    await d.until(30.0 + MISSING_TOGETHER_FACTOR * usual - 1.0)
+    assert d.verdicts() == [], "it may be trouble that passes"
+    await d.until(30.0 + MISSING_TOGETHER_FACTOR * usual + 120.0)
+    assert sorted(d.verdicts()) == [(f"a{n}", "task-lost") for n in range(8)]
+    assert p0.lanes.lane(None).occupied == 0
+
+
+@deployed
+async def test_tasks_that_are_missing_together_for_a_while_are_not_lost(d: Deployment) -> None:
+    d.world.lasts = lambda _: 600.0
+    d.owner(limits=LaneLimits(max_concurrent_submits=8, max_running=8))
+    for n in range(8):
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    await d.until(30.0)
+    d.world.forgotten |= set(d.world.made)
+    await d.until(30.0 + MISSING_TOGETHER_FACTOR * POLICY.lost_after.total_seconds() - 1.0)
+    d.world.forgotten.clear()
+    await d.settled()
+    assert sorted(d.verdicts()) == [(f"a{n}", "completed") for n in range(8)]
 
 
 @deployed
