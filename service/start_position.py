@@ -22,6 +22,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError, for_code
 
 from service.clock import Clock
+from service.connection import end
 from service.consumer import SteadyConsumer, looking, timestamp_of
 from service.journal import JournalLost, JournalUnfit, StopReason, too_narrow
 from service.records import CURSOR_KEY, Cursor, decode_cursor
@@ -205,7 +206,7 @@ class KafkaStartPositions:
             await admin.start()
             (response,) = await admin.describe_consumer_groups([group])
         finally:
-            await admin.close()
+            await end(admin)
         ((code, _, state, _, _, members, *_),) = response.groups
         if code == GroupAuthorizationFailedError.errno:
             return None

@@ -51,25 +51,33 @@ def at(kafka: EmbeddedKafka, prefix: str, *, partitions: int = 1) -> Station:
 
 
 @pytest.mark.parametrize(
-    ("resource", "operation"),
+    ("resource", "name", "operation"),
     [
-        (Resource.GROUP, Operation.READ),
-        (Resource.TOPIC, Operation.READ),
-        (Resource.TOPIC, Operation.DESCRIBE),
+        (Resource.GROUP, "", Operation.READ),
+        (Resource.TOPIC, ".requests", Operation.READ),
+        (Resource.TOPIC, ".requests", Operation.DESCRIBE),
+        (Resource.TOPIC, ".journal", Operation.WRITE),
+        (Resource.TOPIC, ".completed", Operation.WRITE),
+        (Resource.TRANSACTIONAL_ID, ".journal-0", Operation.WRITE),
     ],
 )
-async def test_reading_goes_on_soon_after_a_right_that_was_missing_is_back(
-    resource: Resource, operation: Operation, guarded_kafka: EmbeddedKafka, rights: Rights, topic_name: TopicNamer
+async def test_work_goes_on_soon_after_a_right_that_was_missing_is_back(
+    resource: Resource,
+    name: str,
+    operation: Operation,
+    guarded_kafka: EmbeddedKafka,
+    rights: Rights,
+    topic_name: TopicNamer,
 ) -> None:
     async with at(guarded_kafka, topic_name("refused"), partitions=12) as station:
         service = await station.service()
         await until(lambda: len(service.reading) == 12, what="all partitions are open")
         await station.ask("before")
         await station.settled("before")
-        name = station.prefix if resource is Resource.GROUP else station.topics.requests
+        name = station.prefix + name
 
         await rights.deny(resource, name, operation)
-        await station.ask("during")
+        await station.ask("during", partition=0)
         await asyncio.sleep(MISSING_FOR)
         await rights.give_back(resource, name, operation)
         back = time.monotonic()
