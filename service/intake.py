@@ -765,13 +765,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         for keeper in self._keepers.values():
             reached = self._consumer.reached(keeper.place)
             may_read = keeper.partition is not None and keeper.reading is not None and not keeper.full
-            if not may_read or reached is None or reached != keeper.reached:
-                keeper.unread_since = None
-            elif (end := ends.get(keeper.place)) is not None:
-                if reached >= end:
-                    keeper.unread_since = None
-                elif keeper.unread_since is None:
-                    keeper.unread_since = now
+            end = ends.get(keeper.place)
+            if not may_read or reached is None or reached != keeper.reached or end is None or reached >= end:
+                keeper.unread_since = None  # also while Kafka is away: then nobody can say that there are records
+            elif keeper.unread_since is None:
+                keeper.unread_since = now
             keeper.reached = reached
         since = [keeper.unread_since for keeper in self._keepers.values() if keeper.unread_since is not None]
         self._metrics.unread(now - min(since, default=now))

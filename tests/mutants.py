@@ -431,15 +431,22 @@ MUTANTS: Final = (
     Mutant(
         name="records that nobody reads go unnoticed",
         file="service/intake.py",
-        old="                    keeper.unread_since = now\n",
-        new="                    pass\n",
+        old="                keeper.unread_since = now\n",
+        new="                pass\n",
         tests=("tests/test_reading.py",),
     ),
     Mutant(
         name="a partition that is full passes for one that is stuck",
         file="service/intake.py",
-        old=" and keeper.reading is not None and not keeper.full\n            if not may_read",
-        new=" and keeper.reading is not None\n            if not may_read",
+        old=" and keeper.reading is not None and not keeper.full\n            end =",
+        new=" and keeper.reading is not None\n            end =",
+        tests=("tests/test_reading.py",),
+    ),
+    Mutant(
+        name="a Kafka that is away passes for a partition that is stuck",
+        file="service/intake.py",
+        old=" or reached != keeper.reached or end is None or reached >= end:\n",
+        new=" or reached != keeper.reached or (end is not None and reached >= end):\n",
         tests=("tests/test_reading.py",),
     ),
     Mutant(

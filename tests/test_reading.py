@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
 
 from service import intake
 from service.sandbox.kafka import Kafka
@@ -44,6 +45,15 @@ async def test_records_that_are_not_read_are_a_reason_to_restart(station: Statio
     assert service.metric("reading_stalled_seconds") > LIMIT / 2  # told at each look
     service.intake._note_refusal(None, PermissionError())
     assert service.intake.stalled() == []  # a restart would not give the right back
+    await until(lambda: not service.intake.refused(), what="it is over")
+    assert service.intake.stalled() != []
+
+    async def away() -> None:
+        raise KafkaConnectionError
+
+    service.consumer.topics = away
+    await until(lambda: not service.intake.stalled(), what="Kafka is away")
+    assert service.metric("reading_stalled_seconds") == 0
 
 
 async def test_a_group_that_assigns_nothing_though_kafka_is_there_is_a_reason_to_restart(station: Station) -> None:
