@@ -3,7 +3,7 @@
 aiokafka leaves three things to its user. A client that stops waits for brokers that may be silent, and swallows a
 cancellation meanwhile; a connection whose broker is silent can't be closed in an orderly way; and a client that has
 lost all brokers it knows never asks the bootstrap servers again, so that a Kafka that came back at other addresses
-stays away for it. Here each has a bound.
+stays away for it. Here each has a bound. And no client of this process makes a topic by asking for it.
 
 It knows nothing of what the clients are for.
 """
@@ -12,12 +12,15 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
+from functools import partial
 from typing import Any, Final, NoReturn, TypeAlias
 
+import aiokafka.client
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaConnectionError
+from aiokafka.protocol.metadata import MetadataRequest
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +41,10 @@ BOOTSTRAP_LIMIT: Final = timedelta(seconds=20)
 """For asking all bootstrap servers, some of which may be gone for good."""
 
 Client: TypeAlias = AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient | AIOKafkaClient
+
+# A broker makes a topic that a client asks for by name, unless the client forbids it: with one partition, and
+# not compacted. aiokafka never forbids it, so that a topic deleted under a running service would come back wrong.
+aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
 
 _stopping: set["asyncio.Task[None]"] = set()
 """Kept from the garbage collector until they end, also where nobody waits for them any more."""

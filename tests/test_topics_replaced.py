@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -14,7 +14,7 @@ from service.clock import Clock
 from service.consumer import SteadyConsumer, looking
 from service.journal import KafkaJournal, Opened, Refusals, StopReason
 from service.records import Cursor, encode_cursor
-from service.sandbox.kafka import Kafka
+from service.sandbox.kafka import EmbeddedKafka, Kafka
 from tests.conftest import TopicNamer
 from tests.station import Service, Station, until
 
@@ -157,6 +157,30 @@ async def test_a_topic_has_an_id_and_its_successor_another(station: Station) -> 
         second = await consumer.topic_id(station.topics.requests)
     assert [len(found or "") for found in (first, second)] == [22, 22]  # as Kafka's tools write them
     assert first != second
+
+
+@pytest.fixture
+def making_kafka() -> Iterator[EmbeddedKafka]:
+    """One that makes topics that are asked for, as brokers do unless they are told not to."""
+    with EmbeddedKafka(properties={"auto.create.topics.enable": "true"}) as kafka:
+        yield kafka
+
+
+@pytest.mark.kafka
+async def test_a_topic_that_is_deleted_does_not_come_back_by_being_asked_for(
+    making_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.3))
+    async with Station(making_kafka.bootstrap, topic_name("asked-for"), partitions=2) as station:
+        service = await station.service()
+        await station.ask("op-1")
+        await station.settled("op-1")
+        for name in (station.topics.journal, station.topics.requests):
+            await station.drop(name)
+        await until(lambda: service.intake.missing() is not None, what="the requests topic is missed")
+        await asyncio.sleep(2)
+        there = {topic["topic"] for topic in await station._admin.describe_topics()}
+        assert there.isdisjoint({station.topics.journal, station.topics.requests})
 
 
 # ---------------------------------------------------------------- two deployments, one journal
