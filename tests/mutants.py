@@ -200,7 +200,7 @@ MUTANTS: Final = (
     Mutant(
         name="all that has expired is told in one turn of the event loop",
         file="service/partition.py",
-        old="                if not told or number % AT_ONCE == 0:\n",
+        old="                if not told or number % EXPIRED_AT_ONCE == 0:\n",
         new="                if False:\n",
     ),
     Mutant(

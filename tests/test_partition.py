@@ -21,7 +21,7 @@ from service import sync
 from service.balance import Fate
 from service.doubts import LOOK_SELDOM, ONE_BY_ONE
 from service.lanes import LaneLimits
-from service.partition import AT_ONCE, OWN_BACKOFF
+from service.partition import EXPIRED_AT_ONCE, OWN_BACKOFF
 from service.past import SWEEP
 from service.posting import LONGEST_PAUSE, LOOK
 from service.sync import MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Ended, Lingering, Running, Submitting, Waiting
@@ -960,7 +960,7 @@ async def test_a_restart_a_day_after_the_deadline_gives_vcda_time_to_show_the_ta
 async def test_tens_of_thousands_that_expire_at_once_hold_the_event_loop_for_moments_only(d: Deployment) -> None:
     p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
     p0.lanes.lane(None).hold(1e6)  # nothing is begun
-    many = 4 * AT_ONCE
+    many = 4 * EXPIRED_AT_ONCE
     for n in range(many):
         d.broker.ask("C4-one", f"one{n}", deadline=60)
     for n in range(many):
@@ -970,11 +970,11 @@ async def test_tens_of_thousands_that_expire_at_once_hold_the_event_loop_for_mom
     assert partition is not None
     left = [len(partition)]
     while len(partition):
-        for _ in range(4 * many // AT_ONCE):  # turns of the event loop, at one moment
+        for _ in range(4 * many // EXPIRED_AT_ONCE):  # turns of the event loop, at one moment
             left.append(len(partition))
             await asyncio.sleep(0)
         await asyncio.sleep(0.001)
-    assert max(before - after for before, after in pairwise(left)) < 2 * AT_ONCE
+    assert max(before - after for before, after in pairwise(left)) < 2 * EXPIRED_AT_ONCE
     assert d.loop.time() < 63.0
     await d.settled()
     one = [operation for operation, _ in d.verdicts() if operation.startswith("one")]
