@@ -63,7 +63,8 @@ class Past:
         self._metrics.identities(len(self._remembered) - before)
         if ended.task_id is not None:
             started_at = epoch(ended.submitted_at or ended.ended_at)
-            self._young.add(request.replication_id, ended.task_id, started_at, site=request.site)
+            expires_at = epoch(ended.expires_at)
+            self._young.add(request.replication_id, ended.task_id, started_at, written_at=expires_at)
 
     def holds(self, identity: str) -> bool:
         """Whether a request of this identity ended, and has not expired."""

@@ -57,35 +57,40 @@ class Remembered:
         return len(expired)
 
 
-_Young: TypeAlias = tuple[int, str, str]
-"""When a task began, of which replication it is, and its id."""
+FEW: Final = 1_000
+"""So many tasks are kept however old they seem: our own clock may be set, or the time of deduplication be changed."""
+
+_Young: TypeAlias = tuple[int, int, str, str]
+"""When it was written down, when it began, of which replication it is, and its id."""
 
 
 class YoungTasks:
     """The tasks of ended requests that a look-up for a later request of the same replication could mistake for its own.
 
-    Moments are VCDA's clock, as the tasks themselves carry them. Each site's is its own, and may be hours off: so which
-    tasks have grown old is told by the site's latest task, never by another site's.
+    When a task began is VCDA's clock, as the task itself carries it. That says which tasks a look-up could see, and
+    not which have grown old: one beginning in the future would make all others of its site old. A task is as old as its
+    end is on our clock, which is later than its beginning.
     """
 
-    def __init__(self, *, horizon: timedelta = YOUNG) -> None:
+    def __init__(self, *, horizon: timedelta = YOUNG, few: int = FEW) -> None:
         self._horizon = horizon // timedelta(milliseconds=1)
-        self._order: dict[str | None, deque[_Young]] = {}
+        self._few = few
+        self._order: deque[_Young] = deque()
         self._tasks: dict[str, tuple[_Young, ...]] | None = None
         """By replication, from the first question on: most that a restore adds have grown old before anybody asks."""
 
-    def add(self, replication_id: str, task_id: str, started_at: int, *, site: str | None) -> None:
-        """Keep a task that was given to a request, and drop the site's that have grown old."""
-        task = (started_at, replication_id, task_id)
-        order = self._order.get(site)
-        if order is None:
-            order = self._order[site] = deque()
-        order.append(task)
+    def add(self, replication_id: str, task_id: str, started_at: int, *, written_at: int) -> None:
+        """Keep a task that was given to a request, and drop those that have grown old.
+
+        `written_at` may be any moment of our clock that is as long after the writing for all of them: the expiry is.
+        """
+        task = (written_at, started_at, replication_id, task_id)
+        self._order.append(task)
         if self._tasks is not None:
             _put(task, self._tasks)
-        old = started_at - self._horizon
-        while order[0][0] < old:
-            gone = order.popleft()
+        old = written_at - self._horizon
+        while len(self._order) > self._few and self._order[0][0] < old:
+            gone = self._order.popleft()
             if self._tasks is not None:
                 _drop(gone, self._tasks)
 
@@ -93,22 +98,21 @@ class YoungTasks:
         """Yield the ids of this replication's tasks that started at `moment` or later."""
         if self._tasks is None:
             self._tasks = {}
-            for order in self._order.values():
-                for task in order:
-                    _put(task, self._tasks)
-        for started_at, _, task_id in self._tasks.get(replication_id, ()):
+            for task in self._order:
+                _put(task, self._tasks)
+        for _, started_at, _, task_id in self._tasks.get(replication_id, ()):
             if started_at >= moment:
                 yield task_id
 
 
 def _put(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
-    tasks[task[1]] = (*tasks.get(task[1], ()), task)
+    tasks[task[2]] = (*tasks.get(task[2], ()), task)
 
 
 def _drop(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
-    siblings = tasks[task[1]]
+    siblings = tasks[task[2]]
     if len(siblings) == 1:
-        del tasks[task[1]]
+        del tasks[task[2]]
     else:
         at = siblings.index(task)
-        tasks[task[1]] = siblings[:at] + siblings[at + 1 :]
+        tasks[task[2]] = siblings[:at] + siblings[at + 1 :]

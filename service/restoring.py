@@ -64,7 +64,7 @@ class Restoring:
                 self._expired[key] = None
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
             if stored.task_id is not None:
-                self._young.add(stored.replication_id, stored.task_id, stored.began, site=stored.site)
+                self._young.add(stored.replication_id, stored.task_id, stored.began, written_at=expires_at)
 
     def _let_go(self, key: bytes) -> None:
         self._identities.discard(key)

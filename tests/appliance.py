@@ -260,10 +260,12 @@ class HandClock(Clock):
     def __init__(self) -> None:
         super().__init__()
         self.seconds = 1000.0
+        self.set = timedelta()
+        """By how much the wall clock was set."""
 
     @override
     def now(self) -> datetime:
-        return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds)
+        return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds) + self.set
 
     @override
     def monotonic(self) -> float:

@@ -1,15 +1,28 @@
 """What stands in the journal: every state comes back as it was, and older or newer versions can be told apart."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.records import VERSION, decode, encode
-from service.sync import Account, ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
+from service.records import VERSION, Cursor, decode, decode_cursor, encode, encode_cursor
+from service.sync import (
+    Account,
+    ApiError,
+    Ended,
+    Lingering,
+    Reason,
+    Request,
+    Running,
+    Spelling,
+    Submitting,
+    Sync,
+    Waiting,
+)
 
 
 def _moment(ms: int) -> datetime:
@@ -139,6 +152,71 @@ def test_the_identity_stands_in_the_key_alone() -> None:
 def test_fields_of_a_newer_version_are_ignored(state: Sync, more: dict[str, int]) -> None:
     record = json.loads(encode(state)) | more | {"v": VERSION + 1}
     assert decode(state.request.identity, json.dumps(record).encode()) == state
+
+
+class Before(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, gc=False):
+    """What the release before account at sites and repeats read and wrote of a sync; it stays as it was."""
+
+    v: int
+    state: str
+    operation_id: str = msgspec.field(name="operationID")
+    replication_id: str
+    offset: int
+    requested_at: int
+    accepted_at: int
+    deadline: int
+    attempts: int
+    site: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    trouble: tuple[str, str, tuple[str, ...]] | None = None
+    account: str | None = None
+    look_from: int | None = None
+    passed_over: tuple[str, ...] = ()
+    task_id: str | None = None
+    task_site: str | None = None
+    submitted_at: int | None = None
+    adopted: bool = False
+    told_at: int | None = None
+    reason: str | None = None
+    ended_at: int | None = None
+    expires_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CursorBefore:
+    """The same of the cursor."""
+
+    topic: str
+    offset: int
+    stamp: int | None = None
+
+
+@given(states)
+def test_the_release_before_reads_what_is_written_now(state: Sync) -> None:
+    read = msgspec.json.decode(encode(state), type=Before)
+    assert read.operation_id == state.request.operation_id
+    of = state.of if isinstance(state, Lingering) else state
+    if isinstance(of, Submitting | Running):
+        assert read.account == (None if of.account is None else of.account.user)
+
+
+@given(states)
+def test_what_the_release_before_wrote_is_read_now_with_the_site_unknown(state: Sync) -> None:
+    before = msgspec.json.encode(msgspec.json.decode(encode(state), type=Before))
+    read = decode(state.request.identity, before)
+    of = read.of if isinstance(read, Lingering) else read
+    if isinstance(of, Submitting | Running) and of.account is not None:
+        assert of.account.at_site is None
+    assert getattr(of, "repeats", 0) == 0
+
+
+def test_the_cursor_carries_how_vcda_spells_us_and_the_release_before_passes_over_it() -> None:
+    spelling = Spelling(Account("me", "us@west"), "west", "org2@site2")
+    cursor = Cursor("requests", 7, 1893499200123, spellings=(spelling,))
+    assert decode_cursor(encode_cursor(cursor)) == cursor
+    assert msgspec.json.decode(encode_cursor(cursor), type=CursorBefore) == CursorBefore("requests", 7, 1893499200123)
+    assert decode_cursor(msgspec.json.encode(CursorBefore("requests", 7))) == Cursor("requests", 7)
 
 
 def test_a_state_of_a_newer_version_is_an_error_that_says_so() -> None:

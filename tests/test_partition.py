@@ -175,19 +175,27 @@ async def test_rule_4_a_post_whose_connection_was_reset_goes_on_and_is_found(d: 
     assert [told.data["attempts"] for told in d.log.told] == [1]
 
 
-@deployed
-async def test_rule_5_a_look_up_that_began_before_the_wait_was_over_concludes_nothing(d: Deployment) -> None:
-    p0 = d.owner()
-    p0.vcda.script["a1"] = ["late"]
-    d.broker.ask("C4-1", "a1")
-    await d.until(0.047)
-    p0.vcda.latency = 1.5 * LATE  # seen half-way, before the task is there; answered after the wait is over
-    while not p0.vcda.asked:
-        await asyncio.sleep(0.01)
-    p0.vcda.latency = 0.01
-    await d.settled()
-    assert p0.vcda.asked[0][0] < LATE < p0.vcda.asked[1][0]
-    assert (len(sent(p0, "a1")), p0.meter.counts["adopted"]) == (1, 1)
+@pytest.mark.parametrize("one_by_one", [ONE_BY_ONE, 0], ids=["for one replication", "for all"])
+def test_rule_5_a_look_up_that_began_before_the_wait_was_over_concludes_nothing(
+    one_by_one: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.doubts.ONE_BY_ONE", one_by_one)
+
+    async def play() -> None:
+        async with Deployment() as d:
+            p0 = d.owner()
+            p0.vcda.script["a1"] = ["late"]
+            d.broker.ask("C4-1", "a1")
+            await d.until(0.047)
+            p0.vcda.latency = 1.5 * LATE  # seen half-way, before the task is there; answered after the wait is over
+            while not p0.vcda.asked:
+                await asyncio.sleep(0.01)
+            p0.vcda.latency = 0.01
+            await d.settled()
+            assert p0.vcda.asked[0][0] < LATE < p0.vcda.asked[1][0]
+            assert (len(sent(p0, "a1")), p0.meter.counts["adopted"]) == (1, 1)
+
+    run(play())
 
 
 @pytest.mark.parametrize("behind", [0.0, 50.0, 3600.0])

@@ -79,39 +79,45 @@ def test_identities_are_told_apart_whatever_they_are(identities: set[str]) -> No
 
 
 def test_a_replications_tasks_are_told_from_a_moment_on() -> None:
-    young = YoungTasks(horizon=timedelta(hours=1))
-    young.add("C4-1", "task-1", NOON, site=None)
-    young.add("C4-1", "task-2", NOON + SECOND, site=None)
-    young.add("C4-2", "task-3", NOON + SECOND, site=None)
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-1", "task-2", NOON + SECOND, written_at=NOON)
+    young.add("C4-2", "task-3", NOON + SECOND, written_at=NOON)
     assert list(young.since("C4-1", NOON)) == ["task-1", "task-2"]
     assert list(young.since("C4-1", NOON + SECOND)) == ["task-2"]
     assert list(young.since("C4-3", NOON)) == []
 
 
 def test_tasks_older_than_the_horizon_are_let_go() -> None:
-    young = YoungTasks(horizon=timedelta(hours=1))
-    young.add("C4-1", "task-1", NOON, site=None)
-    young.add("C4-2", "task-2", NOON + HOUR, site=None)
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-2", "task-2", NOON, written_at=NOON + HOUR)
     assert list(young.since("C4-1", NOON)) == ["task-1"]
-    young.add("C4-2", "task-3", NOON + HOUR + SECOND, site=None)
+    young.add("C4-2", "task-3", NOON, written_at=NOON + HOUR + SECOND)
     assert list(young.since("C4-1", NOON)) == []
     assert list(young.since("C4-2", NOON)) == ["task-2", "task-3"]
 
 
-def test_a_site_whose_clock_is_ahead_makes_no_other_sites_tasks_old() -> None:
-    young = YoungTasks(horizon=timedelta(hours=1))
-    young.add("C4-1", "task-1", NOON, site=None)
-    young.add("C4-2", "task-2", NOON + 5 * HOUR, site="west")
+def test_a_task_that_says_it_began_in_the_future_makes_no_other_old() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-2", "task-2", NOON + 50 * HOUR, written_at=NOON + SECOND)
     assert list(young.since("C4-1", NOON)) == ["task-1"]
+
+
+def test_a_few_are_kept_however_old_they_seem_since_our_own_clock_may_be_set() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=2)
+    for n in range(3):
+        young.add("C4-1", f"task-{n}", NOON, written_at=NOON + n * 50 * HOUR)
+    assert list(young.since("C4-1", NOON)) == ["task-1", "task-2"]
 
 
 @pytest.mark.parametrize("asked_before", [True, False])
 def test_of_a_replications_tasks_only_the_old_ones_are_let_go(asked_before: bool) -> None:
-    young = YoungTasks(horizon=timedelta(hours=1))
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
     if asked_before:
         assert list(young.since("C4-1", NOON)) == []
-    young.add("C4-1", "task-1", NOON, site=None)
-    young.add("C4-1", "task-2", NOON + 5 * HOUR, site="west")
-    young.add("C4-1", "task-3", NOON + SECOND, site=None)
-    young.add("C4-1", "task-4", NOON + HOUR + SECOND, site=None)
-    assert set(young.since("C4-1", NOON)) == {"task-2", "task-3", "task-4"}
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-1", "task-2", NOON, written_at=NOON + 2 * SECOND)
+    young.add("C4-1", "task-3", NOON, written_at=NOON + HOUR + SECOND)
+    assert list(young.since("C4-1", NOON)) == ["task-2", "task-3"]

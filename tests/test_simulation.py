@@ -76,6 +76,8 @@ class Schedule:
         self.committing = dice.choice([0.0, 0.0, 0.02, 0.1])
         self.striking = dice.choice([0.0, 0.0, 0.05, 0.2])
         self.slow = dice.choice([0.01, 0.05, 0.5])
+        self.spelling = dice.choice(["as in sessions", "as in sessions", "in its own way", "not at all"])
+        self.naming = dice.choice(["as asked", "as asked", "in lower case"])
         self.limits = LaneLimits(
             max_concurrent_submits=dice.choice([1, 4]),
             max_running=dice.choice([0, 0, 2]),
@@ -152,6 +154,12 @@ class Schedule:
             return math.inf if self.rough and dice.random() < self.stuck else dice.uniform(0.05, long)
 
         d.world.lasts = lasts
+        if self.spelling != "as in sessions":
+            d.world.spelled = lambda _: "org2@site2" if self.spelling == "in its own way" else None
+        if self.naming == "in lower case":
+            d.world.shows = lambda task: replace(task, replication_id=str(task.replication_id).lower())
+        self.met[f"users spelled {self.spelling}"] += 1
+        self.met[f"replications named {self.naming}"] += 1
         d.world.fate = lambda _: dice.choice(["SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "FAILED"])
         self._start(d, "P0")
         self._start(d, "P1")
@@ -352,6 +360,8 @@ def test_whatever_goes_wrong_the_promises_hold() -> None:
         *(f"submit {what}" for temper in TEMPERS for what in temper),
         *(f"commit {what}" for what in ("lost", "unanswered", "later")),
         *("crash", "freeze", "strike", "rebalance", "hand over", "partitioned", "fence"),
+        *(f"users spelled {how}" for how in ("as in sessions", "in its own way", "not at all")),
+        "replications named in lower case",
         *("find down", "poll down", "adopted", "refused"),
         *("forgotten", "forgotten together", "poison", "stuck"),
         *("completed", "task-failed", "task-lost", "rejected", "not-started", "timed-out"),

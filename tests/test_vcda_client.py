@@ -247,6 +247,79 @@ async def test_a_look_up_without_a_whole_and_understood_answer_is_trouble(answer
         assert isinstance(await us.vcda.find(site=None, replication_id=None, since=SINCE), Trouble)
 
 
+async def test_a_look_up_may_have_an_end() -> None:
+    async with appliance(script(tasks=page())) as there, ours(there.url) as us:
+        await us.vcda.find(site=None, replication_id=None, since=SINCE, until=SINCE)
+
+        assert there.calls[-1].query["startTimeBefore"] == str(1893456000001 + 1)
+
+
+@pytest.mark.parametrize("each", [1_000, 15_000])
+async def test_a_page_that_is_too_long_is_asked_for_again_with_fewer_tasks(
+    each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.vcda.client.LARGE", 20_000)
+    tasks = [task(id=f"t{n}", result={"padding": "x" * each}) for n in range(12)]
+
+    def shown(call: Call) -> Answer:
+        offset, limit = int(call.query.get("offset", "0")), int(call.query["limit"])
+        return page(*tasks[offset : offset + limit] * (9 if limit > 12 else 1), total=12)
+
+    async with appliance(script(tasks=shown)) as there, ours(there.url) as us:
+        found = await us.vcda.find(site=None, replication_id=None, since=SINCE)
+
+    assert isinstance(found, list)
+    assert {one.id for one in found} == {f"t{n}" for n in range(12)}
+
+
+async def test_a_single_task_that_is_too_long_is_trouble_in_words() -> None:
+    long = Reply(200, b" " * (16 * 1024 * 1024 + 1))
+    async with appliance(script(tasks=long)) as there, ours(there.url) as us:
+        found = await us.vcda.poll(site=None, ids=[TASK_ID])
+
+        assert [call.query["limit"] for call in there.calls[1:]] == ["100", "10", "1"]
+
+    assert isinstance(found, Trouble)
+    assert found.detail == "VCDA's answer is longer than the 16 MiB that are read of one."
+
+
+async def test_caches_are_asked_to_let_every_get_through() -> None:
+    async with appliance(script(tasks=page(task()))) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+        await us.vcda.find(site=None, replication_id=None, since=SINCE)
+        await us.vcda.poll(site=None, ids=[TASK_ID])
+        await us.vcda.ask(site=None, task_id=TASK_ID)
+
+        asked = {(call.method, call.headers.get("cache-control")) for call in there.calls}
+
+    assert asked == {("POST", None), ("GET", "no-cache")}
+
+
+@pytest.mark.parametrize("age", ["1", "20", "0020", "soon"])
+async def test_what_a_cache_in_front_answers_concludes_nothing(age: str) -> None:
+    stale = {"Age": age}
+    async with appliance(script(tasks=Reply(200, page(task()).body, stale))) as there, ours(there.url) as us:
+        seen: list[object] = [
+            await us.vcda.find(site=None, replication_id=None, since=SINCE),
+            await us.vcda.poll(site=None, ids=[TASK_ID]),
+        ]
+        for answer in (Reply(200, task(), stale), Reply(404, error("TaskNotFound", "No such task."), stale)):
+            there.script = script(tasks=answer)
+            seen.append(await us.vcda.ask(site=None, task_id=TASK_ID))
+
+    for trouble in seen:
+        assert isinstance(trouble, Trouble)
+        assert trouble.label == "cached"
+        assert f"A cache between this service and VCDA has answered (Age: {age})" in trouble.detail
+    assert [status for operation, status in us.meter.requests if operation != "login"] == ["cached"] * 4
+
+
+@pytest.mark.parametrize("age", ["0", " 00 "])
+async def test_an_age_of_nothing_is_an_answer_of_vcdas(age: str) -> None:
+    async with appliance(script(tasks=Reply(200, page(task()).body, {"Age": age}))) as there, ours(there.url) as us:
+        assert isinstance(await us.vcda.poll(site=None, ids=[TASK_ID]), list)
+
+
 async def test_tasks_of_another_kind_are_not_found_even_if_shown() -> None:
     other = task(id="other", workflowInfo={"type": "failover", "resourceId": REPLICATION_ID})
     async with appliance(script(tasks=page(other, task()))) as there, ours(there.url) as us:
@@ -355,6 +428,36 @@ async def test_where_a_login_opens_several_sites_their_names_are_kept() -> None:
 
     assert isinstance(answer, Accepted)
     assert answer.task.site == "site1"
+
+
+async def test_our_wall_clock_being_set_does_not_move_vcdas() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        date = format_datetime(us.clock.now().replace(microsecond=0), usegmt=True)
+        there.script = script(submit=Reply(202, task(), {"Date": date}))
+        await us.submit()
+        before = us.clock.now() + (us.vcda.offset(None) or timedelta())
+        us.clock.set = timedelta(hours=1)
+        after = us.clock.now() + (us.vcda.offset(None) or timedelta())
+
+    assert after == before
+
+
+@pytest.mark.parametrize("date", ["Fri, 31 Dec 9999 23:59:59 GMT", "Mon, 01 Jan 0001 00:00:00 GMT", "never"])
+async def test_a_date_that_cannot_be_counted_with_is_none(date: str) -> None:
+    async with appliance(script(tasks=Reply(200, page().body, {"Date": date}))) as there, ours(there.url) as us:
+        assert await us.vcda.poll(site=None, ids=[TASK_ID]) == []
+
+
+async def test_the_date_of_a_cached_answer_says_nothing_of_vcdas_clock() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        await us.submit()
+        known = us.vcda.offset(None)
+        date = format_datetime(us.clock.now() - timedelta(hours=1), usegmt=True)
+        there.script = script(tasks=Reply(200, page().body, {"Date": date, "Age": "3600"}))
+        for _ in range(3):
+            await us.vcda.poll(site=None, ids=[TASK_ID])
+
+        assert us.vcda.offset(None) == known
 
 
 async def test_the_clocks_difference_is_known_from_the_first_answer_on() -> None:

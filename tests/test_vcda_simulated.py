@@ -3,7 +3,8 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from service.clock import Clock
 from service.sandbox.simulator import Simulator
 from service.sandbox.vcda_world import PASSWORD, Config, Durations, Plan
-from service.sync import Accepted, Gone, NotTaken, SubmitAnswer, Task, Trouble, Unanswered
+from service.sync import Accepted, Account, Gone, Names, NotTaken, SubmitAnswer, Task, Trouble, Unanswered
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from tests.appliance import Meter
@@ -28,13 +29,18 @@ ADMINISTRATOR = Credentials(
 RUNNING = Config(plan=Plan(queued=Durations("fixed", 0), duration=Durations("fixed", 3600)))
 
 
-@asynccontextmanager
-async def meeting(credentials: Credentials = ADMINISTRATOR) -> AsyncIterator[tuple[Simulator, Vcda]]:
+def meeting(credentials: Credentials = ADMINISTRATOR) -> AbstractAsyncContextManager[tuple[Simulator, Vcda]]:
     """Bring both together; whatever happens, nothing of ours may be malformed in the simulator's eyes."""
+    return meeting_as([credentials])
+
+
+@asynccontextmanager
+async def meeting_as(credentials: list[Credentials]) -> AsyncIterator[tuple[Simulator, Vcda]]:
+    """The same with credentials that may change: the first of the list are asked for."""
     async with Simulator(RUNNING) as sim:
         vcda = Vcda(
             sim.url,
-            credentials=lambda: credentials,
+            credentials=lambda: credentials[0],
             request_timeout=timedelta(seconds=0.3),
             clock=Clock(),
             meter=Meter(),
@@ -148,3 +154,63 @@ async def test_many_tasks_are_found_page_by_page() -> None:
 
         assert isinstance(found, list)
         assert len({task.id for task in found}) == 250
+
+
+TENANT = Credentials(
+    user="admin1@org1",
+    password=PASSWORD,
+    sites=(SiteCredentials(name="site2", user="admin2@org2", password=PASSWORD),),
+)
+
+
+async def test_how_a_site_spells_our_user_there_is_learnt_from_a_task_of_ours_and_handed_on() -> None:
+    async with meeting(TENANT) as (sim, vcda):
+        sim.world.user(name="admin2@org2", site="site2", on_tasks="{org}@{site}")
+        await vcda.poll(site="site2", ids=[str(uuid.uuid4())])
+        account = vcda.account("site2")
+        assert account == Account("admin1@org1", "admin2@org2")
+        assert vcda.names("site2", account) == Names(frozenset({"admin1@org1", "admin2@org2"}), learnt=False)
+        await submit(vcda, 1, site="site2")
+        assert vcda.names("site2", account).learnt
+        assert "org2@site2" in vcda.names("site2", account).names
+        assert not vcda.names(None, None).learnt, "that is site2's spelling, and nobody else's"
+    async with meeting(TENANT) as (_, successor):
+        successor.learn(vcda.spellings())
+        assert "org2@site2" in successor.names("site2", account).names
+
+
+async def test_a_sites_account_that_is_replaced_is_another_account() -> None:
+    credentials = [TENANT]
+    async with meeting_as(credentials) as (sim, vcda):
+        answer = await submit(vcda, 1, site="site2")
+        assert isinstance(answer, Accepted)
+        sim.world.replace_account(name="admin2@org2", by="admin9@org2", site="site2")
+        credentials[0] = replace(TENANT, sites=(replace(TENANT.sites[0], user="admin9@org2"),))
+        gone = await vcda.ask(site="site2", task_id=answer.task.id)
+        assert isinstance(gone, Gone), "VCDA doesn't show one user's tasks to another"
+        assert gone.account == Account("admin1@org1", "admin9@org2")
+        assert answer.account == Account("admin1@org1", "admin2@org2")
+
+
+@pytest.mark.parametrize("obeys", [True, False])
+async def test_a_cache_in_front_is_asked_to_step_aside_and_noticed_if_it_does_not(obeys: bool) -> None:
+    async with meeting() as (sim, vcda):
+        answer = await submit(vcda, 1)
+        assert isinstance(answer, Accepted)
+        sim.cache(seconds=3600, obeys=obeys)
+        assert isinstance(await vcda.poll(site=None, ids=[answer.task.id]), list)
+        now = sim.world.now
+        sim.world.now = lambda: now() + 20
+        seen = await vcda.poll(site=None, ids=[answer.task.id])
+        assert isinstance(seen, list) if obeys else isinstance(seen, Trouble) and seen.label == "cached"
+
+
+async def test_a_task_that_spells_its_replication_differently_is_among_all_tasks_alone() -> None:
+    async with meeting() as (sim, vcda):
+        since = datetime.now(UTC) - timedelta(minutes=1)
+        sim.world.plan(resource="lower")
+        await submit(vcda, 1)
+        assert await vcda.find(site=None, replication_id="C4-00000000-0000-4000-8000-000000000001", since=since) == []
+        found = await vcda.find(site=None, replication_id=None, since=since)
+        assert isinstance(found, list)
+        assert [task.replication_id for task in found] == ["c4-00000000-0000-4000-8000-000000000001"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import socket
 import ssl
 import struct
@@ -202,6 +203,45 @@ async def test_a_post_without_a_whole_and_understood_answer_is_unanswered(odd: C
 
         there.script = script()
         assert isinstance(await us.submit(), Accepted)  # on a connection that holds no rest of it
+
+
+ACCEPTED = json.dumps(task()).encode()
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 202 Accept\xe9\r\n",
+        b"HTTP/1.1 202 OK\r\nSet-Cookie: " + b"x" * 9_000 + b"\r\n",
+        b"HTTP/1.1 202 OK\r\n" + b"X-Policy: strict\r\n" * 300,
+        b"HTTP/1.1 202 OK\r\nX-Name: Andr\xe9\r\n",
+    ],
+    ids=["a reason phrase in Latin-1", "a header of 9,000 bytes", "300 headers", "a header in Latin-1"],
+)
+async def test_an_answer_whose_head_is_odd_or_long_is_read_all_the_same(head: bytes) -> None:
+    whole = head + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(ACCEPTED) + ACCEPTED
+    async with appliance(script(submit=Cut(whole))) as there, ours(there.url) as us:
+        assert isinstance(await us.submit(), Accepted)
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        (Cut(), "VCDA closed the connection before it had answered"),
+        (Cut(b"HTTP/1.1 202 OK\r\nContent-Length: 100\r\n\r\n{"), "VCDA's answer broke off half-way"),
+        (Cut(b"SSH-2.0-OpenSSH_9.6\r\n"), "The head of VCDA's answer can't be read"),
+        (Cut(b"HTTP/1.1 202 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), "The head of VCDA's answer can't be read"),
+        (Cut(b"HTTP/1.1 202 OK\r\n" + b"X: y\r\n" * 2_000 + b"\r\n"), "The head of VCDA's answer can't be read"),
+    ],
+    ids=["nothing", "half", "no HTTP", "a line too long", "too many headers"],
+)
+async def test_what_is_wrong_with_an_answer_is_said_in_a_sentence(odd: Cut, said: str) -> None:
+    async with appliance(script(submit=odd)) as there, ours(there.url) as us:
+        answer = await us.submit()
+
+    assert isinstance(answer, Unanswered)
+    assert answer.trouble.detail.startswith(said)
+    assert "XX" not in answer.trouble.detail.upper(), "no words of the other side"
 
 
 async def test_an_endless_answer_is_cut_off() -> None:
