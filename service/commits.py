@@ -199,8 +199,9 @@ class Commits:
             self._over.set_result(None)
 
     def stop(self) -> None:
-        """Begin no further commit: what has gathered can't be trusted."""
+        """Begin no further commit: what has gathered can't be trusted. `run` ends with the one on its way."""
         self._stopped = True
+        self.hurry()
 
     async def prove(self) -> None:
         """Prove the ownership: return once a record that is written from now on stands.

@@ -629,7 +629,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._hold_back(keeper, keeper.partition)
 
     def _read_under(self, keeper: _Keeper) -> bool:
-        """Whether what was read last was read under the seek whose records are admitted."""
+        """Whether what was read last was read under the seek whose records are admitted; none is on the way out."""
+        if self._stopping:
+            return False
         return keeper.reading is not None and keeper.reading == self._consumer.fetched_under.get(keeper.place)
 
     def _doubt(self, place: TopicPartition, cursor: int, some: list[ConsumerRecord]) -> str | None:

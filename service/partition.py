@@ -241,16 +241,16 @@ class Partition:
     async def _close_journal(self) -> None:
         """End the tasks here, then let go of the journal."""
         pending = set(self._tasks)
-        for task in pending:
-            task.cancel()
         for _ in range(CLOSING // CANCEL_AGAIN):
+            for task in pending - {self._committing}:
+                task.cancel()  # again and again: aiokafka swallows a cancellation here and there
             if not pending:
                 break
             _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN.total_seconds())
-            for task in pending - {self._committing}:
-                task.cancel()  # aiokafka swallows a cancellation here and there
         if pending:
             log.warning("Partition %d: %d tasks do not end and are left to themselves", self.number, len(pending))
+            for task in pending:
+                task.cancel()
         await self._journal.close()
 
     def memory(self) -> Memory:
@@ -428,6 +428,8 @@ class Partition:
         )
 
     def _post_soon(self, work: Work) -> None:
+        if self._closed:
+            return
         work.posting = self._keep(asyncio.create_task(self._posts.post(work)))
 
     def _may_begin(self, work: Work) -> bool:

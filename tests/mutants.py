@@ -889,6 +889,13 @@ MUTANTS: Final = (
         new="        name = given\n",
         tests=("tests/test_messages.py",),
     ),
+    Mutant(
+        name="a commit on its way is given up when its partition closes",
+        file="service/partition.py",
+        old="            for task in pending - {self._committing}:\n",
+        new="            for task in pending:\n",
+        tests=("tests/test_balance.py",),
+    ),
 )
 
 

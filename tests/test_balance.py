@@ -1,11 +1,15 @@
 """Each record read has one fate, counted once, whatever commits and partitions meet."""
 
+import asyncio
 from collections import Counter
 
 import pytest
 
 from service.balance import NEVER_READ, Balance, Fate, Taken
-from tests.worlds import UNKNOWN, Deployment, Meter, deployed
+from service.journal import JournalLost
+from service.partition import Partition
+from service.records import CURSOR_KEY, Cursor, encode_cursor
+from tests.worlds import REQUESTS, UNKNOWN, Deployment, Meter, deployed
 
 
 def taken(until: int, **fates: int) -> Taken:
@@ -72,9 +76,24 @@ async def test_what_a_process_that_lets_go_had_not_committed_is_counted_by_the_n
     await d.until(1.0)
     p1 = d.owner("P1")
     await d.settled()
+    await asyncio.sleep(UNKNOWN)  # so long the first waits for its commit
 
     assert (p0.meter.fates, p0.meter.unaccounted) == ({"reread": 1}, 0)
     assert (p1.meter.fates, p1.meter.unaccounted) == ({"admitted": 1}, 0)
+
+
+@deployed
+async def test_a_commit_that_is_on_its_way_when_the_partition_closes_is_waited_for_and_counted(d: Deployment) -> None:
+    d.broker.latency = lambda: 1.0
+    p0 = d.owner()
+    await d.until(10.0)
+    d.broker.ask("C4-1", "a1", value=b"nonsense")
+    await d.until(10.5)
+    d.group.owners.clear()
+    p0.let_go(0)
+    await asyncio.wait(p0._ended)
+
+    assert (p0.meter.fates, p0.meter.unaccounted) == ({"dead_lettered": 1}, 0)
 
 
 @deployed
@@ -104,3 +123,37 @@ async def test_an_admission_that_fails_leaves_no_record_without_a_fate(d: Deploy
     await d.settled()
 
     assert (p0.meter.fates, p0.meter.unaccounted) == ({"reread": 3, "admitted": 2}, 0)
+
+
+@deployed
+async def test_requests_that_are_lost_are_counted_once_though_the_commit_that_passes_them_is_lost(
+    d: Deployment,
+) -> None:
+    p0 = d.process("P0")
+    balance = Balance(p0.meter)
+    for number in range(3):
+        d.broker.ask("C4-1", f"a{number}")
+    d.log.cursor = Cursor(REQUESTS, 1)
+    d.log.written.append((CURSOR_KEY, encode_cursor(d.log.cursor)))
+
+    async def opened() -> Partition:
+        return Partition(
+            0,
+            opened=await d.broker.open(0, process=p0),
+            tools=p0._tools,
+            balance=balance,
+            start_at=3,  # the topic begins there
+            on_lost=lambda _: None,
+        )
+
+    partition = await opened()
+    d.broker.script.append("lost")
+    with pytest.raises(JournalLost):
+        await partition.start()
+    await partition.close()
+    assert p0.meter.fates[Fate.LOST] == 0
+
+    partition = await opened()
+    await partition.start()
+    assert (p0.meter.fates[Fate.LOST], p0.meter.unaccounted) == (2, 0)
+    await partition.close()

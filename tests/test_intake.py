@@ -136,6 +136,7 @@ async def test_requests_that_were_deleted_unread_are_counted(station: Station) -
 
     await station.settled("op-1", "op-2")
     assert second.metric("requests_lost_total") == 2
+    assert second.metric("records_total", fate="lost") == 2
 
 
 async def test_the_groups_offset_is_past_what_holds_no_requests(

@@ -508,7 +508,9 @@ class Process:
         self.dead = self.vcda.dead = True
         if self.frozen:
             self.thaw()
-        for number in list(self._keepers):
+        for number, keeper in list(self._keepers.items()):
+            for task in () if keeper.partition is None else tuple(keeper.partition._tasks):
+                task.cancel()  # its commits, too, which a living process waits for
             self.let_go(number)
         self._polling.cancel()
         self.lanes.close()
