@@ -850,6 +850,19 @@ async def test_a_replication_that_stays_busy_is_asked_for_ever_more_seldom(d: De
 
 
 @deployed
+async def test_a_replication_that_was_busy_goes_behind_those_that_wait_already(d: Deployment) -> None:
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=0))
+    p0.vcda.latency = 1.0
+    p0.vcda.script["a1"] = ["409"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(5.0)
+    for n in range(30):  # they have their turns for longer than the pause
+        d.broker.ask(f"C4-other{n}", f"b{n}")
+    await d.settled()
+    assert [operation for _, operation in p0.vcda.sent] == ["a1", *(f"b{n}" for n in range(30)), "a1"]
+
+
+@deployed
 async def test_however_many_replications_are_busy_another_has_its_turn_after_one_round_of_them(d: Deployment) -> None:
     p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=0))
     p0.vcda.latency = 1.0  # a POST takes 1.5 s, so that 40 busy ones leave no time if all are asked for each 10 s
