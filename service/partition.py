@@ -717,8 +717,8 @@ class Partition:
     def _ended_task(self, task: "asyncio.Task[None]") -> None:
         """A task that fails takes the partition's work with it: its memory can't be trusted any more."""
         self._tasks.discard(task)
-        if self._closed or task.cancelled() or (error := task.exception()) is None:
-            return
+        if task.cancelled() or (error := task.exception()) is None or self._closed:
+            return  # what fails once the partition is closed was looked at, so that asyncio doesn't log it
         if isinstance(error, JournalLost):
             self.fail(str(error))
         else:

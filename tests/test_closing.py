@@ -3,6 +3,7 @@
 import asyncio
 from datetime import timedelta
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -148,6 +149,24 @@ async def test_an_answer_that_comes_after_the_closing_changes_nothing(d: Deploym
     partition._move_on("C4-1")
 
     assert holds(p0) == (0, 0, 0, 0)
+
+
+@deployed
+async def test_a_commit_that_fails_while_its_partition_closes_is_no_unheard_exception(d: Deployment) -> None:
+    p0 = d.owner()
+    await d.until(1.0)
+    partition = p0.partition()
+    assert partition is not None
+    d.broker.script.append("lost")
+    d.broker.ask("C4-1", "a1")
+    await d.until(2.0)
+    d.group.owners.clear()
+    p0.let_go(0)
+    await asyncio.wait(p0._ended)
+
+    committing: Any = partition._committing
+    assert not committing._log_traceback, "asyncio would log it when it is collected"
+    assert isinstance(committing.exception(), JournalLost)
 
 
 @virtual
