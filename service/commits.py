@@ -58,6 +58,11 @@ class _Gathering(Batch):
     size: int = 0
     """Bytes, about."""
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would be written, so that nothing waits for it either."""
+        return not (self.changes or self.events or self.cursor or self.after)
+
 
 class Commits:
     """See the module. `here` is asked for the cursor that a proof carries: an empty commit would prove nothing."""
@@ -162,6 +167,11 @@ class Commits:
         """
         batch = self._committing = self._take()
         began = self._clock.monotonic()
+        if batch.empty:
+            # Kafka's client commits a transaction without records by itself, also for a producer that was fenced
+            # (read in the source): it proves nothing. It comes where all that gathered was cut off.
+            self._committing = None
+            return
         await self._journal.commit(batch)
         self._committing = None
         self.proved_at = began

@@ -880,9 +880,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     async def _replaced(self, keeper: _Keeper, opened: Partition) -> None:
         """What was read since the last comparison may be the new topic's, so that the cursor would pass for its own."""
         keeper.reading = None
-        with suppress(JournalLost):
-            await opened.disown_cursor()
-        self._distrust(keeper, "the requests topic was deleted and made again")
+        try:
+            with suppress(JournalLost):
+                await opened.disown_cursor()
+        finally:  # also where a slow Kafka makes it too late: nothing is read here until it is opened again
+            self._distrust(keeper, "the requests topic was deleted and made again")
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or (error := task.exception()) is None:

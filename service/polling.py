@@ -410,14 +410,15 @@ class Poller:
     def _failed(self, site: _Site, question: _Question, trouble: Trouble) -> None:
         """Decide when, and in how many parts, a question that came to nothing is asked again."""
         lane = self._lane(site.name)
-        if trouble.retry_after is not None or trouble.label == "429":  # VCDA says itself that it is about the site
+        if trouble.label == "429":  # VCDA says itself that it is about the site
             lane.heard(trouble)
             site.agenda.put_back(question.watches)
             return
         own = question.own or (question.failures > 0 and lane.good_answers > question.good_answers)
         if question.failures == 0:
             question.good_answers = lane.good_answers
-        lane.heard(replace(trouble, own=True) if own else trouble)
+        # Retry-After is obeyed; but a proxy may write it on each 503, also on those of a single task.
+        lane.heard(replace(trouble, own=True) if own and trouble.retry_after is None else trouble)
         question.failures += 1
         question.watches = [watch for watch in question.watches if watch.watched]
         if len(question.watches) > 1 and question.failures >= SPLIT_AFTER:

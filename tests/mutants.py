@@ -598,9 +598,16 @@ MUTANTS: Final = (
         tests=("tests/test_polling.py",),
     ),
     Mutant(
+        name="a poll that is asked to come later is repeated unchanged",
+        file="service/polling.py",
+        old='        if trouble.label == "429":',
+        new='        if trouble.label == "429" or trouble.retry_after is not None:',
+        tests=("tests/test_polling.py",),
+    ),
+    Mutant(
         name="a task that breaks its calls speaks for its site",
         file="service/polling.py",
-        old="        lane.heard(replace(trouble, own=True) if own else trouble)\n",
+        old="        lane.heard(replace(trouble, own=True) if own and trouble.retry_after is None else trouble)\n",
         new="        lane.heard(trouble)\n",
         tests=("tests/test_polling.py",),
     ),
@@ -751,6 +758,13 @@ MUTANTS: Final = (
         file="service/partition.py",
         old="                if self._commits.full:\n                    self._commits.cut()\n",
         new="",
+        tests=("tests/test_backlog.py",),
+    ),
+    Mutant(
+        name="an empty commit counts as a proof",
+        file="service/commits.py",
+        old="        if batch.empty:\n",
+        new="        if False:\n",
         tests=("tests/test_backlog.py",),
     ),
     Mutant(

@@ -152,6 +152,22 @@ def test_what_gathers_while_a_commit_is_slow_is_cut_between_two_steps_and_never_
     play()
 
 
+def test_no_empty_commit_follows_what_was_cut_off_to_the_last_since_it_would_prove_nothing() -> None:
+    @deployed
+    async def play(d: Deployment) -> None:
+        p0 = d.owner()
+        await d.until(1.0)
+        partition = p0.partition()
+        assert partition is not None
+        d.broker.latency = lambda: SLOW
+        partition._commits.tell(Event(topic=DEAD, key=None, value=LARGE + LARGE))
+        await d.until(20.0)
+        assert len(d.log.told) == 1
+        assert partition._commits.proved_at < 1.1
+
+    play()
+
+
 async def test_reading_from_a_real_kafka_pauses_while_much_waits_and_goes_on(
     kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

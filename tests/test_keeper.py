@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
-from service.intake import Intake, Plan
+from service.balance import Balance
+from service.intake import COMPARE_LIMIT, Intake, Plan, _Keeper
 from service.journal import JournalLost, Opened
 from service.start_position import Looked, Start
 from tests.virtual import VirtualClock, VirtualLoop
@@ -152,3 +153,20 @@ def test_leaving_ends_in_time_although_a_cancellation_is_swallowed(monkeypatch: 
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(play()) == 3.0
+
+
+def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too_slow_to_let_that_stand() -> None:
+    async def play() -> list[str]:
+        intake = intake_of(Swallowing())
+        failed: list[str] = []
+        partition = SimpleNamespace(disown_cursor=asyncio.get_running_loop().create_future, fail=failed.append)
+        (place,) = PLACES
+        keeper = _Keeper(place, Balance(Quiet()), reading=1)
+        keeper.partition = partition  # type: ignore[assignment] # all that is asked of it
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COMPARE_LIMIT.total_seconds()):
+                await intake._replaced(keeper, keeper.partition)  # type: ignore[arg-type]
+        return failed
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(play()) == ["the requests topic was deleted and made again"]

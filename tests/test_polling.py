@@ -44,6 +44,8 @@ class FakeVcda:
     asked_alone: list[tuple[float, str]] = field(default_factory=list)
     poison: set[str] = field(default_factory=set)
     """Tasks that break each call that asks for them."""
+    bad: Trouble = BAD
+    """What such a call comes to."""
     longest: int = 100
     """More ids in one call make its answer too long."""
     at_once: int = 0
@@ -56,13 +58,13 @@ class FakeVcda:
         await asyncio.sleep(self.takes)
         self.at_once -= 1
         if self.poison & set(ids) or len(ids) > self.longest:
-            return BAD
+            return self.bad
         return self.trouble.get(site) or [self.task(id_) for id_ in ids if id_ not in self.unknown]
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:  # noqa: ARG002
         self.asked_alone.append((now(), task_id))
         if task_id in self.poison:
-            return BAD
+            return self.bad
         return Gone(now(), Account("me")) if task_id in self.unknown else self.task(task_id)
 
     def task(self, id_: str) -> Task:
@@ -375,6 +377,28 @@ async def test_a_task_that_breaks_its_calls_is_found_by_halves_and_the_others_go
         assert answers.told[-1][2] == "RUNNING"
         assert len([at for at, id_, _ in answers.told if id_ == "t66"]) > 10, "it is asked after like the others again"
         assert poller.overdue()[None] == 0.0
+
+
+@virtual
+async def test_a_task_whose_broken_calls_ask_for_a_pause_is_found_by_halves_too() -> None:
+    asked = Trouble(label="5xx", detail="It said 503.", retry_after=timedelta(seconds=30))
+    vcda, answers, posts = FakeVcda(poison={"t66"}, bad=asked), Answers(), []
+
+    def post() -> bool:
+        posts.append(now())
+        return False
+
+    async with polling(vcda) as (poller, lanes):
+        for number in range(100):
+            poller.watch(answers.watch(f"t{number}"))
+        await asyncio.sleep(600.0)
+        assert {id_ for _, id_, _ in answers.told} == {f"t{number}" for number in range(100) if number != 66}
+        lanes.lane(None).queue(post)
+        await asyncio.sleep(3600.0)
+        assert posts
+        broken = [at for at, ids in vcda.calls if "t66" in ids]
+        assert all(later - earlier >= 30.0 for earlier, later in pairwise(broken)), "and the pause is kept"
+        assert len([at for at in broken if at > 600.0]) < 10
 
 
 @virtual

@@ -274,6 +274,8 @@ class ScriptedJournal:
         events, cursor = list(batch.events), batch.cursor
         if self._process.dead:
             await asyncio.get_running_loop().create_future()
+        if not (changes or events or cursor):
+            return  # Kafka's client asks no broker then
 
         def arrive() -> bool:
             if log.epoch != self._epoch:
