@@ -1,7 +1,7 @@
 """What a run of chaos ends with: things that happen to a topic, after which its usual accounting is over.
 
-Each says what the right answer is: what nobody has read is counted, or the partitions refuse to work, and the runbook's
-way leads on. They come one to a run, when all has been told and all members are well.
+Each says what the right answer is: what nobody has read is counted; what is known is written again; or the partitions
+refuse to work, and the runbook's way leads on. They come one to a run, when all has been told and all members are well.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ OVERTAKEN: Final = 200
 REQUESTS: Final = 4 * PARTITIONS
 """Enough for each partition to have some."""
 
-NOTICED: Final = 60.0
+NOTICED: Final = 120.0
 """Seconds until the service has said what is wrong: a look every few seconds, and a new leader's time to settle."""
 
-TOLD: Final = 60.0
+TOLD: Final = 120.0
 """Seconds for short syncs, and a start of all members before them."""
 
 RECREATED: Final = 20.0
 """Seconds in which Kafka deletes a topic and takes another of its name."""
 
-LONG: Final = 60.0
-"""Seconds of a sync that is still running when the run ends."""
+LONG: Final = 15.0
+"""Seconds of a sync that is still running when the journal goes."""
 
 
 class Actor(Protocol):
@@ -128,14 +128,13 @@ async def _requests_replaced(stage: Stage, admin: AIOKafkaAdminClient) -> None:
 
 
 async def _journal_replaced(stage: Stage, admin: AIOKafkaAdminClient) -> None:
-    """Another journal of the same name, while syncs are running: all partitions refuse, and nothing is done twice."""
+    """Another journal of the same name, while syncs are running: what is known goes into it, and nothing is lost."""
     ledger = stage.ledger
     pairs = _pairs(REQUESTS)
     for _, replication_id in pairs:
         await stage.vcda.do(partial(_lasts, replication_id=replication_id))
     await ledger.ask_all(pairs)
     operations = {operation_id for operation_id, _ in pairs}
-    ledger.unfinished |= operations
 
     async def begun() -> bool:
         return {task["operationID"] for task in await stage.vcda.do(lambda sim: sim.world.ledger())} >= operations
@@ -143,12 +142,19 @@ async def _journal_replaced(stage: Stage, admin: AIOKafkaAdminClient) -> None:
     until = time.monotonic() + TOLD
     while not await begun() and time.monotonic() < until:
         await asyncio.sleep(0.2)
-    await asyncio.sleep(2.0)  # until that they run stands in the journal, too
     await _recreate(admin, ledger.topics["journal"], **{"cleanup.policy": "compact"})
-    pairs = _pairs(REQUESTS)
-    ledger.unfinished |= {operation_id for operation_id, _ in pairs}
-    await ledger.ask_all(pairs)
-    await _refused(stage, "its journal was created again")
+    await ledger.ask_all(_pairs(REQUESTS))  # something to write for each partition, which shows it that all is gone
+
+    def rewritten() -> bool:
+        return sum(member.watch.rewritten for member in stage.free()) >= PARTITIONS
+
+    if not await _until(rewritten, stage, within=NOTICED):
+        count = sum(member.watch.rewritten for member in stage.free())
+        stage.find(f"{count:.0f} of {PARTITIONS} journals were written again after they had been created again")
+        return
+    await stage.begin_again()  # from now on the new journal alone knows
+    if not await _until(lambda: not stage.untold(), stage, within=TOLD):
+        stage.find(f"{len(stage.untold())} requests are forgotten with a journal that was created again")
 
 
 def _lasts(sim: Simulator, *, replication_id: str) -> None:

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -175,12 +176,12 @@ class Ledger:
         self.asked: dict[str, Asked] = {}
         self.unsure: set[str] = set()
         self.spoilt: list[Spoilt] = []
+        self.spoilt_twice: Counter[int] = Counter()
+        """By partition, how often nobody knows whether a record that can't be handed over stands there."""
         self.foreseen: dict[str, str] = {}
         """By replication: what a test does to it that no client can stand up to."""
         self.deleted: set[str] = set()
         """Operations whose records a test took from the topic."""
-        self.unfinished: set[str] = set()
-        """Operations that can't have an outcome, since a test took the journal away."""
         self.renamed: dict[str, str] = {}
         """Topics with names of a test's own, by what they are for."""
         self.processes: list[Process] = []
@@ -294,7 +295,12 @@ class Ledger:
             )
             batch.append(key=b"poison", value=b"poison", timestamp=None, headers=[(_Name("?"), b"")])
             batch.close()
-            record = await (await producer.send_batch(batch, self.topics["requests"], partition=partition))
+            sent = await producer.send_batch(batch, self.topics["requests"], partition=partition)
+            try:
+                record = await sent
+            except KafkaError:
+                self.spoilt_twice[partition] += 1
+                raise
         finally:
             await producer.stop()
         self.spoilt.append(Spoilt(partition, record.offset, b"poison", b"poison", (), lost=True))
@@ -389,10 +395,10 @@ class Ledger:
                 told=told,
                 tasks=self.simulator.world.ledger(),
                 spoilt=self.spoilt,
+                spoilt_twice=self.spoilt_twice,
                 dead=await self.read("dead_letter"),
                 foreseen=self.foreseen,
                 deleted=frozenset(self.deleted),
-                unfinished=frozenset(self.unfinished),
                 posts=counters["calls"].get("submit", 0),
                 posts_while_paused=counters["postsWhilePaused"],
                 refusals=counters["refusals"],

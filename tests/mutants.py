@@ -52,6 +52,13 @@ class Found:
 
 MUTANTS: Final = (
     Mutant(
+        name="an error of a closed partition's task goes unheard",
+        file="service/partition.py",
+        old="        if task.cancelled() or (error := task.exception()) is None or self._closed:\n",
+        new="        if self._closed or task.cancelled() or (error := task.exception()) is None:\n",
+        tests=(SIMULATION,),
+    ),
+    Mutant(
         name="the intent is not written before the POST",
         rule="1",
         file="service/partition.py",

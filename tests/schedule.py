@@ -34,9 +34,12 @@ PAUSES: Final = (1.5, 5.0)
 SITES: Final = (None, None, None, "site1", "site2", "site2", "site3")
 OTHER_ACCOUNT: Final = "second@System"
 
-SPELLINGS: Final[tuple[str | None, ...]] = (None,)
+SPELLINGS: Final[tuple[str | None, ...]] = (None, "{org}@{site}", "VCDA's name for {org}")
 """How VCDA may name a user on tasks where a session's user is `name@Org`; None: as in the session."""
-OWN_USERS: Final[tuple[bool, ...]] = (False,)
+CACHES: Final[tuple[Mapping[str, Any], ...]] = ({"obeys": True, "tells": False}, {"obeys": False, "tells": True})
+"""One that does neither can't be noticed by anybody."""
+
+OWN_USERS: Final[tuple[bool, ...]] = (False, True)
 
 
 class What(StrEnum):
@@ -74,6 +77,7 @@ class Odd(StrEnum):
     RUNNING = "a sync that never ends"
     POISON = "a task that fails whatever asks for it"
     BLIND = "a look-up that always fails, and a POST in doubt"
+    """Its task may be found by other means."""
 
 
 class Ending(StrEnum):
@@ -136,7 +140,7 @@ class Schedule:
     own_user: bool
     """Whether site2 knows the service by a user of its own, who sees their own tasks only."""
     odd: Mapping[str, Odd]
-    ending: Ending | None
+    ending: Ending
     gentle: bool
     """Whether each record that was produced must have been counted in the end."""
 
@@ -173,17 +177,14 @@ HARSH: Final = frozenset(
         *(What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES, What.KAFKA_MOVES, What.KAFKA_DROPS),
     }
 )
-"""After which some records have a fate that nobody has counted: who is killed takes what it has counted last with it,
-and who loses a partition while a commit is under way never hears whether it stood."""
+"""After which some records have a fate that nobody has counted, or two have: who is killed takes what it has counted
+last with it, and who loses a partition while a commit is under way never hears whether it stood."""
 
 GENTLE: Final = 0.25
 """The share of runs without these: there, the sum of all fates is what was produced."""
 
-NOT_YET: Final = frozenset({What.ACCOUNT, What.KAFKA_MOVES, What.KAFKA_DROPS, What.PURGE, What.CACHE})
-"""What the service can't stand yet: it happens in a run only when asked for by name."""
-
-ODD: Final[tuple[Odd, ...]] = ()
-ENDINGS: Final[tuple[Ending, ...]] = (Ending.REQUESTS_REPLACED,)
+ODD: Final = tuple(Odd)
+ENDINGS: Final = tuple(Ending)
 
 ODD_DEADLINE: Final = 20
 """Seconds: requests on odd replications end by their deadlines, and these are all that a run has to wait for."""
@@ -227,7 +228,7 @@ def draw(
         spelling=rng.choice(SPELLINGS),
         own_user=rng.choice(OWN_USERS),
         odd=strange,
-        ending=ending or (rng.choice(ENDINGS) if ENDINGS else None),
+        ending=ending or rng.choice(ENDINGS),
         gentle=gentle,
     )
 
@@ -266,7 +267,7 @@ def _spoilings(rng: Random, count: int, length: float) -> list[Spoiling]:
         (b"\xff\xfe\x00", (("x", b"1"), ("x", b"2"))),
         (b'{"operationID": "op", "replicationId": "C4-1", "operationID": 7}', ()),
         (b'{"operationID": "op"}', (("content-type", b"application/json"),)),
-        (b'{"operationID": "op", "replicationId": "C4-1"}', (("trace", b"\xff\xfe"),)),
+        (b'{"operationID": "op", "replicationId": "C4-1"}', (("content-type", b"\xff\xfe"),)),
         (b"x" * 70_000, ()),
         (None, ()),
     )
@@ -293,7 +294,7 @@ def _happenings(rng: Random, length: float, only: Collection[What]) -> list[Happ
     at = 2.0
     while at < length:
         while not deck:  # what is asked for may be one of two that are drawn
-            deck = [card for card in _deck(rng) if (card.what in only if only else card.what not in NOT_YET)]
+            deck = [card for card in _deck(rng) if not only or card.what in only]
         card = deck.pop()
         happenings.append(
             Happening(at=at, what=card.what, who=rng.random(), seconds=card.seconds, words=card.words, fault=card.fault)
@@ -330,7 +331,7 @@ def _deck(rng: Random) -> list[Happening]:
         card(What.VCDA_CERTIFICATE),
         card(What.ACCOUNT),
         card(What.PURGE),
-        card(What.CACHE, rng.uniform(4.0, 10.0)),
+        card(What.CACHE, rng.uniform(4.0, 10.0), **rng.choice(CACHES)),
         card(What.LOG_STANDS, rng.uniform(5.0, 12.0)),
         card(What.VCDA_REFUSES, rng.uniform(1.0, 5.0)),
         card(What.VCDA_CLOCK, rng.choice((-20.0, 0.0, 20.0))),

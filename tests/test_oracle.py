@@ -80,11 +80,11 @@ def test_what_was_kept_is_found_kept() -> None:
         (replace(GOOD, told=GOOD.told[:2], deleted=frozenset({"c"})), "1 requests were gone before"),
         (replace(GOOD, counted_lost=1), "0 requests were gone before they could be read, and 1 are counted"),
         (
-            replace(GOOD, odd={"R": "a sync that never ends"}, told=[GOOD.told[0]], unfinished=frozenset("bc")),
-            "a is told",
+            replace(GOOD, endless={"R": "a sync that never ends"}, asked={"a": GOOD.asked["a"]}, told=GOOD.told[:1]),
+            "a is told completed, and it has a sync that never ends",
         ),
-        (replace(GOOD, calm=(50.0, 200.0), told=[replace(GOOD.told[0], at=96.0), *GOOD.told[1:]]), "a after 46 s"),
-        (replace(GOOD, read={"admitted": 3, "dead_lettered": 2}, produced=4), "5 records have a fate, of 4"),
+        (replace(GOOD, calm=(50.0, 200.0), told=[replace(GOOD.told[0], at=116.0), *GOOD.told[1:]]), "a after 66 s"),
+        (replace(GOOD, read={"admitted": 5}, produced=4, accounted=True), "5 records have a fate, of 4"),
         (replace(GOOD, read={"admitted": 3, "reread": 1}, produced=4, accounted=True), "3 records have a fate, of 4"),
         (replace(GOOD, skipped=2, produced=4, read={"admitted": 2}), "2 records were read and have no fate"),
         (replace(GOOD, dead=[]), "has 0 dead letters"),
@@ -118,12 +118,25 @@ def test_requests_that_were_deleted_before_they_could_be_read_are_counted_and_no
     assert (verdict.figures["lost"], verdict.figures["overtaken"]) == (0, 1)
 
 
+def test_an_unreadable_message_that_was_sent_again_may_stand_there_twice() -> None:
+    twice = replace(GOOD, dead=[*GOOD.dead, letter(13, reason=b"unreadable")], spoilt_twice={3: 1})
+
+    assert judge(twice).violations == []
+    assert judge(replace(twice, dead=[*twice.dead, letter(15, reason=b"unreadable")])).violations != []
+
+
 def test_what_has_no_fate_yet_may_have_died_with_who_read_it() -> None:
     assert judge(replace(GOOD, read={"admitted": 2}, produced=4)).violations == []
 
 
 def test_what_is_odd_may_be_told_late_and_only_that_it_timed_out() -> None:
-    odd = replace(GOOD, odd={"R": "a sync that never ends"}, calm=(0.0, 900.0), tasks=[task("t1", "a", start=1.0)])
+    odd = replace(
+        GOOD,
+        odd=frozenset("R"),
+        endless={"R": "a sync that never ends"},
+        calm=(0.0, 900.0),
+        tasks=[task("t1", "a", start=1.0)],
+    )
     told_late = [replace(told(name, at, task_id=None, reason="timed-out"), at=800.0) for at, name in enumerate("abc")]
 
     assert judge(replace(odd, told=told_late)).violations == []

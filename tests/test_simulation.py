@@ -9,6 +9,7 @@ other people's syncs.
 """
 
 import asyncio
+import gc
 import math
 import os
 from collections import Counter, defaultdict
@@ -21,7 +22,7 @@ from service.lanes import LaneLimits
 from service.polling import VANISHED_TOGETHER
 from service.sync import Ended, Lingering, Running, Submitting
 from tests.scripted import ELSEWHERE, Made
-from tests.worlds import DEAD, POLICY, SESSION, Deployment, Process, Told, run
+from tests.worlds import DEAD, POLICY, SESSION, UNHEARD, Deployment, Process, Told, run
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
 
@@ -316,6 +317,7 @@ class Schedule:
             lane = process.lanes.lane(None)
             assert process.dead or (lane.submitting, lane.occupied) == (0, 0), "the lane's slots are free again"
             self.met["adopted"] += process.meter.counts["adopted"]
+            assert process.dead or process.meter.unaccounted == 0, "each record that was read has a fate"
         self.met["refused"] += d.log.refused
         self.met.update(one.verdict for one in told)
 
@@ -354,8 +356,11 @@ def test_whatever_goes_wrong_the_promises_hold() -> None:
         play(int(os.environ["SEED"]))
         return
     met: Counter[str] = Counter()
+    UNHEARD.clear()
     for seed in range(SCHEDULES):
         met += play(seed)
+    gc.collect()
+    assert UNHEARD == [], "no error of a task goes unheard"
     expected = {
         *(f"submit {what}" for temper in TEMPERS for what in temper),
         *(f"commit {what}" for what in ("lost", "unanswered", "later")),

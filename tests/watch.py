@@ -31,6 +31,7 @@ _IN_FLIGHT: Final = re.compile(
 _FATES: Final = re.compile(r'^vm_sync_records_total\{fate="(\w+)"\} (\S+)$', re.MULTILINE)
 _UNACCOUNTED: Final = re.compile(r"^vm_sync_records_unaccounted (\S+)$", re.MULTILINE)
 _LOST: Final = re.compile(r"^vm_sync_requests_lost_total (\S+)$", re.MULTILINE)
+_REWRITTEN: Final = re.compile(r"^vm_sync_journals_rewritten_total (\S+)$", re.MULTILINE)
 _STOPPED: Final = re.compile(r"^vm_sync_partitions_stopped\{[^}]*\} (\S+)$", re.MULTILINE)
 _OWNED: Final = re.compile(r"^vm_sync_partitions_owned (\S+)$", re.MULTILINE)
 
@@ -52,6 +53,8 @@ class Watch:
         """Requests that it counted as lost, likewise."""
         self.stopped = 0.0
         """Partitions that it refuses to work on."""
+        self.rewritten = 0.0
+        """Journals that it has written again from memory."""
 
     async def scrape(self) -> str:
         """Read its metrics. Raises httpx.HTTPError when it doesn't answer."""
@@ -59,6 +62,7 @@ class Watch:
         self.fates = {fate: float(number) for fate, number in _FATES.findall(text)}
         self.unaccounted = sum(float(number) for number in _UNACCOUNTED.findall(text))
         self.lost = sum(float(number) for number in _LOST.findall(text))
+        self.rewritten = sum(float(number) for number in _REWRITTEN.findall(text))
         self.stopped = sum(float(number) for number in _STOPPED.findall(text))
         self.owned = sum(float(number) for number in _OWNED.findall(text))
         return text

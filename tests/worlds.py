@@ -110,9 +110,19 @@ class FreezingLoop(VirtualLoop):
         return handle
 
 
+UNHEARD: list[str] = []
+"""What loops had to say of tasks whose errors nobody took, once their garbage was collected."""
+
+
+def _hear(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    UNHEARD.append(f"{context['message']}: {context.get('exception')!r}")
+    loop.default_exception_handler(context)
+
+
 def run(coro: Coroutine[Any, Any, T]) -> T:
     """Run to the end in virtual time, in a loop that can freeze processes."""
     with asyncio.Runner(loop_factory=FreezingLoop) as runner:
+        runner.get_loop().set_exception_handler(_hear)
         return runner.run(coro)
 
 
@@ -568,7 +578,7 @@ class Process:
                     tools=self._tools,
                     balance=keeper.balance,
                     start_at=0 if opened.cursor is None else opened.cursor.offset,
-                    on_lost=lost.set_result,
+                    on_lost=partial(_settle, lost),
                 )
                 await partition.start()
                 keeper.partition = partition
@@ -601,6 +611,11 @@ class Process:
                 log.readers.append(asyncio.get_running_loop().create_future())
                 await log.readers[-1]
                 await asyncio.sleep(0.01)
+
+
+def _settle(future: "asyncio.Future[str]", reason: str) -> None:
+    if not future.done():  # or cancelled, by who lets the partition go meanwhile
+        future.set_result(reason)
 
 
 FETCH = 1024 * 1024
