@@ -491,6 +491,7 @@ class Partition:
         if self._closed or not isinstance(state, Running | Lingering):
             return Verdict.DONE
         if isinstance(seen, Task):
+            self._learn_name(state.of if isinstance(state, Lingering) else state, seen)
             work.progress = seen.progress
             if seen.state not in KNOWN_STATES:
                 self._tools.metrics.unknown_task_state(work.request.site)
@@ -515,6 +516,14 @@ class Partition:
             self._tools.clock.monotonic(), self._tools.policy
         )
         return Verdict.ASK_ALONE if lost else Verdict.GO_ON
+
+    def _learn_name(self, of: Running | Submitting, task: Task) -> None:
+        """Learn how VCDA spells our user where it lists tasks: it may differ from its answers to POSTs, or change.
+
+        Not from a task that was found: that it is ours may have been concluded from its being the only one.
+        """
+        if isinstance(of, Running) and not of.adopted and of.account is not None and task.user is not None:
+            self._tools.api.learn_name(of.account, site=of.request.site, name=task.user)
 
     def _take_up(self, work: Work) -> None:
         """Do what its new state asks for."""

@@ -38,6 +38,9 @@ class Api(FindApi, Protocol):
     def learn(self, spellings: Iterable[sync.Spelling]) -> None:
         """Learn what an earlier process had learnt."""
 
+    def learn_name(self, account: sync.Account, *, site: str | None, name: str) -> None:
+        """Learn how a task names an account's user, which that account has made for certain."""
+
 
 class Lanes(Protocol):
     """The traffic rules of each site."""

@@ -768,6 +768,18 @@ MUTANTS: Final = (
         tests=("tests/test_backlog.py",),
     ),
     Mutant(
+        name="polls do not teach how our user is spelled",
+        file="service/partition.py",
+        old="            self._learn_name(state.of if isinstance(state, Lingering) else state, seen)\n",
+        new="            pass\n",
+    ),
+    Mutant(
+        name="the user of a task that was taken for ours is learnt",
+        file="service/partition.py",
+        old="isinstance(of, Running) and not of.adopted and",
+        new="isinstance(of, Running) and",
+    ),
+    Mutant(
         name="an empty commit counts as a proof",
         file="service/commits.py",
         old="        if batch.empty:\n",

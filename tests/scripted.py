@@ -217,7 +217,7 @@ class ScriptedVcda:
 
     def _accepted(self, task: Task, account: sync.Account | None, site: str | None) -> sync.Accepted:
         if task.user is not None and account is not None:
-            self._spellings.learn([sync.Spelling(account, site, task.user)])
+            self.learn_name(account, site=site, name=task.user)
         return sync.Accepted(task, account)
 
     async def find(
@@ -279,6 +279,9 @@ class ScriptedVcda:
 
     def learn(self, spellings: Iterable[sync.Spelling]) -> None:
         self._spellings.learn(spellings)
+
+    def learn_name(self, account: sync.Account, *, site: str | None, name: str) -> None:
+        self._spellings.learn([sync.Spelling(account, site, name)])
 
     def _healthy(self, *ids: str) -> bool:
         return self.world.poison.isdisjoint(ids)

@@ -1190,6 +1190,36 @@ async def test_how_vcda_spells_our_user_is_known_to_who_comes_next(d: Deployment
 
 
 @deployed
+async def test_how_vcda_spells_our_user_is_learnt_from_polls_too(d: Deployment) -> None:
+    look = d.world.look
+    d.world.look = lambda made: replace(look(made), user="org2@site2")  # type: ignore[method-assign] # unlike for POSTs
+    d.world.lasts = lambda _: 100.0
+    p0 = d.owner()
+    p0.vcda.script["b1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(50.0)
+    d.broker.ask("C4-2", "b1")
+    await d.settled()
+    assert d.world.tasks_of() == {"a1": 1, "b1": 1}
+    assert d.verdicts() == [("a1", "completed"), ("b1", "completed")]
+
+
+@deployed
+async def test_the_user_of_a_task_that_was_only_taken_for_ours_is_not_learnt(d: Deployment) -> None:
+    d.world.spelled = lambda user: user.upper()
+    d.world.lasts = lambda _: 100.0
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(1.0)
+    made = d.world.make("C4-1", None, "by hand", user="one@else")
+    d.world.made[made.id].owner = d.world.user  # an administrator sees everybody's
+    await d.settled()
+    assert p0.meter.counts["adopted"] == 1
+    assert p0.vcda.spellings() == ()
+
+
+@deployed
 async def test_a_vcda_whose_answers_come_too_late_has_one_task_for_each_request_however_it_spells_us(
     d: Deployment,
 ) -> None:

@@ -241,6 +241,10 @@ class Vcda:
         """Learn what an earlier process had learnt."""
         self._spellings.learn(spellings)
 
+    def learn_name(self, account: Account, *, site: str | None, name: str) -> None:
+        """Learn how a task names an account's user, which that account has made for certain."""
+        self._spellings.learn([Spelling(account, self.home(site), name)])
+
     def home(self, site: str | None) -> str | None:
         """Return the site as it need be named: None for our own, whose name is known after the login."""
         return None if site in _home(self._session.login) else site
@@ -372,7 +376,7 @@ class Vcda:
             if task is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             if task.user is not None and account is not None:
-                self._spellings.learn([Spelling(account, self.home(site), task.user)])
+                self.learn_name(account, site=site, name=task.user)
             return Accepted(task, account)
         trouble = self._trouble(answer, site)
         match answer.status:

@@ -1,8 +1,9 @@
 """How VCDA names our user on tasks, as far as it has shown: not always as it names the session's. Pure.
 
 VCDA's documentation shows sessions of "admin1@Org1" and tasks of "org2@site2", and a remote site knows the user that
-the session was extended with. Learnt is a name from a task that was given for a POST, which is ours for certain. Names
-are few, but each is kept as long as possible: while none is known, a look-up can pass no task over.
+the session was extended with. Learnt is a name from a task that was given for a POST, which is ours for certain: as
+that answer has it, and as polls show it later. Names are few, but each is kept as long as possible: while none is
+known, a look-up can pass no task over.
 """
 
 from collections.abc import Iterable
