@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 SWEEP = timedelta(hours=1)
 """How often expired identities are given their tombstones. The whole journal is read for it, so it shall be seldom."""
 
+AT_ONCE = 1_000
+"""Tombstones between two turns of the event loop, some milliseconds."""
+
 
 class PastMeter(Protocol):
     """What is counted here."""
@@ -53,7 +56,7 @@ class Past:
         self._young = bygone.young
         self._metrics.identities(len(self._remembered))
         for identity in bygone.expired:  # while nobody was there
-            commits.change(identity, None)
+            self._bury(identity)
 
     def add(self, ended: Ended) -> None:
         """Remember a request that has ended."""
@@ -89,11 +92,19 @@ class Past:
             except JournalLost as error:
                 log.warning("Expired identities stay for another round: %s", error)
                 continue
-            for identity in gone:
+            for number, identity in enumerate(gone, 1):
                 # It may have come again since it was read.
                 if not self._in_flight(identity) and not self._remembered.holds(identity.encode(), now):
-                    self._commits.change(identity, None)
+                    self._bury(identity)
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
             self._metrics.identities(-self._remembered.forget_expired(now))
+
+    def _bury(self, identity: str) -> None:
+        """Give it a tombstone. There may be half a million: each commit is to end within its transaction's limit."""
+        self._commits.change(identity, None)
+        if self._commits.full:
+            self._commits.cut()
 
     def bygone(self) -> Bygone:
         """Return what is remembered, for a journal that has lost it."""

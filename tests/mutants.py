@@ -780,6 +780,13 @@ MUTANTS: Final = (
         new="isinstance(of, Running) and",
     ),
     Mutant(
+        name="a sweep is one commit",
+        file="service/past.py",
+        old="        if self._commits.full:\n            self._commits.cut()\n",
+        new="",
+        tests=("tests/test_backlog.py",),
+    ),
+    Mutant(
         name="an empty commit counts as a proof",
         file="service/commits.py",
         old="        if batch.empty:\n",

@@ -2,17 +2,19 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from service import sync
 from service.balance import Fate
-from service.commits import BEHIND, CUT
+from service.commits import BEHIND, CUT, TOMBSTONE_BYTES
 from service.journal import Batch, KafkaJournal
 from service.lanes import LaneLimits
 from service.messages import Event
 from service.partition import Partition
+from service.records import encode
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.station import Station, until, word
@@ -148,6 +150,43 @@ def test_what_gathers_while_a_commit_is_slow_is_cut_between_two_steps_and_never_
         assert [round(size / len(LARGE)) for size in commits if size] == [3, 3, 3, 3, 0]
         values = [bytes(told.event.value or b"")[:4] for told in d.log.told]
         assert values == [b"%d %d?" % (step, part) for step in range(4) for part in range(3)] + [b"last"]
+
+    play()
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_tombstones_that_come_by_the_hundred_thousand_are_committed_in_parts(
+    away: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, sizes = 40_000, []
+    commit = ScriptedJournal.commit
+
+    async def noted(self: ScriptedJournal, batch: Batch) -> None:
+        sizes.append(len(batch.changes))
+        await commit(self, batch)
+
+    monkeypatch.setattr(ScriptedJournal, "commit", noted)
+
+    @deployed
+    async def play(d: Deployment) -> None:
+        now = d.world.clock.now()
+        request = sync.Request(
+            identity="op:C4-1:a1",
+            operation_id="a1",
+            replication_id="C4-1",
+            site=None,
+            offset=0,
+            requested_at=now,
+            accepted_at=now,
+            deadline=now,
+        )
+        expires = now + timedelta(minutes=-1 if away else 5)
+        value = encode(sync.Ended(request=request, attempts=1, reason=None, ended_at=now, expires_at=expires))
+        d.log.write({f"op:C4-1:{number}": value for number in range(count)}, None)
+        d.owner()
+        await d.until(1.0 if away else 2 * 3600.0)
+        assert d.log.records == {}
+        assert max(sizes) == CUT // TOMBSTONE_BYTES
 
     play()
 
