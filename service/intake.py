@@ -469,7 +469,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         try:
             keeper.check()
             if keeper.memory is not None:
-                opened = await self._write_back(opened, keeper.memory, place.partition)
+                opened = await self._write_back(keeper, opened, keeper.memory)
                 keeper.check()
             start = looked.start
             if opened.cursor != looked.cursor or (opened.cursor is None and keeper.memory is not None):
@@ -504,7 +504,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._read_on(keeper, partition)
         return partition
 
-    async def _write_back(self, opened: Opened, memory: Memory, number: int) -> Opened:
+    async def _write_back(self, keeper: _Keeper, opened: Opened, memory: Memory) -> Opened:
         """Write what is remembered into a journal that has lost it: it was deleted and made again, or cut at its end.
 
         Nobody else can have worked here meanwhile: the group says that the partition has been ours, and whoever opens
@@ -522,13 +522,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             "where %d had been reached. What this process remembers is written into it, with %d syncs in flight (%s). "
             "Requests that have ended are recognised until this process ends; one that is sent again after that runs "
             "again. Look whether the topic is compacted: vm-sync topics check",
-            number,
+            keeper.place.partition,
             opened.begin,
             memory.end,
             len(in_flight),
             ", ".join(state.request.identity for state in in_flight[:NAMED]) + ", ..." * (len(in_flight) > NAMED),
         )
         await opened.journal.commit(Batch(changes, batch.events, batch.cursor))
+        # It stands, and what it publishes is published: that is not to be repeated if the opening fails from here on.
+        keeper.memory = replace(memory, batch=replace(batch, events=[]), end=opened.journal.end)
         self._metrics.rewritten()
         return replace(opened, cursor=batch.cursor, in_flight=in_flight, bygone=memory.bygone)
 

@@ -12,7 +12,11 @@ from aiokafka import TopicPartition
 
 from service.balance import Balance
 from service.intake import COMPARE_LIMIT, Intake, Plan, _Keeper
-from service.journal import JournalLost, Opened
+from service.journal import Batch, JournalLost, Opened
+from service.messages import Event
+from service.partition import Memory
+from service.records import Cursor
+from service.restoring import Bygone
 from service.start_position import Looked, Start
 from tests.virtual import VirtualClock, VirtualLoop
 
@@ -153,6 +157,46 @@ def test_leaving_ends_in_time_although_a_cancellation_is_swallowed(monkeypatch: 
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(play()) == 3.0
+
+
+class Remade:
+    """A journal that was made anew, with `end` records."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self.commits: list[Batch] = []
+
+    async def commit(self, batch: Batch) -> None:
+        self.commits.append(batch)
+        self.end += 3
+
+
+def test_what_was_written_back_into_a_new_journal_is_not_published_again_if_the_opening_fails_then() -> None:
+    def opened(journal: Remade, cursor: Cursor | None) -> Opened:
+        return Opened(
+            journal=journal,  # type: ignore[arg-type] # all that is asked of it
+            opened_at=0.0,
+            cursor=cursor,
+            in_flight=[],
+            bygone=Bygone(),
+            begin=journal.end - 1,
+        )
+
+    async def play() -> None:
+        intake = intake_of(Swallowing())
+        (place,) = PLACES
+        cursor = Cursor("requests", 5)
+        batch = Batch(events=[Event(topic="completed", key=None, value=b"{}")], cursor=cursor)
+        keeper = _Keeper(place, Balance(Quiet()), memory=Memory(batch, Bygone(), end=100))
+        first, second = Remade(1), Remade(6)
+        assert keeper.memory is not None
+        await intake._write_back(keeper, opened(first, None), keeper.memory)
+        assert [len(batch.events) for batch in first.commits] == [1]
+        await intake._write_back(keeper, opened(second, cursor), keeper.memory)
+        assert second.commits == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
 
 
 def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too_slow_to_let_that_stand() -> None:
