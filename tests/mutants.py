@@ -780,6 +780,13 @@ MUTANTS: Final = (
         new="isinstance(of, Running) and",
     ),
     Mutant(
+        name="outcomes of deadlines are told however much waits for its commit",
+        file="service/partition.py",
+        old="                while self._commits.behind:",
+        new="                while False:",
+        tests=("tests/test_backlog.py",),
+    ),
+    Mutant(
         name="a sweep is one commit",
         file="service/past.py",
         old="        if self._commits.full:\n            self._commits.cut()\n",

@@ -9,11 +9,11 @@ import pytest
 
 from service import sync
 from service.balance import Fate
-from service.commits import BEHIND, CUT, TOMBSTONE_BYTES
+from service.commits import BEHIND, CHANGE_BYTES, CUT, TOMBSTONE_BYTES
 from service.journal import Batch, KafkaJournal
 from service.lanes import LaneLimits
 from service.messages import Event
-from service.partition import Partition
+from service.partition import EXPIRED_AT_ONCE, Partition
 from service.records import encode
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
@@ -127,6 +127,27 @@ def test_outcomes_that_come_faster_than_kafka_takes_them_wait_at_vcda(commits: l
         await d.settled()
         assert sorted(d.verdicts()) == sorted((f"a{number}", "task-failed") for number in range(count))
         assert set(d.world.tasks_of().values()) == {1}
+
+    play()
+
+
+def test_outcomes_of_deadlines_that_pass_together_are_told_as_fast_as_kafka_takes_them(commits: list[int]) -> None:
+    count = 10_000
+
+    @deployed
+    async def play(d: Deployment) -> None:
+        p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+        d.world.lasts = lambda _: 1e6
+        for number in range(count):
+            d.broker.ask(f"C4-{number}", f"a{number}", deadline=100)
+        await d.until(50.0)
+        d.broker.latency = lambda: SLOW
+        most = await most_waiting(d, p0.partition, lambda: len(d.log.told) == count)
+        each = CHANGE_BYTES + max(len(told.event.value or b"") for told in d.log.told)
+        assert count * each > 3 * BEHIND
+        assert BEHIND <= most <= BEHIND + EXPIRED_AT_ONCE * 2 * each
+        await asyncio.sleep(SLOW + 1.0)
+        assert len(d.verdicts()) == len(set(d.verdicts())) == count
 
     play()
 
