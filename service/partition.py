@@ -570,7 +570,7 @@ class Partition:
         while True:
             now = self._tools.clock.now()
             for number, work in enumerate(self._deadlines.due(now), 1):
-                while self._commits.behind:  # a Kafka that is slow takes these outcomes later, too
+                while self._commits.behind:  # noqa: ASYNC110 - Kafka is slow, and takes these outcomes later
                     await asyncio.sleep(TICK.total_seconds())
                 lingers = isinstance(work.state, Lingering)
                 told = self._move_on(work.request.replication_id)
