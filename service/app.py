@@ -452,6 +452,7 @@ class App:
             health.missing(intake.missing())
             health.stalled(intake.stalled())
             health.refused(intake.refused())
+            health.unopened(intake.unopened())
             held = [since for one in intake.partitions() if (since := one.held_since) is not None]
             health.posts_held(min(held, default=None))
             unfit = intake.unfit()

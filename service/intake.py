@@ -83,6 +83,10 @@ ASSIGNMENT_LIMIT = timedelta(minutes=2)
 REOPEN_FIRST, REOPEN_LONGEST = timedelta(milliseconds=100), timedelta(seconds=10)
 """Pauses between attempts to open a partition anew, doubling."""
 
+OPENING_LIMIT = timedelta(minutes=2)
+"""How long a partition may be closed before the process is not ready: its predecessor's hand-over takes half a minute
+at most, reading the journal of half a million requests some seconds."""
+
 PROVEN = timedelta(minutes=1)
 """A partition that was lost sooner than this after it was opened has come to nothing again: the pauses go on doubling,
 so that what can't be done isn't tried ten times a second."""
@@ -143,8 +147,12 @@ class _Keeper:
 
     place: TopicPartition
     balance: Balance
+    closed_since: float
+    """Since when (monotonic) it is not open, while it isn't."""
     task: "asyncio.Task[None] | None" = None
     partition: Partition | None = None
+    trouble: str = "it is being opened"
+    """Why it is not open, while it isn't."""
     reading: int | None = None
     """The seek under which records are admitted; None: none are."""
     unfit: JournalUnfit | None = None
@@ -355,6 +363,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Return the partitions that are assigned and not open yet."""
         return [n for n, keeper in self._keepers.items() if keeper.partition is None and keeper.unfit is None]
 
+    def unopened(self) -> list[str]:
+        """Return which partitions have not been open for long, and why; those that refuse to work aside."""
+        now = self._clock.monotonic()
+        return [
+            f"partition {number} has not been open for {now - keeper.closed_since:.0f} s: {keeper.trouble}"
+            for number, keeper in sorted(self._keepers.items())
+            if keeper.partition is None
+            and keeper.unfit is None
+            and now - keeper.closed_since > OPENING_LIMIT.total_seconds()
+        ]
+
     def missing(self) -> str | None:
         """Return the name of the requests topic while Kafka has none."""
         return self._tools.requests if self._missing else None
@@ -395,7 +414,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             if keeper is None and self._stopping:
                 continue  # given to us on our way out: to open it would only fence whoever comes next
             if keeper is None:
-                keeper = self._keepers[place.partition] = _Keeper(place, Balance(self._metrics))
+                keeper = self._keepers[place.partition] = _Keeper(
+                    place, Balance(self._metrics), self._clock.monotonic()
+                )
                 keeper.task = asyncio.create_task(self._keep(keeper))
                 keeper.task.add_done_callback(self._note_death)
                 keeper.task.add_done_callback(partial(_give_up, keeper.balance))
@@ -444,13 +465,15 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 if self._clock.monotonic() - opened_at > PROVEN.total_seconds():
                     pause = REOPEN_FIRST
             except JournalLost as error:
+                keeper.trouble = str(error)
                 log.warning("Partition %d could not be opened: %s", number, error)
             except JournalUnfit as error:
                 await self._refuse(keeper, error)
                 continue
             finally:
                 keeper.reading = None
-                keeper.partition = None
+                if keeper.partition is not None:
+                    keeper.partition, keeper.closed_since = None, self._clock.monotonic()
                 self._count()
                 if partition is not None:
                     await partition.close()

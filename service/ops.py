@@ -67,8 +67,8 @@ class Health:
     to read, it is read. Kafka or VCDA being away is no reason, nor is a refusal of Kafka's: a restart cures neither.
 
     Ready: Kafka has been joined and what was owned first is restored; an ordinary rebalance doesn't take it back. Not
-    while Kafka has been away for long or refuses something, the requests topic is missing, a partition is stopped, or
-    the service drains.
+    while Kafka has been away for long or refuses something, the requests topic is missing, a partition is stopped or
+    has not been open for long, or the service drains.
 
     Reasons are sentences for operators, without secrets.
     """
@@ -82,6 +82,7 @@ class Health:
         self._missing: str | None = None
         self._stalled: tuple[str, ...] = ()
         self._refused: tuple[str, ...] = ()
+        self._unopened: tuple[str, ...] = ()
         self._away_since: float | None = None
         self._held_since: float | None = None
         self._joined = self._restored = self._draining = False
@@ -144,6 +145,10 @@ class Health:
         """Kafka refuses what these sentences say, or nothing. Replaces what was said before."""
         self._refused = tuple(reasons)
 
+    def unopened(self, reasons: Iterable[str]) -> None:
+        """Partitions have not been open for long, for these reasons, or none. Replaces what was said before."""
+        self._unopened = tuple(reasons)
+
     def draining(self) -> None:
         """The process is on its way out."""
         self._draining = True
@@ -171,6 +176,7 @@ class Health:
         if self._missing is not None:
             reasons.append(f"the topic {self._missing} does not exist, or may not be read")
         reasons += self._refused
+        reasons += self._unopened
         if self._held_since is not None and now - self._held_since > self._away_for_long:
             held = now - self._held_since
             reasons.append(

@@ -187,7 +187,7 @@ def test_what_was_written_back_into_a_new_journal_is_not_published_again_if_the_
         (place,) = PLACES
         cursor = Cursor("requests", 5)
         batch = Batch(events=[Event(topic="completed", key=None, value=b"{}")], cursor=cursor)
-        keeper = _Keeper(place, Balance(Quiet()), memory=Memory(batch, Bygone(), end=100))
+        keeper = _Keeper(place, Balance(Quiet()), 0.0, memory=Memory(batch, Bygone(), end=100))
         first, second = Remade(1), Remade(6)
         assert keeper.memory is not None
         await intake._write_back(keeper, opened(first, None), keeper.memory)
@@ -205,7 +205,7 @@ def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too
         failed: list[str] = []
         partition = SimpleNamespace(disown_cursor=asyncio.get_running_loop().create_future, fail=failed.append)
         (place,) = PLACES
-        keeper = _Keeper(place, Balance(Quiet()), reading=1)
+        keeper = _Keeper(place, Balance(Quiet()), 0.0, reading=1)
         keeper.partition = partition  # type: ignore[assignment] # all that is asked of it
         with suppress(TimeoutError):
             async with asyncio.timeout(COMPARE_LIMIT.total_seconds()):
@@ -214,3 +214,25 @@ def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(play()) == ["the requests topic was deleted and made again"]
+
+
+def test_a_partition_whose_journal_can_not_be_opened_for_long_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def member(*_: object) -> None:
+        """The group says so."""
+
+    async def play() -> tuple[list[str], list[str]]:
+        intake = intake_of(Swallowing())
+        monkeypatch.setattr(intake, "_still_a_member", member)
+        await intake._assign(PLACES)
+        await asyncio.sleep(120)
+        early = intake.unopened()
+        await asyncio.sleep(60)
+        late = intake.unopened()
+        intake._let_go(7)
+        await asyncio.wait(intake._closing.values())
+        return early, late
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(play()) == ([], ["partition 7 has not been open for 180 s: Kafka is away"])

@@ -93,6 +93,18 @@ def test_what_kafka_refuses_makes_it_unready_and_is_no_reason_to_restart() -> No
     assert health.not_ready(0.0) == []
 
 
+def test_a_partition_that_is_not_open_for_long_makes_it_unready_and_is_no_reason_to_restart() -> None:
+    health = Health()
+    health.joined()
+    health.restored()
+    health.unopened(["partition 3 has not been open for 121 s: why"])
+
+    assert health.not_ready(0.0) == ["partition 3 has not been open for 121 s: why"]
+    assert health.not_alive(0.0) == []
+    health.unopened([])
+    assert health.not_ready(0.0) == []
+
+
 def test_a_dead_coordination_task_is_a_reason_for_good() -> None:
     health = Health()
     health.died("the poller", "KeyError")
