@@ -191,7 +191,7 @@ class Doubts:
         site.alone = site.alone if seen is None else 0
         for one in sought:
             if seen is None:
-                self._look_again(one, seldom=False)
+                self._look_again(one, seldom=False, after=self._left_to_others(name, site.failures))
             else:
                 self._hand_on(name, one, seen, conclude=True)
         return seen is not None
@@ -202,7 +202,7 @@ class Doubts:
         seen = await self._find(name, one.work.request.replication_id, [one], own=own)
         if seen is None:
             one.failures += 1
-            self._look_again(one, seldom=own)
+            self._look_again(one, seldom=own, after=self._left_to_others(name, one.failures))
             return False
         one.failures = 0
         self._hand_on(name, one, seen, conclude=site.alone >= OWN_AFTER)
@@ -259,12 +259,20 @@ class Doubts:
         if isinstance(look_up, Found) or (conclude and seen.settled):
             self._looked_up(one.work, look_up)
 
-    def _look_again(self, one: _Sought, *, seldom: bool) -> None:
-        """Say when it is looked for again."""
+    def _left_to_others(self, name: str | None, failures: int) -> float:
+        """Return for how long a site's pause leaves its end to others, once look-ups there fail again and again.
+
+        Their failures may ask for a pause each (Retry-After), which is obeyed: whoever waits for its end is the first
+        to call then, and the only one if that fails again.
+        """
+        return self._lane(name).held_for() if failures >= OWN_AFTER else 0.0
+
+    def _look_again(self, one: _Sought, *, seldom: bool, after: float = 0.0) -> None:
+        """Say when it is looked for again: its pause begins `after` so many seconds. Pauses grow, and never shrink."""
         now = self._clock.monotonic()
         longest = LOOK_SELDOM if seldom else LOOK_AGAIN[1]
-        one.due = now + one.pause
-        one.pause = min(2 * one.pause, longest.total_seconds())
+        one.due = now + after + one.pause
+        one.pause = max(one.pause, min(2 * one.pause, longest.total_seconds()))
         doubt = one.work.doubt
         if doubt is not None and doubt.conclusive_from is not None and doubt.conclusive_from > now:
             one.due = min(one.due, doubt.conclusive_from)

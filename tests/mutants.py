@@ -787,6 +787,12 @@ MUTANTS: Final = (
         tests=("tests/test_backlog.py",),
     ),
     Mutant(
+        name="a look-up that fails is the first at the end of each pause",
+        file="service/doubts.py",
+        old="        return self._lane(name).held_for() if failures >= OWN_AFTER else 0.0\n",
+        new="        return 0.0\n",
+    ),
+    Mutant(
         name="a sweep is one commit",
         file="service/past.py",
         old="        if self._commits.full:\n            self._commits.cut()\n",
