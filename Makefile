@@ -42,7 +42,7 @@ endif
 
 test: check ## all checks and all tests, with a real Kafka; what CI runs
 	@mkdir -p build
-	$(BIN)/coverage run -m pytest -q tests/test_sync.py
+	$(BIN)/coverage run -m pytest -q tests/sync/test_sync.py
 	$(BIN)/coverage report --include=service/sync.py --fail-under=100
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --junit-xml=build/tests.xml
 
@@ -81,17 +81,17 @@ model: $(READY) ## walk through every state of the protocol's model, with Spin: 
 	$(BIN)/python -m tools.model
 
 chaos: $(READY) ## kill and freeze things for minutes, then count; SEED=, SEEDS= and REQUESTS= are taken
-	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.stress.chaos
 
 bench: $(READY) ## measure what README claims: an hour
-	$(BIN)/python -m service.sandbox.bench
+	$(BIN)/python -m benchmarks
 	$(BIN)/python -m tools.tables
 
 bench-quick: $(READY) ## the same, small: some minutes, and writes no page
-	$(BIN)/python -m service.sandbox.bench --quick
+	$(BIN)/python -m benchmarks --quick
 
 soak: $(READY) ## a steady load for MINUTES=10: does memory stay level?
-	$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),10)
+	$(BIN)/python -m tests.stress.soak --minutes $(or $(MINUTES),10)
 
 lock: $(READY) ## choose versions anew, and write both requirements files
 	$(LOCK) --upgrade -o requirements.txt

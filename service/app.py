@@ -25,27 +25,33 @@ from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 from pydantic import SecretStr
 
-from service import asyncapi, logs, loop, ops
+from service import asyncapi
+from service import event_loop as loop
 from service.certificates import Unusable
 from service.clock import Clock
-from service.intake import Intake, Plan
-from service.journal import KafkaJournal, Opened, Refusals, StopReason
-from service.lanes import LaneLimits, Lanes
-from service.messages import DeadReason, OutcomeTopics
-from service.metrics import Metrics
-from service.polling import Poller
-from service.progress import KafkaWire, Progress, Progressing
+from service.intake.group import Intake, Plan
+from service.intake.start_position import KafkaStartPositions
+from service.kafka.connection import KafkaConnection
+from service.kafka.diagnosis import diagnosis, overheard
+from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal_api import Opened, StopReason
+from service.kafka.progress_publisher import KafkaWire, Progress, Progressing
+from service.kafka.topics import Advice, Refusal, TopicNames, ensure_topics
+from service.messages.outcomes import OutcomeTopics
+from service.messages.requests import DeadLetterReason
+from service.observability import logs
+from service.observability.metrics import Metrics
+from service.observability.tracing import tracing
+from service.ops import health, server
+from service.partition.dependencies import Dependencies
+from service.partition.tracked_sync import TrackedSync, public_state
 from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
-from service.settings.diagnosis import diagnosis, overheard
-from service.start_position import KafkaStartPositions
 from service.sync import Lingering, Policy, Running
-from service.tools import Tools
-from service.topics import Advice, KafkaConnection, Refusal, TopicNames, ensure_topics
-from service.tracing import tracing
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
-from service.vcda.transport import Tls
-from service.work import Work, public_state
+from service.vcda.http import Tls
+from service.vcda.lanes import LaneLimits, Lanes
+from service.vcda.poller import Poller
 
 log = logging.getLogger(__name__)
 
@@ -120,12 +126,12 @@ class App:
             clock=self._clock,
             version=self._version,
             sites=[site.name for site in settings.vcda.sites],
-            dead_reasons=list(DeadReason),
+            dead_reasons=list(DeadLetterReason),
             stop_reasons=list(StopReason),
         )
         self._metrics.set_oldest(self._oldest)
         self._metrics.set_log_lines_dropped(output.dropped)
-        self._health = ops.Health(away_for_long=AWAY_FOR_LONG)
+        self._health = health.Health(away_for_long=AWAY_FOR_LONG)
         self._credentials = CredentialsReader(settings)
         self._tracing = tracing()
         self._intake: Intake | None = None
@@ -136,7 +142,7 @@ class App:
         Raises:
             Misfit: topics, certificates or the operations server's address don't fit.
         """
-        operations = ops.operations(
+        operations = server.operations(
             health=self._health,
             clock=self._clock,
             registry=self._registry,
@@ -146,7 +152,9 @@ class App:
         settings = self._settings.ops
         async with AsyncExitStack() as stack:
             try:
-                port = await stack.enter_async_context(ops.serving(operations, host=settings.host, port=settings.port))
+                port = await stack.enter_async_context(
+                    server.serving(operations, host=settings.host, port=settings.port)
+                )
             except OSError as error:
                 msg = (
                     f"VM_SYNC_OPS__PORT: the operations server can't listen on port {settings.port} of {settings.host} "
@@ -154,7 +162,7 @@ class App:
                 )
                 raise Misfit(msg) from None
             log.info("Operations server listens on port %d", port, extra={"port": port})
-            lag = asyncio.create_task(ops.probe_loop(self._clock, lag=self._metrics.loop_lag))
+            lag = asyncio.create_task(health.probe_loop(self._clock, lag=self._metrics.loop_lag))
             try:
                 return await self._work(stop)
             finally:
@@ -232,7 +240,7 @@ class App:
             limits=LaneLimits(
                 max_concurrent_submits=settings.max_concurrent_submits,
                 max_running=settings.max_running,
-                turns_ahead=settings.max_concurrent_submits,
+                slots_ahead=settings.max_concurrent_submits,
             ),
             clock=self._clock,
             metrics=self._metrics,
@@ -298,7 +306,7 @@ class App:
                 ),
                 open_journal=open_journal,
             ),
-            tools=Tools(
+            dependencies=Dependencies(
                 api=api,
                 lanes=lanes,
                 poller=poller,
@@ -322,7 +330,7 @@ class App:
             clock=self._clock,
         )
 
-    def _documents(self) -> Mapping[str, Callable[[], ops.Document]]:
+    def _documents(self) -> Mapping[str, Callable[[], server.Document]]:
         topics, kafka = self._settings.topics, self._settings.kafka
         document = asyncapi.document(
             asyncapi.Topics(
@@ -341,9 +349,9 @@ class App:
             group_id=kafka.group_id,
         )
         return {
-            "/asyncapi.json": lambda: ops.Document(asyncapi.to_json(document).encode(), "application/json"),
-            "/asyncapi.yaml": lambda: ops.Document(asyncapi.to_yaml(document).encode(), "application/yaml"),
-            "/asyncapi": lambda: ops.Document(asyncapi.to_page(document).encode(), "text/html; charset=utf-8"),
+            "/asyncapi.json": lambda: server.Document(asyncapi.to_json(document).encode(), "application/json"),
+            "/asyncapi.yaml": lambda: server.Document(asyncapi.to_yaml(document).encode(), "application/yaml"),
+            "/asyncapi": lambda: server.Document(asyncapi.to_page(document).encode(), "text/html; charset=utf-8"),
         }
 
     # ------------------------------------------------------------ starting
@@ -455,22 +463,22 @@ class App:
             health.unopened(intake.unopened())
             held = [since for one in intake.partitions() if (since := one.held_since) is not None]
             health.posts_held(min(held, default=None))
-            unfit = intake.unfit()
-            for partition in stopped - set(unfit):
+            mismatched = intake.mismatched()
+            for partition in stopped - set(mismatched):
                 health.working(partition)
-            for partition, why in unfit.items():
+            for partition, why in mismatched.items():
                 health.stopped(partition, why)
-            stopped = set(unfit)
+            stopped = set(mismatched)
             await asyncio.sleep(WATCH.total_seconds())
 
-    def _works(self) -> Iterator[tuple[int, Work]]:
+    def _works(self) -> Iterator[tuple[int, TrackedSync]]:
         if self._intake is not None:
             for partition in tuple(self._intake.partitions()):  # whoever iterates may let the event loop turn meanwhile
-                for work in partition.works():
+                for work in partition.tracked_syncs():
                     yield partition.number, work
 
-    def _in_flight(self) -> Iterator["Shown"]:
-        return (Shown(work, partition) for partition, work in self._works())
+    def _in_flight(self) -> Iterator["InFlightView"]:
+        return (InFlightView(work, partition) for partition, work in self._works())
 
     def _oldest(self) -> Mapping[str | None, datetime]:
         oldest: dict[str | None, datetime] = {}
@@ -484,15 +492,15 @@ class App:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
+class InFlightView:
     """A sync in flight, as `/syncs` shows it."""
 
-    work: Work
+    work: TrackedSync
     partition: int
 
     @property
     def identity(self) -> str:
-        """See `ops.InFlight`, here and below."""
+        """See `syncs_page.InFlight`, here and below."""
         return self.work.request.identity
 
     @property

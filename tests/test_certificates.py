@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from service import loop
+from service import event_loop as loop
 from service.certificates import Certificates, Current, Unusable
 
 PREFIX = "VM_SYNC_KAFKA__SSL_"

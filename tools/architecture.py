@@ -19,9 +19,6 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 PACKAGE: Final = "service"
 
-MEASURES: Final = "sandbox"
-"""Its measurements import whatever they measure, so its arrows would say nothing."""
-
 Edge: TypeAlias = tuple[str, str]
 
 HEAD: Final = """\
@@ -52,21 +49,13 @@ def _contracts() -> tuple[list[list[str]], list[str]]:
 
 
 def _picture(layers: list[list[str]]) -> str:
-    *upper, lowest = layers
-    order = [module for modules in upper for module in modules]
-    ground = "<br>".join(lowest)
-    place = {module: module for module in order} | dict.fromkeys(lowest, "ground")
-    drawn = {(place[a], place[b]) for a, b in _arrows() if a in place and b in place}
-    drawn = {(a, b) for a, b in drawn if not _reaches(a, b, drawn - {(a, b)})}
-    lines = ["```mermaid", "flowchart TB", *(f"    {module}" for module in order), f"    ground[{ground}]"]
-    lines += sorted(
-        (f"    {a} --> {b}" for a, b in drawn if a != b),
-        key=lambda line: [[*order, "ground"].index(end) for end in line.split() if end != "-->"],
-    )
+    order = [module for modules in layers for module in modules]
+    lines = ["```mermaid", "flowchart TB", *(f"    {module}" for module in order)]
+    lines += [f"    {a} --> {b}" for a, b in sorted(_arrows(), key=lambda edge: [order.index(end) for end in edge])]
     lines += [
         "```",
         "",
-        "An arrow is an import; what follows from others is left out, and what the sandbox measures.",
+        "An arrow is an import; one that follows from others is left out.",
         "",
     ]
     return "\n".join(lines)
@@ -79,7 +68,7 @@ def _arrows() -> set[Edge]:
         (a, b)
         for importer in graph.modules
         for imported in graph.find_modules_directly_imported_by(importer)
-        if (a := _member(importer)) and (b := _member(imported)) and a not in {b, MEASURES}
+        if (a := _member(importer)) and (b := _member(imported)) and a != b
     }
     return {(a, b) for a, b in edges if not _reaches(a, b, edges - {(a, b)})}
 
@@ -102,7 +91,14 @@ def _reaches(start: str, goal: str, edges: Iterable[Edge]) -> bool:
 
 def _modules(layers: list[list[str]]) -> str:
     lines = ["| module | what it is for |", "| --- | --- |"]
-    lines += [f"| [`{module}`](../{_path(module)}) | {_purpose(module)} |" for modules in layers for module in modules]
+    for module in (module for modules in layers for module in modules):
+        lines.append(f"| [`{module}`](../{_path(module)}) | {_purpose(_path(module))} |")
+        lines += [
+            f"| [`{module}/{file.relative_to(ROOT / PACKAGE / module)}`](../{file.relative_to(ROOT)}) "
+            f"| {_purpose(str(file.relative_to(ROOT)))} |"
+            for file in sorted((ROOT / PACKAGE / module).rglob("*.py"))
+            if file.name not in {"__init__.py", "__main__.py"}
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -111,9 +107,9 @@ def _path(module: str) -> str:
     return f"{PACKAGE}/{module}/__init__.py" if folder.is_dir() else f"{PACKAGE}/{module}.py"
 
 
-def _purpose(module: str) -> str:
-    """Return the first sentence of its docstring."""
-    text = ast.get_docstring(ast.parse((ROOT / _path(module)).read_text(encoding="utf-8"))) or ""
+def _purpose(path: str) -> str:
+    """Return the first sentence of a file's docstring."""
+    text = ast.get_docstring(ast.parse((ROOT / path).read_text(encoding="utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
 
 

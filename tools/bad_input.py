@@ -1,17 +1,17 @@
-"""Writes docs/bad-input.md from the table that tests/test_messages.py proves: `python -m tools.bad_input`."""
+"""Writes docs/bad-input.md from the table that tests/messages/test_messages.py proves: `python -m tools.bad_input`."""
 
 from pathlib import Path
 
-from service.messages import DeadReason, Unreadable, read_request
-from tests.bad_requests import BAD_REQUESTS, BadRequest
+from service.messages.requests import DeadLetterReason, InvalidRequest, read_request
+from tests.support.bad_requests import BAD_REQUESTS, BadRequest
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad-input.md"
 
 HEAD = """\
 # What nobody should send, and what the service answers
 
-Made by `python -m tools.bad_input` from `tests/bad_requests.py`; `tests/test_messages.py` reads every row, and
-`tests/test_hostile.py` sends it to a running service.
+Made by `python -m tools.bad_input` from `tests/support/bad_requests.py`. `tests/messages/test_messages.py` reads each
+row, and `tests/system/test_hostile.py` sends it to a running service.
 
 Such a message goes to the dead-letter topic with its value, key and headers untouched, together with why: the *reason*
 as header `vm-sync-reason`, a stable word that is also the label of `vm_sync_dead_letters_total`, and the *detail* as
@@ -27,7 +27,7 @@ nothing here may hold any bytes, such as the schema ids of a registry; a malform
 def page() -> str:
     """Return the whole page, a section for each reason."""
     parts = [HEAD]
-    for reason in DeadReason:
+    for reason in DeadLetterReason:
         parts.append(f"\n## {reason}\n\n| a message with | detail |\n|---|---|\n")
         parts.extend(_line(bad) for bad in BAD_REQUESTS if bad.reason == reason)
     return "".join(parts)
@@ -35,10 +35,10 @@ def page() -> str:
 
 def _line(bad: BadRequest) -> str:
     read = read_request(bad.record)
-    if not isinstance(read, Unreadable):
+    if not isinstance(read, InvalidRequest):
         msg = f"{bad.name} is understood"
         raise TypeError(msg)
-    detail = "(what Kafka's client says about it)" if read.reason is DeadReason.UNREADABLE else read.detail
+    detail = "(what Kafka's client says about it)" if read.reason is DeadLetterReason.UNREADABLE else read.detail
     return f"| {bad.name} | {detail} |\n"
 
 

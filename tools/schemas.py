@@ -7,8 +7,8 @@ import argparse
 import json
 from pathlib import Path
 
-from service import schemas
 from service.asyncapi import examples
+from service.messages import schemas
 
 FOLDER = Path(__file__).parent.parent / "schemas"
 

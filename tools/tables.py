@@ -9,12 +9,12 @@ from itertools import groupby
 from pathlib import Path
 from typing import Final
 
+from benchmarks.page import number
+from benchmarks.results import Results
 from service import settings
-from service.journal import StopReason
-from service.messages import DeadReason
-from service.metrics import LOGINS, METRICS, OPERATIONS, OUTCOMES, RESULTS, STATES, STATUSES, Metric
-from service.sandbox.bench.page import number
-from service.sandbox.bench.results import Results
+from service.kafka.journal_api import StopReason
+from service.messages.requests import DeadLetterReason
+from service.observability.metrics import LOGINS, METRICS, OPERATIONS, OUTCOMES, RESULTS, STATES, STATUSES, Metric
 from service.settings.model import BETWEEN, PREFIX, Settings
 from service.sync import Reason
 
@@ -82,7 +82,7 @@ ignored where they could do harm: `PROMETHEUS_MULTIPROC_DIR`, `SSLKEYLOGFILE`, `
 METRICS_HEAD: Final = """\
 # Metrics
 
-Made by `python -m tools.tables` from `service/metrics.py`; they are served at `/metrics`, as Prometheus text or
+Made by `python -m tools.tables` from `service/observability/metrics.py`; served at `/metrics`, as Prometheus text or
 OpenMetrics. No label ever holds an id. `site` is `local`, a configured or authenticated site's name, or `other`.
 
 Beside them stand those of the Python process (`process_*`, `python_gc_*`). What to alert on is in
@@ -92,7 +92,7 @@ Beside them stand those of the Python process (`process_*`, `python_gc_*`). What
 
 WORDS: Final = (
     ("vm_sync_requests_total", "result", RESULTS),
-    ("vm_sync_dead_letters_total", "reason", DeadReason),
+    ("vm_sync_dead_letters_total", "reason", DeadLetterReason),
     ("vm_sync_outcomes_total, vm_sync_duration_seconds", "outcome", OUTCOMES),
     ("vm_sync_outcomes_total", "reason", Reason),
     ("vm_sync_in_flight", "state", STATES),

@@ -1,16 +1,19 @@
-"""Writes docs/vcda-answers.md from the table that tests/test_answers.py proves: `python -m tools.vcda_answers`."""
+"""Writes docs/vcda-answers.md from the table that tests/system/test_answers.py proves.
+
+Run it by `python -m tools.vcda_answers`.
+"""
 
 from pathlib import Path
 
-from tests.answers import TABLES, End, Row
+from tests.support.answers import TABLES, End, Row
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "vcda-answers.md"
 
 HEAD = """\
 # What VCDA may answer, and what becomes of the request
 
-Made by `python -m tools.vcda_answers` from `tests/answers.py`. `tests/test_answers.py` does every row of it to a
-running service, with a simulated VCDA, and compares.
+Made by `python -m tools.vcda_answers` from `tests/support/answers.py`. `tests/system/test_answers.py` does every row to
+a running service, with a simulated VCDA, and compares.
 
 Three rules explain all rows:
 

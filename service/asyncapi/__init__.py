@@ -11,6 +11,6 @@ loads scripts from elsewhere. It never reads settings, and holds no secret: a se
 
 from service.asyncapi.document import Server, Topics, document
 from service.asyncapi.page import to_page
-from service.asyncapi.written import to_json, to_yaml
+from service.asyncapi.serialize import to_json, to_yaml
 
 __all__ = ["Server", "Topics", "document", "to_json", "to_page", "to_yaml"]

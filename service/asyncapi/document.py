@@ -4,19 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
-from service import schemas
 from service.asyncapi import examples
 from service.asyncapi.examples import Example
-from service.messages import (
-    COMPLETED_TYPE,
-    FAILED_TYPE,
-    MAX_IDENTITY_PART,
-    MAX_MESSAGE,
-    PROGRESS_TYPE,
-    SOURCE,
-    STRUCTURED,
-    DeadReason,
-)
+from service.messages import schemas
+from service.messages.kafka_record import MAX_MESSAGE
+from service.messages.outcomes import COMPLETED_TYPE, FAILED_TYPE, PROGRESS_TYPE, SOURCE
+from service.messages.requests import MAX_IDENTITY_PART, STRUCTURED, DeadLetterReason
 
 Object: TypeAlias = dict[str, Any]
 
@@ -416,7 +409,7 @@ _ALWAYS_ON_DEAD_LETTERS: Final = tuple(
     f"vm-sync-{name}" for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "redriven")
 )
 _DEAD_LETTER_HEADERS: Final[Object] = {
-    "vm-sync-reason": _text("Why it could not be understood.", enum=[reason.value for reason in DeadReason]),
+    "vm-sync-reason": _text("Why it could not be understood.", enum=[reason.value for reason in DeadLetterReason]),
     "vm-sync-detail": _text("A sentence that names the field, and repeats no content."),
     "vm-sync-topic": _text("The topic that it was read from."),
     "vm-sync-partition": _text("The partition.", pattern="^[0-9]+$"),

@@ -10,18 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from service import sync
-from service.messages import (
-    STRUCTURED,
-    Event,
-    OutcomeTopics,
-    Progressed,
-    Record,
-    Unreadable,
-    read_request,
-    write_dead_letter,
-    write_outcome,
-    write_progress,
-)
+from service.messages.dead_letters import write_dead_letter
+from service.messages.kafka_record import Event, Record
+from service.messages.outcomes import OutcomeTopics, Progressed, write_outcome, write_progress
+from service.messages.requests import STRUCTURED, InvalidRequest, read_request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,7 +249,7 @@ def _progress(name: str, summary: str, progressed: Progressed) -> Example:
 def _dead_letter(name: str, summary: str, value: str) -> Example:
     record = Example(name=name, summary=summary, key=_REPLICATION, headers={}, value=value).record()
     bad = read_request(record)
-    if not isinstance(bad, Unreadable):
+    if not isinstance(bad, InvalidRequest):
         msg = f"{name} is a good request"
         raise TypeError(msg)
     return _of(write_dead_letter(record, bad, topic="vm-sync.dead-letter"), name=name, summary=summary)

@@ -1,10 +1,10 @@
 """`vm-sync`: what a person, or a script, can ask for at a command line.
 
 - `process`: what has to be right before anything else is imported.
-- `commands`: all commands, with their options and help; `words`: what options can be.
-- `answers`: how every command ends: what it prints, where, and with which exit code.
+- `commands`: all commands, with their options and help; `options`: what options can be.
+- `output`: how every command ends: what it prints, where, and with which exit code.
 - `kafka`: Kafka as the commands see it, and a sentence for each way in which it can refuse.
-- `requesting`, `looking`, `dead_letters`, `describing`, `running`: what the commands do.
+- `request`, `syncs`, `dead_letters`, `describe`, `run`: what the commands do.
 
 Exit codes, the same for every command:
 
@@ -29,8 +29,8 @@ def main() -> None:
 
     prepare(sys.argv)
 
-    from service.cli.answers import delivering
     from service.cli.commands import app
+    from service.cli.output import delivering
 
     with delivering():
         app(prog_name="vm-sync")

@@ -9,8 +9,8 @@ from typing import Annotated, Final
 
 import typer
 
-from service.cli.answers import Answering, AsJson
-from service.cli.words import Format, State
+from service.cli.options import Format, State
+from service.cli.output import Answering, AsJson
 
 app = typer.Typer(
     cls=Answering,
@@ -54,7 +54,7 @@ def demo(
 
     Needs neither Docker nor an installed Java. Exit code 0 only if every request got exactly one outcome.
     """
-    from service.cli import running
+    from service.cli import run as running
 
     raise typer.Exit(running.demo(requests=requests, keep=keep))
 
@@ -75,7 +75,7 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
     seed: Annotated[int, typer.Option(help="The same seed draws the same durations and failures.")] = 1,
 ) -> None:
     """Run a simulated VCDA until Ctrl-C: strict, and breakable on demand."""
-    from service.cli import running
+    from service.cli import run as running
 
     given = {
         "--host": host,
@@ -100,7 +100,7 @@ def kafka() -> None:
 
     Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS. The first time it downloads Kafka, some 45 MB.
     """
-    from service.cli import running
+    from service.cli import run as running
 
     running.kafka()
 
@@ -126,7 +126,7 @@ def request(
     as_json: AsJson = False,
 ) -> None:
     """Publish a request for a sync; with --wait, wait for its outcome."""
-    from service.cli import requesting
+    from service.cli import request as requesting
 
     body: dict[str, object] = {"replicationId": replication_id}
     given = {"operationID": operation_id, "site": site, "deadlineSeconds": deadline}
@@ -144,7 +144,7 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List what is in flight, and what has ended lately, from the service's journal; works while it is down."""
-    from service.cli import looking
+    from service.cli import syncs as looking
 
     looking.list_(states=state or (), site=site, replication=replication, limit=limit, as_json=as_json)
 
@@ -158,7 +158,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Tell the story of one request, from the service's journal, works while it is down; of several, list them."""
-    from service.cli import looking
+    from service.cli import syncs as looking
 
     looking.show(name, as_json=as_json)
 
@@ -187,7 +187,7 @@ def list_dead_letters(
     """List dead letters: why, whence, and whether they have been put back."""
     from service.cli import dead_letters
 
-    chosen = dead_letters.Chosen.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
     dead_letters.list_(chosen, as_json=as_json)
 
 
@@ -210,7 +210,7 @@ def redrive(
     """
     from service.cli import dead_letters
 
-    chosen = dead_letters.Chosen.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
     dead_letters.redrive(chosen, dry_run=dry_run, at_most=None if force else at_most, as_json=as_json)
 
 
@@ -220,7 +220,7 @@ def redrive(
 @topics.command("check", epilog="Example: vm-sync topics check")
 def check_topics(*, as_json: AsJson = False) -> None:
     """Compare the topics with what the service needs; exit code 1 if it would refuse to start."""
-    from service.cli import describing
+    from service.cli import describe as describing
 
     describing.topics(create=False, as_json=as_json)
 
@@ -228,7 +228,7 @@ def check_topics(*, as_json: AsJson = False) -> None:
 @topics.command("create", epilog="Example: VM_SYNC_KAFKA__PARTITIONS=24 vm-sync topics create")
 def create_topics(*, as_json: AsJson = False) -> None:
     """Make the topics that are missing, and compare all with what the service needs. Never changes one that exists."""
-    from service.cli import describing
+    from service.cli import describe as describing
 
     describing.topics(create=True, as_json=as_json)
 
@@ -239,7 +239,7 @@ def settings(*, as_json: AsJson = False) -> None:
 
     Settings that don't fit are told in their place, and on stderr; the exit code is then 2.
     """
-    from service.cli import describing
+    from service.cli import describe as describing
 
     describing.settings(as_json=as_json)
 
@@ -251,6 +251,6 @@ def asyncapi(
     as_json: AsJson = False,
 ) -> None:
     """Print the AsyncAPI 3.0 document: the topics with their keys, headers and messages. Needs no Kafka."""
-    from service.cli import describing
+    from service.cli import describe as describing
 
     describing.asyncapi(Format.JSON if as_json else form)

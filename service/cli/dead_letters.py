@@ -28,11 +28,13 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced, TopicAlreadyExistsError, for_code
 
 from service.cli import kafka
-from service.cli.answers import Exit, NoAnswer, moment, printable, rfc3339, say, show_json, show_table
+from service.cli.output import Exit, NoAnswer, moment, printable, rfc3339, say, show_json, show_table
 from service.clock import Clock
-from service.connection import end
-from service.messages import DeadReason, Record, put_back, redriven
-from service.topics import HEADER_ROOM, MESSAGE_LIMIT, REPLICAS
+from service.kafka.clients import end
+from service.kafka.topics import HEADER_ROOM, MESSAGE_LIMIT, REPLICAS
+from service.messages.dead_letters import redriven, write_redriven
+from service.messages.kafka_record import Record
+from service.messages.requests import DeadLetterReason
 
 AT_ONCE: Final = 100
 """Letters in one transaction: a few hundred a second, and a readers' wait of milliseconds."""
@@ -72,7 +74,7 @@ class Letter:
 
     def refusal(self, *, at_most: int | None) -> str | None:
         """Say why it must not be put back."""
-        if self.said("truncated") == "true" or self.said("reason") == DeadReason.UNREADABLE:
+        if self.said("truncated") == "true" or self.said("reason") == DeadLetterReason.UNREADABLE:
             return "its bytes could not be kept, so there is nothing to put back"
         if at_most is not None and self.times >= at_most:
             return f"put back {self.times} times already; --force does it nevertheless"
@@ -80,7 +82,7 @@ class Letter:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Chosen:
+class LetterFilter:
     """Which letters are meant."""
 
     reasons: frozenset[str]
@@ -100,8 +102,8 @@ class Chosen:
         at: Collection[str],
     ) -> Self:
         """Understand the options. Raises `NoAnswer` for what can't be meant."""
-        if unknown := set(reasons) - set(DeadReason):
-            msg = f"There is no reason {printable(min(unknown))}; the reasons are {', '.join(DeadReason)}."
+        if unknown := set(reasons) - set(DeadLetterReason):
+            msg = f"There is no reason {printable(min(unknown))}; the reasons are {', '.join(DeadLetterReason)}."
             raise NoAnswer(msg, code=Exit.USAGE)
         return cls(
             reasons=frozenset(reasons),
@@ -131,7 +133,7 @@ def _place(text: str) -> tuple[int, int | None]:
     return int(partition), int(offset) if colon else None
 
 
-def list_(chosen: Chosen, *, as_json: bool) -> None:
+def list_(chosen: LetterFilter, *, as_json: bool) -> None:
     """List the chosen letters."""
     place = kafka.settings()
     letters = asyncio.run(_listed(place, chosen))
@@ -141,7 +143,7 @@ def list_(chosen: Chosen, *, as_json: bool) -> None:
         show_table(COLUMNS, [_row(letter) for letter in letters])
 
 
-def redrive(chosen: Chosen, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
+def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
     """Put the chosen letters back that may be and have not been."""
     place = kafka.settings()
     letters = asyncio.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
@@ -172,12 +174,12 @@ def redrive(chosen: Chosen, *, dry_run: bool, at_most: int | None, as_json: bool
 # ---------------------------------------------------------------- reading
 
 
-async def _listed(place: kafka.Place, chosen: Chosen) -> list[Letter]:
+async def _listed(place: kafka.KafkaContext, chosen: LetterFilter) -> list[Letter]:
     async with kafka.explained(place):
         return await _letters(place, chosen, marks=await _marks(place))
 
 
-async def _letters(place: kafka.Place, chosen: Chosen, *, marks: Mapping[bytes, datetime]) -> list[Letter]:
+async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Mapping[bytes, datetime]) -> list[Letter]:
     topic = place.names.dead_letter
     letters = []
     async for record in kafka.read(place, await kafka.places(place, topic), what=f"the dead letters of {topic}"):
@@ -198,7 +200,7 @@ async def _letters(place: kafka.Place, chosen: Chosen, *, marks: Mapping[bytes, 
     )
 
 
-async def _marks(place: kafka.Place) -> dict[bytes, datetime]:
+async def _marks(place: kafka.KafkaContext) -> dict[bytes, datetime]:
     """Read when letters were put back, by their marks' keys."""
     topic = _marks_topic(place)
     if not (await kafka.partitions(place)).get(topic):
@@ -209,7 +211,7 @@ async def _marks(place: kafka.Place) -> dict[bytes, datetime]:
     return marks
 
 
-def _marks_topic(place: kafka.Place) -> str:
+def _marks_topic(place: kafka.KafkaContext) -> str:
     return f"{place.names.dead_letter}.redriven"
 
 
@@ -220,7 +222,9 @@ def _mark(record: Record) -> bytes:
 # ---------------------------------------------------------------- putting back
 
 
-async def _redriven(place: kafka.Place, chosen: Chosen, *, dry_run: bool, at_most: int | None) -> list[Letter]:
+async def _redriven(
+    place: kafka.KafkaContext, chosen: LetterFilter, *, dry_run: bool, at_most: int | None
+) -> list[Letter]:
     """Put back; return the chosen letters as they were before."""
     if dry_run:
         return await _listed(place, chosen)
@@ -238,7 +242,7 @@ async def _redriven(place: kafka.Place, chosen: Chosen, *, dry_run: bool, at_mos
 
 
 @asynccontextmanager
-async def _producer(place: kafka.Place) -> AsyncIterator[AIOKafkaProducer]:
+async def _producer(place: kafka.KafkaContext) -> AsyncIterator[AIOKafkaProducer]:
     producer = AIOKafkaProducer(
         **place.arguments,
         transactional_id=f"{place.names.dead_letter}-redrive",
@@ -254,7 +258,7 @@ async def _producer(place: kafka.Place) -> AsyncIterator[AIOKafkaProducer]:
         await end(producer)
 
 
-async def _put_back(place: kafka.Place, producer: AIOKafkaProducer, letters: Sequence[Letter]) -> None:
+async def _put_back(place: kafka.KafkaContext, producer: AIOKafkaProducer, letters: Sequence[Letter]) -> None:
     """Make some requests again, and mark their letters, in one transaction.
 
     All sends are awaited before the commit: aiokafka commits a transaction of which the broker refused a part.
@@ -264,7 +268,7 @@ async def _put_back(place: kafka.Place, producer: AIOKafkaProducer, letters: Seq
         async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()), producer.transaction():
             sent = []
             for letter in letters:
-                event = put_back(letter.record, topic=place.names.requests)
+                event = write_redriven(letter.record, topic=place.names.requests)
                 headers = list(event.headers)
                 sent.append(await producer.send(event.topic, event.value, key=event.key, headers=headers))
                 sent.append(await producer.send(_marks_topic(place), now, key=_mark(letter.record)))
@@ -283,7 +287,7 @@ async def _put_back(place: kafka.Place, producer: AIOKafkaProducer, letters: Seq
         raise NoAnswer(msg) from None
 
 
-async def _make_marks_topic(place: kafka.Place) -> None:
+async def _make_marks_topic(place: kafka.KafkaContext) -> None:
     topic = _marks_topic(place)
     if (await kafka.partitions(place)).get(topic):
         return

@@ -14,11 +14,12 @@ from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
-from service.cli.answers import NoAnswer, say
-from service.connection import end
+from service.cli.output import NoAnswer, say
+from service.kafka.clients import end
+from service.kafka.connection import KafkaConnection
+from service.kafka.diagnosis import diagnosis, overheard
+from service.kafka.topics import TopicNames
 from service.settings import KafkaSettings, kafka_security, load_for_kafka
-from service.settings.diagnosis import diagnosis, overheard
-from service.topics import KafkaConnection, TopicNames
 
 SILENCE: Final = 15.0
 """Seconds without any progress after which Kafka counts as away: a broker's restart passes within it, a person's
@@ -34,7 +35,7 @@ READ_AT_ONCE: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class KafkaContext:
     """The Kafka of the settings, and what its topics are called here."""
 
     settings: KafkaSettings
@@ -42,7 +43,7 @@ class Place:
 
     @property
     def names(self) -> TopicNames:
-        """The topics' names, as `service.topics` wants them."""
+        """The topics' names, as `service.kafka.topics` wants them."""
         topics = self.settings.topics
         return TopicNames(
             requests=topics.requests,
@@ -59,15 +60,15 @@ class Place:
         return self.connection.arguments() | {"request_timeout_ms": REQUEST_MS}
 
 
-def settings() -> Place:
+def settings() -> KafkaContext:
     """Read the settings. Raises `SettingsError`."""
     found = load_for_kafka()
     connection = KafkaConnection(bootstrap_servers=tuple(found.kafka.servers), security=kafka_security(found))
-    return Place(found, connection)
+    return KafkaContext(found, connection)
 
 
 @asynccontextmanager
-async def explained(place: Place) -> AsyncIterator[None]:
+async def explained(place: KafkaContext) -> AsyncIterator[None]:
     """Turn what Kafka's client raises within into a sentence, and keep its own log to itself."""
     log = logging.getLogger("aiokafka")
     log.propagate = False
@@ -80,7 +81,7 @@ async def explained(place: Place) -> AsyncIterator[None]:
             log.propagate = True
 
 
-async def partitions(place: Place) -> Mapping[str, int]:
+async def partitions(place: KafkaContext) -> Mapping[str, int]:
     """Return how many partitions each topic has. All are asked for: naming a missing one would make it."""
     admin = AIOKafkaAdminClient(**place.arguments)
     try:
@@ -91,7 +92,7 @@ async def partitions(place: Place) -> Mapping[str, int]:
         await end(admin)
 
 
-async def places(place: Place, *topics: str) -> list[TopicPartition]:
+async def places(place: KafkaContext, *topics: str) -> list[TopicPartition]:
     """Return the partitions of topics. Raises `NoAnswer` for one that doesn't exist."""
     there = await partitions(place)
     for topic in topics:
@@ -105,7 +106,7 @@ async def places(place: Place, *topics: str) -> list[TopicPartition]:
 
 
 @asynccontextmanager
-async def reader(place: Place, wanted: Iterable[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
+async def reader(place: KafkaContext, wanted: Iterable[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
     """Open a consumer outside of any group that sees committed records only. Where it stands is for the user to say."""
     consumer = AIOKafkaConsumer(
         **place.arguments,
@@ -123,7 +124,9 @@ async def reader(place: Place, wanted: Iterable[TopicPartition]) -> AsyncIterato
         await end(consumer)
 
 
-async def read(place: Place, wanted: Iterable[TopicPartition], *, what: str) -> AsyncGenerator[ConsumerRecord, None]:
+async def read(
+    place: KafkaContext, wanted: Iterable[TopicPartition], *, what: str
+) -> AsyncGenerator[ConsumerRecord, None]:
     """Read partitions from their beginning to the end that they have now. `what` is said when it takes long."""
     wanted = list(wanted)
     clock = asyncio.get_running_loop().time

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
-from service.sandbox.children import dying_with_us
+from service.sandbox.child_processes import dying_with_us
 
 KAFKA_VERSION = "4.3.1"
 LOG4J_VERSION = "2.25.4"

@@ -8,9 +8,9 @@ from typing import Any
 from pydantic import SecretStr  # noqa: TC002 - beside runtime imports of its kind
 
 from service.certificates import Certificates, Current, Unusable
+from service.settings.describe import leaves
+from service.settings.loading import SettingsError, load
 from service.settings.model import Credentials, Kafka, KafkaSettings, Settings, Site
-from service.settings.reading import SettingsError, load
-from service.settings.rows import leaves
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, Pr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
-from service.settings.kinds import Duration, Name, Positive, Servers, Thumbprint, Topic, Url, iso8601
+from service.settings.types import Duration, Name, Positive, Servers, Thumbprint, Topic, Url, iso8601
 
 PREFIX: Final = "VM_SYNC_"
 BETWEEN: Final = "__"

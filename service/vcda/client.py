@@ -46,10 +46,10 @@ from service.sync import (
 )
 from service.vcda import translate
 from service.vcda.credentials import Credentials
-from service.vcda.moments import retry_after
+from service.vcda.http import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, status_label
+from service.vcda.http_dates import retry_after
 from service.vcda.session import Login, NoCredentials, Session, Ticket, unauthorized
 from service.vcda.spellings import Spellings
-from service.vcda.transport import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, status_label
 
 BATCH: Final = 100
 """Tasks in one page, and so ids in one poll: VCDA's own limit."""

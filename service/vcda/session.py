@@ -31,8 +31,8 @@ from service.clock import Clock
 from service.sync import Account, Trouble
 from service.vcda import translate
 from service.vcda.credentials import Credentials
-from service.vcda.moments import retry_after
-from service.vcda.transport import Answer, NoAnswer, Wire, status_label
+from service.vcda.http import Answer, NoAnswer, Wire, status_label
+from service.vcda.http_dates import retry_after
 
 logger = logging.getLogger("service.vcda")
 

@@ -1,0 +1,20 @@
+"""The service measured, beside the same job written the obvious way: `python -m benchmarks`.
+
+Kafka, the simulated VCDA and whatever is measured are processes of their own. Every figure is set against a control
+measured in the same run, in turns, over several rounds: a machine that is slow today is slow for both. Nothing here
+is a test, and no test asserts a speed.
+
+In reading order:
+
+    sizes       how much of everything: full, quick, tiny
+    controls    the same job written the obvious way, and floors: programs of their own
+    stage       Kafka and the simulated VCDA, and starting what is measured beside them
+    traffic     requests put on the topic, outcomes read from it
+    scenarios   a burst, long syncs, many in flight, a steady trickle
+    owners      restores, hand-overs, and what remembering costs
+    virtual     a process with hundreds of sites in virtual time: the real polling and lanes, no sockets
+    results     runs, ratios, and the raw JSON
+    plots       pictures of them
+    page        docs/performance.md, from the raw JSON
+    scaling     docs/scaling.md, likewise
+"""

@@ -1,0 +1,171 @@
+"""`vm-sync request`: publish a request, and wait for its outcome as any other program would.
+
+The topics of the outcomes are read from where they end before the request is sent, read_committed, so that its outcome
+can't be missed. `/syncs` is asked for progress only; without it the wait is merely duller.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import typer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+
+from service.cli import kafka
+from service.cli.output import Exit, NoAnswer, printable, say, show_facts, show_json
+from service.kafka.clients import end
+from service.messages.kafka_record import Record
+from service.messages.requests import InvalidRequest, SyncRequested, read_request
+
+ASK_EVERY: Final = 1.0
+"""Seconds between two looks at `/syncs`: as fast as progress changes, and nothing for the service."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request that stands on the topic."""
+
+    request: SyncRequested
+    place: TopicPartition
+    offset: int
+
+    def told(self) -> dict[str, Any]:
+        """Say so in the contract's words."""
+        return {
+            "requestId": self.request.identity,
+            "operationID": self.request.operation_id,
+            "replicationId": self.request.replication_id,
+            "topic": self.place.topic,
+            "partition": self.place.partition,
+            "offset": self.offset,
+        }
+
+
+def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | None, as_json: bool) -> None:
+    """Publish a request; with `wait`, in seconds, wait for its outcome. Without an operationID it gets a new one."""
+    body = {"operationID": f"cli-{uuid.uuid4()}", **body}
+    wanted = _understood(body)
+    place = kafka.settings()
+    url = ops_url or f"http://localhost:{place.settings.ops.port}"
+    sent, outcome = asyncio.run(_request(place, wanted, body, url=url, wait=wait))
+    if as_json:
+        show_json(sent.told() | ({"outcome": outcome} if wait else {}))
+    else:
+        show_facts((name, _text(fact)) for name, fact in (outcome or sent.told()).items() if fact not in (None, []))
+    if wait and outcome is None:
+        msg = (
+            f"No outcome of {wanted.operation_id} came within {wait:g} s; the request stands. If its operationID had "
+            "been used before, its outcome is on the topic already: `vm-sync show` tells."
+        )
+        raise NoAnswer(msg)
+    if outcome is not None and "reason" in outcome:
+        raise typer.Exit(Exit.NO)
+
+
+def _understood(body: Mapping[str, object]) -> SyncRequested:
+    """Refuse here what would only become a dead letter."""
+    record = Record(
+        topic="",
+        partition=0,
+        offset=0,
+        timestamp_ms=0,
+        key=b"",
+        value=json.dumps(body).encode(),
+    )
+    read = read_request(record)
+    if isinstance(read, InvalidRequest):
+        msg = f"This can't be a request: {read.detail}."
+        raise NoAnswer(msg, code=Exit.USAGE)
+    return read
+
+
+async def _request(
+    place: kafka.KafkaContext, wanted: SyncRequested, body: Mapping[str, object], *, url: str, wait: float | None
+) -> tuple[Sent, dict[str, Any] | None]:
+    names = place.names
+    async with kafka.explained(place):
+        await kafka.places(place, names.requests)
+        if wait is None:
+            return await _publish(place, wanted, body), None
+        outcomes = await kafka.places(place, names.completed, names.failed)
+        async with kafka.reader(place, outcomes) as consumer:
+            async with asyncio.timeout(kafka.SILENCE):
+                for where, end in (await consumer.end_offsets(outcomes)).items():
+                    consumer.seek(where, end)
+            sent = await _publish(place, wanted, body)
+            async with _progress(wanted, url=url):
+                return sent, await _outcome(consumer, wanted.identity, limit=wait)
+
+
+async def _publish(place: kafka.KafkaContext, wanted: SyncRequested, body: Mapping[str, object]) -> Sent:
+    producer = AIOKafkaProducer(**place.arguments, acks="all", enable_idempotence=True)
+    try:
+        async with asyncio.timeout(kafka.SILENCE):
+            await producer.start()
+            stored = await producer.send_and_wait(
+                place.names.requests,
+                json.dumps(body).encode(),
+                key=wanted.replication_id.encode(),
+                headers=[("content-type", b"application/json")],
+            )
+    finally:
+        await end(producer)
+    return Sent(wanted, TopicPartition(stored.topic, stored.partition), stored.offset)
+
+
+async def _outcome(consumer: AIOKafkaConsumer, identity: str, *, limit: float) -> dict[str, Any] | None:
+    """Wait for it; None if it doesn't come in time. A Kafka that is away meanwhile may come back."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit):
+            while True:
+                for records in (await consumer.getmany(timeout_ms=1_000)).values():
+                    for record in records:
+                        with contextlib.suppress(ValueError, AttributeError):  # others may write there, too
+                            outcome = json.loads(record.value or b"")
+                            if outcome.get("requestId") == identity:
+                                return dict(outcome)
+    return None
+
+
+@contextlib.asynccontextmanager
+async def _progress(wanted: SyncRequested, *, url: str) -> AsyncIterator[None]:
+    """Show what `/syncs` tells of the request, on stderr and to a person only."""
+    if not sys.stderr.isatty():
+        say(f"Waiting for the outcome of {wanted.operation_id} ...")
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+        watching = asyncio.create_task(_watch(wanted, bars, url=url))
+        try:
+            yield
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+
+
+async def _watch(wanted: SyncRequested, bars: Any, *, url: str) -> None:  # noqa: ANN401 - rich is imported where it is used
+    import httpx
+
+    bar = bars.add_task("sent", total=None)
+    parameters = {"replicationId": wanted.replication_id, "limit": "1000"}
+    async with httpx.AsyncClient(base_url=url, timeout=kafka.SILENCE, trust_env=False) as client:
+        while True:
+            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+                for sync in (await client.get("/syncs", params=parameters)).json()["syncs"]:
+                    if sync["requestId"] == wanted.identity:
+                        percent = sync["progress"]
+                        bars.update(bar, description=sync["state"], completed=percent or 0, total=percent and 100)
+            await asyncio.sleep(ASK_EVERY)
+
+
+def _text(fact: object) -> str:
+    return printable(fact if isinstance(fact, str) else json.dumps(fact, ensure_ascii=False))

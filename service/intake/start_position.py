@@ -1,0 +1,301 @@
+"""Whether a partition's journal and the requests topic belong together, and where reading begins.
+
+Asked before the journal is opened, since opening it fences its owner: a second deployment that was given the wrong
+journal must not stop the first one. Asked again once it is open, if the cursor has moved meanwhile.
+
+    journal's last cursor --> other topic? other group at work? --> beyond the topic's end? another topic of that name?
+    no cursor             --> has the group ever read here?
+
+It never writes, and never fences anybody.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, Protocol
+
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError, for_code
+
+from service.clock import Clock
+from service.kafka.clients import end
+from service.kafka.consumer import SteadyConsumer, probe_consumer, timestamp_of
+from service.kafka.journal import too_narrow
+from service.kafka.journal_api import JournalLost, JournalMismatch, StopReason
+from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode_cursor
+
+log = logging.getLogger(__name__)
+
+LEADER_SETTLES = timedelta(seconds=10)
+"""A new leader's end of the topic may lag behind for a moment: only after this does a cursor beyond it count."""
+
+TAIL: Final = 500
+"""Offsets that are read first, at the journal's end, to find its last cursor: nearly every commit has one. Each
+further part is eight times as long."""
+
+TAIL_LIMIT: Final = timedelta(seconds=30)
+"""How long reading such a part may take."""
+
+RESTING = frozenset({"Empty", "Dead"})
+"""States of a group that has no members."""
+
+STABLE = "Stable"
+"""The state of a group whose members have their partitions; in all others they are being handed out."""
+
+Committed = Callable[[], Awaitable[int | None]]
+"""Asks the group how far it has read; None: it never has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Where reading begins, in which topic, and how many offsets before it are gone unread."""
+
+    offset: int
+    topic_id: str | None = None
+    lost: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Looked:
+    """What the journal's last cursor was before it was opened, and where reading would begin by it."""
+
+    cursor: Cursor | None
+    start: Start
+
+
+class StartPositions(Protocol):
+    """What opening a partition needs of it."""
+
+    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
+        """Check the journal without fencing its owner. An empty one is no trouble if what it held is `remembered`.
+
+        Raises:
+            JournalUnfit: it must not be opened from here.
+            JournalLost: Kafka could not be asked.
+        """
+
+    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: Committed) -> Start:
+        """Check the cursor of an opened journal.
+
+        Raises:
+            JournalUnfit: journal and requests don't belong together.
+            JournalLost: Kafka could not be asked.
+        """
+
+
+class KafkaStartPositions:
+    """See the module; on a real Kafka."""
+
+    def __init__(
+        self, *, connection: Mapping[str, Any], requests: str, journal: str, group_id: str, clock: Clock
+    ) -> None:
+        self._connection = connection
+        self._requests = requests
+        self._journal = journal
+        self._group_id = group_id
+        self._clock = clock
+        self._ends: dict[int, int] = {}
+        """Of journals that another group has written to, when they were looked at last."""
+
+    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
+        """Check the journal without fencing its owner; see `StartPositions`."""
+        try:
+            async with probe_consumer(connection=self._connection, clock=self._clock) as consumer:
+                cursor, end = await self._last_cursor(place.partition, consumer)
+                self._check_topic(cursor)
+                await self._check_group(place, cursor, end)
+                if cursor is None and remembered:
+                    committed = _never
+                return Looked(cursor, await self._start(place, cursor, consumer, committed))
+        except KafkaError as error:
+            raise JournalLost(repr(error)) from error
+
+    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: Committed) -> Start:
+        """Check the cursor of an opened journal; see `StartPositions`."""
+        try:
+            async with probe_consumer(connection=self._connection, clock=self._clock) as consumer:
+                self._check_topic(cursor)
+                return await self._start(place, cursor, consumer, committed)
+        except KafkaError as error:
+            raise JournalLost(repr(error)) from error
+
+    # ------------------------------------------------------------ the journal, from outside
+
+    async def _last_cursor(self, partition: int, consumer: SteadyConsumer) -> tuple[Cursor | None, int]:
+        """Return the last cursor that stands in the journal, and the journal's end; reads from the end backwards."""
+        place = TopicPartition(self._journal, partition)
+        partitions = await consumer.partitions_of(self._journal)
+        if not partitions:
+            msg = f"the topic {self._journal} does not exist, or may not be read"
+            raise JournalLost(msg)
+        if partition not in partitions:
+            raise too_narrow(self._journal, partition)
+        begin = (await consumer.beginning_offsets([place]))[place]
+        until = end = (await consumer.end_offsets([place]))[place]
+        size = TAIL
+        consumer.assign([place])
+        while until > begin:
+            since = max(begin, until - size)
+            if (value := await self._cursor_between(place, since, until, consumer)) is not None:
+                try:
+                    return decode_cursor(value), end
+                except ValueError as error:
+                    msg = f"{self._journal}-{partition} holds a cursor that can't be read ({error!r})"
+                    raise JournalMismatch(msg, reason=StopReason.JOURNAL_UNREADABLE) from error
+            until, size = since, 8 * size
+        return None, end
+
+    async def _cursor_between(
+        self, place: TopicPartition, since: int, until: int, consumer: SteadyConsumer
+    ) -> bytes | None:
+        """Return the value of the last cursor at those offsets.
+
+        Raises:
+            KafkaTimeoutError: they could not be read in time.
+        """
+        found: bytes | None = None
+        consumer.seek(place, since)
+        deadline = self._clock.monotonic() + TAIL_LIMIT.total_seconds()
+        while await consumer.position(place) < until and place not in consumer.out_of_range:
+            if self._clock.monotonic() > deadline:
+                msg = f"{place.topic}-{place.partition} can't be read up to {until}"
+                raise KafkaTimeoutError(msg)
+            for record in (await consumer.getmany(place, timeout_ms=1_000)).get(place, ()):
+                if record.key == CURSOR_KEY and record.offset < until:
+                    found = record.value
+        return found
+
+    # ------------------------------------------------------------ checks
+
+    def _check_topic(self, cursor: Cursor | None) -> None:
+        if cursor is not None and cursor.topic != self._requests:
+            msg = (
+                f"the journal belongs to the topic {cursor.topic}, not to {self._requests}: "
+                "give each requests topic a journal of its own (VM_SYNC_TOPICS__JOURNAL)"
+            )
+            raise JournalMismatch(msg, reason=StopReason.OTHER_TOPIC)
+
+    async def _check_group(self, place: TopicPartition, cursor: Cursor | None, end: int) -> None:
+        """A journal is worked on by one group. That of another one may be taken over once that group is away."""
+        if cursor is None or cursor.group in {None, self._group_id}:
+            return
+        alive = await self._holds(cursor.group, place)
+        if alive is None:  # its silence has to do: idle as it may be, it says nothing then
+            alive = self._ends.get(place.partition) != end
+        self._ends[place.partition] = end
+        if alive:
+            msg = (
+                f"the consumer group {cursor.group} works with the same journal ({self._journal}): stop its processes, "
+                f"and the group {self._group_id} goes on here by itself; or give one of the two topics of its own "
+                "(VM_SYNC_TOPICS__REQUESTS, VM_SYNC_TOPICS__JOURNAL)"
+            )
+            raise JournalMismatch(msg, reason=StopReason.OTHER_GROUP)
+        log.warning(
+            "Partition %d is taken over from the consumer group %s, which has no process on it any more",
+            place.partition,
+            cursor.group,
+        )
+
+    async def _holds(self, group: str, place: TopicPartition) -> bool | None:
+        """Whether a member of that group has the partition, or may be about to; None: we may not know."""
+        admin = AIOKafkaAdminClient(**self._connection)
+        try:
+            await admin.start()
+            (response,) = await admin.describe_consumer_groups([group])
+        finally:
+            await end(admin)
+        ((code, _, state, _, _, members, *_),) = response.groups
+        if code == GroupAuthorizationFailedError.errno:
+            return None
+        if code:
+            raise for_code(code)
+        if state in RESTING or not members:
+            return False
+        if state != STABLE:
+            return True
+        held = [ConsumerProtocolMemberAssignment.decode(member[4]) for member in members if member[4]]
+        return any(place in assignment.partitions() for assignment in held)
+
+    async def _start(
+        self, place: TopicPartition, cursor: Cursor | None, consumer: SteadyConsumer, committed: Committed
+    ) -> Start:
+        identity = await consumer.topic_id(self._requests)
+        begin = int((await consumer.beginning_offsets([place]))[place])
+        if cursor is None:
+            await self._check_unread(committed)
+            return Start(begin, identity)
+        await self._check_end(place, cursor, identity, consumer)
+        await self._check_same(place, cursor, identity, begin, consumer)
+        return Start(max(cursor.offset, begin), identity, lost=max(0, begin - cursor.offset))
+
+    async def _check_unread(self, committed: Committed) -> None:
+        """A journal without a cursor is one that nobody has used."""
+        if offset := await committed():
+            msg = (
+                f"the group {self._group_id} has read up to offset {offset}, but the journal is empty: "
+                "what was in flight is not known any more. Restore the journal topic, or, to begin again at "
+                "the topic's beginning, delete the group's offsets"
+            )
+            raise JournalMismatch(msg, reason=StopReason.JOURNAL_EMPTY)
+
+    async def _check_end(
+        self, place: TopicPartition, cursor: Cursor, identity: str | None, consumer: SteadyConsumer
+    ) -> None:
+        """What was read is on the topic, or was."""
+        until = self._clock.monotonic() + LEADER_SETTLES.total_seconds()
+        while cursor.offset > (end := (await consumer.end_offsets([place]))[place]):
+            if _differ(cursor.topic_id, identity):
+                raise self._replaced(cursor)
+            if self._clock.monotonic() >= until:
+                msg = (
+                    f"the journal has read up to offset {cursor.offset}, but {self._requests} ends at {end}: the topic "
+                    f"was made anew, or has lost records at its end. {self._way_out()}"
+                )
+                raise JournalMismatch(msg, reason=StopReason.CURSOR_BEYOND_END)
+            await asyncio.sleep(1.0)
+
+    async def _check_same(
+        self, place: TopicPartition, cursor: Cursor, identity: str | None, begin: int, consumer: SteadyConsumer
+    ) -> None:
+        """The topic is the one that was read: the same id, or at least the same record before the cursor."""
+        stamp = None
+        if cursor.stamp is not None and cursor.offset > begin:
+            stamp = await timestamp_of(place, cursor.offset - 1, consumer=consumer)
+            if stamp not in {None, cursor.stamp}:
+                raise self._replaced(cursor)
+        if cursor.offset and _differ(cursor.topic_id, identity):
+            if stamp is None:
+                raise self._replaced(cursor)
+            log.warning(
+                "%s has another topic id than the one that was read, yet the same record at offset %d of partition "
+                "%d: taken for a copy",
+                self._requests,
+                cursor.offset - 1,
+                place.partition,
+            )
+
+    def _replaced(self, cursor: Cursor) -> JournalMismatch:
+        msg = (
+            f"the journal has read up to offset {cursor.offset} of another topic {self._requests}: this one was "
+            f"made anew, or has lost records, and the requests below that offset were never read. {self._way_out()}"
+        )
+        return JournalMismatch(msg, reason=StopReason.REQUESTS_REPLACED)
+
+    def _way_out(self) -> str:
+        return (
+            "To read it from its beginning, stop the service and start it with a new journal (VM_SYNC_TOPICS__JOURNAL) "
+            "and a new group (VM_SYNC_KAFKA__GROUP_ID); what `vm-sync list` shows as in flight now gets no outcome then"
+        )
+
+
+async def _never() -> int | None:
+    return None
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    """Whether both topic ids are known, and are of two topics."""
+    return one is not None and other is not None and one != other

@@ -1,0 +1,26 @@
+"""How every client of the service reaches Kafka."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from service.kafka.clients import MAX_IDLE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KafkaConnection:
+    """How every client of the service reaches Kafka."""
+
+    bootstrap_servers: tuple[str, ...]
+    security: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """aiokafka's own arguments: security_protocol, ssl_context, sasl_mechanism, sasl_plain_username ..."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what any aiokafka client takes; a list, since it takes one string with commas for one host."""
+        idle_ms = MAX_IDLE // timedelta(milliseconds=1)
+        return {
+            "bootstrap_servers": list(self.bootstrap_servers),
+            "connections_max_idle_ms": idle_ms,
+            **self.security,
+        }

@@ -1,0 +1,503 @@
+"""A Kafka consumer that neither a record that its own library can't read, nor a refusal that passes, can stop.
+
+aiokafka decodes header names while records are handed out, and decompresses batches then, too. A name that isn't
+UTF-8, or an unknown codec, makes `getmany` raise: for ever, for all partitions, while records of the others that were
+handed out in the same call are never seen (measured). Here each partition is asked on its own; one that raises is
+read again, record by record, up to the bad one. Its batch is then taken apart here, since aiokafka reads a batch from
+its beginning whatever is asked of it: the bad record is handed on as an `UnreadableRecord`, its neighbours as they are.
+
+A broker that refuses something for a moment (a right was missing) leaves errors behind in aiokafka: one for each
+partition, and tasks that end with an exception and are started again only by the group's next rebalance, if ever.
+With `refused`, such errors are reported instead of raised, never cost another partition's records, and are forgotten
+after `RETRY`; then whatever ended with them is started again.
+
+It never decides what becomes of a record, and never skips one silently.
+"""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import FetchError
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+from aiokafka.consumer.subscription_state import TopicPartitionState
+from aiokafka.errors import (
+    ConsumerStoppedError,
+    CorruptRecordException,
+    KafkaError,
+    LeaderNotAvailableError,
+    OffsetOutOfRangeError,
+    RequestTimedOutError,
+    UnsupportedCodecError,
+    for_code,
+)
+from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.record.default_records import _DefaultRecordBatchPy as DefaultRecordBatch
+from aiokafka.record.default_records import _DefaultRecordPy as DefaultRecord
+from aiokafka.record.util import decode_varint
+from typing_extensions import override
+
+from service.clock import Clock
+from service.kafka.clients import end
+from service.kafka.topics import topic_id
+
+log = logging.getLogger(__name__)
+
+SALVAGE_BYTES = 1024 * 1024
+"""What is fetched of a batch that aiokafka can't read. A broker returns a whole batch, however long it is."""
+
+SALVAGE_AT_ONCE = 500
+"""Records handed out of such a batch in one go, where the caller sets no limit."""
+
+CURRENT_FORMAT = 2
+"""The only format of batches that Kafka has written since 0.11."""
+
+LOOK_MS = 1_000
+"""How long a single record is waited for. It comes at once, but for one that was compacted away."""
+
+RETRY = timedelta(seconds=1)
+"""How long after a refusal it is tried again. A broker refuses at once, and a client that asked at once would spin."""
+
+Records = dict[TopicPartition, list[ConsumerRecord]]
+
+Refused: TypeAlias = Callable[[TopicPartition | None, Exception], None]
+"""Takes what a broker refuses: of a partition, or of the group (None). Called once for each answer."""
+
+
+class UnreadableRecord(ConsumerRecord):  # type: ignore[misc] # aiokafka is untyped
+    """Stands for a record that exists at its offset and can't be handed over; `key` and `value` are None."""
+
+    unreadable: str
+
+
+class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is untyped
+    """See the module.
+
+    `seeks` counts the seeks of each partition, and `fetched_under` says under which count the last `getmany` began to
+    fetch it: records of one count follow each other without a gap, those of another don't. `handed_out` is the offset
+    after the last record returned, or where the last seek went; the position may lie beyond it, where no records are.
+    `follows` is what it was before the last records were returned: whoever has taken up less has missed some.
+    `read` is called with the number of the records returned.
+
+    `out_of_range` names the partitions whose position the broker refused since their last seek, with that position:
+    the topic begins after it or ends before it. Such a partition is paused, since only its owner can know why.
+    """
+
+    def __init__(
+        self,
+        *topics: str,
+        clock: Clock,
+        read: Callable[[int], None] = lambda _: None,
+        refused: Refused | None = None,
+        **options: Any,  # noqa: ANN401 - aiokafka's own, passed on
+    ) -> None:
+        super().__init__(*topics, **options | {"auto_offset_reset": "none"})  # it never moves a position by itself
+        self._clock = clock
+        self._read = read
+        self._refused = refused
+        self.seeks: Counter[TopicPartition] = Counter()
+        self.fetched_under: dict[TopicPartition, int] = {}
+        self.handed_out: dict[TopicPartition, int] = {}
+        self.out_of_range: dict[TopicPartition, int] = {}
+        self.follows: dict[TopicPartition, int] = {}
+        self.asked_at = clock.monotonic()
+        """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
+        self._bad: dict[TopicPartition, int] = {}
+        self._reported: dict[TopicPartition | None, tuple[Exception, float]] = {}
+        """The error that lies there for a partition, or for the group, and when it was reported."""
+        send = self._client.send
+
+        async def send_or_time_out(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's own, passed on
+            try:
+                return await send(*arguments, **options)
+            except KeyError as error:
+                # A request that times out after its connection was given up: aiokafka looks for it to close it, and
+                # what it raises instead ends the task that fetches, for good (seen with a broker that froze).
+                raise RequestTimedOutError from error
+
+        self._client.send = send_or_time_out
+
+    @property
+    def client(self) -> AIOKafkaClient:
+        """What speaks with the brokers."""
+        return self._client
+
+    def dead(self) -> str | None:
+        """Name the task of aiokafka's that has ended before its time: without it no record comes any more."""
+        tasks = {
+            "fetching": self._fetcher._fetch_task,
+            "coordination": self._coordinator._coordination_task,
+            "metadata": self._client._sync_task,
+        }
+        return next((name for name, task in tasks.items() if task is not None and task.done()), None)
+
+    def reached(self, place: TopicPartition) -> int | None:
+        """Return the offset of the next record that will be read; None where none was chosen, or it isn't assigned.
+
+        aiokafka's `position` waits for one, which may be for ever.
+        """
+        state = self._state(place)
+        return int(state.position) if state is not None and state.has_valid_position else None
+
+    def has_leader(self, place: TopicPartition) -> bool:
+        """Whether a broker is known that leads the partition."""
+        leader = self._client.cluster.leader_for_partition(place)
+        return leader is not None and leader >= 0
+
+    @property
+    def rebalancing(self) -> bool:
+        """Whether the group is between two assignments, or not joined."""
+        return bool(self._subscription.reassignment_in_progress)
+
+    @override
+    def seek(self, partition: TopicPartition, offset: int) -> None:
+        """Seek; what was fetched before is told apart from what comes."""
+        self.seeks[partition] += 1
+        self._bad.pop(partition, None)
+        self.out_of_range.pop(partition, None)
+        self.handed_out[partition] = offset
+        super().seek(partition, offset)
+
+    def park(self, *partitions: TopicPartition) -> None:
+        """Pause partitions that were just assigned, and give them a position that is never read from.
+
+        A partition without a position makes aiokafka ask the group for one, and `position` wait for it: for ever,
+        where the group knows none and nothing resets it.
+        """
+        self.pause(*partitions)
+        for place in partitions:
+            self.seek(place, 0)
+
+    def refresh(self) -> None:
+        """Let the topics' metadata be asked for soon."""
+        self._client.force_metadata_update()
+
+    async def partitions_of(self, topic: str) -> set[int]:
+        """Return the partitions that a topic has now; none where there is no such topic, or none that may be read."""
+        return set((await self._client.fetch_all_metadata()).partitions_for_topic(topic) or ())
+
+    async def topic_id(self, topic: str) -> str | None:
+        """Return Kafka's id of a topic; see `topics.topic_id`."""
+        return await topic_id(self._client, topic)
+
+    @override
+    async def getmany(
+        self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
+    ) -> Records:
+        """Return records of any assigned partition; waits up to `timeout_ms` until there are some.
+
+        Raises:
+            KafkaError: a broker refuses something, no record was there to return, and no `refused` was given.
+        """
+        until = self._clock.monotonic() + timeout_ms / 1000
+        while True:
+            self.asked_at = self._clock.monotonic()
+            if self._closed:
+                raise ConsumerStoppedError
+            with self._subscription.fetch_context():  # aiokafka leaves the group when nobody reads for long
+                got = await self._collect(partitions, max_records)
+            left = until - self._clock.monotonic()
+            if got or left <= 0:
+                return got
+            await self._wait(left)
+
+    async def _wait(self, limit: float) -> None:
+        """Wait until something may have come."""
+        if self.rebalancing or self._fetcher._records:
+            # What lies there belongs to partitions that are paused, refused or being taken away: wait without turning.
+            await asyncio.sleep(min(limit, 0.02))
+            return
+        waiter = self._fetcher._create_fetch_waiter()
+        await asyncio.wait([waiter], timeout=limit)
+        if not waiter.done():
+            waiter.cancel()
+        elif self._refused is None:
+            waiter.result()  # authorization errors come this way
+        else:
+            waiter.exception()  # lies with the group, too, and is taken from there
+
+    async def _collect(self, partitions: tuple[TopicPartition, ...], max_records: int | None) -> Records:
+        errors = self._errors(partitions)
+        got: Records = {}
+        for place in list(self._fetcher._records):
+            if (partitions and place not in partitions) or self._error_of(place) is not None or self.rebalancing:
+                continue
+            under = self.seeks[place]
+            records = await self._ask(place, max_records)
+            if records:
+                got[place] = records
+                self._read(len(records))
+                self.fetched_under[place] = under
+                self.follows[place] = self.handed_out.get(place, records[0].offset)
+                self.handed_out[place] = records[-1].offset + 1
+        if self._refused is not None:
+            self._report(errors, self._refused)
+        elif errors and not got:
+            for about in errors:
+                self._forget(about)
+            raise next(iter(errors.values()))
+        return got
+
+    @override
+    async def stop(self) -> None:
+        """Leave the group and close all connections, in bounded time."""
+        await end(self, stop=super().stop)
+
+    # ------------------------------------------------------------ refusals
+
+    def _errors(self, partitions: tuple[TopicPartition, ...]) -> dict[TopicPartition | None, Exception]:
+        """Return what was refused of the partitions (all, where none is named) and, under None, of the group.
+
+        But for positions out of range, which are put down where their partitions' owner looks.
+        """
+        found: dict[TopicPartition | None, Exception] = {}
+        for about in (None, *(partitions or list(self._fetcher._records))):
+            error = self._error_of(about)
+            if about is not None and isinstance(error, OffsetOutOfRangeError):
+                self._forget(about)
+                if (position := self.reached(about)) is not None:
+                    self.out_of_range[about] = position
+                    self.pause(about)
+            elif error is not None:
+                found[about] = error
+        return found
+
+    def _error_of(self, about: TopicPartition | None) -> Exception | None:
+        if about is None:
+            coordinator = self._coordinator
+            return coordinator._pending_exception if isinstance(coordinator, GroupCoordinator) else None
+        entry = self._fetcher._records.get(about)
+        return entry._error if isinstance(entry, FetchError) else None
+
+    def _report(self, errors: Mapping[TopicPartition | None, Exception], refused: Refused) -> None:
+        """Report what is new, and forget what has lain there for long enough, so that it is tried again."""
+        now = self._clock.monotonic()
+        for about in self._reported.keys() - errors.keys():
+            del self._reported[about]
+        for about, error in errors.items():
+            reported, at = self._reported.get(about, (None, now))
+            if error is not reported:
+                self._reported[about] = error, now
+                refused(about, error)
+            elif now - at >= RETRY.total_seconds():
+                del self._reported[about]
+                self._forget(about)
+
+    def _forget(self, about: TopicPartition | None) -> None:
+        """Let aiokafka forget an error, and begin again what has ended with it."""
+        if about is not None:
+            self._fetcher._records.pop(about, None)
+            self._fetcher._notify(self._fetcher._wait_consume_future)
+            return
+        coordinator = self._coordinator
+        # Before the error is forgotten: coordination goes on then, and would only find the tasks' old errors again.
+        if _failed(coordinator._heartbeat_task):
+            log.info("The heartbeat had ended with an error; it is started again")
+            coordinator._heartbeat_task = None
+            coordinator._start_heartbeat_task()
+        subscription = self._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        if _failed(coordinator._commit_refresh_task) and assignment is not None and assignment.active:
+            log.info("The refresh of committed offsets had ended with an error; it is started again")
+            coordinator.start_commit_offsets_refresh_task(assignment)
+        with suppress(Exception):  # it has been reported; a coordination that has ended is found by `dead`
+            coordinator.check_errors()
+
+    # ------------------------------------------------------------ one partition
+
+    def _state(self, place: TopicPartition) -> TopicPartitionState | None:
+        subscription = self._subscription.subscription
+        assignment = subscription.assignment if subscription is not None else None
+        return assignment.state_value(place) if assignment is not None else None
+
+    async def _ask(self, place: TopicPartition, max_records: int | None) -> list[ConsumerRecord]:
+        position = self.reached(place)
+        if position is None:
+            self._forget(place)  # taken away meanwhile
+            return []
+        bad = self._bad.get(place)
+        if bad is not None and position > bad:
+            del self._bad[place]
+            bad = None
+        try:
+            got = await self._fetcher.fetched_records([place], max_records=max_records if bad is None else 1)
+        except Exception as error:  # noqa: BLE001 - whatever aiokafka makes of bytes that may be anything
+            return await self._stumbled(place, position, error, at_most=max_records or SALVAGE_AT_ONCE)
+        return list(got.get(place, ()))
+
+    async def _stumbled(
+        self, place: TopicPartition, position: int, error: Exception, *, at_most: int
+    ) -> list[ConsumerRecord]:
+        result = self._fetcher._records.get(place)
+        # Past control records and aborted batches, which `position` doesn't know of when the first record is bad.
+        offset = max(position, result._partition_records.next_fetch_offset) if result is not None else position
+        if self._bad.get(place) != offset:
+            # Records before it were lost on the way: read them again, one by one.
+            self._bad[place] = offset
+            super().seek(place, position)
+            return []
+        under = self.seeks[place]
+        try:
+            records = await self._salvaged(place, offset, error)
+        except KafkaError as trouble:
+            log.info("The batch at %d of %s could not be fetched once more: %r", offset, place, trouble)
+            records = []
+        if self.seeks[place] != under or place not in self.assignment():
+            return []
+        records = records[:at_most]
+        super().seek(place, records[-1].offset + 1 if records else position)
+        if records:
+            self._bad.pop(place, None)
+        for record in records:
+            if isinstance(record, UnreadableRecord):
+                log.warning("Record %d of %s can't be read: %s", record.offset, place, record.unreadable)
+        return records
+
+    async def _salvaged(self, place: TopicPartition, offset: int, error: Exception) -> list[ConsumerRecord]:
+        """Return the records from `offset` to the end of its batch, one by one: aiokafka gives up the whole batch.
+
+        Records that can't be read are among them, as such; at least the one at `offset` is there.
+        """
+        batch = await self._batch_at(place, offset)
+        records: list[ConsumerRecord] = []
+        end = offset + 1
+        if batch is not None and batch.validate_crc():
+            end = max(end, batch.next_offset)
+            try:
+                iter(batch)  # decompresses
+                for number, record in _each(batch):
+                    if number >= offset:
+                        records.append(
+                            self._unreadable(place, error, number) if record is None else self._fetched(place, record)
+                        )
+            except Exception as trouble:  # noqa: BLE001 - whatever a codec makes of bytes that may be anything
+                log.debug("The batch at %d of %s can't be taken apart: %r", offset, place, trouble)
+        begin = records[-1].offset + 1 if records else offset
+        return records + [self._unreadable(place, error, number) for number in range(begin, end)]
+
+    async def _batch_at(self, place: TopicPartition, offset: int) -> DefaultRecordBatch | None:
+        """Fetch the batch that holds `offset`, as it is; None where it is not of the current format.
+
+        Raises:
+            KafkaError: it can't be had now.
+        """
+        leader = self._client.cluster.leader_for_partition(place)
+        if leader is None or leader < 0:
+            raise LeaderNotAvailableError
+        request = FetchRequest(0, 1, SALVAGE_BYTES, 0, [(place.topic, [(place.partition, offset, SALVAGE_BYTES)])])
+        response = await self._client.send(leader, request)
+        ((_, ((_, code, *_, fetched),)),) = response.topics
+        if code:
+            raise for_code(code)
+        head = DefaultRecordBatch.HEADER_STRUCT
+        if len(fetched) < head.size:
+            return None
+        _, length, _, magic, *_ = head.unpack_from(fetched)
+        whole = DefaultRecordBatch.AFTER_LEN_OFFSET + length
+        return DefaultRecordBatch(fetched[:whole]) if magic == CURRENT_FORMAT and len(fetched) >= whole else None
+
+    def _unreadable(self, place: TopicPartition, error: Exception, offset: int) -> "UnreadableRecord":
+        record = UnreadableRecord(
+            topic=place.topic,
+            partition=place.partition,
+            offset=offset,
+            timestamp=int(self._clock.now().timestamp() * 1000),
+            timestamp_type=0,
+            key=None,
+            value=None,
+            checksum=None,
+            serialized_key_size=-1,
+            serialized_value_size=-1,
+            headers=(),
+        )
+        record.unreadable = _sentence(error)
+        return record
+
+    def _fetched(self, place: TopicPartition, record: DefaultRecord) -> ConsumerRecord:
+        return ConsumerRecord(
+            topic=place.topic,
+            partition=place.partition,
+            offset=record.offset,
+            timestamp=record.timestamp,
+            timestamp_type=record.timestamp_type,
+            key=record.key,
+            value=record.value,
+            checksum=None,
+            serialized_key_size=len(record.key or b""),
+            serialized_value_size=len(record.value or b""),
+            headers=tuple(record.headers),
+        )
+
+
+def _failed(task: "asyncio.Task[None] | None") -> bool:
+    return task is not None and task.done() and not task.cancelled() and task.exception() is not None
+
+
+def _each(batch: DefaultRecordBatch) -> Iterator[tuple[int, DefaultRecord | None]]:
+    """Yield each record of a decompressed batch with its offset; None where it can't be read.
+
+    Records say their length first, so that one can be passed over whatever is in it.
+    """
+    for _ in range(batch._num_records):
+        length, begin = decode_varint(batch._buffer, batch._pos)
+        _, at = decode_varint(batch._buffer, begin)
+        _, at = decode_varint(batch._buffer, at)
+        delta, _ = decode_varint(batch._buffer, at)
+        try:
+            record = batch._read_msg()
+        except (ValueError, IndexError, CorruptRecordException):
+            record = None
+        batch._pos = begin + length
+        yield batch.base_offset + delta, record
+
+
+@asynccontextmanager
+async def probe_consumer(*, connection: Mapping[str, Any], clock: Clock) -> AsyncIterator[SteadyConsumer]:
+    """Have a consumer of no group for a moment, to look at a topic with; nothing is assigned to it.
+
+    Its connection is its own: a broker answers one connection's requests one after another, so that each question
+    behind a fetch that waits for records takes half a second (measured).
+
+    Raises:
+        KafkaError: Kafka can't be reached.
+    """
+    consumer = SteadyConsumer(**connection, clock=clock, enable_auto_commit=False, isolation_level="read_committed")
+    try:
+        await consumer.start()
+        yield consumer
+    finally:
+        await consumer.stop()
+
+
+async def timestamp_of(place: TopicPartition, offset: int, *, consumer: SteadyConsumer) -> int | None:
+    """Return the timestamp (ms) of one record; None where there is none, or none that can be read.
+
+    The place is assigned to the consumer, which asks about nothing else from then on.
+
+    Raises:
+        KafkaError: Kafka can't be asked.
+    """
+    consumer.assign([place])
+    consumer.seek(place, offset)
+    got = await consumer.getmany(place, timeout_ms=LOOK_MS, max_records=1)  # none: gone with its retention meanwhile
+    for record in got.get(place, ()):
+        if record.offset == offset and not isinstance(record, UnreadableRecord):
+            return int(record.timestamp) if record.timestamp is not None else None
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    """Say what is wrong without repeating what the record held."""
+    if isinstance(error, UnicodeDecodeError):
+        return "A header's name is not UTF-8."
+    if isinstance(error, UnsupportedCodecError):
+        return "It is compressed with a codec that this client does not have."
+    if isinstance(error, CorruptRecordException):
+        return "Its checksum does not fit its bytes."
+    return f"Kafka's client could not decode it ({type(error).__name__})."

@@ -1,0 +1,118 @@
+"""What a partition remembers of requests that have ended: whose identities, and whose young tasks.
+
+An ended request's record stays in the journal for the time of deduplication. Here only so much of it is kept as
+answers two questions at once: is this identity a duplicate, and which tasks must a look-up pass over? There may be
+hundreds of thousands of them, so moments are epoch milliseconds, as the journal has them, and nothing here is an
+object that Python's garbage collector has to look at again and again. Pure: it knows no clock, and never writes.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from datetime import timedelta
+from functools import partial
+from hashlib import blake2b
+from typing import Final, TypeAlias
+
+HASH_BYTES: Final = 15
+"""As many as fit into 48 bytes together with what Python adds. By 120 bits, among 500,000 remembered identities a new
+one is mistaken for a duplicate once in 10^30 requests."""
+
+_hash = partial(blake2b, digest_size=HASH_BYTES)
+
+YOUNG: Final = timedelta(hours=1)
+"""How long tasks of ended requests are kept for look-ups: longer than both margins of their beginnings together."""
+
+
+class DedupIndex:
+    """The identities of ended requests until they expire; some 100 bytes each, whatever the identity's length."""
+
+    def __init__(self) -> None:
+        self._expiry: dict[bytes, int] = {}
+        self._latest = 0
+        """One object for all that expire together: they are added one after another."""
+
+    def __len__(self) -> int:
+        return len(self._expiry)
+
+    def add(self, identity: bytes, expires_at: int) -> None:
+        """Remember it until then."""
+        if expires_at != self._latest:
+            self._latest = expires_at
+        self._expiry[_hash(identity).digest()] = self._latest
+
+    def discard(self, identity: bytes) -> None:
+        """Remember it no longer, if it was."""
+        self._expiry.pop(_hash(identity).digest(), None)
+
+    def holds(self, identity: bytes, now: int) -> bool:
+        """Whether a request of this identity ended, and has not expired."""
+        expiry = self._expiry.get(_hash(identity).digest())
+        return expiry is not None and expiry > now
+
+    def forget_expired(self, now: int) -> int:
+        """Drop what has expired, and return how many."""
+        expired = [digest for digest, expiry in self._expiry.items() if expiry <= now]
+        for digest in expired:
+            del self._expiry[digest]
+        return len(expired)
+
+
+FEW: Final = 1_000
+"""So many tasks are kept however old they seem: our own clock may be set, or the time of deduplication be changed."""
+
+_Young: TypeAlias = tuple[int, int, str, str]
+"""When it was written down, when it began, of which replication it is, and its id."""
+
+
+class YoungTasks:
+    """The tasks of ended requests that a look-up for a later request of the same replication could mistake for its own.
+
+    When a task began is VCDA's clock, as the task itself carries it. That says which tasks a look-up could see, and
+    not which have grown old: one beginning in the future would make all others of its site old. A task is as old as its
+    end is on our clock, which is later than its beginning.
+    """
+
+    def __init__(self, *, horizon: timedelta = YOUNG, few: int = FEW) -> None:
+        self._horizon = horizon // timedelta(milliseconds=1)
+        self._few = few
+        self._order: deque[_Young] = deque()
+        self._tasks: dict[str, tuple[_Young, ...]] | None = None
+        """By replication, from the first question on: most that a restore adds have grown old before anybody asks."""
+
+    def add(self, replication_id: str, task_id: str, started_at: int, *, written_at: int) -> None:
+        """Keep a task that was given to a request, and drop those that have grown old.
+
+        `written_at` may be any moment of our clock that is as long after the writing for all of them: the expiry is.
+        """
+        task = (written_at, started_at, replication_id, task_id)
+        self._order.append(task)
+        if self._tasks is not None:
+            _put(task, self._tasks)
+        old = written_at - self._horizon
+        while len(self._order) > self._few and self._order[0][0] < old:
+            gone = self._order.popleft()
+            if self._tasks is not None:
+                _drop(gone, self._tasks)
+
+    def since(self, replication_id: str, moment: int) -> Iterator[str]:
+        """Yield the ids of this replication's tasks that started at `moment` or later."""
+        if self._tasks is None:
+            self._tasks = {}
+            for task in self._order:
+                _put(task, self._tasks)
+        for _, started_at, _, task_id in self._tasks.get(replication_id, ()):
+            if started_at >= moment:
+                yield task_id
+
+
+def _put(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
+    tasks[task[2]] = (*tasks.get(task[2], ()), task)
+
+
+def _drop(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
+    siblings = tasks[task[2]]
+    if len(siblings) == 1:
+        del tasks[task[2]]
+    else:
+        at = siblings.index(task)
+        tasks[task[2]] = siblings[:at] + siblings[at + 1 :]

@@ -1,0 +1,128 @@
+"""Why Kafka can't be used, as a sentence that names the setting to change.
+
+Kafka's client tells in its log, and nowhere else, why a broker turned it away: what it raises is "Unable to bootstrap"
+alike for a wrong password, an expired certificate and a broker that isn't there. So its log is listened to here.
+"""
+
+import logging
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Final, Protocol
+
+from aiokafka.errors import (
+    AuthenticationFailedError,
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    SaslAuthenticationFailed,
+    TopicAuthorizationFailedError,
+    TransactionalIdAuthorizationFailed,
+    UnsupportedSaslMechanismError,
+)
+from typing_extensions import override
+
+EXPIRED: Final = 10
+MISNAMED: Final = (62, 64)
+"""OpenSSL's codes for a certificate out of date, and for one of another host or address."""
+
+
+class KafkaSettings(Protocol):
+    """What is set for the connection to Kafka, as far as a sentence about it needs to know."""
+
+    @property
+    def bootstrap_servers(self) -> str: ...  # noqa: D102 - the names say it
+    @property
+    def security_protocol(self) -> str: ...  # noqa: D102
+    @property
+    def sasl_mechanism(self) -> str | None: ...  # noqa: D102
+    @property
+    def sasl_username(self) -> str | None: ...  # noqa: D102
+    @property
+    def ssl_cert_file(self) -> object: ...  # noqa: D102
+
+
+class _Listener(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[BaseException] = []
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        given = record.args if isinstance(record.args, tuple) else ()
+        self.errors += [part for part in given if isinstance(part, BaseException)]
+
+
+@contextmanager
+def overheard() -> Iterator[Sequence[BaseException]]:
+    """Give a list that gathers the exceptions which Kafka's client logs meanwhile."""
+    listener, log = _Listener(), logging.getLogger("aiokafka")
+    log.addHandler(listener)
+    try:
+        yield listener.errors
+    finally:
+        log.removeHandler(listener)
+
+
+def diagnosis(raised: BaseException, overheard: Sequence[BaseException], *, kafka: KafkaSettings) -> str:
+    """Choose the error that says most, the latest first; nothing that a broker said is quoted."""
+    found = (_telling(error, kafka) for error in (raised, *reversed(overheard)))
+    if (sentence := next(filter(None, found), None)) is not None:
+        return sentence
+    if not isinstance(raised, KafkaConnectionError | TimeoutError | OSError):
+        return f"Kafka at {kafka.bootstrap_servers} refuses: {type(raised).__name__}."
+    speaks = f"whether VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol} is what its brokers speak"
+    if not any(map(_hung_up, overheard)):
+        where = kafka.bootstrap_servers
+        return f"Kafka can't be reached at {where}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and {speaks}."
+    if not kafka.security_protocol.endswith("SSL"):
+        return f"Kafka at {kafka.bootstrap_servers} hangs up: check {speaks}."
+    certificate = "accept the certificate of" if kafka.ssl_cert_file else "want a certificate of us, which goes into"
+    return (
+        f"Kafka at {kafka.bootstrap_servers} hangs up: check {speaks}, and whether they {certificate} "
+        "VM_SYNC_KAFKA__SSL_CERT_FILE."
+    )
+
+
+def _telling(error: BaseException, kafka: KafkaSettings) -> str | None:
+    match error:
+        case UnsupportedSaslMechanismError():
+            return (
+                f"Kafka at {kafka.bootstrap_servers} doesn't take logins of mechanism {kafka.sasl_mechanism}: "
+                "change VM_SYNC_KAFKA__SASL_MECHANISM."
+            )
+        case AuthenticationFailedError() | SaslAuthenticationFailed():
+            return (
+                f"Kafka at {kafka.bootstrap_servers} refuses the login of {kafka.sasl_username}: check "
+                "VM_SYNC_KAFKA__SASL_USERNAME, VM_SYNC_KAFKA__SASL_PASSWORD and VM_SYNC_KAFKA__SASL_MECHANISM."
+            )
+        case ssl.SSLCertVerificationError():
+            return (
+                f"The certificate of Kafka at {kafka.bootstrap_servers} can't be trusted ({error.verify_message}): "
+                f"{_cure(error.verify_code)}."
+            )
+        case ssl.SSLError():
+            return (
+                f"Kafka at {kafka.bootstrap_servers} and we can't agree on TLS ({error.reason}): check "
+                "VM_SYNC_KAFKA__SECURITY_PROTOCOL and VM_SYNC_KAFKA__SSL_CERT_FILE."
+            )
+        case TopicAuthorizationFailedError() | GroupAuthorizationFailedError():
+            return f"Kafka doesn't allow us this: grant it to the user that we log in as ({type(error).__name__})."
+        case TransactionalIdAuthorizationFailed():
+            return f"Kafka doesn't allow us transactions: grant Write on the transactional id ({type(error).__name__})."
+        case _:
+            return None
+
+
+def _cure(code: int) -> str:
+    if code == EXPIRED:
+        return "the brokers need a new one"
+    if code in MISNAMED:
+        return "write the brokers' names in VM_SYNC_KAFKA__BOOTSTRAP_SERVERS as their certificates spell them"
+    return "name its authority's certificates in VM_SYNC_KAFKA__SSL_CA_FILE"
+
+
+def _hung_up(error: BaseException) -> bool:
+    """Whether somebody was there, and closed the connection without a word."""
+    if isinstance(error, KafkaConnectionError):
+        return "closed" in str(error)
+    return isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)

@@ -1,0 +1,363 @@
+"""One partition's durable memory: a partition of a compacted Kafka topic, written by one transactional producer.
+
+The journal holds a record for each sync, keyed by the request's identity, and a cursor: where reading the requests
+goes on. A `Batch` changes any number of them, together with the events that tell of it, in one transaction: all of
+it, or nothing. Opening fences whoever had the partition before; from then on their commits are refused.
+
+It never decides anything about a sync, never repeats a commit whose fate is unknown, and never tells one failure
+from another: Kafka's errors can't say whether a successor exists, so every failure is `JournalLost`, and the owner
+starts anew from what the journal says.
+
+What its records look like is said in `journal_codec`.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.partitioner import murmur2
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.record.default_records import DefaultRecordBatchBuilder
+
+from service.clock import Clock
+from service.event_loop import to_its_end
+from service.kafka.clients import end
+from service.kafka.journal_api import Batch, Entry, JournalLost, JournalMismatch, Opened, StopReason
+from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, encode, encode_cursor, is_sync, read
+from service.kafka.journal_replay import Replay
+from service.messages.kafka_record import Event, Header
+from service.sync import InFlight
+
+log = logging.getLogger(__name__)
+
+TRANSACTION_TIMEOUT = timedelta(seconds=12)
+"""An open transaction holds all read_committed readers of its topics back, so it must be short; but a broker's
+restart (5 s measured) should pass within it. It also bounds each step of a commit here: aiokafka never expires
+the batches of a transaction by itself."""
+
+REQUEST_TIMEOUT = timedelta(seconds=10)
+"""A killed broker leaves requests hanging for this long; aiokafka's 40 s kept a partition idle for 18 s (measured)."""
+
+START_LIMIT = timedelta(seconds=30)
+"""How long a producer may take to start, and to fence its predecessor. aiokafka tries without end, also at addresses
+that no broker has any more."""
+
+RETRY_BACKOFF = timedelta(milliseconds=20)
+"""aiokafka waits this long when the broker still finishes the previous transaction, which is the usual case under
+load: its default of 100 ms would be most of a commit."""
+
+BATCH_BYTES = 512 * 1024
+"""Kafka's default limit of a produce batch is 1 MiB; half of it leaves room for a record that comes last."""
+
+READ_PATIENCE = 2 * TRANSACTION_TIMEOUT
+"""How long a journal may show nothing more while its end isn't reached: a transaction left open there ends sooner."""
+
+LOOKS = 50
+"""In how many steps that patience runs out."""
+
+READ_AT_ONCE = 500
+"""Records read, or decoded, between two turns of the event loop while a journal is opened, some milliseconds."""
+
+FETCH_BYTES = 2 * 1024 * 1024
+"""Read of a journal at once. All partitions of a process are opened together: with 8 MiB, eight of them left 80 MB more
+behind, and were no sooner open (measured)."""
+
+TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
+"""A broker's words for a batch that is larger than its topic's max.message.bytes, or than a segment."""
+
+TROUBLE = (KafkaError, OSError, TimeoutError, AssertionError)
+"""What a Kafka that fails raises. aiokafka asserts its states: a fenced producer's is not what the next call wants."""
+
+
+def too_narrow(topic: str, partition: int) -> JournalMismatch:
+    """Say that a journal has no partition of this number."""
+    msg = (
+        f"the requests topic has a partition {partition}, and {topic} has not: drain the service, widen "
+        "the journal, then the requests topic; in this order, since wider topics move keys"
+    )
+    return JournalMismatch(msg, reason=StopReason.JOURNAL_TOO_NARROW)
+
+
+class Refusals:
+    """What the brokers have refused for its size, so that it isn't tried for ever. One for all journals of a process.
+
+    A limit may be hidden from us, and is changed while we work: so it is learnt by being refused, which costs opening
+    the partition anew, and forgotten when the process ends.
+    """
+
+    def __init__(self) -> None:
+        self._room: dict[str, int] = {}
+
+    def room(self, topic: str) -> int:
+        """Return how many bytes a batch may have, as far as is known."""
+        return self._room.get(topic, BATCH_BYTES)
+
+    def fits(self, event: Event) -> bool:
+        """Whether the event may go as it is: nothing is known against it."""
+        if event.topic not in self._room:
+            return True
+        return _size((event.key, event.value, list(event.headers), None)) <= self._room[event.topic]
+
+    def refused(self, topic: str, *, size: int, records: int) -> None:
+        """Learn that a batch was too large. One of several records says little of each of them: try half."""
+        self._room[topic] = size - 1 if records == 1 else size // 2
+        log.error(
+            "%s refuses a batch of %d bytes for its size: raise its max.message.bytes. Until this process is started "
+            "again, what is larger comes shortened there, and what can't be stops its partition",
+            topic,
+            size,
+        )
+
+
+class KafkaJournal:
+    """The journal of one partition on a real Kafka."""
+
+    def __init__(self, *, topic: str, partition: int, connection: Mapping[str, Any], refusals: Refusals) -> None:
+        self._place = TopicPartition(topic, partition)
+        self._connection = connection
+        self._refusals = refusals
+        self.end = 0
+        self._failed = False
+        self._producer = AIOKafkaProducer(
+            **connection,
+            transactional_id=f"{topic}-{partition}",
+            transaction_timeout_ms=_ms(TRANSACTION_TIMEOUT),
+            request_timeout_ms=_ms(REQUEST_TIMEOUT),
+            retry_backoff_ms=_ms(RETRY_BACKOFF),
+            max_batch_size=BATCH_BYTES,
+            acks="all",
+        )
+
+    @classmethod
+    async def open(
+        cls, *, topic: str, partition: int, connection: Mapping[str, Any], clock: Clock, refusals: Refusals
+    ) -> Opened:
+        """Fence the predecessor, then read the journal up to a record that is written after that.
+
+        Raises:
+            JournalLost: Kafka could not be reached, or somebody else opened meanwhile.
+            JournalUnfit: it holds what no version known here has written.
+        """
+        journal = cls(topic=topic, partition=partition, connection=connection, refusals=refusals)
+        try:
+            async with asyncio.timeout(START_LIMIT.total_seconds()):
+                await journal._producer.start()
+            opened_at = clock.monotonic()
+            async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
+                partitions = await journal._producer.partitions_for(topic)
+            if partition not in partitions:
+                raise too_narrow(topic, partition)
+            await journal._mark()
+            replay = Replay(now=clock.now())
+            async for records in journal._records():
+                for record in records:
+                    replay.take(record.key, record.value)
+            cursor = replay.cursor()
+            in_flight = await _in_flight(replay)
+            ended = replay.ended()
+        except BaseException as error:
+            journal._failed = isinstance(error, TROUBLE)
+            await journal.close()
+            if isinstance(error, ValueError):
+                msg = (
+                    f"{topic}-{partition} holds a record that can't be read ({error!r}): "
+                    "run the version that wrote it, or point VM_SYNC_TOPICS__JOURNAL to the service's own topic"
+                )
+                raise JournalMismatch(msg, reason=StopReason.JOURNAL_UNREADABLE) from error
+            if isinstance(error, TROUBLE):
+                msg = f"journal {topic}-{partition} could not be opened: {error!r}"
+                raise JournalLost(msg) from error
+            raise
+        return Opened(
+            journal=journal,
+            opened_at=opened_at,
+            cursor=cursor,
+            in_flight=in_flight,
+            ended=ended,
+            begin=journal.end - 1,
+        )
+
+    async def commit(self, batch: Batch) -> None:
+        """Write the batch in one transaction.
+
+        All sends are awaited before the commit: aiokafka commits a transaction whose batch the broker refused,
+        without a word (measured). To its end, since a commit that is cancelled half-way has an unknown fate.
+        """
+        try:
+            await to_its_end(self._transact(batch))
+        except TROUBLE as error:
+            self._failed = True
+            msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {error!r}"
+            raise JournalLost(msg) from error
+
+    async def _mark(self) -> None:
+        """Write a record of our own: so far the journal has to be read.
+
+        Asking the broker for the end isn't enough: after its restart the end that it tells to read_committed readers
+        may for a moment lie before a record whose commit it has acknowledged (seen on a lone broker).
+        """
+        await self._write([(self._place, [(OPENED_KEY, b"{}", [], None)])])
+
+    async def _transact(self, batch: Batch) -> None:
+        async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
+            records = await self._laid_out(batch)
+        await self._write(records)
+
+    async def _laid_out(self, batch: Batch) -> list[tuple[TopicPartition, Iterable["_Record"]]]:
+        """Return the records of a batch, each with its place."""
+        events: dict[TopicPartition, list[_Record]] = {}
+        for told in batch.events:
+            event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
+            count = len(await self._producer.partitions_for(event.topic))
+            place = TopicPartition(event.topic, _partition(event.key, count))
+            events.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
+        return [(self._place, _journal_records(batch)), *events.items()]
+
+    async def _write(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
+        """Write the records in one transaction."""
+        async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
+            await self._producer.begin_transaction()
+            try:
+                await self._send(records)
+            except Exception:
+                await self._abort()
+                raise
+            await self._producer.commit_transaction()
+
+    async def _send(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
+        """Send, and wait until the brokers have all of it."""
+        sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
+        try:
+            for place, some in records:
+                for part in self._batches(some, room=self._refusals.room(place.topic)):
+                    arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
+                    sent.append((place.topic, part, arrived))
+        finally:
+            results = await asyncio.gather(*(arrived for *_, arrived in sent), return_exceptions=True)
+            for (topic, part, _), result in zip(sent, results, strict=True):
+                if isinstance(result, TOO_LARGE):
+                    self._refusals.refused(topic, size=part.size(), records=part.record_count())
+        for (topic, part, _), result in zip(sent, results, strict=True):
+            if isinstance(result, BaseException):
+                raise result
+            if topic == self._place.topic:
+                if result.offset < self.end:
+                    msg = (
+                        f"journal {topic}-{self._place.partition} was deleted and made again, or has lost its end: an "
+                        f"append went to offset {result.offset}, where {self.end} had been reached"
+                    )
+                    raise JournalLost(msg)
+                self.end = result.offset + part.record_count()
+
+    def _batches(self, records: Iterable["_Record"], *, room: int) -> Iterator[BatchBuilder]:
+        """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2.
+
+        The first record of a batch is always taken, however long it is.
+        """
+        part = self._producer.create_batch()
+        for record in records:
+            key, value, headers, timestamp_ms = record
+            full = room < BATCH_BYTES and part.record_count() and part.size() + _size(record) > room
+            if full or part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
+                part.close()
+                yield part
+                part = self._producer.create_batch()
+                part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers)
+        part.close()
+        if part.record_count():
+            yield part
+
+    async def _abort(self) -> None:
+        try:
+            await self._producer.abort_transaction()
+        except Exception as error:  # noqa: BLE001 - the transaction is lost either way, and the cause is on its way up
+            log.debug("aborting failed as well: %r", error)
+
+    async def entries(self) -> AsyncIterator[Entry]:
+        """Read the journal from its beginning; see `Journal.entries`."""
+        try:
+            async for records in self._records():
+                for record in records:
+                    if is_sync(record.key) and record.value is not None:
+                        yield record.key.decode(), read(record.value).expires_at
+        except TROUBLE as error:
+            raise JournalLost(repr(error)) from error
+
+    async def _records(self) -> AsyncIterator[Sequence[ConsumerRecord]]:
+        """Read everything up to the last record that we have written, and let the event loop turn meanwhile.
+
+        Raises:
+            KafkaTimeoutError: nothing comes for longer than a transaction may stand open.
+        """
+        consumer = AIOKafkaConsumer(
+            **self._connection,
+            enable_auto_commit=False,
+            isolation_level="read_committed",
+            auto_offset_reset="earliest",
+            request_timeout_ms=_ms(REQUEST_TIMEOUT),
+            max_partition_fetch_bytes=FETCH_BYTES,
+        )
+        consumer.assign([self._place])
+        try:
+            await consumer.start()
+            at, silent = 0, 0
+            while at < self.end:
+                got = await consumer.getmany(timeout_ms=_ms(READ_PATIENCE) // LOOKS, max_records=READ_AT_ONCE)
+                for records in got.values():
+                    yield records
+                    at = records[-1].offset + 1
+                silent = 0 if got else silent + 1
+                if silent >= LOOKS:
+                    msg = f"{self._place.topic}-{self._place.partition} can't be read beyond {at}, and has {self.end}"
+                    raise KafkaTimeoutError(msg)
+                await asyncio.sleep(0)
+        finally:
+            await end(consumer)
+
+    async def close(self) -> None:
+        """Stop the producer: in an orderly way, unless it has failed, since it would wait for brokers that are away."""
+        within = timedelta() if self._failed else REQUEST_TIMEOUT
+        await to_its_end(end(self._producer, within=within))
+
+
+# ---------------------------------------------------------------- records
+
+_Record: TypeAlias = tuple[bytes | None, bytes | None, list[Header], int | None]
+
+
+def _journal_records(batch: Batch) -> Iterable[_Record]:
+    for identity, state in batch.changes.items():
+        yield identity.encode(), None if state is None else encode(state), [], None
+    if batch.cursor is not None:
+        yield CURSOR_KEY, encode_cursor(batch.cursor), [], None
+
+
+async def _in_flight(replay: Replay) -> list[InFlight]:
+    """Read the syncs, and let the event loop turn meanwhile."""
+    syncs = []
+    for number, state in enumerate(replay.in_flight(), 1):
+        syncs.append(state)
+        if number % READ_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return syncs
+
+
+def _size(record: _Record) -> int:
+    """Return the bytes that a batch with this record alone has at most."""
+    key, value, headers, _ = record
+    return int(DefaultRecordBatchBuilder.estimate_size_in_bytes(key, value, headers))
+
+
+def _partition(key: bytes | None, count: int) -> int:
+    """Choose an outcome's partition as Java and aiokafka do; the contract promises it."""
+    if key is None:
+        return 0
+    return int((murmur2(key) & 0x7FFFFFFF) % count)
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)

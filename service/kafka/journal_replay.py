@@ -1,0 +1,94 @@
+"""What a journal's records come to: taken one by one in the order of writing, a later one replaces an earlier.
+
+    cursor      where reading the requests goes on
+    in flight   the syncs that have not ended, each as its last record says
+    bygone      of those that ended no more than has to be remembered, so that half a million of them stay small
+
+A journal may hold all that a sync ever was, or after compaction only the last of it. Pure, and all of it synchronous:
+whoever hands records in decides when others have a turn.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from service.kafka.dedup_index import DedupIndex, YoungTasks
+from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, Cursor, decode, decode_cursor, epoch, read
+from service.sync import Ended, InFlight
+
+
+@dataclass(frozen=True, slots=True)
+class EndedSyncs:
+    """What has to be known of requests that have ended. `expired` are those whose time is over already."""
+
+    identities: DedupIndex = field(default_factory=DedupIndex)
+    young: YoungTasks = field(default_factory=YoungTasks)
+    expired: Collection[str] = ()
+
+
+class Replay:
+    """See the module. What expires by `now` isn't remembered any more."""
+
+    def __init__(self, *, now: datetime) -> None:
+        self._now = epoch(now)
+        self._cursor: bytes | None = None
+        self._in_flight: dict[bytes, bytes] = {}
+        self._identities = DedupIndex()
+        self._young = YoungTasks()
+        self._expired: dict[bytes, None] = {}
+
+    def take(self, key: bytes, value: bytes | None) -> None:
+        """Take the next record; None: a tombstone.
+
+        Raises:
+            ValueError: no version known here has written it.
+        """
+        if key == CURSOR_KEY:
+            self._cursor = value
+        elif key == OPENED_KEY:
+            pass
+        elif value is None:
+            self._in_flight.pop(key, None)
+            self._let_go(key)
+        elif (expires_at := (stored := read(value)).expires_at) is None:
+            if key not in self._in_flight:  # if it is, it was let go of then
+                self._let_go(key)
+            self._in_flight[key] = value
+        else:
+            self._in_flight.pop(key, None)
+            if expires_at > self._now:
+                self._expired.pop(key, None)
+                self._identities.add(key, expires_at)
+            else:
+                self._identities.discard(key)
+                self._expired[key] = None
+            # Kept even where the identity has expired, or comes again: the task is nobody else's.
+            if stored.task_id is not None:
+                self._young.add(stored.replication_id, stored.task_id, stored.began, written_at=expires_at)
+
+    def _let_go(self, key: bytes) -> None:
+        self._identities.discard(key)
+        self._expired.pop(key, None)
+
+    def cursor(self) -> Cursor | None:
+        """Return where reading the requests goes on; None: nobody has read any.
+
+        Raises:
+            ValueError: no version known here has written it.
+        """
+        return None if self._cursor is None else decode_cursor(self._cursor)
+
+    def in_flight(self) -> Iterator[InFlight]:
+        """Yield the syncs that have not ended, once: their records are let go of on the way.
+
+        Raises:
+            ValueError: no version known here has written one of them.
+        """
+        for key in tuple(self._in_flight):
+            state = decode(key.decode(), self._in_flight.pop(key))
+            if not isinstance(state, Ended):  # none is: `take` has seen to it
+                yield state
+
+    def ended(self) -> EndedSyncs:
+        """Return what has to be known of those that have ended."""
+        return EndedSyncs(self._identities, self._young, tuple(key.decode() for key in self._expired))

@@ -1,0 +1,202 @@
+"""How far running syncs are, told on a topic of its own for those who show a bar. Off unless a topic is named.
+
+    started, seen --> what is due --> a bounded queue --> one task, with a producer of its own --> the topic
+
+Nothing here is promised, so nothing waits for it: a partition hands over a value and goes on. Where Kafka can't keep
+up, or is away, events are left out. What has ended is not told any more: the outcome tells that.
+
+It never delays or touches an outcome, takes part in no transaction, and never raises into a partition.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, Final, NamedTuple, Protocol
+
+from aiokafka import AIOKafkaProducer
+from typing_extensions import override
+
+from service.clock import Clock
+from service.kafka.clients import end
+from service.messages.kafka_record import Event
+from service.messages.outcomes import Progressed, write_progress
+from service.sync import Request, Task
+
+log = logging.getLogger(__name__)
+
+STEP: Final = 5
+"""Percent that are told at once: twenty steps make a bar that moves."""
+
+EVERY: Final = timedelta(seconds=30)
+"""A smaller step is told after this long, so that the bar of a sync of many hours moves too. One that stands still is
+not told again: a sync then has little more than a hundred events, however long it takes."""
+
+CAPACITY: Final = 10_000
+"""Events that may wait: some MB at most, and a second or two of sending."""
+
+AT_ONCE: Final = 100
+"""Events that are sent together: a send costs 40 us of the event loop, so this many hold it for 4 ms."""
+
+PAUSES: Final = (timedelta(seconds=1), timedelta(seconds=60))
+"""First and longest pause before Kafka is tried again: nobody is in a hurry, and a log line comes with each."""
+
+REQUEST_LIMIT: Final = timedelta(seconds=10)
+"""For one request to a broker: a restart takes 5 s. What was sent to one that is away is tried until it is back."""
+
+CLOSE_LIMIT: Final = timedelta(seconds=1)
+"""For closing the producer. What it still holds doesn't matter, and the drain has little time."""
+
+
+class Progress:
+    """Tells nothing; what `Progressing` does, this leaves out."""
+
+    def open(self) -> None:
+        """Kafka has been reached: begin to tell."""
+
+    def started(self, request: Request, task_id: str) -> None:
+        """VCDA has taken the request."""
+
+    def seen(self, request: Request, task: Task) -> None:
+        """A running task was seen."""
+
+    def ended(self, request: Request) -> None:
+        """It runs no more, or not here, or its outcome is decided."""
+
+    async def close(self) -> None:
+        """Stop telling, within `CLOSE_LIMIT`; what waits is left out."""
+
+
+class Wire(Protocol):
+    """A way to Kafka; thrown away once anything on it has failed. However long each takes, only progress waits."""
+
+    async def open(self) -> None:
+        """Connect."""
+
+    async def send(self, events: Sequence[Event]) -> None:
+        """Send in this order, and return when the brokers have all; raise when some will never arrive."""
+
+    async def close(self) -> None:
+        """Disconnect, whatever state it is in, once nothing is on its way any more; never raise."""
+
+
+class _Told(NamedTuple):
+    percent: int | None
+    at: float
+
+    def outdated(self, percent: int | None, now: float) -> bool:
+        """Whether it is worth telling that it is now at `percent`."""
+        if percent == self.percent:
+            return False
+        return (percent or 0) - (self.percent or 0) >= STEP or now - self.at >= EVERY.total_seconds()
+
+
+class Progressing(Progress):
+    """Tells on a topic; see the module."""
+
+    def __init__(self, *, topic: str, wire: Callable[[], Wire], clock: Clock) -> None:
+        self._topic = topic
+        self._wire = wire
+        self._clock = clock
+        self._told: dict[str, _Told] = {}
+        self._queue: asyncio.Queue[Progressed] = asyncio.Queue(CAPACITY)
+        self._left_out = 0
+        self._sending: asyncio.Task[None] | None = None
+
+    @override
+    def open(self) -> None:
+        self._sending = asyncio.create_task(self._send())
+
+    @override
+    def started(self, request: Request, task_id: str) -> None:
+        self._put(Progressed(request=request, task_id=task_id, state="started", percent=None, at=self._clock.now()))
+
+    @override
+    def seen(self, request: Request, task: Task) -> None:
+        last = self._told.get(request.identity)
+        if last is None or last.outdated(task.progress, self._clock.monotonic()):
+            self._put(
+                Progressed(
+                    request=request, task_id=task.id, state="running", percent=task.progress, at=self._clock.now()
+                )
+            )
+
+    @override
+    def ended(self, request: Request) -> None:
+        self._told.pop(request.identity, None)
+
+    @override
+    async def close(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait([self._sending], timeout=CLOSE_LIMIT.total_seconds())
+
+    def _put(self, progressed: Progressed) -> None:
+        """Let it be told, unless too many wait; then it counts as untold, and the next look tells instead."""
+        if self._queue.full():
+            self._left_out += 1
+            return
+        self._queue.put_nowait(progressed)
+        self._told[progressed.request.identity] = _Told(progressed.percent, self._clock.monotonic())
+
+    # ------------------------------------------------------------ the one task
+
+    async def _send(self) -> None:
+        """Connect once there is something to tell, and anew after any failure, which costs the lot on its way."""
+        pause, longest = PAUSES
+        while True:
+            first = await self._queue.get()
+            wire = self._wire()
+            try:
+                await wire.open()
+                while True:
+                    await self._send_lot(wire, first)
+                    pause = PAUSES[0]
+                    first = await self._queue.get()
+            except Exception as error:  # noqa: BLE001 - whatever it is may cost progress, and nothing else
+                log.warning("Progress can't be told, trying again in %.0f s: %r", pause.total_seconds(), error)
+            finally:
+                await wire.close()
+            await asyncio.sleep(pause.total_seconds())
+            pause = min(2 * pause, longest)
+
+    async def _send_lot(self, wire: Wire, first: Progressed) -> None:
+        lot = [first]
+        while len(lot) < AT_ONCE and not self._queue.empty():
+            lot.append(self._queue.get_nowait())
+        events = [write_progress(one, topic=self._topic) for one in lot if one.request.identity in self._told]
+        if events:
+            await wire.send(events)
+        if self._left_out and self._queue.empty():
+            log.warning("Kafka could not keep up with progress: %d events were left out", self._left_out)
+            self._left_out = 0
+
+
+class KafkaWire:
+    """An idempotent producer, without transactions. `connection`: aiokafka's arguments."""
+
+    def __init__(self, connection: Mapping[str, Any]) -> None:
+        self._producer = AIOKafkaProducer(
+            **connection, enable_idempotence=True, request_timeout_ms=int(REQUEST_LIMIT / timedelta(milliseconds=1))
+        )
+
+    async def open(self) -> None:
+        """See `Wire`, here and below."""
+        await self._producer.start()
+
+    async def send(self, events: Sequence[Event]) -> None:  # noqa: D102
+        arriving: list[asyncio.Future[Any]] = []
+        for event in events:
+            sent = self._producer.send(event.topic, event.value, key=event.key, headers=list(event.headers))
+            arriving.append(await sent)
+            arriving[-1].add_done_callback(_heard)
+        await asyncio.gather(*arriving)
+
+    async def close(self) -> None:  # noqa: D102
+        await end(self._producer)
+
+
+def _heard(arrived: "asyncio.Future[Any]") -> None:
+    """Of several that fail, one is raised; the loop would complain of the others."""
+    if not arrived.cancelled():
+        arrived.exception()

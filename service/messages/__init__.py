@@ -1,0 +1,1 @@
+"""Messages: bytes to values and back. Pure."""

@@ -1,0 +1,173 @@
+"""An outcome, or a progress report, as a CloudEvent in Kafka's binary mode."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+from service import sync
+from service.messages.kafka_record import Event, Header
+from service.messages.schemas import MAX_LIST, MAX_TEXT
+from service.messages.trace_context import TraceContext, context_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeTopics:
+    """Where outcomes go. Both may name the same topic."""
+
+    completed: str
+    failed: str
+
+
+# ---------------------------------------------------------------- writing outcomes
+
+COMPLETED_TYPE: Final = "vm-sync.completed.v1"
+FAILED_TYPE: Final = "vm-sync.failed.v1"
+SOURCE: Final = "/vm-sync"
+
+BRIEF_TEXT: Final = 100
+"""Characters that are left of VCDA's texts where a broker refuses the outcome for its size."""
+
+_JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
+def write_outcome(
+    outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime, trace: TraceContext | None = None
+) -> Event:
+    """Tell how a request ended. The same outcome written again carries the same `ce_id`.
+
+    `trace` is where its readers continue; without it, where the request came from.
+    """
+    request = outcome.request
+    data: dict[str, Any] = {
+        **_about(request),
+        "taskId": outcome.task_id,
+        "requestedAt": _moment(request.requested_at),
+        "submittedAt": _moment(outcome.submitted_at) if outcome.submitted_at else None,
+        "endedAt": _moment(outcome.ended_at),
+        "attempts": outcome.attempts,
+        "warnings": [
+            {"code": warning.code[:MAX_TEXT], "msg": warning.msg[:MAX_TEXT]} for warning in outcome.warnings[:MAX_LIST]
+        ],
+    }
+    if isinstance(outcome, sync.Completed):
+        topic, kind = topics.completed, COMPLETED_TYPE
+        data["instance"] = _instance(outcome.instance) if outcome.instance else None
+    else:
+        topic, kind = topics.failed, FAILED_TYPE
+        data["reason"] = outcome.reason.value
+        data["error"] = _error(outcome.error) if outcome.error else None
+        data["httpStatus"] = outcome.http_status
+    brief = _brief(outcome)
+    return Event(
+        topic=topic,
+        key=request.replication_id.encode(),
+        value=_json(data),
+        headers=_cloud_event(request, kind=kind, same=request.identity, now=now, trace=trace),
+        shorter=write_outcome(brief, topics=topics, now=now, trace=trace) if brief is not None else None,
+    )
+
+
+def _about(request: sync.Request) -> dict[str, Any]:
+    return {
+        "requestId": request.identity,
+        "operationID": request.operation_id,
+        "replicationId": request.replication_id,
+        "site": request.site,
+    }
+
+
+def _json(data: Mapping[str, object]) -> bytes:
+    # VCDA's texts may hold half a surrogate pair, which has no UTF-8: a question mark instead of an outcome lost.
+    return _JSON(data).encode("utf-8", "replace")
+
+
+def _cloud_event(
+    request: sync.Request, *, kind: str, same: str, now: datetime, trace: TraceContext | None
+) -> tuple[Header, ...]:
+    """Give the headers of an event about a request; two events of a kind are one where `same` is the same."""
+    headers = {
+        "ce_specversion": "1.0",
+        "ce_type": kind,
+        "ce_source": SOURCE,
+        "ce_id": hashlib.sha256(f"{kind}\n{same}".encode("utf-8", "replace")).hexdigest()[:32],
+        "ce_subject": request.replication_id,
+        "ce_time": _moment(now),
+        "content-type": "application/json",
+        "correlation_id": request.operation_id,
+    }
+    trace = trace or context_of(request)
+    if trace is not None:
+        headers["traceparent"] = trace.traceparent
+        if trace.tracestate is not None:
+            headers["tracestate"] = trace.tracestate
+    return tuple([(name, text.encode()) for name, text in headers.items()])
+
+
+def _brief(outcome: sync.Outcome) -> sync.Outcome | None:
+    """Leave out what others have to say of it, but for the first words; None where they say no more."""
+    if isinstance(outcome, sync.Completed):
+        return replace(outcome, warnings=()) if outcome.warnings else None
+    error = outcome.error and sync.ApiError(outcome.error.code[:BRIEF_TEXT], outcome.error.msg[:BRIEF_TEXT])
+    return replace(outcome, warnings=(), error=error) if outcome.warnings or error != outcome.error else None
+
+
+def _moment(moment: datetime) -> str:
+    """RFC 3339 in UTC, with milliseconds and a Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+def _error(error: sync.ApiError) -> dict[str, object]:
+    return {
+        "code": error.code[:MAX_TEXT],
+        "msg": error.msg[:MAX_TEXT],
+        "args": [arg[:MAX_TEXT] for arg in error.args[:MAX_LIST]],
+    }
+
+
+def _instance(instance: sync.Instance) -> dict[str, object]:
+    seconds = instance.transfer_seconds
+    return {
+        "sequenceNumber": instance.sequence_number,
+        "timestamp": _moment(instance.timestamp) if instance.timestamp else None,
+        "transferBytes": instance.transfer_bytes,
+        "transferSeconds": seconds if seconds is not None and math.isfinite(seconds) else None,
+    }
+
+
+# ---------------------------------------------------------------- progress
+
+PROGRESS_TYPE: Final = "vm-sync.progress.v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progressed:
+    """How far a running sync is. `percent` is None where VCDA told none; `at` is our clock's."""
+
+    request: sync.Request
+    task_id: str
+    state: Literal["started", "running"]
+    percent: int | None
+    at: datetime
+
+
+def write_progress(progressed: Progressed, *, topic: str) -> Event:
+    """Tell how far a sync is."""
+    request, at = progressed.request, _moment(progressed.at)
+    data = {
+        **_about(request),
+        "taskId": progressed.task_id,
+        "state": progressed.state,
+        "progress": progressed.percent,
+        "at": at,
+    }
+    same = "\n".join((request.identity, progressed.task_id, progressed.state, str(progressed.percent), at))
+    return Event(
+        topic=topic,
+        key=request.replication_id.encode(),
+        value=_json(data),
+        headers=_cloud_event(request, kind=PROGRESS_TYPE, same=same, now=progressed.at, trace=None),
+    )

@@ -1,0 +1,26 @@
+"""What can become of a record read from the requests topic: a metric's label."""
+
+from enum import StrEnum
+
+
+class Fate(StrEnum):
+    """What became of an offset of the requests topic: a metric's label. All but REREAD add up to the offsets passed."""
+
+    ADMITTED = "admitted"
+    """A request, accepted."""
+    DUPLICATE = "duplicate"
+    """A request whose identity was known."""
+    DEAD_LETTERED = "dead_lettered"
+    """Not understood."""
+    CANCEL = "cancel"
+    """Asked for the end of a request."""
+    LOST = "lost"
+    """Gone from the topic before it could be read."""
+    NO_RECORD = "no_record"
+    """The offset holds no record: a transaction's mark, what an aborted one wrote, or compacted away."""
+    REREAD = "reread"
+    """Read, but not taken up, or its commit was lost: it is read again."""
+
+
+NEVER_READ = frozenset({Fate.LOST, Fate.NO_RECORD})
+"""Fates of offsets that Kafka handed no record out for."""

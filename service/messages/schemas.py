@@ -1,0 +1,313 @@
+"""The shape of the messages, said once.
+
+From here come the JSON Schemas in `schemas/`, the AsyncAPI document, and the check that requests go through.
+
+What is described here never loosens or tightens without a new version of the message: other teams build against it.
+Outcomes are written by `requests.py` without these models, so that no text of VCDA's can keep an outcome from being
+told; tests hold every outcome against its schema.
+"""
+
+import copy
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode, JsonSchemaValue
+from pydantic_core.core_schema import WithDefaultSchema
+from typing_extensions import override
+
+from service import sync
+
+MAX_TEXT: Final = 1_000
+"""Characters of each text taken over from VCDA, which sets no limit of its own."""
+
+MAX_LIST: Final = 20
+"""How many warnings of a task, and how many arguments of an error, are passed on."""
+
+_UNPRINTABLE: Final = (
+    r"\u0000-\u001f\u007f-\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f"
+    r"\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff0-\uffff"
+)
+"""Controls, separators other than the plain space, invisible formatting, private use. Written as ranges, since the
+regular expressions of different languages agree on these, and not on Unicode's categories."""
+
+_MOMENT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"
+
+
+def _whole(value: object) -> object:
+    """JSON knows one kind of number: 60.0 is the integer 60, here as in JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+OperationId = Annotated[
+    str,
+    Field(
+        alias="operationID",
+        title="Operation id",
+        description="Sent to VCDA as the `operationID` header. Where the request is not a CloudEvent, it and the "
+        "replicationId are the request's identity.",
+        pattern="^[A-Za-z0-9._:-]+$",
+        min_length=1,
+        max_length=128,
+        examples=["nightly-2026-03-01.17"],
+    ),
+]
+ReplicationId = Annotated[
+    str,
+    Field(
+        alias="replicationId",
+        title="Replication id",
+        description='What to sync: in VCDA "C4-" and a UUID. Also the record\'s key, which keeps the requests for one '
+        "replication in order.",
+        pattern="^[A-Za-z0-9_-]+$",
+        min_length=1,
+        max_length=128,
+        examples=["C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55"],
+    ),
+]
+Site = Annotated[
+    str,
+    Field(
+        title="Site",
+        description="The VCDA site to ask, sent as the `site` query parameter. Without it the local one is asked.",
+        pattern=f"^[^{_UNPRINTABLE}]+$",
+        min_length=1,
+        max_length=255,
+        examples=["Site B"],
+    ),
+]
+Moment = Annotated[
+    str,
+    Field(pattern=_MOMENT, json_schema_extra={"format": "date-time"}, examples=["2026-03-01T22:00:00.000Z"]),
+]
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
+
+
+class SyncRequestedModel(BaseModel):
+    """Asks for one sync of one replication. Unknown fields are ignored."""
+
+    model_config = ConfigDict(title="SyncRequested", strict=True, frozen=True)
+
+    operation_id: OperationId
+    replication_id: ReplicationId
+    # These two may be left out, but not null; so the value that stands for "left out" is one that can't be sent.
+    site: Site = ""
+    deadline_seconds: Annotated[
+        int,
+        Field(
+            alias="deadlineSeconds",
+            title="Deadline",
+            description="Seconds from acceptance until the request fails as `timed-out` or `not-started`. Without it "
+            "the service's own deadline counts (`VM_SYNC_SYNC__DEADLINE`).",
+            ge=1,
+            le=604_800,
+            examples=[3600],
+        ),
+        BeforeValidator(_whole),
+    ] = 0
+
+
+class Warned(BaseModel):
+    """A warning of the task, in VCDA's words."""
+
+    model_config = ConfigDict(title="Warning", strict=True, frozen=True)
+
+    code: Annotated[Text, Field(title="Code", examples=["SomeDisksSkipped"])]
+    msg: Annotated[Text, Field(title="Message")]
+
+
+class Error(BaseModel):
+    """What went wrong, in VCDA's words where it said something. Never a stack trace."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    code: Annotated[Text, Field(title="Code", examples=["BadRequest"])]
+    msg: Annotated[Text, Field(title="Message")]
+    args: Annotated[list[Text], Field(title="Arguments", max_length=MAX_LIST)]
+
+
+class Instance(BaseModel):
+    """The replication's latest instance, as the task's result told it."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    sequence_number: Annotated[int | None, Field(alias="sequenceNumber", title="Sequence number")]
+    timestamp: Annotated[Moment | None, Field(title="Timestamp", description="The point in time that it holds.")]
+    transfer_bytes: Annotated[int | None, Field(alias="transferBytes", title="Bytes transferred")]
+    transfer_seconds: Annotated[float | None, Field(alias="transferSeconds", title="Seconds of transfer")]
+
+
+class _About(BaseModel):
+    """Which request an event is about."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    request_id: Annotated[
+        str,
+        Field(
+            alias="requestId",
+            title="Request id",
+            description="The request's identity: `ce:<source>:<id>` where it was a CloudEvent, else "
+            "`op:<replicationId>:<operationID>`, parts percent-encoded.",
+            pattern="^(ce|op):[^:]+:[^:]+$",
+            examples=["op:C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55:nightly-2026-03-01.17"],
+        ),
+    ]
+    operation_id: OperationId
+    replication_id: ReplicationId
+    site: Annotated[Site | None, Field(description="As in the request; null where it named none.")]
+
+
+class _Outcome(_About):
+    task_id: Annotated[
+        str | None,
+        Field(
+            alias="taskId",
+            title="Task id",
+            description="VCDA's task; null where none is known.",
+            examples=["6f5d31f2-3b0e-4c53-9a53-0f3e6f3ed1c4"],
+        ),
+    ]
+    requested_at: Annotated[
+        Moment,
+        Field(alias="requestedAt", title="Requested at", description="The request record's Kafka timestamp."),
+    ]
+    submitted_at: Annotated[
+        Moment | None,
+        Field(
+            alias="submittedAt",
+            title="Submitted at",
+            description="When VCDA accepted it: the task's `startTime`, by VCDA's clock.",
+        ),
+    ]
+    ended_at: Annotated[
+        Moment,
+        Field(
+            alias="endedAt",
+            title="Ended at",
+            description="The task's `endTime`, by VCDA's clock; for outcomes decided by the service, the moment of "
+            "the decision.",
+        ),
+    ]
+    attempts: Annotated[int, Field(title="Attempts", description="POSTs made for this request.", ge=0, examples=[1])]
+    warnings: Annotated[
+        list[Warned],
+        Field(
+            title="Warnings",
+            description=f"The task's warnings, at most {MAX_LIST}, texts cut at {MAX_TEXT} characters.",
+            max_length=MAX_LIST,
+        ),
+    ]
+
+
+class SyncCompleted(_Outcome):
+    """A sync that VCDA carried out. Consumers ignore fields that they don't know."""
+
+    task_id: Annotated[
+        str,
+        Field(
+            alias="taskId",
+            title="Task id",
+            description="VCDA's task.",
+            examples=["6f5d31f2-3b0e-4c53-9a53-0f3e6f3ed1c4"],
+        ),
+    ]
+    instance: Annotated[
+        Instance | None,
+        Field(title="Instance", description="The latest instance; null where the task's result told of none."),
+    ]
+
+
+class SyncFailed(_Outcome):
+    """A request that is not fulfilled, or is not known to be, and why. Consumers ignore fields that they don't know."""
+
+    reason: Annotated[
+        str,
+        Field(
+            title="Reason",
+            description="`task-failed`: the task ended FAILED. `rejected`: VCDA refused in a way that repeating won't "
+            "change, or the site has no credentials. `timed-out`: the deadline passed while a task was running, or "
+            "may have been; it may still be. `task-lost`: VCDA no longer knows a task that it had accepted. "
+            "`not-started`: the deadline passed and VCDA is known not to have accepted the request.",
+            json_schema_extra={"enum": [reason.value for reason in sync.Reason]},
+        ),
+    ]
+    error: Annotated[Error | None, Field(title="Error", description="What went wrong, where anybody said so.")]
+    http_status: Annotated[
+        int | None,
+        Field(
+            alias="httpStatus",
+            title="HTTP status",
+            description="Where an HTTP answer decided it.",
+            examples=[400],
+        ),
+    ]
+
+
+class SyncProgressed(_About):
+    """How far a sync is that VCDA is at work on. Some may be missing; consumers ignore fields that they don't know."""
+
+    task_id: Annotated[
+        str,
+        Field(
+            alias="taskId",
+            title="Task id",
+            description="VCDA's task.",
+            examples=["6f5d31f2-3b0e-4c53-9a53-0f3e6f3ed1c4"],
+        ),
+    ]
+    state: Annotated[
+        str,
+        Field(
+            title="State",
+            description="`started`: VCDA has just taken it. `running`: it is further than when it was last told.",
+            json_schema_extra={"enum": ["started", "running"]},
+        ),
+    ]
+    progress: Annotated[
+        int | None,
+        Field(
+            title="Progress",
+            description="Percent, as VCDA tells it: it may stand still, or fall back. Null where VCDA told none yet.",
+            ge=0,
+            le=100,
+            examples=[45],
+        ),
+    ]
+    at: Annotated[Moment, Field(title="At", description="When the service saw it, by its own clock.")]
+
+
+# ---------------------------------------------------------------- as JSON Schema
+
+MESSAGES: Final[dict[str, type[BaseModel]]] = {
+    "sync-requested.v1": SyncRequestedModel,
+    "sync-completed.v1": SyncCompleted,
+    "sync-failed.v1": SyncFailed,
+    "sync-progressed.v1": SyncProgressed,
+}
+"""Every message, by the name of its schema. The first is read, the others are written."""
+
+READ: Final = frozenset({"sync-requested.v1"})
+"""Those that others write and we read. What may change without a new version differs by direction."""
+
+
+class _Shape(GenerateJsonSchema):
+    """Leaves out defaults: they are this program's way to say "left out", no part of the shape."""
+
+    @override
+    def default_schema(self, schema: WithDefaultSchema) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])
+
+
+def shape(name: str, *, definitions: str = "#/$defs/{model}") -> dict[str, Any]:
+    """Give a message's JSON Schema, 2020-12. `definitions` is where the document around it keeps them."""
+    mode: JsonSchemaMode = "validation" if name in READ else "serialization"
+    return MESSAGES[name].model_json_schema(ref_template=definitions, schema_generator=_Shape, mode=mode)
+
+
+def file(name: str) -> dict[str, Any]:
+    """Give a message's schema as it is published, a document of its own."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": f"urn:vm-sync:{name}",
+        **copy.deepcopy(shape(name)),
+    }

@@ -1,0 +1,544 @@
+"""Every metric of the service: one table, and one class whose methods are named after what happened.
+
+The callers say what happened, in the words of their own trade; names, labels and buckets are decided here alone. No
+label ever holds an id: a request's site becomes `local`, a known site's name, or `other`, whatever a message says.
+
+Two things keep it cheap, as each request passes here about ten times: the children of labelled metrics are looked up
+once, at the start, which also makes their series exist at 0; and what can be counted without a lock, or only matters
+when somebody looks (the metrics marked `at_scrape`), is read when Prometheus asks.
+
+It never logs, never raises for a word it hasn't heard before, and knows no registry but the one handed in.
+"""
+
+import platform
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final, Literal, Self, TypeAlias, TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from typing_extensions import override
+
+from service.clock import Clock
+from service.messages.record_fate import NEVER_READ, Fate
+from service.sync import Completed, Outcome, Reason
+
+LOCAL: Final = "local"
+OTHER: Final = "other"
+
+RESULTS: Final = {Fate.ADMITTED: "accepted", Fate.DUPLICATE: "duplicate", Fate.DEAD_LETTERED: "dead_lettered"}
+"""The fates of records that are a request's result, too."""
+STATES: Final = ("waiting", "submitting", "in_doubt", "running")
+OUTCOMES: Final = ("completed", "failed")
+OPERATIONS: Final = ("login", "extend", "submit", "poll", "find")
+STATUSES: Final = ("2xx", "401", "4xx", "429", "5xx", "timeout", "error")
+LOGINS: Final = ("ok", "refused", "error")
+
+BRIEF: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+"""Seconds of a call or a commit: a good commit takes 3-25 ms, a call is given up after 30 s by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One row of the table: what Prometheus and the documentation are told."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+    """Upper bounds, for histograms; +Inf is added by the client."""
+    at_scrape: bool = False
+    """Its values are read when somebody asks for them."""
+
+
+METRICS: Final = (
+    Metric("vm_sync_requests_total", "counter", "Messages read from the requests topic, by result.", ("result",)),
+    Metric("vm_sync_requests_without_key_total", "counter", "Requests without a key: they have no order among them."),
+    Metric("vm_sync_requests_lost_total", "counter", "Requests gone from the topic before they could be read."),
+    Metric(
+        "vm_sync_records_total",
+        "counter",
+        "What became of each offset of the requests topic; all but `reread` add up to the offsets passed.",
+        ("fate",),
+    ),
+    Metric(
+        "vm_sync_records_unaccounted",
+        "gauge",
+        "Records read that have no fate and wait for no commit: if not 0 again in a moment, a record was skipped.",
+        at_scrape=True,
+    ),
+    Metric("vm_sync_dead_letters_total", "counter", "Messages that could not be understood, by reason.", ("reason",)),
+    Metric(
+        "vm_sync_outcomes_total",
+        "counter",
+        "Outcomes committed; `reason` is empty for completed.",
+        ("outcome", "reason", "site"),
+    ),
+    Metric(
+        "vm_sync_in_flight",
+        "gauge",
+        "Requests accepted here whose sync is not over, by state. Those whose intent is being written count "
+        "as submitting, too: up to twice MAX_CONCURRENT_SUBMITS.",
+        ("state", "site"),
+        at_scrape=True,
+    ),
+    Metric(
+        "vm_sync_replications_held",
+        "gauge",
+        "Replications held by a request that timed out more than 24 h ago, as VCDA still shows its task as unfinished.",
+        ("site",),
+        at_scrape=True,
+    ),
+    Metric(
+        "vm_sync_oldest_in_flight_seconds",
+        "gauge",
+        "Age, since its acceptance, of the oldest request that has no outcome yet; 0 when there is none.",
+        ("site",),
+        at_scrape=True,
+    ),
+    Metric(
+        "vm_sync_duration_seconds",
+        "histogram",
+        "From acceptance to the outcome's commit.",
+        ("outcome", "site"),
+        # A sync takes minutes to hours; the default deadline, 6 h, is a bound so that it can be told apart.
+        buckets=(5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 28800, 43200, 86400),
+    ),
+    Metric(
+        "vm_sync_detection_lag_seconds",
+        "histogram",
+        "From the task's end, corrected by the clocks' difference, to the outcome's commit.",
+        ("site",),
+        # From a commit's own time to POLL_MAX, 60 s by default: what lies beyond is late by definition.
+        buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60),
+    ),
+    Metric(
+        "vm_sync_poll_overdue_seconds",
+        "gauge",
+        "How late the most overdue poll is; 0 when none is.",
+        ("site",),
+        at_scrape=True,
+    ),
+    Metric(
+        "vm_sync_poll_batch_size",
+        "histogram",
+        "Tasks asked after in one call; at most 100.",
+        ("site",),
+        buckets=(1, 2, 5, 10, 20, 35, 50, 75, 100),
+    ),
+    Metric("vm_sync_api_requests_total", "counter", "Calls of VCDA's API, by answer.", ("operation", "status")),
+    Metric(
+        "vm_sync_api_request_duration_seconds",
+        "histogram",
+        "Time of one call of VCDA's API, whole.",
+        ("operation",),
+        buckets=BRIEF,
+    ),
+    Metric("vm_sync_api_paused", "gauge", "1 while Retry-After or the circuit breaker holds requests back.", ("site",)),
+    Metric("vm_sync_tasks_adopted_total", "counter", "Tasks found instead of POSTing again."),
+    Metric(
+        "vm_sync_posts_repeated_total",
+        "counter",
+        "POSTs made again after look-ups have found no task of a POST in doubt.",
+        ("site",),
+    ),
+    Metric("vm_sync_unknown_task_states_total", "counter", "Task states never heard of; taken as still running."),
+    Metric("vm_sync_session_logins_total", "counter", "Logins at VCDA, by result.", ("result",)),
+    Metric("vm_sync_journal_commit_seconds", "histogram", "Time of one transaction, sends included.", buckets=BRIEF),
+    Metric(
+        "vm_sync_journal_commit_records",
+        "histogram",
+        "Records in one transaction.",
+        buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000),
+    ),
+    Metric(
+        "vm_sync_journal_restore_seconds",
+        "histogram",
+        "From the opening of a partition to its resumption.",
+        # 50,000 records are read in 0.2 s; what lasts for minutes is Kafka being away.
+        buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+    ),
+    Metric("vm_sync_identities_remembered", "gauge", "Ended requests remembered to recognise duplicates."),
+    Metric("vm_sync_partitions", "gauge", "Partitions of the requests topic."),
+    Metric("vm_sync_partitions_owned", "gauge", "Partitions open in this process."),
+    Metric("vm_sync_partitions_stopped", "gauge", "Partitions that refuse to work, by reason.", ("reason",)),
+    Metric("vm_sync_partitions_reopened_total", "counter", "Partitions opened again after a producer's failure."),
+    Metric(
+        "vm_sync_journals_rewritten_total",
+        "counter",
+        "Partitions whose journal was made anew, or cut, while in use, and was written again from memory.",
+    ),
+    Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers."),
+    Metric(
+        "vm_sync_reading_stalled_seconds",
+        "gauge",
+        "For how long a partition has had records, and room for them, without one being read; 0 while reading goes on.",
+    ),
+    Metric(
+        "vm_sync_event_loop_lag_seconds",
+        "histogram",
+        "How much later than asked the event loop wakes a sleeper.",
+        buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    ),
+    Metric(
+        "vm_sync_log_lines_dropped_total",
+        "counter",
+        "Log lines that were never written: the log's reader was too slow, or away.",
+        at_scrape=True,
+    ),
+    Metric("vm_sync_build_info", "gauge", "Always 1; the labels tell the build.", ("version", "python")),
+)
+
+
+def table() -> tuple[Metric, ...]:
+    """Return all metrics, in the order of the documentation."""
+    return METRICS
+
+
+Child: TypeAlias = tuple[str, ...]
+M = TypeVar("M", bound=MetricWrapperBase)
+
+
+class Metrics:
+    """What happened, counted. A `site` is a request's own: None means local.
+
+    `sites` are the configured ones; `dead_reasons` and `stop_reasons` the words that can come, so that their series
+    exist before the first. `clock` tells ages at scrape.
+    """
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        *,
+        clock: Clock,
+        version: str,
+        sites: Iterable[str] = (),
+        dead_reasons: Iterable[str] = (),
+        stop_reasons: Iterable[str] = (),
+    ) -> None:
+        # `_created` series would double the page, and nothing here asks for them. The client has one switch for all.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        ProcessCollector(registry=registry)
+        GCCollector(registry=registry)
+
+        self._clock = clock
+        self._site_labels: dict[str | None, str] = {None: LOCAL} | {site: site for site in sites}
+        self._unaccounted = 0
+        # By the requests' own sites, as one may get a label of its own while some of its requests are in flight.
+        self._in_flight: defaultdict[tuple[str, str | None], int] = defaultdict(int)
+        self._replications_held: defaultdict[str | None, int] = defaultdict(int)
+        self._paused_sites: set[str | None] = set()
+        self._oldest: Callable[[], Mapping[str | None, datetime]] = dict
+        self._overdue: Callable[[], Mapping[str | None, float]] = dict
+        self._log_lines_dropped: Callable[[], int] = int
+
+        counters = {
+            m.name: _Children(Counter(m.name, m.help, m.labels, registry=registry))
+            for m in METRICS
+            if m.kind == "counter" and not m.at_scrape
+        }
+        gauges = {
+            m.name: _Children(Gauge(m.name, m.help, m.labels, registry=registry))
+            for m in METRICS
+            if m.kind == "gauge" and not m.at_scrape
+        }
+        histograms = {
+            m.name: _Children(Histogram(m.name, m.help, m.labels, buckets=m.buckets, registry=registry))
+            for m in METRICS
+            if m.kind == "histogram"
+        }
+
+        self._dead_letters = counters["vm_sync_dead_letters_total"].having((r,) for r in dead_reasons)
+        self._records = counters["vm_sync_records_total"].having((fate,) for fate in Fate)
+        self._requests = counters["vm_sync_requests_total"].having((r,) for r in RESULTS.values())
+        self._without_key = counters["vm_sync_requests_without_key_total"][()]
+        self._lost = counters["vm_sync_requests_lost_total"][()]
+        self._outcomes = counters["vm_sync_outcomes_total"]
+        self._duration = histograms["vm_sync_duration_seconds"]
+        self._lag = histograms["vm_sync_detection_lag_seconds"]
+        self._batch = histograms["vm_sync_poll_batch_size"]
+        self._api_requests = counters["vm_sync_api_requests_total"].having((o, s) for o in OPERATIONS for s in STATUSES)
+        self._api_seconds = histograms["vm_sync_api_request_duration_seconds"].having((o,) for o in OPERATIONS)
+        self._paused = gauges["vm_sync_api_paused"]
+        self._adopted = counters["vm_sync_tasks_adopted_total"][()]
+        self._posts_repeated = counters["vm_sync_posts_repeated_total"]
+        self._unknown_states = counters["vm_sync_unknown_task_states_total"][()]
+        self._logins = counters["vm_sync_session_logins_total"].having((r,) for r in LOGINS)
+        self._commit_seconds = histograms["vm_sync_journal_commit_seconds"][()]
+        self._commit_records = histograms["vm_sync_journal_commit_records"][()]
+        self._restore = histograms["vm_sync_journal_restore_seconds"][()]
+        self._identities = gauges["vm_sync_identities_remembered"][()]
+        self._partitions = gauges["vm_sync_partitions"][()]
+        self._owned = gauges["vm_sync_partitions_owned"][()]
+        self._stopped = gauges["vm_sync_partitions_stopped"].having((r,) for r in stop_reasons)
+        self._reopened = counters["vm_sync_partitions_reopened_total"][()]
+        self._rewritten = counters["vm_sync_journals_rewritten_total"][()]
+        self._kafka = gauges["vm_sync_kafka_connected"][()]
+        self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
+        self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
+        gauges["vm_sync_build_info"][version, platform.python_version()].set(1)
+
+        for label in (*self._site_labels.values(), OTHER):
+            self._series_of(label)
+        registry.register(_AtScrape(self))
+
+    # ------------------------------------------------------------ requests and outcomes
+
+    def records_read(self, count: int) -> None:
+        """Count records that Kafka's client handed out; each must have a fate, or be held."""
+        self._unaccounted += count
+
+    def records_held(self, delta: int) -> None:
+        """Tell how many more records wait for their commit; negative once their fate is certain."""
+        self._unaccounted -= delta
+
+    def records(self, fate: Fate, count: int) -> None:
+        """Count offsets whose fate is certain: what was committed, what will be read again, what is gone."""
+        self._records[fate,].inc(count)
+        if fate in RESULTS:
+            self._requests[RESULTS[fate],].inc(count)
+        if fate is Fate.LOST:
+            self._lost.inc(count)
+        if fate not in NEVER_READ:
+            self._unaccounted -= count
+
+    def dead_lettered(self, reason: str, count: int) -> None:
+        """Count messages that could not be understood."""
+        self._dead_letters[reason,].inc(count)
+
+    def without_key(self, count: int) -> None:
+        """Count requests that have no order among their siblings."""
+        self._without_key.inc(count)
+
+    def outcome(self, outcome: Outcome, *, site: str | None, duration: float, lag: float | None) -> None:
+        """Count an outcome whose transaction stands.
+
+        `duration` in seconds since acceptance; `lag` in seconds since the task's end, None where no task ended. Two
+        machines' clocks are in both, so a negative one counts as none at all.
+        """
+        label = self._site_labels.get(site, OTHER)
+        if isinstance(outcome, Completed):
+            word, reason = "completed", ""
+        else:
+            word, reason = "failed", outcome.reason.value
+        self._outcomes[word, reason, label].inc()
+        self._duration[word, label].observe(max(duration, 0.0))
+        if lag is not None:
+            self._lag[label,].observe(max(lag, 0.0))
+
+    def moved(self, site: str | None, before: str | None, after: str | None) -> None:
+        """Count a sync out of one state and into another; None is before its acceptance, or after its end."""
+        if before is not None:
+            _add(self._in_flight, (before, site), -1)
+        if after is not None:
+            _add(self._in_flight, (after, site), 1)
+
+    def replication_held(self, site: str | None, *, held: bool) -> None:
+        """Count a replication that is held by a sync LINGER_LIMIT past its deadline, or one that no longer is."""
+        _add(self._replications_held, site, 1 if held else -1)
+
+    def set_oldest(self, ask: Callable[[], Mapping[str | None, datetime]]) -> None:
+        """Name who knows, at scrape, when the oldest request in flight of each site was accepted."""
+        self._oldest = ask
+
+    # ------------------------------------------------------------ VCDA
+
+    def site_authenticated(self, site: str) -> None:
+        """Give a site its own label from now on: the login named it, so their number is bounded."""
+        if site not in self._site_labels:
+            self._site_labels[site] = site
+            self._series_of(site)
+            for label in (site, OTHER):
+                self._show_paused(label)
+
+    def api_request(self, operation: str, status: str, seconds: float) -> None:
+        """Count a call that was answered, or given up; `status` is a class, a code that matters, or a word."""
+        self._api_requests[operation, status].inc()
+        self._api_seconds[operation,].observe(seconds)
+
+    def login(self, result: str) -> None:
+        """Count a login."""
+        self._logins[result,].inc()
+
+    def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
+        """Tell whether requests to a site are held back."""
+        if value:
+            self._paused_sites.add(site)
+        else:
+            self._paused_sites.discard(site)
+        self._show_paused(self._site_labels.get(site, OTHER))
+
+    def _show_paused(self, label: str) -> None:
+        """Set a label's gauge: several sites may share it, and it is 1 while one of them is paused."""
+        paused = any(self._site_labels.get(site, OTHER) == label for site in self._paused_sites)
+        self._paused[label,].set(paused)
+
+    def poll_batch(self, site: str | None, size: int) -> None:
+        """Count the tasks asked after in one call."""
+        self._batch[self._site_labels.get(site, OTHER),].observe(size)
+
+    def set_overdue(self, ask: Callable[[], Mapping[str | None, float]]) -> None:
+        """Name who knows, at scrape, how many seconds late each site's most overdue poll is."""
+        self._overdue = ask
+
+    def adopted(self) -> None:
+        """Count a task found instead of POSTing again."""
+        self._adopted.inc()
+
+    def post_repeated(self, site: str | None) -> None:
+        """Count a POST made again after a doubt was concluded."""
+        self._posts_repeated[self._site_labels.get(site, OTHER),].inc()
+
+    def unknown_task_state(self, site: str | None) -> None:  # noqa: ARG002 - said by the caller, too rare for a label
+        """Count a state that isn't in the API's documentation; the caller logs the word."""
+        self._unknown_states.inc()
+
+    # ------------------------------------------------------------ journal, partitions, process
+
+    def commit(self, seconds: float, records: int) -> None:
+        """Count a transaction that stood."""
+        self._commit_seconds.observe(seconds)
+        self._commit_records.observe(records)
+
+    def restored(self, seconds: float) -> None:
+        """Count a partition opened and its journal read."""
+        self._restore.observe(seconds)
+
+    def identities(self, delta: int) -> None:
+        """Tell how many more ended requests are remembered; negative when forgotten."""
+        self._identities.inc(delta)
+
+    def partitions(self, total: int) -> None:
+        """Tell how many partitions the requests topic has."""
+        self._partitions.set(total)
+
+    def owned(self, count: int) -> None:
+        """Tell how many partitions are open here."""
+        self._owned.set(count)
+
+    def stopped(self, reason: str, count: int) -> None:
+        """Tell how many partitions refuse to work for this reason."""
+        self._stopped[reason,].set(count)
+
+    def rewritten(self) -> None:
+        """A journal that had lost what it held was written again from memory."""
+        self._rewritten.inc()
+
+    def reopened(self) -> None:
+        """Count a partition opened again after its producer failed."""
+        self._reopened.inc()
+
+    def kafka_connected(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
+        """Tell whether Kafka answers."""
+        self._kafka.set(value)
+
+    def unread(self, seconds: float) -> None:
+        """Tell for how long the longest-waiting partition has not been read, though it has records and room."""
+        self._unread.set(seconds)
+
+    def loop_lag(self, seconds: float) -> None:
+        """Count how late the event loop woke the probe."""
+        self._loop_lag.observe(seconds)
+
+    def set_log_lines_dropped(self, ask: Callable[[], int]) -> None:
+        """Name who knows, at scrape, how many log lines were dropped since the start."""
+        self._log_lines_dropped = ask
+
+    # ------------------------------------------------------------ at scrape
+
+    def read(self) -> Mapping[str, Mapping[Child, float]]:
+        """Return the values of the metrics that are read at scrape, by name and labels."""
+        now = self._clock.now()
+        labels = (*self._site_labels.values(), OTHER)
+        zero: dict[Child, float] = {(label,): 0.0 for label in labels}
+        oldest, overdue, held = dict(zero), dict(zero), dict(zero)
+        in_flight: dict[Child, float] = {(state, label): 0.0 for state in STATES for label in labels}
+        for (state, site), count in self._in_flight.items():
+            in_flight[state, self._site_labels.get(site, OTHER)] += count
+        for site, count in self._replications_held.items():
+            held[self._site_labels.get(site, OTHER),] += count
+        for site, accepted_at in self._oldest().items():
+            label = (self._site_labels.get(site, OTHER),)
+            oldest[label] = max(oldest[label], (now - accepted_at) / timedelta(seconds=1))
+        for site, seconds in self._overdue().items():
+            label = (self._site_labels.get(site, OTHER),)
+            overdue[label] = max(overdue[label], seconds)
+        return {
+            "vm_sync_records_unaccounted": {(): float(self._unaccounted)},
+            "vm_sync_in_flight": in_flight,
+            "vm_sync_replications_held": held,
+            "vm_sync_oldest_in_flight_seconds": oldest,
+            "vm_sync_poll_overdue_seconds": overdue,
+            "vm_sync_log_lines_dropped_total": {(): self._log_lines_dropped()},
+        }
+
+    def _series_of(self, label: str) -> None:
+        """Make all series of a site exist."""
+        self._outcomes.having([("completed", "", label), *(("failed", reason.value, label) for reason in Reason)])
+        self._duration.having((word, label) for word in OUTCOMES)
+        for metric in (self._lag, self._batch, self._paused, self._posts_repeated):
+            metric.having([(label,)])
+
+
+Key = TypeVar("Key")
+
+
+def _add(counts: defaultdict[Key, int], key: Key, number: int) -> None:
+    """Count, and keep nothing of what is at 0: a message may name any site."""
+    counts[key] += number
+    if not counts[key]:
+        del counts[key]
+
+
+class _AtScrape(Collector):
+    """Asks for the values of the metrics marked `at_scrape`, once per scrape for them all."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    @override
+    def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        values = self._metrics.read()
+        for metric in METRICS:
+            if metric.at_scrape:
+                family = _family(metric)
+                for labels, value in values[metric.name].items():
+                    family.add_metric(labels, value)
+                yield family
+
+    def describe(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
+        """Return the names alone, so that registering asks for no value yet."""
+        return (_family(metric) for metric in METRICS if metric.at_scrape)
+
+
+def _family(metric: Metric) -> GaugeMetricFamily | CounterMetricFamily:
+    family = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    return family(metric.name, metric.help, labels=metric.labels)
+
+
+# The client's `labels()` takes a lock and builds strings at each call; a dict that fills itself answers in 50 ns.
+
+
+class _Children(dict[Child, M]):
+    """The children of one metric, by label values."""
+
+    def __init__(self, parent: M) -> None:
+        super().__init__()
+        self._parent = parent
+
+    def __missing__(self, labels: Child) -> M:
+        child = self[labels] = self._parent.labels(*labels) if labels else self._parent
+        return child
+
+    def having(self, children: Iterable[Child]) -> Self:
+        """Make these children exist, at 0."""
+        for labels in children:
+            self.__missing__(labels)
+        return self

@@ -1,0 +1,1 @@
+"""The operations server: probes, metrics, documents, and what is in flight."""

@@ -1,0 +1,152 @@
+"""Is the process alive, is it ready, and why not. Pure: moments are handed in."""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Final
+
+from service.clock import Clock
+
+AWAY_FOR_LONG: Final = timedelta(minutes=1)
+"""A broker's restart, or a rolling one's election, is over by then; longer, and somebody should hear of it."""
+
+LAG_INTERVAL: Final = timedelta(milliseconds=500)
+"""Between two looks at the event loop: often enough to see a hiccup of a second, too seldom to cost anything."""
+
+
+# ---------------------------------------------------------------- alive, and ready
+
+
+class Health:
+    """What is known of the process's own condition. Pure: moments are handed in, from the monotonic clock.
+
+    Alive: each watched loop has turned within its limit, no coordination task has died, and where there is something
+    to read, it is read. Kafka or VCDA being away is no reason, nor is a refusal of Kafka's: a restart cures neither.
+
+    Ready: Kafka has been joined and what was owned first is restored; an ordinary rebalance doesn't take it back. Not
+    while Kafka has been away for long or refuses something, the requests topic is missing, a partition is stopped or
+    has not been open for long, or the service drains.
+
+    Reasons are sentences for operators, without secrets.
+    """
+
+    def __init__(self, *, away_for_long: timedelta = AWAY_FOR_LONG) -> None:
+        self._away_for_long = away_for_long.total_seconds()
+        self._limits: dict[str, float] = {}
+        self._turned: dict[str, float] = {}
+        self._dead: dict[str, str] = {}
+        self._stopped: dict[int, str] = {}
+        self._missing: str | None = None
+        self._stalled: tuple[str, ...] = ()
+        self._refused: tuple[str, ...] = ()
+        self._unopened: tuple[str, ...] = ()
+        self._away_since: float | None = None
+        self._held_since: float | None = None
+        self._joined = self._restored = self._draining = False
+
+    def watch(self, loop: str, *, limit: timedelta, now: float) -> None:
+        """Expect a loop to turn at least every `limit` from now on."""
+        self._limits[loop] = limit.total_seconds()
+        self._turned[loop] = now
+
+    def beat(self, loop: str, now: float) -> None:
+        """A watched loop has turned."""
+        self._turned[loop] = now
+
+    def unwatch(self, loop: str) -> None:
+        """Expect no more turns of a loop: it was stopped on purpose."""
+        self._limits.pop(loop, None)
+
+    def died(self, task: str, reason: str) -> None:
+        """A task without which the service does half its work has ended, and nobody will start it again."""
+        self._dead[task] = reason
+
+    def joined(self) -> None:
+        """The consumer group has been joined."""
+        self._joined = True
+
+    def restored(self) -> None:
+        """All partitions that are owned have been restored."""
+        self._restored = True
+
+    def away(self, now: float) -> None:
+        """Kafka doesn't answer; said again and again, the first time counts."""
+        if self._away_since is None:
+            self._away_since = now
+
+    def back(self) -> None:
+        """Kafka answers."""
+        self._away_since = None
+
+    def posts_held(self, since: float | None) -> None:
+        """POSTs are held back as Kafka's commits take too long, since that moment; None: none is."""
+        self._held_since = since
+
+    def stopped(self, partition: int, reason: str) -> None:
+        """A partition refuses to work until somebody acts."""
+        self._stopped[partition] = reason
+
+    def working(self, partition: int) -> None:
+        """A partition works, or is no longer ours."""
+        self._stopped.pop(partition, None)
+
+    def missing(self, topic: str | None) -> None:
+        """The topic without which nothing is read does not exist; None: it does."""
+        self._missing = topic
+
+    def stalled(self, reasons: Iterable[str]) -> None:
+        """Records wait that nobody reads, for these reasons; none: reading goes on. Replaces what was said before."""
+        self._stalled = tuple(reasons)
+
+    def refused(self, reasons: Iterable[str]) -> None:
+        """Kafka refuses what these sentences say, or nothing. Replaces what was said before."""
+        self._refused = tuple(reasons)
+
+    def unopened(self, reasons: Iterable[str]) -> None:
+        """Partitions have not been open for long, for these reasons, or none. Replaces what was said before."""
+        self._unopened = tuple(reasons)
+
+    def draining(self) -> None:
+        """The process is on its way out."""
+        self._draining = True
+
+    def not_alive(self, now: float) -> list[str]:
+        """Return why a restart is called for; nothing when all is well."""
+        stalled = [
+            f"{loop} has not turned for {now - self._turned[loop]:.0f} s; its limit is {limit:.0f} s"
+            for loop, limit in self._limits.items()
+            if now - self._turned[loop] > limit
+        ]
+        return [*stalled, *self._stalled] + [f"{task} has died: {reason}" for task, reason in self._dead.items()]
+
+    def not_ready(self, now: float) -> list[str]:
+        """Return why the service isn't ready; nothing when it is."""
+        reasons = []
+        if self._draining:
+            reasons.append("the service is draining")
+        if not self._joined:
+            reasons.append("Kafka has not been joined yet")
+        elif not self._restored:
+            reasons.append("the partitions are being restored")
+        if self._away_since is not None and now - self._away_since > self._away_for_long:
+            reasons.append(f"Kafka has been away for {now - self._away_since:.0f} s")
+        if self._missing is not None:
+            reasons.append(f"the topic {self._missing} does not exist, or may not be read")
+        reasons += self._refused
+        reasons += self._unopened
+        if self._held_since is not None and now - self._held_since > self._away_for_long:
+            held = now - self._held_since
+            reasons.append(
+                f"Kafka is too slow: its commits take so long that a POST has been held back for {held:.0f} s"
+            )
+        reasons += [f"partition {partition} is stopped: {why}" for partition, why in sorted(self._stopped.items())]
+        return reasons
+
+
+async def probe_loop(clock: Clock, *, lag: Callable[[float], None], interval: timedelta = LAG_INTERVAL) -> None:
+    """Tell again and again how many seconds later than asked the event loop wakes a sleeper. Never returns."""
+    seconds = interval.total_seconds()
+    while True:
+        asleep = clock.monotonic()
+        await asyncio.sleep(seconds)
+        lag(max(clock.monotonic() - asleep - seconds, 0.0))

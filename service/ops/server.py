@@ -1,0 +1,210 @@
+"""The operations server: is it alive, is it ready, its metrics, its messages' document, and what is in flight.
+
+It answers as long as the process does anything, through the whole of a drain, and never holds a stop up: a client that
+sends half a request or reads no answer is cut off. It only looks; nothing in the service can be changed here, and
+nothing of what it shows is secret. It decides nothing but when to call the service alive and ready: see `Health`.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import uvicorn
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from typing_extensions import override
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from service.clock import Clock
+from service.ops.health import Health
+from service.ops.syncs_page import InFlight, page, read_query
+
+LOG: Final = logging.getLogger(__name__)
+
+CONNECTIONS: Final = 200
+"""At once: probes, scrapers and people need a handful. With one more, the one that waits longest is closed: no probe is
+turned away because of what others do."""
+
+ANSWER_WITHIN: Final = timedelta(seconds=15)
+"""How long a connection may stay without a whole answer, because no whole request comes or nobody reads: an answer is
+made in milliseconds, and the largest of them is read within seconds over a slow line."""
+
+LEAVE_WITHIN: Final = timedelta(seconds=1)
+"""How long answers under way may take once the server stops; it is the last thing to stop, and drains are bounded."""
+
+
+# ---------------------------------------------------------------- the answers
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """Something to hand out as it is."""
+
+    content: bytes
+    media_type: str
+
+
+def operations(
+    *,
+    health: Health,
+    clock: Clock,
+    registry: CollectorRegistry,
+    documents: Mapping[str, Callable[[], Document]],
+    in_flight: Callable[[], Iterable[InFlight]],
+) -> Starlette:
+    """Return the application. `documents` are further paths, made anew for each who asks."""
+
+    async def livez(_: Request) -> Response:
+        return _condition("alive", health.not_alive(clock.monotonic()))
+
+    async def readyz(_: Request) -> Response:
+        return _condition("ready", health.not_ready(clock.monotonic()))
+
+    async def metrics(request: Request) -> Response:
+        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        return _answer(encode(registry), media_type)
+
+    async def syncs(request: Request) -> Response:
+        query = read_query(dict(request.query_params))
+        if isinstance(query, str):
+            return JSONResponse({"error": query}, status_code=400, headers=HEADERS)
+        return _answer(json.dumps(await page(in_flight(), query)).encode(), "application/json")
+
+    def hand_out(make: Callable[[], Document]) -> Callable[[Request], Response]:
+        def endpoint(_: Request) -> Response:
+            document = make()
+            return _answer(document.content, document.media_type)
+
+        return endpoint
+
+    return Starlette(
+        routes=[
+            Route("/livez", livez),
+            Route("/readyz", readyz),
+            Route("/metrics", metrics),
+            Route("/syncs", syncs),
+            # Not coroutines, so that Starlette makes them in a thread: a large document stops no loop.
+            *(Route(path, hand_out(make)) for path, make in documents.items()),
+        ]
+    )
+
+
+HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
+"""Every answer is about this moment, and is what it says it is."""
+
+
+def _condition(word: str, reasons: list[str]) -> Response:
+    return JSONResponse({word: not reasons, "reasons": reasons}, status_code=503 if reasons else 200, headers=HEADERS)
+
+
+def _answer(content: bytes, media_type: str) -> Response:
+    # As a header of our own: Starlette would add a second charset to what has one.
+    return Response(content, headers=HEADERS | {"content-type": media_type})
+
+
+# ---------------------------------------------------------------- the server
+
+
+class _Connection(H11Protocol):
+    """A connection that is closed when nothing is asked or read on it, and when too many others are open."""
+
+    answered_at: float
+    """When its last answer was whole, or it was opened, on the event loop's clock."""
+    _limit: asyncio.TimerHandle
+
+    @override
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._expect_an_answer()
+        if len(self.connections) > CONNECTIONS:
+            others = [other for other in self.connections if isinstance(other, _Connection)]
+            min(others, key=lambda other: other.answered_at).cut()
+
+    @override
+    def on_response_complete(self) -> None:
+        self._limit.cancel()
+        self._expect_an_answer()
+        super().on_response_complete()
+
+    @override
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._limit.cancel()
+        super().connection_lost(exc)
+
+    def _expect_an_answer(self) -> None:
+        self.answered_at = self.loop.time()
+        self._limit = self.loop.call_later(ANSWER_WITHIN.total_seconds(), self.cut)
+
+    def cut(self) -> None:
+        """Close it at once, whatever has not been sent."""
+        self.connections.discard(self)  # so that the next to come doesn't choose it again
+        self.transport.abort()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without hands on the process: signals are the application's."""
+
+    @override
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def serving(app: Starlette, *, host: str, port: int) -> AsyncIterator[int]:
+    """Serve while the body runs, and yield the port, which the system picks where 0 was asked for.
+
+    Raises OSError when the address can't be had. Leaving takes about `LEAVE_WITHIN` at most, whatever clients do.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # "::" is the address of all interfaces: of IPv4's, too, wherever the system can.
+    both = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=_Connection,
+            ws="none",
+            lifespan="off",
+            loop="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            workers=1,  # else it looks for a number in WEB_CONCURRENCY
+            timeout_keep_alive=5,  # probes come every few seconds, anybody else may connect anew
+            timeout_graceful_shutdown=int(LEAVE_WITHIN.total_seconds()),
+        )
+    )
+    with contextlib.closing(listener):
+        serve = asyncio.create_task(server.serve(sockets=[listener]), name="operations server")
+        serve.add_done_callback(_tell_of_death)
+        try:
+            # Connections queue at the listener from here on, so there is nothing to wait for.
+            yield int(listener.getsockname()[1])
+        finally:
+            server.should_exit = True
+            # uvicorn looks ten times a second whether it shall stop, and gives its clients LEAVE_WITHIN.
+            await asyncio.wait([serve], timeout=2 * LEAVE_WITHIN.total_seconds())
+            serve.cancel()
+            await asyncio.wait([serve], timeout=LEAVE_WITHIN.total_seconds())
+            for connection in list(server.server_state.connections):
+                if connection.transport is not None:
+                    connection.transport.abort()
+
+
+def _tell_of_death(serve: asyncio.Task[None]) -> None:
+    # Nobody else need act: without an answer from /livez the process is restarted.
+    if not serve.cancelled() and (error := serve.exception()) is not None:
+        LOG.error("The operations server has died.", exc_info=error)

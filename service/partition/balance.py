@@ -1,0 +1,87 @@
+"""What becomes of each record read from the requests topic, counted once, and only when it is certain.
+
+A partition takes records up in memory; that stands only once a commit has moved the journal's cursor past them. So
+the fates of what was taken up are held back until then, and counted with the commit:
+
+    read --taken up--> held --the commit stood----------------------------> counted: admitted, duplicate ...
+      |                  +----the journal was lost, its cursor is past----> counted all the same: the commit stood
+      |                  +----the journal was lost, its cursor is before--> reread
+      +--the partition isn't open, or was read under an earlier seek------> reread
+
+What was read, and neither is held nor has a fate, was skipped without a word: `vm_sync_records_unaccounted`, which is 0
+or a bug. Pure: it knows no journal, and never decides what a record's fate is.
+"""
+
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from service.messages.record_fate import NEVER_READ, Fate
+
+
+@dataclass(slots=True)
+class Taken:
+    """What became of the offsets that the cursor passed in one go; `until` is the offset after the last of them."""
+
+    until: int
+    fates: Counter[Fate] = field(default_factory=Counter)
+    dead: Counter[str] = field(default_factory=Counter)
+    """Dead letters, by reason."""
+    without_key: int = 0
+
+    @property
+    def records(self) -> int:
+        """How many records were read for it."""
+        return sum(count for fate, count in self.fates.items() if fate not in NEVER_READ)
+
+
+class BalanceMeter(Protocol):
+    """What is counted here."""
+
+    def records(self, fate: Fate, count: int) -> None: ...  # noqa: D102 - the names say it
+    def records_held(self, delta: int) -> None: ...  # noqa: D102
+    def dead_lettered(self, reason: str, count: int) -> None: ...  # noqa: D102
+    def without_key(self, count: int) -> None: ...  # noqa: D102
+
+
+class Balance:
+    """One partition's records on their way to a fate, for as long as this process keeps the partition."""
+
+    def __init__(self, meter: BalanceMeter) -> None:
+        self._meter = meter
+        self._held: deque[Taken] = deque()
+
+    def hold(self, taken: Taken) -> None:
+        """Take note of what was taken up and isn't committed yet; in the order of the topic."""
+        self._held.append(taken)
+        self._meter.records_held(taken.records)
+
+    def reached(self, cursor: int) -> None:
+        """The journal's cursor stands there: count what it has passed."""
+        while self._held and self._held[0].until <= cursor:
+            taken = self._release()
+            for fate, count in taken.fates.items():
+                self._meter.records(fate, count)
+            for reason, count in taken.dead.items():
+                self._meter.dead_lettered(reason, count)
+            if taken.without_key:
+                self._meter.without_key(taken.without_key)
+
+    def reopened(self, cursor: int) -> None:
+        """The partition is opened again at that cursor: what lies beyond was never committed, and is read again."""
+        self.reached(cursor)
+        self.give_up()
+
+    def reread(self, count: int) -> None:
+        """So many records were not taken up: they are read again."""
+        self._meter.records(Fate.REREAD, count)
+
+    def give_up(self) -> None:
+        """What is held here is for the partition's next owner, who counts it if it was never committed."""
+        while self._held:
+            self.reread(self._release().records)
+
+    def _release(self) -> Taken:
+        taken = self._held.popleft()
+        self._meter.records_held(-taken.records)
+        return taken

@@ -1,0 +1,116 @@
+"""What has ended in a partition, for as long as it matters: to know a duplicate, and whose a task is.
+
+An ended request's record stays in the journal for the time of deduplication, then gets a tombstone. Memory holds only
+hashes of the identities (`dedup_index`), so the journal is read again, seldom, to find whose time is over.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from random import Random
+from typing import Protocol
+
+from service.clock import Clock
+from service.kafka.dedup_index import DedupIndex
+from service.kafka.journal_api import Journal, JournalLost
+from service.kafka.journal_codec import epoch
+from service.kafka.journal_replay import EndedSyncs
+from service.partition.journal_writer import JournalWriter
+from service.sync import Ended
+
+log = logging.getLogger(__name__)
+
+SWEEP = timedelta(hours=1)
+"""How often expired identities are given their tombstones. The whole journal is read for it, so it shall be seldom."""
+
+AT_ONCE = 1_000
+"""Tombstones between two turns of the event loop, some milliseconds."""
+
+
+class DeduplicationMeter(Protocol):
+    """What is counted here."""
+
+    def identities(self, delta: int) -> None: ...  # noqa: D102 - the name says it
+
+
+class Deduplication:
+    """See the module. `in_flight` says whether an identity is: such a one may have come again after it expired."""
+
+    def __init__(
+        self,
+        ended: EndedSyncs,
+        *,
+        journal: Journal,
+        journal_writer: JournalWriter,
+        clock: Clock,
+        metrics: DeduplicationMeter,
+        in_flight: Callable[[str], bool],
+    ) -> None:
+        self._journal = journal
+        self._journal_writer = journal_writer
+        self._clock = clock
+        self._metrics = metrics
+        self._in_flight = in_flight
+        self._remembered = ended.identities
+        self._young = ended.young
+        self._metrics.identities(len(self._remembered))
+        for identity in ended.expired:  # while nobody was there
+            self._bury(identity)
+
+    def add(self, ended: Ended) -> None:
+        """Remember a request that has ended."""
+        request = ended.request
+        before = len(self._remembered)
+        self._remembered.add(request.identity.encode(), epoch(ended.expires_at))
+        self._metrics.identities(len(self._remembered) - before)
+        if ended.task_id is not None:
+            started_at = epoch(ended.submitted_at or ended.ended_at)
+            expires_at = epoch(ended.expires_at)
+            self._young.add(request.replication_id, ended.task_id, started_at, written_at=expires_at)
+
+    def holds(self, identity: str) -> bool:
+        """Whether a request of this identity ended, and has not expired."""
+        return self._remembered.holds(identity.encode(), epoch(self._clock.now()))
+
+    def tasks_since(self, replication_id: str, moment: datetime) -> tuple[str, ...]:
+        """Return the tasks that belong to ended requests of the replication and began at `moment` (VCDA's) or later."""
+        return tuple(self._young.since(replication_id, epoch(moment)))
+
+    async def sweep(self, random: Random) -> None:
+        """Give expired identities their tombstones, again and again."""
+        while True:
+            await asyncio.sleep(SWEEP.total_seconds() * random.uniform(0.5, 1.0))
+            now = epoch(self._clock.now())
+            gone: dict[str, None] = {}
+            try:
+                async for identity, expires_at in self._journal.entries():
+                    if expires_at is not None and expires_at <= now:
+                        gone[identity] = None
+                    else:
+                        gone.pop(identity, None)
+            except JournalLost as error:
+                log.warning("Expired identities stay for another round: %s", error)
+                continue
+            for number, identity in enumerate(gone, 1):
+                # It may have come again since it was read.
+                if not self._in_flight(identity) and not self._remembered.holds(identity.encode(), now):
+                    self._bury(identity)
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
+            self._metrics.identities(-self._remembered.forget_expired(now))
+
+    def _bury(self, identity: str) -> None:
+        """Give it a tombstone. There may be half a million: each commit is to end within its transaction's limit."""
+        self._journal_writer.put(identity, None)
+        if self._journal_writer.full:
+            self._journal_writer.cut()
+
+    def ended(self) -> EndedSyncs:
+        """Return what is remembered, for a journal that has lost it."""
+        return EndedSyncs(self._remembered, self._young)
+
+    def forget(self) -> None:
+        """The partition is closed: nothing is remembered here any more."""
+        self._metrics.identities(-len(self._remembered))
+        self._remembered = DedupIndex()

@@ -1,0 +1,251 @@
+"""What changes in a partition, on its way into the journal: gathered, committed, and only then acted on.
+
+While one batch commits, the next gathers. What must wait for its batch to stand, such as a POST for its intent, is
+called once it does, in the order it was handed in. A commit that stood proves that the partition is still ours, and
+the proof is as old as the moment before its sending: how much may be done on its strength depends on that.
+
+Kafka may be slower than what changes. So what gathers is cut where it is large: each commit is small enough to end
+within its transaction's limit. And past `BEHIND` the partition takes on nothing that can wait: memory has a bound.
+
+It never looks into a change, and never repeats a commit: the first that fails is the last.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Protocol
+
+from service.clock import Clock
+from service.kafka.journal_api import Batch, Journal, JournalLost
+from service.kafka.journal_codec import Cursor
+from service.messages.kafka_record import Event
+from service.sync import Sync
+
+GATHER = timedelta(milliseconds=10)
+"""How long changes that nobody waits for gather before they are committed; a commit costs 3-25 ms (measured)."""
+
+
+CUT = 1024 * 1024
+"""Bytes that one commit has about: at a mere 100 kB/s they are sent within the limit of a transaction, 12 s; and at
+12 MB/s, seen on a slow broker, within 0.1 s."""
+
+BEHIND = 2 * CUT
+"""Bytes that may wait for their commits before the partition is behind. A read adds up to 1 MiB (aiokafka's fetch of a
+partition, uncompressed), so twelve partitions hold some 40 MiB: without this bound it was 1.9 GiB (measured)."""
+
+CHANGE_BYTES = 512
+"""About what a change costs, in the journal and in memory; what it holds isn't looked at."""
+
+TOMBSTONE_BYTES = 64
+"""The same for a tombstone, of which a sweep writes thousands at once."""
+
+
+class JournalWriterMeter(Protocol):
+    """What is counted here."""
+
+    def commit(self, seconds: float, records: int) -> None: ...  # noqa: D102 - the name says it
+
+
+@dataclass(slots=True)
+class _Gathering(Batch):
+    """The batch that gathers, and what is to be done once it stands."""
+
+    after: list[Callable[[], None]] = field(default_factory=list)
+    size: int = 0
+    """Bytes, about."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing would be written, so that nothing waits for it either."""
+        return not (self.changes or self.events or self.cursor or self.after)
+
+
+class JournalWriter:
+    """See the module. `here` is asked for the cursor that a proof carries: an empty commit would prove nothing."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        *,
+        opened_at: float,
+        here: Callable[[], Cursor],
+        clock: Clock,
+        metrics: JournalWriterMeter,
+    ) -> None:
+        self._journal = journal
+        self._here = here
+        self._clock = clock
+        self._metrics = metrics
+        self._gathering = _Gathering()
+        self._committing: _Gathering | None = None
+        """What is being committed, or was when the journal was lost."""
+        self._cut: deque[_Gathering] = deque()
+        """What was cut off and waits for its turn, the oldest first."""
+        self._waiting = 0
+        self._cutting: asyncio.Handle | None = None
+        self._dirty = asyncio.Event()
+        self._urgent = asyncio.Event()
+        self._over: asyncio.Future[None] | None = None
+        self._stopped = False
+        self.confirmed_at = opened_at
+        """The moment (monotonic) before the sending of the last commit that stood."""
+        self.took = 0.0
+        """How long that commit took, in seconds."""
+
+    def put(self, identity: str, state: Sync | None) -> None:
+        """Let it stand in the journal with the next batch; None: a tombstone."""
+        self._gathering.changes[identity] = state
+        self._grow(TOMBSTONE_BYTES if state is None else CHANGE_BYTES)
+
+    def publish(self, event: Event) -> None:
+        """Publish it with the next batch."""
+        self._gathering.events.append(event)
+        self._grow(_size(event))
+
+    def advance_cursor(self) -> None:
+        """Let the cursor stand with the next batch."""
+        self._gathering.cursor = self._here()
+        self._dirty.set()
+
+    def after_commit(self, do: Callable[[], None]) -> None:
+        """Call it once the next batch stands, with all that was handed in before it."""
+        self._gathering.after.append(do)
+
+    def flush_soon(self) -> None:
+        """Don't wait for more to gather."""
+        self._dirty.set()
+        self._urgent.set()
+
+    # ------------------------------------------------------------ how much
+
+    @property
+    def full(self) -> bool:
+        """Whether what gathers is large enough for a commit of its own."""
+        return self._gathering.size >= CUT
+
+    @property
+    def behind(self) -> bool:
+        """Whether more waits for its commit than is good for memory: take on nothing that can wait."""
+        return self._waiting >= BEHIND
+
+    def cut(self) -> None:
+        """Let what has gathered be a commit of its own. It happens by itself, too, between two steps of the loop.
+
+        What must stand together must have been handed in: a sync's change and its outcome, a record and the cursor.
+        """
+        if self._cutting is not None:
+            self._cutting.cancel()
+            self._cutting = None
+        self._cut.append(self._gathering)
+        self._gathering = _Gathering()
+        self.flush_soon()
+
+    def _grow(self, size: int) -> None:
+        self._gathering.size += size
+        self._waiting += size
+        self._dirty.set()
+        if self.full and self._cutting is None:
+            self._cutting = asyncio.get_running_loop().call_soon(self.cut)
+
+    def _take(self) -> _Gathering:
+        """Take what is to be committed next."""
+        if self._cut:
+            return self._cut.popleft()  # more is waiting, so that nothing is cleared
+        if self._cutting is not None:
+            self._cutting.cancel()
+            self._cutting = None
+        batch, self._gathering = self._gathering, _Gathering()
+        self._dirty.clear()
+        self._urgent.clear()
+        return batch
+
+    # ------------------------------------------------------------ commits
+
+    async def commit(self) -> None:
+        """Commit what has gathered, or the oldest part of it.
+
+        Raises:
+            JournalLost: it is not known whether it stands.
+        """
+        batch = self._committing = self._take()
+        began = self._clock.monotonic()
+        if batch.empty:
+            # Kafka's client commits a transaction without records by itself, also for a producer that was fenced
+            # (read in the source): it proves nothing. It comes where all that gathered was cut off.
+            self._committing = None
+            return
+        await self._journal.commit(batch)
+        self._committing = None
+        self.confirmed_at = began
+        self._waiting -= batch.size
+        self.took = self._clock.monotonic() - began
+        self._metrics.commit(self.took, len(batch.changes) + len(batch.events))
+        for do in batch.after:
+            do()
+
+    def unsaved(self) -> Batch:
+        """Return all that is not known to stand in the journal, as one batch."""
+        parts = [*([self._committing] if self._committing is not None else []), *self._cut, self._gathering]
+        unsaved = Batch(cursor=self._here())
+        for part in parts:
+            unsaved.changes |= part.changes
+            unsaved.events += part.events
+        return unsaved
+
+    async def run(self) -> None:
+        """Commit batch after batch, until one fails.
+
+        Raises:
+            JournalLost: see `commit`.
+        """
+        self._over = asyncio.get_running_loop().create_future()
+        try:
+            while not self._stopped:
+                await self._dirty.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GATHER.total_seconds()):
+                        await self._urgent.wait()
+                if not self._stopped:
+                    await self.commit()
+        finally:
+            self._over.set_result(None)
+
+    def stop(self) -> None:
+        """Begin no further commit: what has gathered can't be trusted. `run` ends with the one on its way."""
+        self._stopped = True
+        self.flush_soon()
+
+    async def confirm_ownership(self) -> None:
+        """Prove the ownership: return once a record that is written from now on stands.
+
+        Raises:
+            JournalLost: it doesn't.
+        """
+        if self._over is None or self._stopped:
+            msg = "the partition is closed"
+            raise JournalLost(msg)
+        stood: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.after_commit(partial(_settle, stood))
+        self.advance_cursor()
+        self.flush_soon()
+        await asyncio.wait([stood, self._over], return_when=asyncio.FIRST_COMPLETED)
+        if not stood.done():
+            msg = "the journal was lost before the proof stood"
+            raise JournalLost(msg)
+
+
+def _size(event: Event) -> int:
+    """Return how many bytes it has, about."""
+    size = len(event.key or b"") + len(event.value or b"")
+    for name, value in event.headers:
+        size += len(name) + len(value or b"")
+    return size
+
+
+def _settle(future: "asyncio.Future[None]") -> None:
+    if not future.done():
+        future.set_result(None)

@@ -1,0 +1,276 @@
+"""POSTs in doubt: their tasks are looked for, again and again, until each is found or known not to be.
+
+A POST is in doubt when it may have been received and there is no whole, understood answer: its connection broke, or
+its process did. Each site has a search of its own, so a dead site delays nobody else. What a look-up has seen is
+handed on; what follows from it, `sync` decides, by when the look-up began and under which account.
+
+A look-up asks for the tasks of one replication, which is enough to find a task. That there is none is concluded from
+all sync tasks of the site alone: VCDA leaves a task out of the tasks of a replication when it names none, or spells it
+in another letter case. Only where all of them can't be had, and those of a replication can, these have to do.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Protocol
+
+from service import sync
+from service.clock import Clock
+from service.partition.tracked_sync import TrackedSync
+from service.sync import Account, Found, LookUp, Names, Submitting, Task, Trouble
+from service.vcda.lanes import Lane
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN = (timedelta(seconds=1), timedelta(seconds=15))
+"""First and longest pause between two look-ups for a POST in doubt. The moment when a look-up becomes conclusive is
+never slept past."""
+
+LOOK_SELDOM = timedelta(minutes=5)
+"""The longest pause once look-ups could conclude and don't, or fail alone: it may be hours until that changes."""
+
+ONE_BY_ONE = 20
+"""With more doubts than this at a site, all its sync tasks are paged through instead of asking for each replication."""
+
+LATEST_START = timedelta(hours=1)
+"""How long after VCDA can no longer take a POST its task may have begun, by VCDA's clock, which may have been set. An
+end is needed: without one there are more and more tasks to page through while a doubt lasts."""
+
+OWN_AFTER = 3
+"""So many failures of one look-up in a row are its own, not the site's: the site's other calls need not wait for it."""
+
+
+class FindApi(Protocol):
+    """What is asked of VCDA here."""
+
+    async def find(
+        self,
+        *,
+        site: str | None,
+        replication_id: str | None,
+        since: datetime,
+        until: datetime | None = None,
+        operation_id: str | None = None,
+    ) -> list[Task] | Trouble:
+        """Return all sync tasks since then, complete, or why not."""
+
+    def account(self, site: str | None) -> Account | None:
+        """Return who calls to the site are made as."""
+
+    def names(self, site: str | None, account: Account | None) -> Names:
+        """Return how tasks there may name this account's user; of None, of the account that we are now."""
+
+    def offset(self, site: str | None) -> timedelta | None:
+        """Return VCDA's clock minus ours."""
+
+
+@dataclass(slots=True, eq=False)
+class _Sought:
+    """A POST in doubt that is looked for: when again (monotonic), and how long to wait after that."""
+
+    tracked: TrackedSync
+    due: float
+    pause: float = LOOK_AGAIN[0].total_seconds()
+    failures: int = 0
+    """In a row, of looking for it alone."""
+
+
+@dataclass(slots=True)
+class _Site:
+    """The POSTs in doubt at one site; `more` when one has come that was not looked for yet."""
+
+    sought: dict[TrackedSync, _Sought] = field(default_factory=dict)
+    more: asyncio.Event = field(default_factory=asyncio.Event)
+    failures: int = 0
+    """In a row, of looking among all tasks."""
+    alone: int = 0
+    """So many of these while looking among one replication's worked."""
+
+
+class _Seen:
+    """What a look-up was answered with, by replication."""
+
+    def __init__(self, tasks: Sequence[Task], *, began: float, account: Account | None, settled: bool) -> None:
+        self.began = began
+        self.account = account
+        self.settled = settled
+        """It was made under one account from its beginning to its end."""
+        self._named: dict[str, list[Task]] = {}
+        self._nameless: list[Task] = []
+        for task in tasks:
+            if task.replication_id is None:
+                self._nameless.append(task)
+            else:
+                self._named.setdefault(task.replication_id.casefold(), []).append(task)
+
+    def of(self, replication_id: str) -> list[Task]:
+        """Return the tasks that may be of this replication."""
+        return [*self._named.get(replication_id.casefold(), ()), *self._nameless]
+
+
+class Reconciler:
+    """See the module. `spawn` runs a search beside the caller; `looked_up` takes what was seen of a work's POST."""
+
+    def __init__(
+        self,
+        *,
+        api: FindApi,
+        lane: Callable[[str | None], Lane],
+        clock: Clock,
+        spawn: Callable[[Coroutine[None, None, None]], None],
+        looked_up: Callable[[TrackedSync, LookUp], None],
+    ) -> None:
+        self._api = api
+        self._lane = lane
+        self._clock = clock
+        self._spawn = spawn
+        self._looked_up = looked_up
+        self._sites: dict[str | None, _Site] = {}
+
+    def add(self, tracked: TrackedSync) -> None:
+        """Look for the task of a POST in doubt, from now on."""
+        name = tracked.request.site
+        site = self._sites.get(name)
+        if site is None:
+            site = self._sites[name] = _Site()
+            self._spawn(self._search(name, site))
+        if tracked not in site.sought:
+            site.sought[tracked] = _Sought(tracked, self._clock.monotonic())
+            site.more.set()
+
+    async def _search(self, name: str | None, site: _Site) -> None:
+        """Look for the tasks of the POSTs in doubt at a site until none is left."""
+        while True:
+            site.more.clear()
+            await self._look(name, site, self._due(site))
+            site.sought = {tracked: one for tracked, one in site.sought.items() if tracked.doubt is not None}
+            if not site.sought:
+                del self._sites[name]
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(one.due for one in site.sought.values()) - self._clock.monotonic()):
+                    await site.more.wait()
+
+    # ------------------------------------------------------------ one round
+
+    def _due(self, site: _Site) -> list[_Sought]:
+        """Return those to look for now; of many also those whose turn is near, so that one look-up does for all."""
+        now = self._clock.monotonic()
+        if len(site.sought) > ONE_BY_ONE and any(one.due <= now for one in site.sought.values()):
+            now += LOOK_AGAIN[1].total_seconds()
+        return [one for one in site.sought.values() if one.due <= now]
+
+    async def _look(self, name: str | None, site: _Site, due: list[_Sought]) -> None:
+        """Look for those that are due, until a look-up fails: those left over then come next."""
+        now = self._clock.monotonic()
+        together = [one for one in due if len(due) > ONE_BY_ONE or _could_conclude(one, now)]
+        alone = [one for one in due if len(due) <= ONE_BY_ONE and not _could_conclude(one, now)]
+        if together and not await self._look_together(name, site, together):
+            if not await self._look_alone(name, site, min(together, key=lambda one: one.failures)):
+                return
+            site.alone += 1
+            if site.alone == OWN_AFTER:
+                log.warning(
+                    "%s: reading all sync tasks has failed %d times in a row, and reading those of one replication has "
+                    "not: look-ups for POSTs in doubt conclude from these",
+                    name or "local site",
+                    site.alone,
+                )
+            alone = due[:ONE_BY_ONE]
+        for one in alone:
+            if not await self._look_alone(name, site, one):
+                return
+
+    async def _look_together(self, name: str | None, site: _Site, sought: list[_Sought]) -> bool:
+        """Look among all sync tasks; return whether they were shown."""
+        seen = await self._find(name, None, sought, own=site.failures + 1 >= OWN_AFTER)
+        site.failures = site.failures + 1 if seen is None else 0
+        site.alone = site.alone if seen is None else 0
+        for one in sought:
+            if seen is None:
+                self._look_again(one, seldom=False)
+            else:
+                self._hand_on(name, one, seen, conclude=True)
+        return seen is not None
+
+    async def _look_alone(self, name: str | None, site: _Site, one: _Sought) -> bool:
+        """Look among the tasks of its replication; return whether they were shown."""
+        own = one.failures + 1 >= OWN_AFTER
+        seen = await self._find(name, one.tracked.request.replication_id, [one], own=own)
+        if seen is None:
+            one.failures += 1
+            self._look_again(one, seldom=own)
+            return False
+        one.failures = 0
+        self._hand_on(name, one, seen, conclude=site.alone >= OWN_AFTER)
+        return True
+
+    async def _find(
+        self, name: str | None, replication_id: str | None, sought: list[_Sought], *, own: bool
+    ) -> _Seen | None:
+        """Make one look-up; None: it came to nothing. `own`: that says nothing of the site.
+
+        The account is compared before and after: a look-up under two accounts concludes nothing.
+        """
+        api, lane = self._api, self._lane(name)
+        while True:
+            await lane.wait_until_open()
+            doubts = [doubt for one in sought if (doubt := one.tracked.doubt) is not None]
+            if not doubts:
+                return _Seen((), began=0.0, account=None, settled=False)
+            if lane.pause_left() == 0.0:
+                break
+        began, account = self._clock.monotonic(), api.account(name)
+        tasks = await api.find(
+            site=name,
+            replication_id=replication_id,
+            since=min(doubt.look_from for doubt in doubts),
+            until=self._latest_start(name, doubts),
+            operation_id=doubts[0].request.operation_id if len(doubts) == 1 else None,
+        )
+        if isinstance(tasks, Trouble):
+            lane.record_result(replace(tasks, own=tasks.own or (own and tasks.retry_after is None)))
+            return None
+        lane.record_result(None)
+        now = api.account(name)
+        return _Seen(tasks, began=began, account=now, settled=account is not None and account == now)
+
+    def _latest_start(self, name: str | None, doubts: list[Submitting]) -> datetime | None:
+        """Return the moment of VCDA's clock from which on no task can be of these POSTs."""
+        offset = self._api.offset(name)
+        latest = max(doubt.conclusive_from or 0.0 for doubt in doubts)
+        if offset is None:
+            return None
+        left = timedelta(seconds=latest - self._clock.monotonic())
+        return self._clock.now() + offset + left + LATEST_START
+
+    def _hand_on(self, name: str | None, one: _Sought, seen: _Seen, *, conclude: bool) -> None:
+        """Hand on what was seen of a POST: that its task was, or if it may be concluded, also that it was not."""
+        doubt = one.tracked.doubt
+        if doubt is None:
+            return
+        names = self._api.names(name, doubt.account)
+        tasks = seen.of(one.tracked.request.replication_id)
+        look_up = sync.recognised(tasks, doubt, names=names, began=seen.began, account=seen.account)
+        self._look_again(one, seldom=conclude and _could_conclude(one, seen.began))
+        if isinstance(look_up, Found) or (conclude and seen.settled):
+            self._looked_up(one.tracked, look_up)
+
+    def _look_again(self, one: _Sought, *, seldom: bool) -> None:
+        """Say when it is looked for again."""
+        now = self._clock.monotonic()
+        longest = LOOK_SELDOM if seldom else LOOK_AGAIN[1]
+        one.due = now + one.pause
+        one.pause = min(2 * one.pause, longest.total_seconds())
+        doubt = one.tracked.doubt
+        if doubt is not None and doubt.conclusive_from is not None and doubt.conclusive_from > now:
+            one.due = min(one.due, doubt.conclusive_from)
+
+
+def _could_conclude(one: _Sought, began: float) -> bool:
+    """Whether a look-up that begins then can conclude that there is no task."""
+    doubt = one.tracked.doubt
+    return doubt is not None and doubt.conclusive_from is not None and began >= doubt.conclusive_from

@@ -1,0 +1,163 @@
+"""POSTs on their way: each within the submit window of a commit that stood, checked as late as possible.
+
+A process that was suspended, or cut off from Kafka, doesn't know that its partition has been taken over. It may have
+a commit in hand that stood; so a POST leaves only for a short while after the sending of such a commit, and whoever
+takes over waits that much longer before concluding anything. A login or a connection that takes longer than that
+closes the window: then the ownership is proved again, and the POST goes again. Where Kafka is so slow that no proof is
+young enough, it goes again after a pause that grows, says so, and is shown by `/readyz`.
+
+Nor does a POST leave under another account than its intent names, as the first one would, before which nobody has
+logged in: VCDA shows a user only their own tasks, so whoever looks for the task has to know whose it is.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+
+from service.clock import Clock
+from service.observability.tracing import Tracing
+from service.partition.dependencies import Api
+from service.partition.journal_writer import JournalWriter
+from service.partition.tracked_sync import TrackedSync
+from service.sync import WITHHELD, Account, NotTaken, SubmitAnswer, Submitting, Trouble
+from service.vcda.lanes import Lane
+
+log = logging.getLogger(__name__)
+
+TRIES_TO_TELL_OF = 3
+"""A slow login closes the window once, a busy machine twice; more often, and the way to VCDA or Kafka is too slow."""
+
+SAY_AGAIN = timedelta(minutes=1)
+"""How often that is said of a partition while it lasts, however many POSTs it holds back."""
+
+FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=100), timedelta(seconds=10)
+"""Before the ownership is proved once more, doubling: each proof is a commit for a Kafka that is too slow already. By
+ten seconds nobody notices that Kafka is well again."""
+
+LOOK = timedelta(milliseconds=500)
+"""How soon a pausing POST notices that it isn't wanted any more: whoever quiesces waits for it."""
+
+
+HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="It was not wanted any more."), sent=False)
+"""What comes of a POST whose turn at the wire came too late: the site has paused, the partition quiesces."""
+
+
+class Submitter:
+    """See the module. `may_begin` says whether a work's POST is still wanted; `answered` takes what came of it."""
+
+    def __init__(
+        self,
+        number: int,
+        *,
+        api: Api,
+        lane: Callable[[TrackedSync], Lane],
+        journal_writer: JournalWriter,
+        clock: Clock,
+        tracing: Tracing,
+        window: timedelta,
+        may_begin: Callable[[TrackedSync], bool],
+        answered: Callable[[TrackedSync, SubmitAnswer], None],
+    ) -> None:
+        self._number = number
+        self._api = api
+        self._lane = lane
+        self._journal_writer = journal_writer
+        self._clock = clock
+        self._tracing = tracing
+        self._window = window.total_seconds()
+        self._may_begin = may_begin
+        self._answered = answered
+        self._held: dict[TrackedSync, float] = {}
+        """POSTs that did not leave for want of a young proof, and since when (monotonic)."""
+        self._say_at = 0.0
+
+    @property
+    def held_since(self) -> float | None:
+        """Since when (monotonic) a POST is held back as Kafka's commits take too long; None: none is.
+
+        Too long is half of the window: login and connection seldom need the rest.
+        """
+        return min(self._held.values(), default=None) if self._journal_writer.took > self._window / 2 else None
+
+    async def post(self, tracked: TrackedSync) -> None:
+        """POST, and hand on the answer.
+
+        Raises:
+            JournalLost: the partition is ours no more, or may not be.
+        """
+        answer = await self._answer(tracked)
+        tracked.posting = None
+        self._answered(tracked, answer)
+
+    async def _answer(self, tracked: TrackedSync) -> SubmitAnswer:
+        """Submit until it has left, or is not wanted any more, and return what came of it."""
+        tries = 0
+        began = self._clock.monotonic()
+        try:
+            while True:
+                tries += 1
+                async with self._lane(tracked).posts:
+                    answer = await self._submit(tracked) if self._may_begin(tracked) else HELD_BACK
+                if tracked.left or not self._may_begin(tracked) or not withheld(answer):
+                    return answer
+                if not self._is_intended(tracked, self._api.account(tracked.request.site)):
+                    return answer  # a new intent has to name the account that it is now
+                self._held[tracked] = began
+                if tries >= TRIES_TO_TELL_OF:
+                    self._say(tracked)
+                    await self._pause(tracked, tries - TRIES_TO_TELL_OF)
+                await self._journal_writer.confirm_ownership()
+        finally:
+            self._held.pop(tracked, None)
+
+    async def _pause(self, tracked: TrackedSync, doublings: int) -> None:
+        pause = min(FIRST_PAUSE.total_seconds() * 2 ** min(doublings, 16), LONGEST_PAUSE.total_seconds())
+        until = self._clock.monotonic() + pause
+        while self._may_begin(tracked) and (left := until - self._clock.monotonic()) > 0:  # noqa: ASYNC110 - see LOOK
+            await asyncio.sleep(min(left, LOOK.total_seconds()))
+
+    def _say(self, tracked: TrackedSync) -> None:
+        now = self._clock.monotonic()
+        if now < self._say_at:
+            return
+        self._say_at = now + SAY_AGAIN.total_seconds()
+        log.warning(
+            "Partition %d: %d POSTs have not left, that of %s for %.0f s: a commit to Kafka, which takes %.1f s, and "
+            "login and connection together take longer than %.0f s each time",
+            self._number,
+            len(self._held),
+            tracked.request.identity,
+            now - self._held[tracked],
+            self._journal_writer.took,
+            self._window,
+            extra=tracked.ids,
+        )
+
+    async def _submit(self, tracked: TrackedSync) -> SubmitAnswer:
+        request = tracked.request
+        with self._tracing.submitting(request):
+            return await self._api.submit(
+                replication_id=request.replication_id,
+                site=request.site,
+                operation_id=request.operation_id,
+                may_leave=partial(self._may_leave, tracked),
+            )
+
+    def _is_intended(self, tracked: TrackedSync, account: Account | None) -> bool:
+        """Whether the intent names this account: whoever takes the POST for in doubt has to know whose it was."""
+        return isinstance(tracked.state, Submitting) and tracked.state.account == account
+
+    def _may_leave(self, tracked: TrackedSync, account: Account | None) -> bool:
+        if not self._may_begin(tracked) or self._clock.monotonic() - self._journal_writer.confirmed_at > self._window:
+            return False
+        if not self._is_intended(tracked, account):
+            return False
+        tracked.left = True
+        return True
+
+
+def withheld(answer: SubmitAnswer) -> bool:
+    """Whether nothing left because we forbade it; that speaks of us, not of the site."""
+    return isinstance(answer, NotTaken) and answer.trouble.label == WITHHELD

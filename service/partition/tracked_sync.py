@@ -1,0 +1,94 @@
+"""A sync in flight as a partition works with it: its state, and what this process is doing about it.
+
+`sync` knows what is true of a request anywhere; this is what is true only here and now, and is never written down.
+"""
+
+from asyncio import Task
+from dataclasses import dataclass
+
+from service import sync
+from service.sync import Ended, Lingering, Running, Submitting, Waiting
+from service.vcda.lanes import Lane, Turn
+from service.vcda.poller import Watch
+
+
+@dataclass(slots=True, eq=False)
+class TrackedSync:
+    """See the module. Its state changes step by step, by the partition alone."""
+
+    state: sync.Sync
+    submitting: bool = False
+    """Counted among the site's POSTs on their way: from its turn until the answer."""
+    posting: Task[None] | None = None
+    left: bool = False
+    """The POST's bytes may have left."""
+    occupies: bool = False
+    """Counted among the site's syncs at VCDA."""
+    turn: Turn | None = None
+    """Its place in the lane's queue, while it has one."""
+    pauses: int | None = None
+    """How many pauses of its lane had begun when it had its last turn; None: it never had one."""
+    held: bool = False
+    """Its outcome was told LINGER_LIMIT ago, and VCDA still shows its task as unfinished: its replication is held."""
+    busy: int = 0
+    """How many times in a row VCDA said that the replication is busy (409)."""
+    not_before: float = 0.0
+    """The replication is busy (409), or its POSTs come to nothing: no turn is asked for until then (monotonic)."""
+    repeats: int = 0
+    """Up to which of its doubts a repeated POST has been told of."""
+    behind: str | None = None
+    """The operation that it still waited behind when its deadline came."""
+    watch: Watch | None = None
+    progress: int | None = None
+    unknown_state: str | None = None
+    """The task's state, if it is one that isn't known here: logged once, not at each poll."""
+
+    @property
+    def request(self) -> sync.Request:
+        """The request it is about."""
+        return self.state.request
+
+    def occupy(self, lane: Lane) -> None:
+        """Count it among the site's syncs at VCDA, once."""
+        if not self.occupies:
+            self.occupies = True
+            lane.occupy()
+
+    def vacate(self, lane: Lane) -> None:
+        """Count it no longer."""
+        if self.occupies:
+            self.occupies = False
+            lane.vacate()
+
+    def answered(self, lane: Lane) -> None:
+        """Its POST, if there was one on its way, is answered or given up."""
+        if self.submitting:
+            self.submitting = False
+            lane.answered()
+
+    @property
+    def doubt(self) -> Submitting | None:
+        """The POST in doubt, if it is one, be it behind an outcome that was told."""
+        state = self.state.of if isinstance(self.state, Lingering) else self.state
+        return state if isinstance(state, Submitting) and state.in_doubt else None
+
+    @property
+    def ids(self) -> dict[str, str | None]:
+        """What a log line about it shall carry."""
+        request = self.request
+        return {"operation_id": request.operation_id, "replication_id": request.replication_id, "site": request.site}
+
+
+def public_state(state: sync.Sync) -> str | None:
+    """The state's word on the outside: a lingering sync counts as what it lingers of, an ended one isn't in flight."""
+    match state:
+        case Waiting():
+            return "waiting"
+        case Submitting():
+            return "in_doubt" if state.in_doubt else "submitting"
+        case Running():
+            return "running"
+        case Lingering():
+            return public_state(state.of)
+        case Ended():
+            return None

@@ -1,0 +1,132 @@
+"""The demo as a person sees it: a live view at a terminal, plain lines anywhere else, and a table at the end."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from service.sandbox.demo.seen import Outcome, Seen
+
+ROWS = 12
+"""Syncs in flight that are shown; more than that flicker past."""
+
+LATEST = 6
+"""Outcomes that are shown."""
+
+PLAIN_EVERY = 5.0
+"""Seconds between two lines of counts where there is no terminal."""
+
+STYLES = {"waiting": "dim", "submitting": "yellow", "in_doubt": "red", "running": "cyan"}
+
+
+def say(text: str) -> None:
+    """Print a line."""
+    print(text, flush=True)
+
+
+class View:
+    """What is in flight and what has ended, drawn whenever `draw` is called while its context is open."""
+
+    def __init__(self, seen: Seen, *, log: Path) -> None:
+        self._seen, self._log = seen, log
+        self._live = Live(auto_refresh=False, transient=True) if sys.stdout.isatty() else None
+        self._lines = 0
+        self._next = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.draw()
+        if self._live is not None:
+            self._live.stop()
+
+    def draw(self) -> None:
+        """Show the present."""
+        if self._live is not None:
+            self._live.update(self._picture(), refresh=True)
+            return
+        for outcome in self._seen.outcomes[self._lines :]:
+            say(_line(outcome))
+        self._lines = len(self._seen.outcomes)
+        if time.monotonic() >= self._next:
+            say(self._counts())
+            self._next = time.monotonic() + PLAIN_EVERY
+
+    def _counts(self) -> str:
+        seen = self._seen
+        states = Counter(sync["state"] for sync in seen.in_flight)
+        words = Counter(outcome.word for outcome in seen.outcomes)
+        parts = [
+            f"{seen.now():5.1f} s",
+            f"sent {len(seen.sent)} of {seen.total}",
+            "in flight: " + (", ".join(f"{state} {count}" for state, count in sorted(states.items())) or "none"),
+            "ended: " + (", ".join(f"{word} {count}" for word, count in sorted(words.items())) or "none"),
+            f"dead letters {seen.dead_letters}",
+            f"told {seen.lags[0]:.1f} s after the task's end",
+        ]
+        return " | ".join(parts)
+
+    def _picture(self) -> Group:
+        flying = Table(box=box.SIMPLE_HEAD, expand=True)
+        for column in ("operationID", "replicationId", "site", "state", "progress"):
+            flying.add_column(column, no_wrap=True)
+        order = sorted(self._seen.in_flight, key=lambda sync: (-(sync["progress"] or 0), sync["requestId"]))
+        for sync in order[:ROWS]:
+            bar = ProgressBar(total=100, completed=sync["progress"] or 0, width=30)
+            state = Text(sync["state"], style=STYLES.get(sync["state"], ""))
+            flying.add_row(sync["operationID"], sync["replicationId"], sync["site"] or "local", state, bar)
+        if len(order) > ROWS:
+            flying.add_row(Text(f"and {len(order) - ROWS} more", style="dim"))
+        latest = [
+            Text(_line(outcome), style="red" if "reason" in outcome.data else "green")
+            for outcome in self._seen.outcomes[-LATEST:]
+        ]
+        log = Text(f"the service logs to {self._log}", style="dim")
+        return Group(Text(self._counts(), style="bold"), flying, *latest, log)
+
+
+def _line(outcome: Outcome) -> str:
+    data = outcome.data
+    error = f" ({data['error']['code']})" if data.get("error") else ""
+    return f"{outcome.at:5.1f} s  {data['operationID']}  {data['replicationId']}  {outcome.word}{error}"
+
+
+def summary(seen: Seen, counters: Mapping[str, Any], broken: Sequence[str]) -> None:
+    """Print how it went."""
+    table = Table(box=box.SIMPLE, show_header=False, title="What was seen", title_justify="left")
+    for name, fact in _facts(seen, counters):
+        table.add_row(name, fact)
+    console = Console()
+    console.print(table)
+    if broken:
+        for sentence in broken:
+            console.print(Text(f"Not as promised: {sentence}.", style="bold red"))
+    else:
+        console.print(Text("Every request has exactly one outcome, and had exactly one task.", style="bold green"))
+
+
+def _facts(seen: Seen, counters: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    yield "requests", str(len(seen.sent))
+    for word, count in sorted(Counter(outcome.word for outcome in seen.outcomes).items()):
+        yield word, str(count)
+    yield "dead letters", str(seen.dead_letters)
+    if seen.outcomes:
+        yield "first outcome", f"{seen.outcomes[0].at:.1f} s after the start"
+        yield "last outcome", f"{seen.outcomes[-1].at:.1f} s after the start"
+        yield "told after the task's end", f"{seen.lags[0]:.2f} s median, {seen.lags[1]:.2f} s 95th percentile"
+    yield "tasks at VCDA", str(counters["tasks"])
+    yield "most at once", ", ".join(f"{count} at {site}" for site, count in sorted(counters["mostRunning"].items()))
+    calls = counters["calls"]
+    yield "calls to VCDA", ", ".join(f"{count} {name}" for name, count in sorted(calls.items()))

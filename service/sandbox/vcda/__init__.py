@@ -1,0 +1,1 @@
+"""A simulated VCDA, written from its documentation alone."""

@@ -1,0 +1,445 @@
+"""One HTTP call to VCDA: bounded in time and size, never repeated, and certain about whether a byte left.
+
+What goes wrong on the wire is a value, `NoAnswer`. Its `sent_at` is the point of this module: None means that nothing
+left, for certain. No exception of a library can tell that (a connection cut after the server had read the POST comes
+as the class of "refused"), so it isn't deduced from one: aiohttp calls `on_request_headers_sent` after the connection
+stands and before it writes the first byte, without giving up control in between. That hook asks whether the request
+may still leave, and notes that it did.
+
+This module knows HTTP, and nothing of sessions, replications or tasks. It follows no redirect, keeps no cookie, uses
+no proxy from the environment, and never trusts a certificate unseen.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Literal, Protocol, TypeAlias
+from urllib.parse import urlsplit
+
+import aiohttp
+import httpx
+from httpx_aiohttp import AiohttpTransport
+from typing_extensions import override
+
+from service.certificates import Certificates, Current
+from service.clock import Clock
+from service.vcda.http_dates import OtherClock, http_date
+
+logger = logging.getLogger("service.vcda")
+
+Operation: TypeAlias = Literal["login", "extend", "logout", "submit", "poll", "find"]
+
+SMALL: Final = 1024 * 1024
+"""The longest answer about one thing: a task with its result has a few KiB, one with a stack trace some dozen."""
+LARGE: Final = 16 * SMALL
+"""The longest answer about a hundred tasks."""
+
+LONGEST_HEAD_LINE: Final = 64 * 1024
+MOST_HEADERS: Final = 1000
+"""Proxies and single sign-on add cookies and policies to the head of an answer: aiohttp's 8 KiB and 128 headers are
+too few for some, and what it refuses to read is a POST in doubt."""
+
+KEEP_ALIVE: Final = 10.0
+"""Seconds an idle connection is kept: less than servers do (Tomcat 20, nginx 75). A POST written to a connection that
+the server is just closing isn't lost, but it is in doubt, and doubts cost minutes."""
+
+
+class Meter(Protocol):
+    """What is counted here."""
+
+    def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tls:
+    """Whom to believe: the system's store, an own CA, or one certificate known by its SHA-256 thumbprint."""
+
+    ca_file: Path | str | None = None
+    thumbprint: str | None = None
+
+    def verification(self) -> ssl.SSLContext | aiohttp.Fingerprint:
+        """Return what aiohttp takes for it.
+
+        Raises:
+            ValueError: both are given, or the thumbprint isn't 32 bytes in hexadecimal.
+            Unusable: no certificate can be read from the CA file.
+        """
+        if self.thumbprint is None:
+            return Current(Certificates(prefix="VM_SYNC_VCDA__", ca_file=self.ca_file))
+        if self.ca_file is not None:
+            msg = "a CA file and a thumbprint exclude each other"
+            raise ValueError(msg)
+        digits = self.thumbprint.replace(":", "").strip()
+        if not re.fullmatch(r"[0-9A-Fa-f]{64}", digits):
+            msg = "the thumbprint is not a SHA-256: 64 hexadecimal digits, colons allowed"
+            raise ValueError(msg)
+        return aiohttp.Fingerprint(bytes.fromhex(digits))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer. `sent_at` is the monotonic moment when the request began to leave."""
+
+    status: int
+    headers: httpx.Headers
+    body: bytes
+    sent_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoAnswer:
+    """No answer, or not a whole one. `sent_at` None: nothing left, for certain."""
+
+    label: Literal["timeout", "error", "withheld"]
+    detail: str
+    sent_at: float | None
+    too_long: bool = False
+    """There was one, longer than was to be read."""
+
+
+CACHED: Final = "cached"
+"""The metrics' word for an answer that a cache in front has given."""
+
+
+def age_of(headers: httpx.Headers) -> str | None:
+    """Return how old a cache in front says that an answer is; None: it is fresh.
+
+    0 counts as fresh, although it may be most of a second: some proxies write it on whatever they pass on.
+    """
+    age = headers.get("age")
+    return None if age is None or age.strip().strip("0") == "" else age.strip()[:20]
+
+
+def _label(seen: Answer | NoAnswer) -> str:
+    if isinstance(seen, NoAnswer):
+        return seen.label
+    return status_label(seen.status) if age_of(seen.headers) is None else CACHED
+
+
+def status_label(status: int) -> str:
+    """Return the metrics' word for a status: those that mean something here by themselves, else its hundred."""
+    return str(status) if status in {401, 403, 404, 409, 429} else f"{status // 100}xx"
+
+
+class Wire:
+    """The connections to one appliance.
+
+    Each kind of call has its own, without a common limit: how many POSTs run at once is decided per site, before they
+    come here, and a limit here would let the calls to a dead site hold back those to the others.
+    """
+
+    def __init__(
+        self, url: str, *, tls: Tls, request_timeout: timedelta, user_agent: str, clock: Clock, meter: Meter
+    ) -> None:
+        """Prepare; nothing is connected yet.
+
+        Raises:
+            ValueError: the URL isn't `https://host[:port]`, or `http` to another machine; see also `Tls`.
+            Unusable: see `Tls`.
+        """
+        self._base, host = _base(url)
+        self._timeout = request_timeout.total_seconds()
+        self._clock = clock
+        self._meter = meter
+        self._there = OtherClock()
+        self._headers = [
+            (b"host", host.encode()),
+            (b"user-agent", user_agent.encode()),
+            (b"accept", b"application/json"),
+            # Answers are small, and what isn't compressed can be bounded while it is read.
+            (b"accept-encoding", b"identity"),
+        ]
+        # What a cache in front remembers of tasks is as good as a lie.
+        self._headers_of_get = [*self._headers, (b"cache-control", b"no-cache")]
+        # Loopback by plain http has no certificate; this context has no store, so it would believe none.
+        secure = self._base.scheme == "https"
+        verification = tls.verification() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # Without an `httpx.AsyncClient` around: what it adds is cookies, redirects and proxies from the environment,
+        # none of which may be here, for half of a call's CPU time (2,000 POSTs per CPU-second with it, 3,900 without).
+        ways = {name: _transport(verification, request_timeout) for name in ("session", "submit", "poll", "find")}
+        self._ways: dict[Operation, AiohttpTransport] = {
+            "login": ways["session"],
+            "extend": ways["session"],
+            "logout": ways["session"],
+            "submit": ways["submit"],
+            "poll": ways["poll"],
+            "find": ways["find"],
+        }
+
+    async def call(
+        self,
+        operation: Operation,
+        *,
+        method: Literal["GET", "POST", "DELETE"],
+        target: str,
+        token: str | None = None,
+        operation_id: str | None = None,
+        content: bytes | None = None,
+        may_leave: Callable[[], bool] | None = None,
+        limit: int = SMALL,
+    ) -> Answer | NoAnswer:
+        """Make one call; `target` is path and query, percent-encoded; `limit` the longest body to accept, in bytes.
+
+        `may_leave` is asked just before the first byte; if it says no, nothing leaves.
+        """
+        headers = (self._headers_of_get if method == "GET" else self._headers).copy()
+        if token is not None:
+            headers.append((b"x-vcav-auth", token.encode("ascii")))
+        if operation_id is not None:
+            headers.append((b"operationid", operation_id.encode("ascii")))
+        if content is not None:
+            headers.append((b"content-type", b"application/json"))
+        request = httpx.Request(method, self._base, headers=headers, content=content)
+        request.url = _Url(self._base, target)
+
+        departure = _Departure(self._clock, may_leave)
+        began = self._clock.monotonic()
+        outer = _departing.set(departure)
+        try:
+            seen = await self._exchange(self._ways[operation], request, departure, limit=limit)
+        finally:
+            _departing.reset(outer)
+
+        ended = self._clock.monotonic()
+        if isinstance(seen, Answer):
+            self._heard(seen, sent=began, received=ended)
+        label = _label(seen)
+        if label != "withheld" and operation != "logout":  # the one is no call, the other tells nothing
+            self._meter.api_request(operation, label, ended - began)
+        return seen
+
+    def offset(self) -> timedelta | None:
+        """Return the appliance's clock minus ours; None before its first answer."""
+        there = self._there.at(self._clock.monotonic())
+        return None if there is None else there - self._clock.now()
+
+    async def close(self) -> None:
+        """Close all connections, at once."""
+        for way in set(self._ways.values()):
+            await way.aclose()
+
+    async def _exchange(
+        self, way: AiohttpTransport, request: httpx.Request, departure: "_Departure", *, limit: int
+    ) -> Answer | NoAnswer:
+        try:
+            # Around everything, the reading of the body too: the libraries' own timeouts begin anew with each byte.
+            async with asyncio.timeout(self._timeout):
+                response = await way.handle_async_request(request)
+                try:
+                    body = await _read(response, limit)
+                finally:
+                    await response.aclose()
+        except _Withheld:
+            return NoAnswer(label="withheld", detail="It may no longer be sent.", sent_at=None)
+        except TimeoutError:
+            return NoAnswer(
+                label="timeout", detail=f"No whole answer within {self._timeout:g} s.", sent_at=departure.at
+            )
+        # UnicodeError: of a reason phrase, or of a host's name; aiohttp's own come through where httpx maps none.
+        except (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError) as error:
+            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
+        except Exception as error:
+            if departure.at is None:
+                raise
+            # Whatever a library makes of an answer, the request may have been received: that must not get lost.
+            logger.exception("An answer of VCDA led to an unforeseen error.")
+            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
+        if body is None:
+            detail = f"VCDA's answer is longer than the {limit // SMALL} MiB that are read of one."
+            return NoAnswer(label="error", detail=detail, sent_at=departure.at, too_long=True)
+        sent_at = self._clock.monotonic() if departure.at is None else departure.at
+        return Answer(status=response.status_code, headers=response.headers, body=body, sent_at=sent_at)
+
+    def _heard(self, answer: Answer, *, sent: float, received: float) -> None:
+        text = answer.headers.get("date")
+        if text is not None and age_of(answer.headers) is None and (date := http_date(text)) is not None:
+            self._there.heard(date, sent=sent, received=received)
+
+
+# ---------------------------------------------------------------- leaving
+
+
+class _Url(httpx.URL):
+    """The appliance's, with a target behind it.
+
+    httpx would look at each character of the target, with a hundred ids for 0.15 ms. aiohttp reads it anyway, and
+    percent-encodes what may not stand there.
+    """
+
+    def __init__(self, base: httpx.URL, target: str) -> None:
+        super().__init__(base)
+        self._whole = f"{base}{target}"
+
+    @override
+    def __str__(self) -> str:
+        return self._whole
+
+
+class _Withheld(Exception):
+    """Raised in the hook, so that nothing leaves."""
+
+
+class _Departure:
+    """Whether one request may leave, and when it did."""
+
+    __slots__ = ("_clock", "_may_leave", "at")
+
+    def __init__(self, clock: Clock, may_leave: Callable[[], bool] | None) -> None:
+        self._clock = clock
+        self._may_leave = may_leave
+        self.at: float | None = None
+
+    def leave(self) -> None:
+        """Let it go, or raise `_Withheld`."""
+        if self._may_leave is not None and not self._may_leave():
+            raise _Withheld
+        self.at = self._clock.monotonic()
+
+
+# httpx's transport hands no context of its own to aiohttp's hooks, but they run in the task that makes the call.
+_departing: ContextVar[_Departure] = ContextVar("departing")
+
+
+async def _before_the_first_byte(*_: object) -> None:
+    _departing.get().leave()
+
+
+# ---------------------------------------------------------------- connections
+
+
+def _base(url: str) -> tuple[httpx.URL, str]:
+    """Return what every URL begins with, and the `Host`. The documentation's `//` is an artefact: one slash it is."""
+    parts = urlsplit(url)
+    if parts.scheme not in {"https", "http"} or not parts.hostname:
+        msg = "the URL of VCDA has to be https://host[:port]"
+        raise ValueError(msg)
+    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
+        msg = "the URL of VCDA has to be https://host[:port], and nothing more"
+        raise ValueError(msg)
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        msg = "plain http is only for a VCDA on this very machine: the password would travel in the clear"
+        raise ValueError(msg)
+    _ = parts.port  # raises ValueError for one that isn't a port
+    try:
+        return httpx.URL(f"{parts.scheme}://{parts.netloc}"), parts.netloc
+    except httpx.InvalidURL as error:
+        msg = f"the URL of VCDA has to be https://host[:port]: {error}"
+        raise ValueError(msg) from error
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+class _Response(aiohttp.ClientResponse):
+    """An answer without its reason phrase: nobody reads it, and one in Latin-1 would make httpx raise."""
+
+    @override
+    async def start(self, connection: "aiohttp.connector.Connection") -> aiohttp.ClientResponse:
+        started = await super().start(connection)
+        self.reason = None
+        return started
+
+
+def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: timedelta) -> AiohttpTransport:
+    hooks = aiohttp.TraceConfig()
+    hooks.on_request_headers_sent.append(_before_the_first_byte)
+
+    def session() -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEP_ALIVE, ssl=verification, socket_factory=_sockets(timeout)
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # A POST without a body would else be announced as an octet-stream.
+            skip_auto_headers=("Content-Type",),
+            trace_configs=[hooks],
+            max_line_size=LONGEST_HEAD_LINE,
+            max_field_size=LONGEST_HEAD_LINE,
+            max_headers=MOST_HEADERS,
+            response_class=_Response,
+        )
+
+    # Called once a loop runs. `verify` is for the session it would make itself; the default would load certifi's store.
+    context = verification if isinstance(verification, ssl.SSLContext) else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return AiohttpTransport(client=session, verify=context)
+
+
+def _sockets(timeout: timedelta) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
+    """Make sockets whose kernel gives up what nobody acknowledges once the call itself is given up.
+
+    Otherwise it would go on resending a written POST for minutes, and VCDA might take it long after we looked for it.
+    """
+    milliseconds = int(timeout.total_seconds() * 1000)
+
+    def make(address: aiohttp.AddrInfoType) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family, kind, protocol)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        return made
+
+    return make
+
+
+async def _read(response: httpx.Response, limit: int) -> bytes | None:
+    """Read a body; None if it is longer than `limit`."""
+    body = bytearray()
+    chunks: AsyncIterator[Any] = response.aiter_bytes()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > limit:
+            return None
+    return bytes(body)
+
+
+SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
+    (aiohttp.ServerDisconnectedError, "VCDA closed the connection before it had answered"),
+    (aiohttp.ClientPayloadError, "VCDA's answer broke off half-way"),
+    (
+        aiohttp.http_exceptions.LineTooLong,
+        f"The head of VCDA's answer has a line longer than {LONGEST_HEAD_LINE} bytes",
+    ),
+    (aiohttp.http_exceptions.HttpProcessingError, "The head of VCDA's answer can't be read"),
+    (aiohttp.ClientResponseError, "The head of VCDA's answer can't be read"),
+    (UnicodeError, "The head of VCDA's answer, or the name of its host, has characters that don't belong there"),
+)
+"""What aiohttp says by the class of its errors alone, or in words of the other side."""
+
+
+def _describe(error: Exception) -> str:
+    """Say what went wrong, without words of the other side: a broken login answer would bring its token along."""
+    cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
+    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
+        return _distrust(cause.certificate_error)
+    if isinstance(cause, aiohttp.ServerFingerprintMismatch):
+        seen = cause.got.hex(":").upper()
+        return (
+            f"VCDA has another certificate than the one of VM_SYNC_VCDA__THUMBPRINT; the SHA-256 of this one is {seen}"
+        )
+    name = type(cause).__name__
+    if isinstance(cause, OSError):
+        return f"{name}: {cause}"[:1000]
+    said = next((sentence for kind, sentence in SENTENCES if isinstance(cause, kind)), None)
+    return name if said is None else f"{said} ({name})."
+
+
+def _distrust(error: Exception) -> str:
+    why = getattr(error, "verify_message", None) or type(error).__name__
+    return (
+        f"VCDA's certificate can't be trusted ({why}): name its authority's in VM_SYNC_VCDA__CA_FILE, or its own "
+        "SHA-256 in VM_SYNC_VCDA__THUMBPRINT"
+    )

@@ -1,0 +1,423 @@
+"""One site's traffic rules: how many may call it at once, and when nobody may.
+
+Each site has a lane of its own, so a dead site delays nobody else. A lane counts two things, turns to POST that are
+taken and syncs that VCDA has, and hands out turns in the order they were asked for; `posts` lets so many of them POST
+at once. It pauses the whole site, submits and polls alike, when a call to it came to nothing:
+
+    free --trouble--> paused --time passes--> free
+                        |
+                        +--the BREAKER_AFTER-th in a row--> paused --time passes--> half-open: one call, the probe
+                               ^                                                       |           |
+                               +-----------------------trouble-------------------------+           +--good--> free
+
+It never makes a call, and never repeats one: whoever called decides whether and when to ask for another turn. Limits
+on POSTs don't touch polls. Everything happens on the event loop, without threads or polling: a pause ends by a timer.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from random import Random
+from typing import Protocol
+
+from service.clock import Clock
+from service.sync import Trouble
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE = timedelta(seconds=1)
+"""The longest pause after a single trouble. Full jitter, so half of it on average: a lone 500 costs next to nothing."""
+
+LONGEST_PAUSE = timedelta(minutes=1)
+"""The cap of the doubling: a site that comes back is noticed within a minute. Retry-After may ask for more."""
+
+BREAKER_AFTER = 3
+"""Troubles in a row that open the breaker. Few, since each round to a hanging site may leave POSTs in doubt; more than
+one, since a single 500 proves nothing. Calls that fail together count once: those under way when a pause begins don't
+add to it."""
+
+FEW = 100
+"""Lanes that aren't worth forgetting: more than the sites of any deployment, less than a megabyte."""
+
+PROBE_PATIENCE = timedelta(minutes=1)
+"""How long a probe that nobody reports on holds the others back. Longer than a call takes, with a login before it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneLimits:
+    """What one process may do to one site."""
+
+    max_concurrent_submits: int
+    max_running: int
+    """Syncs at VCDA at once; 0: no limit."""
+    slots_ahead: int = 0
+    """Turns handed out beyond the POSTs at once, so that their intents are committed while the others POST. Without
+    them a place for a POST stands empty while its intent is committed; each is one more to look for after a crash."""
+
+
+class LaneMetrics(Protocol):
+    """What a lane reports."""
+
+    def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
+        """Show whether requests to the site are held back."""
+
+
+class Turn:
+    """A turn to POST that was asked for; it waits until the lane takes it, or whoever asked withdraws it."""
+
+    __slots__ = ("take",)
+
+    def __init__(self, take: Callable[[], bool]) -> None:
+        self.take: Callable[[], bool] | None = take
+        """None: it no longer waits."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is still in the queue."""
+        return self.take is not None
+
+
+class Lane:
+    """The way to one site. Whoever calls the site tells each result to `heard`: the lane knows nothing else of it."""
+
+    def __init__(
+        self,
+        site: str | None,
+        *,
+        limits: LaneLimits,
+        clock: Clock,
+        metrics: LaneMetrics,
+        random: Random,
+        told_to_wait: Callable[[float], None] = lambda _: None,
+    ) -> None:
+        self.site = site
+        self._told_to_wait = told_to_wait
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._random = random
+        self._submitting = 0
+        self._occupied = 0
+        self._first: deque[Turn] = deque()
+        self._rest: deque[Turn] = deque()
+        self._withdrawn = 0
+        """Turns in the queues that were withdrawn."""
+        self.posts = asyncio.Semaphore(limits.max_concurrent_submits)
+        """Held while a POST is on its way."""
+        self.pauses = 0
+        """How many have begun: what was to be POSTed before one began is not to be POSTed in it, or right after it."""
+        self.good_answers = 0
+        """How many calls of the site went well: whether it answered others while one call failed again and again."""
+        self._troubles = 0
+        self._paused_until = 0.0
+        self._probe_until = 0.0
+        self._reported_paused = False
+        self._granting = False
+        self._callers: list[asyncio.Future[None]] = []
+        self._soon: asyncio.Handle | None = None
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def submitting(self) -> int:
+        """Turns taken whose POSTs are not answered yet, be they on their way or their intents being committed."""
+        return self._submitting
+
+    @property
+    def occupied(self) -> int:
+        """Syncs at VCDA, those on their way there included."""
+        return self._occupied
+
+    @property
+    def queued(self) -> int:
+        """Turns waiting, those that will decline included."""
+        return len(self._first) + len(self._rest) - self._withdrawn
+
+    @property
+    def paused(self) -> bool:
+        """Whether calls are held back: all of them, or in half-open state all but the probe."""
+        return self._half_open or self._clock.monotonic() < self._paused_until
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is going on, and nothing is remembered that would be missed."""
+        busy = self._submitting or self._occupied or self.queued or self._callers
+        return not busy and self._troubles == 0 and not self.paused and not self._reported_paused
+
+    # ------------------------------------------------------------ turns to POST
+
+    def queue(self, take: Callable[[], bool], *, first: bool = False) -> Turn:
+        """Ask for a turn to POST; `first`: before all that aren't.
+
+        `take` is called once, in order, when a slot is free and the lane isn't paused: before `queue` returns if that
+        is now, else from the event loop, never from within another's call. It returns True to take the slot, which
+        counts as a POST (until `answered`) and as a sync at VCDA (until `vacate`), or False if it isn't wanted.
+        """
+        turn = Turn(take)
+        busy = self.queued or self._granting or self._soon is not None
+        if not busy and self._has_slot() and self._held() == 0.0:
+            self._grant(turn)
+        else:
+            (self._first if first else self._rest).append(turn)
+            self._wake()
+        return turn
+
+    def withdraw(self, turn: Turn) -> None:
+        """Give up a turn that waits: at once nothing of who asked is held here, and soon nothing of the turn."""
+        if not turn.waits:
+            return
+        turn.take = None
+        self._withdrawn += 1
+        if self._withdrawn > self.queued:  # so that each turn is passed over once or twice, however long the pause
+            self._first = deque(turn for turn in self._first if turn.waits)
+            self._rest = deque(turn for turn in self._rest if turn.waits)
+            self._withdrawn = 0
+
+    def answered(self) -> None:
+        """Count one POST less: answered, or given up. If VCDA has no sync of it, `vacate` as well."""
+        self._submitting = _one_less(self._submitting, "answered() without a turn that was taken")
+        self._wake()
+
+    def occupy(self) -> None:
+        """Count a sync that VCDA has already, a restored one; past the limit too, then no turn comes until below it."""
+        self._occupied += 1
+
+    def vacate(self) -> None:
+        """Count one sync less: it is no longer at VCDA, or no longer this process' to count."""
+        self._occupied = _one_less(self._occupied, "vacate() of an empty lane")
+        self._wake()
+
+    # ------------------------------------------------------------ pauses
+
+    def record_result(self, trouble: Trouble | None) -> None:
+        """Learn from a call's result; None: a good answer. Trouble that is a request's own says nothing of the site.
+
+        During a pause no call begins, so what is heard then was begun before it and is out of date: it can't shorten
+        the pause nor add to the backoff. Only a Retry-After still counts, if it asks for longer.
+        """
+        now = self._clock.monotonic()
+        self.good_answers += trouble is None
+        asked = trouble.retry_after.total_seconds() if trouble and not trouble.own and trouble.retry_after else 0.0
+        if asked > 0:
+            self._told_to_wait(now + asked)
+        if now < self._paused_until:
+            if now + asked > self._paused_until:
+                self._pause(now + asked)
+        elif trouble is None:
+            self._well()
+        elif trouble.own:
+            self._probe_until = 0.0
+            self._wake()
+        else:
+            self._probe_until = 0.0
+            self._troubles += 1
+            longest = min(LONGEST_PAUSE.total_seconds(), FIRST_PAUSE.total_seconds() * 2 ** min(self._troubles - 1, 16))
+            self._pause(now + (asked if asked > 0 else self._random.uniform(0.0, longest)))
+            if self._troubles == BREAKER_AFTER:
+                log.warning(
+                    "%s: %d calls in a row came to nothing (%s: %s); one at a time from here on",
+                    self.site or "local site",
+                    self._troubles,
+                    trouble.label,
+                    trouble.detail,
+                )
+
+    def hold(self, until: float) -> None:
+        """Let no call go before then: the same site, called by another name, has asked to be left alone."""
+        if until > self._paused_until:
+            self._pause(until)
+
+    def held_for(self) -> float:
+        """Return the seconds until a call may go, without leave for one."""
+        return self._held()
+
+    def pause_left(self) -> float:
+        """Return the seconds until a call may go; 0.0 is leave for one call now, whose result must be `heard`.
+
+        In half-open state whoever gets 0.0 is the probe, and the others are told to wait. What holds them back may end
+        sooner than said, when the probe fares well: `clear` waits no longer than needed.
+        """
+        left = self._held()
+        if left == 0.0:
+            self._take()
+        return left
+
+    async def wait_until_open(self) -> None:
+        """Wait until a call may go. That isn't yet leave for it: ask `pause_left`, without an await in between.
+
+        Whoever waits here comes before the turns to POST. So the probe is a poll where there is one: a poll that hangs
+        does no harm, a POST that hangs leaves a doubt. A poll that keeps failing leaves some probes to others.
+        """
+        while self._held() > 0.0:
+            caller = asyncio.get_running_loop().create_future()
+            self._callers.append(caller)
+            await caller
+
+    def close(self) -> None:
+        """Hand out no more turns, and leave no timer behind."""
+        self._first.clear()
+        self._rest.clear()
+        self._withdrawn = 0
+        for handle in (self._soon, self._timer):
+            if handle is not None:
+                handle.cancel()
+        self._soon = self._timer = None
+
+    # ------------------------------------------------------------ how it works
+
+    @property
+    def _half_open(self) -> bool:
+        return self._troubles >= BREAKER_AFTER
+
+    def _has_slot(self) -> bool:
+        limits = self._limits
+        return self._submitting < limits.max_concurrent_submits + limits.slots_ahead and (
+            limits.max_running == 0 or self._occupied < limits.max_running
+        )
+
+    def _held(self) -> float:
+        until = max(self._paused_until, self._probe_until if self._half_open else 0.0)
+        return max(0.0, until - self._clock.monotonic())
+
+    def _take(self) -> None:
+        if self._half_open:
+            self._probe_until = self._clock.monotonic() + PROBE_PATIENCE.total_seconds()
+            self._set_timer(self._probe_until)
+
+    def _grant(self, turn: Turn) -> None:
+        take, turn.take = turn.take, None
+        if take is None:
+            self._withdrawn -= 1
+            return
+        self._granting = True
+        try:
+            taken = take()
+        finally:
+            self._granting = False
+        if taken:
+            self._submitting += 1
+            self._occupied += 1
+            self._take()
+
+    def _pause(self, until: float) -> None:
+        if self._clock.monotonic() >= self._paused_until:
+            self.pauses += 1
+        self._paused_until = until
+        self._set_timer(until)
+        self._report(paused=True)
+
+    def _well(self) -> None:
+        if self._half_open:
+            log.info("%s: answers again", self.site or "local site")
+        self._troubles = 0
+        self._probe_until = 0.0
+        self._report(paused=False)
+        self._wake()
+
+    def _report(self, *, paused: bool) -> None:
+        if paused != self._reported_paused:
+            self._reported_paused = paused
+            self._metrics.paused(self.site, paused)
+
+    def _set_timer(self, at: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(at, self._go_on)
+
+    def _wake(self) -> None:
+        if self._soon is None and (self._callers or self._first or self._rest):
+            self._soon = asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _go_on(self) -> None:
+        """Let go whoever may, callers before turns."""
+        self._soon = None
+        left = self._held()
+        if left > 0.0:  # the loop's timers may be a nanosecond early
+            self._set_timer(self._clock.monotonic() + left)
+            return
+        self._report(paused=self._half_open)
+        if self._callers:
+            for caller in self._callers:
+                if not caller.done():
+                    caller.set_result(None)
+            self._callers.clear()
+            self._soon = asyncio.get_running_loop().call_soon(self._go_on)  # the turns' turn comes after them
+            return
+        try:
+            while (self._first or self._rest) and self._has_slot() and self._held() == 0.0:
+                self._grant((self._first or self._rest).popleft())
+        except BaseException:
+            self._wake()  # one turn's bug is not its neighbours' misfortune
+            raise
+
+
+class Lanes:
+    """The lanes of one process.
+
+    Those of a few sites stay; beyond that, idle ones are forgotten, since a request may
+    name any site.
+
+    The local site may be named in requests or not, and what its name is turns out at the login: so it can have two
+    lanes, each with its own limits and backoff. `home` makes one name of both; a Retry-After holds for both.
+    """
+
+    def __init__(
+        self,
+        *,
+        limits: LaneLimits,
+        clock: Clock,
+        metrics: LaneMetrics,
+        random: Random,
+        home: Callable[[str | None], str | None] = lambda site: site,
+    ) -> None:
+        self._home = home
+        self._limits = limits
+        self._clock = clock
+        self._metrics = metrics
+        self._random = random
+        self._lanes: dict[str | None, Lane] = {}
+        self._forget_at = FEW
+
+    def lane(self, site: str | None) -> Lane:
+        """Return the site's lane; None: the local site."""
+        lane = self._lanes.get(site)
+        if lane is None:
+            if len(self._lanes) >= self._forget_at:
+                self._forget_idle()
+            lane = self._lanes[site] = Lane(
+                site,
+                limits=self._limits,
+                clock=self._clock,
+                metrics=self._metrics,
+                random=self._random,
+                told_to_wait=partial(self._hold_namesakes, site),
+            )
+        return lane
+
+    def _forget_idle(self) -> None:
+        for site in [lane.site for lane in self if lane.idle]:
+            self._lanes.pop(site).close()
+        self._forget_at = 2 * len(self._lanes) + FEW
+
+    def _hold_namesakes(self, site: str | None, until: float) -> None:
+        for lane in self:
+            if lane.site != site and self._home(lane.site) == self._home(site):
+                lane.hold(until)
+
+    def __iter__(self) -> Iterator[Lane]:
+        """Iterate over the lanes there are now."""
+        return iter(tuple(self._lanes.values()))
+
+    def close(self) -> None:
+        """Close every lane."""
+        for lane in self:
+            lane.close()
+
+
+def _one_less(count: int, bug: str) -> int:
+    if count < 1:
+        raise RuntimeError(bug)
+    return count - 1

@@ -1,0 +1,653 @@
+"""The commands that talk to Kafka, against a real one; what the service would write there is written by hand."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from typer.testing import CliRunner, Result
+from typing_extensions import override
+
+from service.cli.commands import app
+from service.kafka import journal_codec as records
+from service.messages.dead_letters import write_dead_letter
+from service.messages.kafka_record import Record
+from service.messages.requests import DeadLetterReason, InvalidRequest
+from service.sandbox.kafka import Kafka
+from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
+from tests.conftest import TopicNamer
+
+NOON = datetime(2026, 8, 17, 12, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A Kafka with topics of the test's own, and the settings that name them."""
+
+    bootstrap: str
+    name: TopicNamer
+
+    @property
+    def env(self) -> dict[str, str]:
+        topics = ("requests", "completed", "failed", "dead_letter", "journal")
+        return {
+            "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
+            "VM_SYNC_KAFKA__PARTITIONS": "3",
+            **{f"VM_SYNC_TOPICS__{topic.upper()}": self.name(topic) for topic in topics},
+        }
+
+    def run(self, *arguments: str, **env: str) -> Result:
+        return CliRunner().invoke(app, arguments, env=self.env | env, prog_name="vm-sync")
+
+    def answer(self, *arguments: str, code: int = 0, **env: str) -> Any:
+        result = self.run(*arguments, "--json", **env)
+        assert result.exit_code == code, result.output
+        return json.loads(result.stdout)
+
+    def write(self, topic: str, *records: Mapping[str, Any]) -> None:
+        asyncio.run(self._write(topic, records))
+
+    async def _write(self, topic: str, records: Sequence[Mapping[str, Any]]) -> None:
+        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, linger_ms=5)
+        await producer.start()
+        try:
+            await asyncio.gather(*[await producer.send(self.name(topic), **record) for record in records])
+        finally:
+            await producer.stop()
+
+    def read(self, topic: str) -> list[Any]:
+        return asyncio.run(self._read(topic))
+
+    async def _read(self, topic: str) -> list[Any]:
+        consumer = AIOKafkaConsumer(
+            bootstrap_servers=self.bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
+        )
+        consumer.assign([TopicPartition(self.name(topic), number) for number in range(3)])
+        await consumer.start()
+        try:
+            ends = await consumer.end_offsets(consumer.assignment())
+            found = []
+            while any([await consumer.position(place) < end for place, end in ends.items()]):
+                for records in (await consumer.getmany(timeout_ms=100)).values():
+                    found += records
+            return found
+        finally:
+            await consumer.stop()
+
+
+@pytest.fixture
+def empty(kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    for name in os.environ:
+        if name.startswith("VM_SYNC_") and not name.startswith("VM_SYNC_TEST_"):
+            monkeypatch.delenv(name)
+    return Scene(kafka.bootstrap, topic_name)
+
+
+@pytest.fixture
+def scene(empty: Scene) -> Scene:
+    assert empty.run("topics", "create").exit_code == 0
+    return empty
+
+
+# ---------------------------------------------------------------- topics
+
+
+def test_missing_topics_are_a_no_and_made_when_asked_to(empty: Scene) -> None:
+    before, made, after = (
+        empty.answer("topics", "check", code=1),
+        empty.answer("topics", "create"),
+        empty.answer("topics", "check"),
+    )
+
+    assert not before["fits"]
+    assert [finding["finding"] for finding in before["findings"]].count("refused") == 5
+    assert [finding["finding"] for finding in made["findings"]].count("created") == 5
+    assert after["fits"]
+
+
+@pytest.mark.parametrize("command", [("list",), ("request", "C4-1"), ("dead-letters", "redrive")], ids=" ".join)
+def test_a_missing_topic_is_told_in_a_sentence_and_not_made(empty: Scene, command: tuple[str, ...]) -> None:
+    result = empty.run(*command)
+
+    assert result.exit_code == 3
+    assert result.stderr.count("\n") == 1
+    assert "vm-sync topics check" in result.stderr
+    assert [finding["finding"] for finding in empty.answer("topics", "check", code=1)["findings"]] == ["refused"] * 5
+
+
+# ---------------------------------------------------------------- request
+
+
+def test_a_request_is_keyed_and_gets_an_operation_id_of_its_own(scene: Scene) -> None:
+    first, second = (
+        scene.answer("request", "C4-1", "--site", "site2", "--deadline", "60"),
+        scene.answer("request", "C4-1"),
+    )
+
+    records = {record.offset: record for record in scene.read("requests")}
+    body = json.loads(records[first["offset"]].value)
+    assert {record.key for record in records.values()} == {b"C4-1"}
+    assert body == {
+        "operationID": first["operationID"],
+        "replicationId": "C4-1",
+        "site": "site2",
+        "deadlineSeconds": 60,
+    }
+    assert first["requestId"] == f"op:C4-1:{first['operationID']}"
+    assert first["operationID"] != second["operationID"]
+    assert first["partition"] == second["partition"]
+
+
+def answering(scene: Scene, *, topic: str, when: Callable[[], bool] = lambda: True, **outcome: Any) -> threading.Thread:
+    """Answer the first request as the service does: in a transaction; another one that is aborted comes before."""
+
+    async def answer() -> None:
+        give_up = time.monotonic() + 30
+        while not ((requests := await scene._read("requests")) and when()) and time.monotonic() < give_up:
+            await asyncio.sleep(0.05)
+        body = json.loads(requests[0].value)
+        told = {"requestId": f"op:{body['replicationId']}:{body['operationID']}", **outcome}
+        producer = AIOKafkaProducer(bootstrap_servers=scene.bootstrap, transactional_id=scene.name("answering"))
+        await producer.start()
+        try:
+            await producer.begin_transaction()
+            await producer.send_and_wait(scene.name(topic), json.dumps(told | {"taskId": "aborted"}).encode())
+            await producer.abort_transaction()
+            async with producer.transaction():
+                await producer.send_and_wait(scene.name(topic), b"not an outcome")
+                await producer.send_and_wait(scene.name(topic), json.dumps(told | {"requestId": "op:x:y"}).encode())
+                await producer.send_and_wait(scene.name(topic), json.dumps(told).encode())
+        finally:
+            await producer.stop()
+
+    thread = threading.Thread(target=lambda: asyncio.run(answer()))
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize(
+    ("topic", "outcome", "code"),
+    [("completed", {"taskId": "t-1"}, 0), ("failed", {"taskId": "t-1", "reason": "task-failed"}, 1)],
+)
+def test_waiting_for_an_outcome_tells_it_and_how_it_ended(
+    scene: Scene, topic: str, outcome: dict[str, Any], code: int
+) -> None:
+    thread = answering(scene, topic=topic, **outcome)
+
+    answer = scene.answer("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "30", code=code)
+
+    thread.join()
+    assert answer["outcome"] == {"requestId": "op:C4-1:op-1", **outcome}
+
+
+def test_without_an_outcome_in_time_the_exit_code_is_3_and_the_request_stands(scene: Scene) -> None:
+    result = scene.run("request", "C4-1", "--wait", "--timeout", "0.5")
+
+    assert result.exit_code == 3
+    assert "No outcome of cli-" in result.stderr
+    assert len(scene.read("requests")) == 1
+
+
+def test_an_outcome_of_yesterday_is_not_taken_for_that_of_today(scene: Scene) -> None:
+    scene.write("completed", {"value": json.dumps({"requestId": "op:C4-1:op-1"}).encode()})
+
+    result = scene.run("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "0.5")
+
+    assert result.exit_code == 3
+    assert "vm-sync show" in result.stderr
+
+
+@pytest.fixture
+def syncs() -> Iterator[tuple[str, list[str]]]:
+    """An operations server that tells of one running sync; its address, and what it was asked."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            body = {"syncs": [{"requestId": "op:C4-1:op-1", "state": "running", "progress": 42}], "next": None}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(body).encode())
+
+        @override
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", asked
+        server.shutdown()
+        thread.join()
+
+
+def test_a_person_who_waits_sees_the_progress_that_the_service_tells(
+    scene: Scene, syncs: tuple[str, list[str]]
+) -> None:
+    url, asked = syncs
+    thread = answering(scene, topic="completed", when=lambda: len(asked) > 1, taskId="t-1")
+    command = ["request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "30", "--ops-url", url]
+
+    shown = at_a_terminal(scene, command)
+
+    thread.join()
+    assert "running" in shown
+    assert asked[0] == "/syncs?replicationId=C4-1&limit=1000"
+
+
+def at_a_terminal(scene: Scene, command: Sequence[str]) -> str:
+    """Run a command as a process with stderr on a terminal; return what that showed."""
+    ours, its = os.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "service.cli", *command],
+        env={**os.environ, **scene.env, "TERM": "xterm"},
+        stdout=subprocess.DEVNULL,
+        stderr=its,
+        timeout=60,
+        check=True,
+    )
+    os.close(its)
+    assert done.returncode == 0
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:  # how Linux says that a terminal's other end is closed
+        pass
+    os.close(ours)
+    return shown.decode()
+
+
+# ---------------------------------------------------------------- list, show
+
+
+def request(number: int, **fields: Any) -> Request:
+    given: dict[str, Any] = {
+        "identity": f"op:C4-{number}:op-{number}",
+        "operation_id": f"op-{number}",
+        "replication_id": f"C4-{number}",
+        "site": None,
+        "offset": number,
+        "requested_at": NOON,
+        "accepted_at": NOON + timedelta(seconds=number),
+        "deadline": NOON + timedelta(hours=6),
+    }
+    return Request(**given | fields)
+
+
+def running(number: int, *, adopted: bool = False) -> Running:
+    return Running(
+        request=request(number),
+        attempts=2,
+        task_id=f"t-{number}",
+        site=None,
+        account=None,
+        submitted_at=NOON,
+        adopted=adopted,
+    )
+
+
+def ended(number: int, *, reason: Reason | None) -> Ended:
+    at = NOON + timedelta(minutes=2)
+    return Ended(request=request(number), attempts=1, reason=reason, ended_at=at, expires_at=at + timedelta(days=1))
+
+
+SYNCS: tuple[Sync, ...] = (
+    Waiting(request=request(1), attempts=1, trouble=ApiError("Busy", "come\x1b[2J back later")),
+    Submitting(request=request(2, site="site2"), attempts=1, look_from=NOON),
+    running(3, adopted=True),
+    Lingering(of=running(4), told_at=NOON + timedelta(hours=6)),
+    ended(5, reason=None),
+    ended(6, reason=Reason.TASK_FAILED),
+    Waiting(request=request(7, replication_id="C4-1")),
+)
+
+
+@pytest.fixture
+def journalled(scene: Scene) -> Scene:
+    """With a journal as the service would have left it: several partitions, cursors, replaced and forgotten entries."""
+    forgotten = Waiting(request=request(8))
+    entries = [{"key": records.CURSOR_KEY, "value": b"{}", "partition": number} for number in range(3)]
+    for sync in (Waiting(request=request(3)), *SYNCS, forgotten):
+        number = int(sync.request.operation_id.removeprefix("op-"))
+        key = sync.request.identity.encode()
+        entries.append({"key": key, "value": records.encode(sync), "partition": number % 3})
+    entries.append({"key": forgotten.request.identity.encode(), "value": None, "partition": 8 % 3})
+    scene.write("journal", *entries)
+    return scene
+
+
+def test_the_journal_is_listed_in_the_order_of_acceptance_with_the_present_state_of_each(journalled: Scene) -> None:
+    told = journalled.answer("list")
+
+    assert [(sync["operationID"], sync["state"], sync["reason"]) for sync in told] == [
+        ("op-1", "waiting", None),
+        ("op-2", "submitting", None),
+        ("op-3", "running", None),
+        ("op-4", "lingering", "timed-out"),
+        ("op-5", "completed", None),
+        ("op-6", "failed", "task-failed"),
+        ("op-7", "waiting", None),
+    ]
+    assert told[2]["taskId"] == "t-3"
+    assert told[2]["adopted"]
+    assert told[4]["endedAt"] == "2026-08-17T12:02:00.000Z"
+
+
+def test_the_list_can_be_narrowed(journalled: Scene) -> None:
+    def ids(*options: str) -> list[str]:
+        return [sync["operationID"] for sync in journalled.answer("list", *options)]
+
+    assert ids("--state", "waiting", "--state", "failed") == ["op-1", "op-6", "op-7"]
+    assert ids("--site", "site2") == ["op-2"]
+    assert ids("--site", "", "--limit", "2") == ["op-6", "op-7"]
+    assert ids("--replication", "C4-1") == ["op-1", "op-7"]
+    assert ids("--state", "running", "--site", "site2") == []
+
+
+def test_what_the_limit_leaves_out_is_told(journalled: Scene) -> None:
+    assert "The latest 2 of 7" in journalled.run("list", "--limit", "2").stderr
+    assert journalled.run("list").stderr == ""
+
+
+@pytest.mark.parametrize("name", ["op-3", "C4-3", "op:C4-3:op-3"])
+def test_a_request_is_found_by_each_of_its_names_and_its_story_told(journalled: Scene, name: str) -> None:
+    result = journalled.run("show", name)
+
+    assert result.exit_code == 0
+    facts = dict([line.split(maxsplit=1) for line in result.stdout.splitlines()])
+    assert facts["state"] == "running"
+    assert facts["submitted"] == "2026-08-17 12:00:00Z"
+    assert facts["POSTs"] == "2"
+    assert facts["task"] == "t-3, found at VCDA instead of POSTing again"
+
+
+def test_of_several_requests_a_table_is_shown(journalled: Scene) -> None:
+    result = journalled.run("show", "C4-1")
+
+    assert "op-1" in result.stdout
+    assert "op-7" in result.stdout
+    assert len(journalled.answer("show", "C4-1")) == 2
+
+
+def test_each_state_has_its_story(journalled: Scene) -> None:
+    stories = [journalled.run("show", f"op-{number}").stdout for number in range(1, 7)]
+
+    assert "come\\x1b[2J back later" in stories[0]
+    assert "site2" in stories[1]
+    assert "may still run at VCDA" in stories[3]
+    assert "0:01:55 after it was accepted" in stories[4]
+    assert "task-failed" in stories[5]
+
+
+@pytest.mark.parametrize("name", ["op-8", "op-99", "\x1b[2J"])
+def test_what_the_journal_does_not_know_is_no_answer(journalled: Scene, name: str) -> None:
+    result = journalled.run("show", name)
+
+    assert result.exit_code == 3
+    assert "\x1b" not in result.stderr
+    assert "VM_SYNC_SYNC__DEDUPLICATE_FOR" in result.stderr
+
+
+def test_what_a_newer_version_has_written_does_not_hide_the_rest(journalled: Scene) -> None:
+    base = json.loads(records.encode(ended(9, reason=Reason.TASK_FAILED)))
+    for operation_id, changes in (("newer", {"reason": "eaten"}), ("unheard-of", {"state": "resting"})):
+        value = json.dumps(base | {"operationID": operation_id} | changes).encode()
+        journalled.write("journal", {"key": f"op:C4-9:{operation_id}".encode(), "value": value, "partition": 0})
+
+    told = {sync["operationID"]: (sync["state"], sync["reason"]) for sync in journalled.answer("list")}
+    listed = journalled.run("list")
+
+    assert told["newer"] == ("failed", "eaten")
+    assert told["op-6"] == ("failed", "task-failed")
+    assert len(told) == 8
+    assert "1 of 9 records in the topic" in listed.stderr
+    assert "failed: eaten" in listed.stdout
+    assert "eaten" in journalled.run("show", "newer").stdout
+
+
+def test_a_journal_that_is_none_is_told_in_a_sentence(scene: Scene) -> None:
+    scene.write("journal", {"key": b"k", "value": b"something else", "partition": 0})
+
+    result = scene.run("list")
+
+    assert result.exit_code == 3
+    assert "VM_SYNC_TOPICS__JOURNAL" in result.stderr
+
+
+# ---------------------------------------------------------------- dead letters
+
+
+AN_HOUR_AGO = datetime.now(UTC).replace(microsecond=0) - timedelta(hours=1)
+"""When letters were set aside; Kafka deletes what is much older, some day, during a test."""
+
+
+def dead(
+    scene: Scene, number: int, *, reason: DeadLetterReason = DeadLetterReason.NOT_JSON, **fields: Any
+) -> dict[str, Any]:
+    """The dead letter of a request, as a record to write; its value is its number."""
+    given: dict[str, Any] = {
+        "topic": scene.name("requests"),
+        "partition": 0,
+        "offset": number,
+        "timestamp_ms": 0,
+        "key": b"C4-%d" % (number % 5),
+        "value": b"%d" % number,
+        "headers": (("theirs", b"\xff"),),
+    }
+    event = write_dead_letter(Record(**given | fields), InvalidRequest(reason, "why"), topic=scene.name("dead_letter"))
+    return {
+        "key": event.key,
+        "value": event.value,
+        "headers": list(event.headers),
+        "partition": number % 3,
+        "timestamp_ms": int((AN_HOUR_AGO + timedelta(seconds=number)).timestamp() * 1000),
+    }
+
+
+def values(scene: Scene) -> list[int]:
+    return sorted(int(record.value) for record in scene.read("requests"))
+
+
+def test_dead_letters_are_listed_with_why_and_whence(scene: Scene) -> None:
+    scene.write("dead_letter", dead(scene, 1), dead(scene, 2, reason=DeadLetterReason.BAD_FIELD, key=b"\x1b[2J"))
+
+    first, second = scene.answer("dead-letters", "list")
+
+    assert (first["reason"], first["detail"], first["value"], first["key"]) == ("not-json", "why", "1", "C4-1")
+    assert first["request"] == {
+        "topic": scene.name("requests"),
+        "partition": "0",
+        "offset": "1",
+        "timestamp": "0",
+    }
+    assert first["timesPutBack"] == 0
+    assert second["key"] == "\\x1b[2J"
+    assert "\x1b" not in scene.run("dead-letters", "list").stdout
+
+
+def test_dead_letters_can_be_chosen(scene: Scene) -> None:
+    scene.write("dead_letter", *[dead(scene, number) for number in range(6)])
+    scene.write("dead_letter", dead(scene, 6, reason=DeadLetterReason.BAD_FIELD))
+
+    def chosen(*options: str) -> list[str]:
+        return [letter["value"] for letter in scene.answer("dead-letters", "list", *options)]
+
+    assert chosen("--reason", "bad-field") == ["6"]
+    assert chosen("--key", "C4-0") == ["0", "5"]
+    assert chosen("--at", "1") == ["1", "4"]
+    assert chosen("--at", "1:0", "--at", "2:1") == ["1", "5"]
+    assert chosen("--since", f"{AN_HOUR_AGO + timedelta(seconds=4):%Y-%m-%dT%H:%M:%S}") == ["4", "5", "6"]
+    assert chosen("--until", f"{AN_HOUR_AGO + timedelta(seconds=2):%Y-%m-%dT%H:%M:%S}") == ["0", "1"]
+    assert chosen("--key", "C4-1", "--reason", "bad-field") == ["6"]
+
+
+def test_what_is_put_back_has_its_bytes_and_a_count(scene: Scene) -> None:
+    scene.write("dead_letter", dead(scene, 1), dead(scene, 2, key=None))
+
+    answer = scene.answer("dead-letters", "redrive")
+
+    records = {record.value: record for record in scene.read("requests")}
+    assert len(answer["putBack"]) == 2
+    assert records[b"1"].key == b"C4-1"
+    assert records[b"2"].key is None
+    assert records[b"1"].headers == (("theirs", b"\xff"), ("vm-sync-redriven", b"1"))
+
+
+def test_a_dry_run_puts_nothing_back_and_leaves_no_trace(scene: Scene) -> None:
+    scene.write("dead_letter", dead(scene, 1))
+
+    answers = [scene.answer("dead-letters", "redrive", "--dry-run") for _ in range(2)]
+
+    assert answers[0] == answers[1]
+    assert [letter["value"] for letter in answers[0]["putBack"]] == ["1"]
+    assert values(scene) == []
+
+
+def test_nothing_is_put_back_twice_whatever_the_filters_left_out(scene: Scene) -> None:
+    scene.write("dead_letter", *[dead(scene, number) for number in range(12)])
+
+    scene.answer("dead-letters", "redrive", "--key", "C4-1")
+    assert values(scene) == [1, 6, 11]
+    scene.answer("dead-letters", "redrive", "--at", "0")
+    assert values(scene) == [0, 1, 3, 6, 9, 11]
+    last = scene.answer("dead-letters", "redrive")
+
+    assert values(scene) == list(range(12))
+    assert (len(last["putBack"]), len(last["putBackBefore"])) == (6, 6)
+    assert all(letter["putBackAt"] for letter in scene.answer("dead-letters", "list"))
+
+
+def test_what_keeps_coming_back_is_refused_in_the_end_unless_forced(scene: Scene) -> None:
+    thrice = (("vm-sync-redriven", b"3"),)
+    scene.write("dead_letter", dead(scene, 1, headers=thrice), dead(scene, 2))
+
+    refused = scene.answer("dead-letters", "redrive", code=1)
+    assert values(scene) == [2]
+    assert [letter["why"] for letter in refused["refused"]] == [
+        "put back 3 times already; --force does it nevertheless"
+    ]
+
+    scene.answer("dead-letters", "redrive", "--force")
+    assert values(scene) == [1, 2]
+
+
+def test_a_letter_whose_bytes_are_gone_is_never_put_back(scene: Scene) -> None:
+    truncated = dead(scene, 2, reason=DeadLetterReason.TOO_LARGE)
+    truncated["headers"].append(("vm-sync-truncated", b"true"))
+    scene.write("dead_letter", dead(scene, 1, reason=DeadLetterReason.UNREADABLE, value=None, key=None), truncated)
+
+    result = scene.run("dead-letters", "redrive", "--force")
+
+    assert result.exit_code == 1
+    assert result.stderr.count("nothing to put back") == 2
+    assert values(scene) == []
+
+
+MANY = 2_000
+
+
+def redriving(scene: Scene) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "dead-letters", "redrive"],
+        env={**os.environ, **scene.env},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def half_way(scene: Scene, process: subprocess.Popen[str]) -> None:
+    """Wait until it has put some back, but not all."""
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if "put back ..." in line:
+            return
+    pytest.fail(f"it ended before it was half-way, having said {said}")
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_a_redrive_that_is_ended_half_way_and_started_again_puts_nothing_back_twice(
+    scene: Scene, end: signal.Signals
+) -> None:
+    scene.write("dead_letter", *[dead(scene, number) for number in range(MANY)])
+    with redriving(scene) as process:
+        half_way(scene, process)
+        process.send_signal(end)
+    assert 0 < len(values(scene)) < MANY
+
+    scene.answer("dead-letters", "redrive")
+
+    assert values(scene) == list(range(MANY))
+
+
+def test_of_two_redrives_at_once_one_stops_and_nothing_is_put_back_twice(scene: Scene) -> None:
+    scene.write("dead_letter", *[dead(scene, number) for number in range(MANY)])
+    with redriving(scene) as process:
+        half_way(scene, process)
+        scene.answer("dead-letters", "redrive")
+        assert process.stderr is not None
+        said = process.stderr.read()
+
+    assert process.returncode == 3
+    assert "Somebody else has begun a redrive" in said or "start again" in said
+    assert Counter(values(scene)) == Counter(range(MANY))
+
+
+# ---------------------------------------------------------------- reading in time
+
+
+def test_reading_ends_where_the_topic_ended_when_it_began(journalled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    stop = threading.Event()
+
+    async def write_on() -> None:
+        while not stop.is_set():
+            await journalled._write("journal", [{"key": records.CURSOR_KEY, "value": b"{}", "partition": 0}] * 50)
+
+    thread = threading.Thread(target=lambda: asyncio.run(write_on()))
+    thread.start()
+    try:
+        assert len(journalled.answer("list")) == len(SYNCS)
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_kafka_that_falls_silent_is_given_up(journalled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.kafka.SILENCE", 0.5)
+    monkeypatch.setattr(AIOKafkaConsumer, "getmany", _nothing)
+
+    result = journalled.run("list")
+
+    assert result.exit_code == 3
+    assert "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS" in result.stderr
+
+
+async def _nothing(*_: object, **__: object) -> dict[str, object]:
+    await asyncio.sleep(0.05)
+    return {}
+
+
+def test_reading_that_takes_long_says_how_far_it_is(journalled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.kafka.NOTE_AFTER", 0.0)
+    monkeypatch.setattr("service.cli.kafka.READ_AT_ONCE", 1)
+
+    result = journalled.run("list", "--json")
+
+    assert "Reading the journal" in result.stderr
+    assert len(json.loads(result.stdout)) == len(SYNCS)

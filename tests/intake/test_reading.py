@@ -1,0 +1,100 @@
+"""A partition whose records nobody reads is noticed, whatever the cause; one that has a reason to wait is not."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import timedelta
+
+import pytest
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
+
+from service.intake import group as intake
+from service.sandbox.kafka import Kafka
+from tests.conftest import TopicNamer
+from tests.support.kafka_harness import Service, Station, good, until
+
+LIMIT = 1.0
+"""Seconds; 90 in a process."""
+
+
+@pytest.fixture
+async def station(kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
+    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.2))
+    monkeypatch.setattr(intake, "UNREAD_LIMIT", timedelta(seconds=LIMIT))
+    monkeypatch.setattr(intake, "ASSIGNMENT_LIMIT", timedelta(seconds=LIMIT))
+    async with Station(kafka.bootstrap, topic_name("reading")) as station:
+        yield station
+
+
+async def test_records_that_are_not_read_are_a_reason_to_restart(station: Station) -> None:
+    service = await station.service()
+
+    async def stuck(*_: object) -> bool:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3600)
+        return False
+
+    service.consumer._fetcher._proc_fetch_request = stuck
+    await asyncio.sleep(1.0)  # the last one that isn't stuck comes back
+    assert service.intake.stalled() == []
+    await station.ask("op-1")
+
+    await until(lambda: bool(service.intake.stalled()), what="it is noticed")
+    assert service.intake.stalled()[0].startswith("partition 0 has records, and none was read for ")
+    assert service.metric("reading_stalled_seconds") > LIMIT / 2  # told at each look
+    service.intake._note_refusal(None, PermissionError())
+    assert service.intake.stalled() == []  # a restart would not give the right back
+    await until(lambda: not service.intake.refused(), what="it is over")
+    assert service.intake.stalled() != []
+
+    async def away() -> None:
+        raise KafkaConnectionError
+
+    service.consumer.topics = away
+    await until(lambda: not service.intake.stalled(), what="Kafka is away")
+    assert service.metric("reading_stalled_seconds") == 0
+
+
+async def test_a_group_that_assigns_nothing_though_kafka_is_there_is_a_reason_to_restart(station: Station) -> None:
+    service = await station.service()
+    service.deafen()
+    service.consumer._subscription.begin_reassignment()
+
+    await until(lambda: bool(service.intake.stalled()), what="it is noticed")
+    assert service.intake.stalled()[0].startswith("the consumer group has assigned nothing here for ")
+
+
+async def never_stalled(service: Service) -> None:
+    for _ in range(20):
+        await asyncio.sleep(2 * LIMIT / 20)
+        assert service.intake.stalled() == []
+    assert service.metric("reading_stalled_seconds") == 0
+
+
+async def test_a_partition_that_has_its_share_in_flight_is_not_missed(station: Station) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service(max_in_flight=1)
+    await station.ask("op-1")
+    await until(lambda: bool(service.consumer.paused()), what="it has its share")
+    await station.ask("op-2")
+
+    await never_stalled(service)
+
+
+async def test_an_upstream_that_leaves_its_transaction_open_is_not_our_standstill(
+    station: Station, kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    service = await station.service()
+    upstream = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("upstream"))
+    await upstream.start()
+    try:
+        await upstream.begin_transaction()
+        await upstream.send_and_wait(station.topics.requests, **good("op-1"))
+        await station.ask("behind")
+
+        await never_stalled(service)
+        await upstream.commit_transaction()
+    finally:
+        await upstream.stop()
+    await station.settled("op-1", "behind")

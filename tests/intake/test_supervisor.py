@@ -1,0 +1,238 @@
+"""A partition's keeper ends when it is let go of, whatever Kafka's client does with its cancellation."""
+
+import asyncio
+from contextlib import suppress
+from datetime import timedelta
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+
+from service.intake.group import COMPARE_LIMIT, Intake, PartitionSupervisor, Plan
+from service.intake.start_position import Looked, Start
+from service.kafka.journal_api import Batch, JournalLost, Opened
+from service.kafka.journal_codec import Cursor
+from service.kafka.journal_replay import EndedSyncs
+from service.messages.kafka_record import Event
+from service.partition.balance import Balance
+from service.partition.partition import Memory
+from tests.support.virtual_time import VirtualClock, VirtualLoop
+
+PLACES = {TopicPartition("requests", 7)}
+
+
+class Quiet:
+    """A meter that counts nothing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return lambda *_: None
+
+
+class Fitting:
+    """Finds that every journal fits."""
+
+    async def look(self, *_: object, **__: object) -> Looked:
+        return Looked(None, Start(0))
+
+    async def of(self, *_: object, **__: object) -> Start:
+        return Start(0)
+
+
+class Swallowing:
+    """Opens journals as slowly as Kafka can, and swallows a cancellation as aiokafka's producer does."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    async def open(self, _: int) -> Opened:
+        self.opened += 1
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CancelledError:
+            await asyncio.sleep(1)
+        msg = "Kafka is away"
+        raise JournalLost(msg)
+
+
+def intake_of(journals: Swallowing) -> Intake:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return Intake(
+        connection={"bootstrap_servers": ["127.0.0.1:1"]},
+        plan=Plan(
+            group_id="group",
+            session_timeout=timedelta(seconds=10),
+            max_in_flight=10,
+            positions=Fitting(),
+            open_journal=journals.open,
+        ),
+        dependencies=SimpleNamespace(requests="requests", random=Random(1)),  # type: ignore[arg-type] # all that is asked for
+        metrics=Quiet(),
+        clock=VirtualClock(loop),
+    )
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_a_keeper_whose_cancellation_was_swallowed_ends_all_the_same(stopping: bool) -> None:
+    async def play() -> None:
+        journals = Swallowing()
+        intake = intake_of(journals)
+        await intake._assign(PLACES)
+        await asyncio.sleep(2)
+        intake._let_go(7)
+        (task,) = intake._closing.values()
+        await asyncio.wait([task], timeout=60)
+
+        assert task.cancelled()
+        assert journals.opened == 1
+
+        intake._stopping = stopping
+        await intake._assign(PLACES)
+        await asyncio.sleep(2)
+        assert journals.opened == (1 if stopping else 2)
+        for number in list(intake._supervisors):
+            intake._let_go(number)
+            await asyncio.wait(intake._closing.values())
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
+
+
+class HalfStarted:
+    """FastStream's broker, which is given a partition while it starts, and never comes to an end with that."""
+
+    config = SimpleNamespace(broker_config=SimpleNamespace(builder=None))
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+
+    async def connect(self) -> None:
+        """Nothing to connect to."""
+
+    async def start(self) -> None:
+        await self._intake._assign(PLACES)
+        await asyncio.get_running_loop().create_future()
+
+    async def stop(self) -> None:
+        await self._intake._assign(PLACES)  # the group hands it out once more before it hears that we leave
+
+
+def test_whoever_is_told_to_stop_while_it_joins_lets_go_of_what_it_was_given() -> None:
+    async def play() -> None:
+        journals = Swallowing()
+        intake = intake_of(journals)
+        intake.broker = HalfStarted(intake)  # type: ignore[assignment] # all that is asked of it
+        starting = asyncio.create_task(intake.start())
+        await asyncio.sleep(2)
+        assert journals.opened == 1
+        starting.cancel()
+        await asyncio.wait([starting])
+        assert intake.opening() == []
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "nobody goes on opening it"
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
+
+
+def test_leaving_ends_in_time_although_a_cancellation_is_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def play() -> float:
+        loop = asyncio.get_running_loop()
+        intake = intake_of(Swallowing())
+        released = loop.create_future()
+
+        async def never() -> None:
+            while not released.done():
+                with suppress(asyncio.CancelledError):
+                    await asyncio.shield(released)
+
+        monkeypatch.setattr(intake.broker, "stop", never)
+        began = loop.time()
+        await intake._leave(3.0)
+        took = loop.time() - began
+        released.set_result(None)
+        await asyncio.sleep(1)
+        return took
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(play()) == 3.0
+
+
+class Remade:
+    """A journal that was made anew, with `end` records."""
+
+    def __init__(self, end: int) -> None:
+        self.end = end
+        self.commits: list[Batch] = []
+
+    async def commit(self, batch: Batch) -> None:
+        self.commits.append(batch)
+        self.end += 3
+
+
+def test_what_was_written_back_into_a_new_journal_is_not_published_again_if_the_opening_fails_then() -> None:
+    def opened(journal: Remade, cursor: Cursor | None) -> Opened:
+        return Opened(
+            journal=journal,  # type: ignore[arg-type] # all that is asked of it
+            opened_at=0.0,
+            cursor=cursor,
+            in_flight=[],
+            ended=EndedSyncs(),
+            begin=journal.end - 1,
+        )
+
+    async def play() -> None:
+        intake = intake_of(Swallowing())
+        (place,) = PLACES
+        cursor = Cursor("requests", 5)
+        batch = Batch(events=[Event(topic="completed", key=None, value=b"{}")], cursor=cursor)
+        keeper = PartitionSupervisor(place, Balance(Quiet()), 0.0, memory=Memory(batch, EndedSyncs(), end=100))
+        first, second = Remade(1), Remade(6)
+        assert keeper.memory is not None
+        await intake._write_back(keeper, opened(first, None), keeper.memory)
+        assert [len(batch.events) for batch in first.commits] == [1]
+        await intake._write_back(keeper, opened(second, cursor), keeper.memory)
+        assert second.commits == []
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
+
+
+def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too_slow_to_let_that_stand() -> None:
+    async def play() -> list[str]:
+        intake = intake_of(Swallowing())
+        failed: list[str] = []
+        partition = SimpleNamespace(disown_cursor=asyncio.get_running_loop().create_future, fail=failed.append)
+        (place,) = PLACES
+        keeper = PartitionSupervisor(place, Balance(Quiet()), 0.0, reading=1)
+        keeper.partition = partition  # type: ignore[assignment] # all that is asked of it
+        with suppress(TimeoutError):
+            async with asyncio.timeout(COMPARE_LIMIT.total_seconds()):
+                await intake._replaced(keeper, keeper.partition)  # type: ignore[arg-type]
+        return failed
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(play()) == ["the requests topic was deleted and made again"]
+
+
+def test_a_partition_whose_journal_can_not_be_opened_for_long_is_named_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def member(*_: object) -> None:
+        """The group says so."""
+
+    async def play() -> tuple[list[str], list[str]]:
+        intake = intake_of(Swallowing())
+        monkeypatch.setattr(intake, "_still_a_member", member)
+        await intake._assign(PLACES)
+        await asyncio.sleep(120)
+        early = intake.unopened()
+        await asyncio.sleep(60)
+        late = intake.unopened()
+        intake._let_go(7)
+        await asyncio.wait(intake._closing.values())
+        return early, late
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        assert runner.run(play()) == ([], ["partition 7 has not been open for 180 s: Kafka is away"])

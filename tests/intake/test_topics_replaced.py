@@ -1,0 +1,381 @@
+"""Topics that are deleted, created again, cut or outrun under a running service: nothing is skipped silently."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from aiokafka import TopicPartition
+
+from service.clock import Clock
+from service.intake import group as intake
+from service.intake import start_position
+from service.kafka.consumer import SteadyConsumer, probe_consumer
+from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal_api import Opened, StopReason
+from service.kafka.journal_codec import Cursor, encode_cursor
+from service.sandbox.kafka import EmbeddedKafka, Kafka
+from tests.conftest import TopicNamer
+from tests.support.kafka_harness import Service, Station, until
+
+
+@pytest.fixture
+async def station(kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
+    monkeypatch.setattr(start_position, "LEADER_SETTLES", timedelta(seconds=0.2))
+    async with Station(kafka.bootstrap, topic_name("replaced")) as station:
+        yield station
+
+
+# ---------------------------------------------------------------- the requests topic
+
+
+async def test_a_requests_topic_that_is_recreated_under_a_running_service_skips_nothing_silently(
+    station: Station,
+) -> None:
+    service = await station.service()
+    await station.ask(*(f"op-{n}" for n in range(4)))
+    await station.settled(*(f"op-{n}" for n in range(4)))
+
+    await station.recreate(station.topics.requests)
+    await station.ask("new-1", "new-2", "new-3")
+
+    await until(lambda: bool(service.intake.mismatched()), what="it refuses")
+    assert service.metric("partitions_stopped", reason=StopReason.REQUESTS_REPLACED) == 1
+    assert "has read up to offset 4 of another topic" in service.intake.mismatched()[0]
+    await station.settled(*(f"op-{n}" for n in range(4)))
+
+
+async def test_a_record_below_the_cursor_is_never_dropped_silently(
+    station: Station, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await station.settled("op-1", "op-2")
+
+    with caplog.at_level(logging.WARNING):
+        service.consumer._subscription.seek(service.intake._supervisors[0].place, 0)  # behind our back
+        await until(lambda: service.metric("partitions_reopened_total") == 1, what="it is opened again")
+    assert "Kafka returned record 0 below the cursor 2" in caplog.text
+    await station.ask("op-3")
+    await station.settled("op-1", "op-2", "op-3")
+
+
+async def test_a_requests_topic_that_is_gone_is_said_and_found_again_within_seconds(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.3))
+    service = await station.service()
+    await station.drop(station.topics.requests)
+    await until(lambda: service.intake.missing() is not None, what="it is missed")
+    await until(lambda: not service.owned, what="nothing is assigned any more")
+
+    await station.make(station.topics.requests)
+    await until(lambda: service.reading == {0}, what="it is read")
+    await until(lambda: service.intake.missing() is None, what="it is no longer missed")
+    await station.ask("op-1")
+    await station.settled("op-1")
+
+
+async def test_a_requests_topic_that_is_recreated_and_filled_past_the_cursor_at_once_is_refused_for_good(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "COMPARE", timedelta(hours=1))  # until it is called for
+    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await station.settled("op-1", "op-2")
+
+    asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+    asked.set_result(True)
+    monkeypatch.setattr(service.consumer._client, "force_metadata_update", lambda: asked)  # it does not see it missing
+    place = service.intake._supervisors[0].place
+    service.consumer.pause(place)
+    await asyncio.sleep(0.6)  # longer than a fetch
+    await station.recreate(station.topics.requests)
+    await station.ask("new-1", "new-2", "new-3", "new-4")
+    service.consumer.resume(place)
+    # Taken for the old one: nothing but the topic's id shows the difference.
+    await station.told_of("new-3", "new-4")
+    await service.intake._compare()
+
+    await until(lambda: bool(service.intake.mismatched()), what="it refuses")
+    assert "this one was made anew" in service.intake.mismatched()[0]
+    times = len(service.opened)
+    await asyncio.sleep(1)
+    assert service.intake.mismatched()
+    assert len(service.opened) == times, "it does not even open the journal"
+    await service.stop()
+    successor = await station.begin("B")
+    await until(
+        lambda: bool(successor.intake.mismatched()), what="nor does anybody else take the cursor for the new one's"
+    )
+
+
+async def test_a_requests_topic_that_lost_its_end_is_noticed_while_nothing_is_read(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "COMPARE", timedelta(seconds=0.3))
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await station.settled("op-1", "op-2")
+    ends = SteadyConsumer.end_offsets
+
+    async def cut(consumer: SteadyConsumer, places: list[TopicPartition]) -> dict[TopicPartition, int]:
+        found = await ends(consumer, places)
+        return {place: 1 if place.topic == station.topics.requests else end for place, end in found.items()}
+
+    monkeypatch.setattr(SteadyConsumer, "end_offsets", cut)
+    await until(lambda: bool(service.intake.mismatched()), what="it refuses")
+    assert "ends at 1: the topic was made anew, or has lost records at its end" in service.intake.mismatched()[0]
+    assert service.metric("partitions_stopped", reason=StopReason.CURSOR_BEYOND_END) == 1
+
+
+async def test_requests_that_retention_takes_from_under_a_full_partition_are_counted_and_the_rest_is_read(
+    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(intake, "COMPARE", timedelta(seconds=0.3))
+    monkeypatch.setattr(intake, "AT_ONCE", 1)
+    station.world.lasts = lambda _: 1e6
+    service = await station.service(max_in_flight=2)
+    await station.ask("op-1", "op-2")
+    await until(lambda: bool(service.consumer.paused()), what="it is full")
+    await station.ask("gone-1", "gone-2", "op-3")
+
+    await station.delete_before(4)
+    await until(lambda: service.metric("requests_lost_total") == 2, what="the loss is counted")
+    assert "Up to 2 requests of partition 0 are gone from" in caplog.text
+    assert "VM_SYNC_SYNC__MAX_IN_FLIGHT" in caplog.text
+    station.world.lasts = lambda _: 0.0
+    for made in station.world.made.values():
+        made.lasts = 0.0
+    await station.settled("op-1", "op-2", "op-3")
+    assert service.metric("requests_lost_total") == 2
+
+
+async def test_a_topic_has_an_id_and_its_successor_another(station: Station) -> None:
+    async with probe_consumer(connection=station.connection, clock=Clock()) as consumer:
+        first = await consumer.topic_id(station.topics.requests)
+        await station.recreate(station.topics.requests)
+        second = await consumer.topic_id(station.topics.requests)
+    assert [len(found or "") for found in (first, second)] == [22, 22]  # as Kafka's tools write them
+    assert first != second
+
+
+@pytest.fixture
+def making_kafka() -> Iterator[EmbeddedKafka]:
+    """One that makes topics that are asked for, as brokers do unless they are told not to."""
+    with EmbeddedKafka(properties={"auto.create.topics.enable": "true"}) as kafka:
+        yield kafka
+
+
+@pytest.mark.kafka
+async def test_a_topic_that_is_deleted_does_not_come_back_by_being_asked_for(
+    making_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.3))
+    async with Station(making_kafka.bootstrap, topic_name("asked-for"), partitions=2) as station:
+        service = await station.service()
+        await station.ask("op-1")
+        await station.settled("op-1")
+        for name in (station.topics.journal, station.topics.requests):
+            await station.drop(name)
+        await until(lambda: service.intake.missing() is not None, what="the requests topic is missed")
+        await asyncio.sleep(2)
+        there = {topic["topic"] for topic in await station._admin.describe_topics()}
+        assert there.isdisjoint({station.topics.journal, station.topics.requests})
+
+
+# ---------------------------------------------------------------- two deployments, one journal
+
+
+async def test_a_deployment_with_another_requests_topic_refuses_the_journal_without_fencing_its_owner(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
+    owner = await station.service("owner")
+    await station.ask("op-1")
+    await station.settled("op-1")
+    other = f"{station.prefix}.other-requests"
+    await station.make(other)
+
+    second = await station.begin("second", group=f"{station.prefix}-2", requests=other)
+    await until(lambda: bool(second.intake.mismatched()), what="it refuses")
+    assert second.metric("partitions_stopped", reason=StopReason.OTHER_TOPIC) == 1
+    await asyncio.sleep(1)  # some more tries
+    await station.ask("op-2")
+    await station.settled("op-1", "op-2")
+    assert (second.opened, owner.metric("partitions_reopened_total")) == ([], 0)
+
+
+async def test_of_two_groups_on_one_journal_one_works_and_the_other_names_it_until_it_is_gone(
+    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
+    first = await station.service("first", group=f"{station.prefix}-one")
+    await station.ask("op-1")
+    await station.settled("op-1")
+
+    second = await station.begin("second", group=f"{station.prefix}-two")
+    await until(lambda: bool(second.intake.mismatched()), what="it refuses")
+    assert second.metric("partitions_stopped", reason=StopReason.OTHER_GROUP) == 1
+    await asyncio.sleep(1)  # some more tries
+    await station.ask("op-2")
+    await station.settled("op-1", "op-2")
+    assert (second.opened, first.metric("partitions_reopened_total")) == ([], 0)
+    assert caplog.text.count(f"the consumer group {station.prefix}-one works with the same journal") == 1
+
+    await first.stop()
+    await until(lambda: second.reading == {0}, what="it takes over")
+    await station.ask("op-3")
+    await station.settled("op-1", "op-2", "op-3")
+    assert second.metric("requests_total", result="accepted") == 1
+
+
+async def test_of_two_groups_that_may_not_be_described_the_silent_one_is_taken_over(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forbidden(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
+    monkeypatch.setattr(start_position.KafkaStartPositions, "_holds", forbidden)
+    first = await station.service("first", group=f"{station.prefix}-one")
+    await station.ask("op-1")
+    await station.settled("op-1")
+    await first.stop()
+
+    second = await station.begin("second", group=f"{station.prefix}-two")
+    await until(lambda: bool(second.intake.mismatched()), what="it waits for a sign of life")
+    await until(lambda: second.reading == {0}, what="it takes over")
+    await station.ask("op-2")
+    await station.settled("op-1", "op-2")
+
+
+async def test_the_last_cursor_is_found_however_far_it_lies_before_the_journals_end(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start_position, "TAIL", 2)
+    one, journal = TopicPartition(station.topics.requests, 0), station.topics.journal
+    positions = start_position.KafkaStartPositions(
+        connection=station.connection, requests=one.topic, journal=journal, group_id="g", clock=Clock()
+    )
+
+    async def committed() -> int | None:
+        return None
+
+    assert (await positions.look(one, committed=committed, remembered=False)).cursor is None
+    cursor = Cursor(one.topic, 0, group="g")
+    await station.send(topic=journal, key=b"cursor", value=encode_cursor(Cursor("older", 0)))
+    await station.send(topic=journal, key=b"cursor", value=encode_cursor(cursor))
+    for _ in range(30):
+        await station.send(topic=journal, key=b"op:C4-1:1", value=b"{}")
+    assert (await positions.look(one, committed=committed, remembered=False)).cursor == cursor
+
+
+# ---------------------------------------------------------------- the journal
+
+
+async def test_a_journal_that_is_recreated_in_use_is_written_again_from_memory(
+    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service()
+    await station.ask("op-1", "op-2", "ended")
+    await until(lambda: len(station.world.made) == 3, what="all run")
+    end(station, "ended")
+    await station.told_of("ended")
+
+    await station.recreate(station.topics.journal)
+    end(station, "op-1")  # its outcome is the first that is written to the new journal
+    await station.told_of("op-1")
+    await until(lambda: service.owned == {0} and service.metric("journals_rewritten_total") == 1, what="it is open")
+    assert "with 1 syncs in flight (op:C4-op-2:op-2)" in caplog.text
+    await station.ask("op-3", "ended")  # a duplicate
+    await until(
+        lambda: service.metric("requests_total", result="duplicate") == 1,
+        what=lambda: str([service.metric("requests_total", result=word) for word in ("accepted", "duplicate")]),
+        within=6,
+    )
+    await service.stop()
+
+    successor = await station.service("B")
+    assert not successor.intake.mismatched()
+    end(station, "op-2")
+    await until(lambda: "op-3" in station.world.tasks_of(), what="it runs")
+    end(station, "op-3")
+    await station.settled("op-1", "op-2", "op-3", "ended")
+
+
+async def test_a_journal_that_is_gone_for_a_while_is_written_again_when_it_is_back(station: Station) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await until(lambda: len(station.world.made) == 2, what="both run")
+
+    await station.drop(station.topics.journal)
+    end(station, "op-1")
+    await until(lambda: not service.owned, what="the journal is lost")
+    await asyncio.sleep(1)
+    await station.make(station.topics.journal)
+
+    await until(lambda: service.owned == {0}, what="it works again", within=40)
+    assert service.metric("journals_rewritten_total") == 1
+    end(station, "op-2")
+    await station.settled("op-1", "op-2")
+
+
+async def test_a_journal_that_lost_its_end_does_not_bring_back_what_has_ended(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await until(lambda: len(station.world.made) == 2, what="both run")
+    ended = await opened_without_end(station, service, monkeypatch)
+
+    await until(lambda: service.owned == {0} and ended.is_set(), what="it works again")
+    assert service.metric("journals_rewritten_total") == 1
+    end(station, "op-2")
+    await station.settled("op-1", "op-2")
+    assert [
+        len(service.partition()),
+        service.metric("outcomes_total", outcome="completed", reason="", site="local"),
+    ] == [0, 2]
+
+
+async def opened_without_end(station: Station, service: Service, monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
+    """Let an outcome be committed, and the journal then be lost and opened as it was before that."""
+    cut = asyncio.Event()
+    fenced = service.partition()
+    before = await KafkaJournal.open(
+        topic=station.topics.journal,
+        partition=0,
+        connection=station.connection,
+        clock=Clock(),
+        refusals=Refusals(),
+    )  # fences the owner, who opens it again
+    await before.journal.close()
+    fenced._journal_writer.advance_cursor()  # which is refused
+    await until(lambda: service.owned == {0} and service.partition() is not fenced, what="it is open again")
+    end(station, "op-1")
+    await station.told_of("op-1")
+    open_journal = service.intake._plan.open_journal
+
+    async def as_before(partition: int) -> Opened:
+        opened = await open_journal(partition)
+        if cut.is_set():
+            return opened
+        cut.set()
+        return replace(opened, in_flight=before.in_flight, cursor=before.cursor, ended=before.ended, begin=1)
+
+    monkeypatch.setattr(service.intake, "_plan", replace(service.intake._plan, open_journal=as_before))
+    service.partition().fail("its journal is gone")
+    return cut
+
+
+def end(station: Station, operation_id: str) -> None:
+    """Let a sync end."""
+    (made,) = [made for made in station.world.made.values() if made.operation_id == operation_id]
+    made.lasts = 0.0

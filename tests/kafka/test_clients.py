@@ -1,0 +1,240 @@
+"""Connections that break without a word, a Kafka that moves, clients that won't stop: each has a bound."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+
+import pytest
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaConnectionError
+
+from service.intake import group as intake
+from service.kafka import clients as connection
+from service.kafka.clients import end
+from service.kafka.connection import KafkaConnection
+from service.sandbox.kafka import EmbeddedKafka, KafkaError
+from tests.conftest import TopicNamer, missing
+from tests.support.kafka_harness import Service, Station, until
+from tests.support.relay import Relay
+
+SHORTEST_FIREWALL = timedelta(minutes=4)
+"""Azure's load balancers forget a connection that was idle for so long; others take longer."""
+
+
+@pytest.fixture(scope="module")
+def relayed_kafka() -> Iterator[EmbeddedKafka]:
+    """One with a second listener, RELAYED; where clients find it, each test says."""
+    embedded = EmbeddedKafka(listeners={"RELAYED": "PLAINTEXT"})
+    try:
+        embedded.start()
+    except KafkaError as error:
+        missing(str(error))
+    else:
+        yield embedded
+    finally:
+        embedded.close()
+
+
+async def restart(kafka: EmbeddedKafka, *, advertised: str) -> None:
+    """Each test has to: Kafka ends with the thread that started it, and that one with the test's loop."""
+    await asyncio.to_thread(kafka.stop)
+    kafka.advertise("RELAYED", advertised)
+    await asyncio.to_thread(kafka.start)
+
+
+def relay_to(kafka: EmbeddedKafka) -> Relay:
+    """A relay that leads to the listener RELAYED."""
+    host, _, port = kafka.address("RELAYED").partition(":")
+    return Relay(lambda: (host, int(port)))
+
+
+@asynccontextmanager
+async def behind(relay: Relay, kafka: EmbeddedKafka, prefix: str, *, partitions: int = 1) -> AsyncIterator[Station]:
+    """A station whose services reach Kafka through a relay; itself it doesn't."""
+    async with Station(kafka.bootstrap, prefix, partitions=partitions) as station:
+        station.connection["bootstrap_servers"] = [relay.address]
+        yield station
+
+
+async def post_takes(service: Service, station: Station, operation_id: str, *, partition: int = 0) -> float:
+    """Ask for one sync, and return the seconds from the request to its POST."""
+    asked = time.monotonic()
+    await station.ask(operation_id, partition=partition)
+    await until(lambda: bool(service.vcda.posts[operation_id]), within=60, what="the POST")
+    return time.monotonic() - asked
+
+
+# ---------------------------------------------------------------- idle connections
+
+
+def test_idle_connections_are_closed_before_any_usual_firewall_forgets_them() -> None:
+    arguments = KafkaConnection(bootstrap_servers=("kafka:9092",)).arguments()
+
+    assert timedelta(milliseconds=arguments["connections_max_idle_ms"]) <= SHORTEST_FIREWALL / 2
+
+
+@pytest.mark.kafka
+async def test_a_request_after_an_idle_time_is_posted_at_once_behind_a_firewall_that_forgets_idle_connections(
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer
+) -> None:
+    async with relay_to(relayed_kafka) as relay:
+        await restart(relayed_kafka, advertised=relay.address)
+        async with behind(relay, relayed_kafka, topic_name("idle"), partitions=2) as station:
+            station.connection["connections_max_idle_ms"] = 2_000
+            service = await station.service()
+            await until(lambda: len(service.reading) == 2, what="both partitions are open")
+            await asyncio.sleep(6.0)
+            dropped = relay.drop(idle_for=4.0)
+
+            took = [await post_takes(service, station, f"op-{number}", partition=number) for number in (0, 1)]
+
+            print(f"from request to POST: {took}")  # noqa: T201 - for whoever measures
+            assert max(took) < 3.0
+            assert dropped == 0
+            await station.settled("op-0", "op-1")
+
+
+@pytest.mark.kafka
+async def test_a_producer_whose_connection_was_forgotten_costs_one_time_out_and_no_polite_stop(
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer
+) -> None:
+    """A firewall that is less patient than we are."""
+    async with relay_to(relayed_kafka) as relay:
+        await restart(relayed_kafka, advertised=relay.address)
+        async with behind(relay, relayed_kafka, topic_name("idle")) as station:
+            service = await station.service()
+            await asyncio.sleep(5.0)
+            dropped = relay.drop(idle_for=3.0)
+
+            took = await post_takes(service, station, "op-1")
+
+            print(f"from request to POST: {took}")  # noqa: T201
+            assert dropped > 0
+            assert took < intake.KAFKA_REQUEST_TIMEOUT.total_seconds() + 6.0
+            await station.settled("op-1")
+
+
+# ---------------------------------------------------------------- a Kafka that moves
+
+
+@pytest.mark.kafka
+async def test_a_kafka_that_comes_back_at_another_address_is_found_through_the_bootstrap_servers(
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "ASK_BOOTSTRAP", timedelta(seconds=3))
+    async with (
+        relay_to(relayed_kafka) as bootstrap,
+        relay_to(relayed_kafka) as before,
+        relay_to(relayed_kafka) as after,
+    ):
+        await restart(relayed_kafka, advertised=before.address)
+        async with behind(bootstrap, relayed_kafka, topic_name("moved"), partitions=3) as station:
+            service = await station.service()
+            await until(lambda: len(service.reading) == 3, what="all partitions are open")
+            await station.ask("op-1")
+            await station.settled("op-1")
+
+            before.close()
+            await restart(relayed_kafka, advertised=after.address)
+            moved = time.monotonic()
+            await station.ask("op-2", "op-3", "op-4", "op-5")
+
+            await station.settled("op-1", "op-2", "op-3", "op-4", "op-5", within=60)
+            print(f"found after {time.monotonic() - moved:.1f} s")  # noqa: T201
+            await until(lambda: service.metric("kafka_connected") == 1, what="it says so")
+            assert len(service.reading) == 3
+            assert not service.intake.died.is_set()
+
+
+@pytest.mark.kafka
+async def test_a_process_that_kafka_does_not_answer_although_it_answers_others_ends(
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "ASK_BOOTSTRAP", timedelta(seconds=0.5))
+    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.5))
+    monkeypatch.setattr(intake, "GIVE_UP", timedelta(seconds=1))
+    await restart(relayed_kafka, advertised=relayed_kafka.address("RELAYED"))
+    async with Station(relayed_kafka.bootstrap, topic_name("deaf")) as station:
+        service = await station.service()
+
+        async def unanswered() -> None:
+            raise KafkaConnectionError
+
+        monkeypatch.setattr(service.consumer, "topics", unanswered)
+        async with asyncio.timeout(30):
+            await service.intake.died.wait()
+
+
+# ---------------------------------------------------------------- clients that won't stop
+
+
+class Stubborn:
+    """Stops as aiokafka can: not at all, whoever cancels it, until it is `released`."""
+
+    def __init__(self) -> None:
+        self.client = AIOKafkaConsumer(bootstrap_servers="127.0.0.1:1")
+        self.released = asyncio.Event()
+
+    async def stop(self) -> None:
+        while not self.released.is_set():
+            with suppress(asyncio.CancelledError):
+                await self.released.wait()
+        await self.client.stop()
+
+
+async def test_a_client_that_swallows_the_cancellation_of_its_stop_is_left_behind() -> None:
+    stubborn = Stubborn()
+    began = time.monotonic()
+
+    await end(stubborn.client, stop=stubborn.stop, within=timedelta(seconds=0.1))
+
+    assert time.monotonic() - began < 0.1 + 2 * connection.CUT_LIMIT.total_seconds() + 1
+    stubborn.released.set()
+
+
+async def test_whoever_stops_a_client_can_be_cancelled_meanwhile() -> None:
+    stubborn = Stubborn()
+    stopping = asyncio.create_task(end(stubborn.client, stop=stubborn.stop, within=timedelta(seconds=0.1)))
+    await asyncio.sleep(0.01)
+    stopping.cancel()
+    began = time.monotonic()
+
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+
+    assert time.monotonic() - began < 1
+    stubborn.released.set()
+
+
+def of_producers() -> set["asyncio.Task[object]"]:
+    """Return the tasks of aiokafka's producers that are running."""
+    mine = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() if task is not mine and "/aiokafka/producer/" in repr(task)}
+
+
+@pytest.mark.kafka
+async def test_a_producer_in_the_middle_of_a_transaction_is_cut_without_leaving_tasks_behind(
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer
+) -> None:
+    async with relay_to(relayed_kafka) as relay:
+        await restart(relayed_kafka, advertised=relay.address)
+        async with behind(relay, relayed_kafka, topic_name("cut")) as station:
+            before = of_producers()
+            producer = AIOKafkaProducer(bootstrap_servers=relay.address, transactional_id=topic_name("cut"))
+            await producer.start()
+            await producer.begin_transaction()
+            await producer.send_and_wait(station.topics.requests, b"")
+            relay.drop()
+            await producer.send(station.topics.requests, b"")
+            committing = asyncio.create_task(producer.commit_transaction())
+            await asyncio.sleep(0.5)
+            began = time.monotonic()
+
+            await end(producer, within=timedelta())
+
+            assert time.monotonic() - began < connection.CUT_LIMIT.total_seconds()
+            committing.cancel()  # as the journal does, whose commits have a limit
+            await asyncio.wait([committing])
+            await until(lambda: of_producers() <= before, within=2.0, what=lambda: f"nothing is left: {of_producers()}")

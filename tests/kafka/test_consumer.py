@@ -1,0 +1,169 @@
+"""Records that Kafka's client can't hand over, and what else lies between requests: nothing behind them waits."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import aiokafka.codec
+import pytest
+from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.client import ConnectionGroup
+from aiokafka.errors import RequestTimedOutError
+
+from service.clock import Clock
+from service.kafka.consumer import SteadyConsumer, probe_consumer, timestamp_of
+from service.sandbox.kafka import Kafka
+from tests.conftest import TopicNamer
+from tests.support.kafka_harness import Station, good, word
+
+
+@pytest.fixture
+async def station(kafka: Kafka, topic_name: TopicNamer) -> AsyncIterator[Station]:
+    async with Station(kafka.bootstrap, topic_name("consumer")) as station:
+        yield station
+
+
+async def test_a_header_name_that_is_not_utf_8_costs_that_record_alone(station: Station) -> None:
+    service = await station.service()
+    bad = good("bad") | {"headers": [("NAME", b"value")]}
+    await station.send_together([good("before"), bad, good("after")], instead={b"NAME": b"\xff\xfe\xfd\xfc"})
+    await station.ask("behind")
+
+    await station.settled("before", "after", "behind")
+    [letter] = await station.dead_letters(1)
+    assert (letter.key, letter.value) == (None, b"")
+    assert (word(letter, "reason"), word(letter, "offset")) == ("unreadable", "1")
+    assert word(letter, "detail") == "A header's name is not UTF-8."
+    assert service.metric("requests_total", result="duplicate") == 0
+    assert service.metric("partitions_reopened_total") == 0
+
+
+async def test_bad_header_names_one_after_the_other_are_gone_past(station: Station) -> None:
+    for number in range(3):
+        bad = good(f"bad-{number}") | {"headers": [("NAME", b"value")]}
+        await station.send_together([bad, bad], instead={b"NAME": b"\xff\xfe\xfd\xfc"})
+        await station.ask(f"good-{number}")
+    service = await station.service()
+
+    await station.settled("good-0", "good-1", "good-2")
+    letters = await station.dead_letters(6)
+    assert [word(letter, "offset") for letter in letters] == ["0", "1", "3", "4", "6", "7"]
+    assert service.metric("requests_total", result="dead_lettered") == 6
+
+
+async def test_a_codec_that_this_client_lacks_costs_the_batch_that_is_written_with_it(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await station.ask("before")
+    await station.send_together([good("packed-1"), good("packed-2")], compression="lz4")
+    await station.ask("after")
+    monkeypatch.setattr(aiokafka.codec, "has_lz4", lambda: False)
+    service = await station.service()
+
+    await station.settled("before", "after")
+    letters = await station.dead_letters(2)
+    assert [(word(letter, "reason"), word(letter, "offset")) for letter in letters] == [
+        ("unreadable", "1"),
+        ("unreadable", "2"),
+    ]
+    assert word(letters[0], "detail") == "It is compressed with a codec that this client does not have."
+    assert service.metric("requests_total", result="accepted") == 2
+
+
+async def test_a_header_value_that_is_not_utf_8_goes_to_the_dead_letters_untouched(station: Station) -> None:
+    await station.service()
+    bad = good("bad") | {"headers": [("x", b"\xff\x00"), ("y", b"2")]}
+    await station.send_together([good("before"), bad, good("after")])
+
+    await station.settled("before", "after")
+    [letter] = await station.dead_letters(1)
+    assert (letter.key, letter.value) == (bad["key"], bad["value"])
+    assert letter.headers[:2] == (("x", b"\xff\x00"), ("y", b"2"))
+    assert word(letter, "reason") == "bad-header"
+
+
+async def test_an_aborted_transaction_of_an_upstream_asks_for_nothing(
+    station: Station, kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    service = await station.service()
+    upstream = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("upstream"))
+    await upstream.start()
+    try:
+        await station.ask("before")
+        for operation_id, stands in (("undone-1", False), ("done", True), ("undone-2", False)):
+            await upstream.begin_transaction()
+            await upstream.send_and_wait(station.topics.requests, **good(operation_id))
+            await (upstream.commit_transaction() if stands else upstream.abort_transaction())
+        await station.ask("after")
+    finally:
+        await upstream.stop()
+
+    await station.settled("before", "done", "after")
+    assert service.metric("requests_total", result="accepted") == 3
+    assert station.dead == []
+
+
+async def test_a_bad_record_right_after_an_aborted_one_is_the_only_one_gone_past(
+    station: Station, kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    upstream = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("upstream"))
+    await upstream.start()
+    try:
+        await upstream.begin_transaction()
+        await upstream.send_and_wait(station.topics.requests, **good("undone"))
+        await upstream.abort_transaction()
+    finally:
+        await upstream.stop()
+    bad = good("bad") | {"headers": [("NAME", b"value")]}
+    await station.send_together([bad, good("after")], instead={b"NAME": b"\xff\xfe\xfd\xfc"})
+    await station.service()
+
+    await station.settled("after")
+    [letter] = await station.dead_letters(1)
+    assert word(letter, "offset") == "2"  # behind the aborted record and its mark
+
+
+async def test_a_single_record_tells_its_timestamp_where_there_is_one_that_can_be_read(station: Station) -> None:
+    record = good("a") | {"timestamp": 1_772_402_400_123}
+    bad = good("bad") | {"headers": [("NAME", b"value")]}
+    await station.send_together([record, bad], instead={b"NAME": b"\xff\xfe\xfd\xfc"})
+    place = TopicPartition(station.topics.requests, 0)
+
+    async def stamp(offset: int) -> int | None:
+        async with probe_consumer(connection=station.connection, clock=Clock()) as consumer:
+            return await timestamp_of(place, offset, consumer=consumer)
+
+    assert [await stamp(offset) for offset in (0, 1, 2, 99)] == [1_772_402_400_123, None, None, None]
+
+
+class GivenUp:
+    """A connection that was given up while its request waited for an answer."""
+
+    def __init__(self, connections: dict[object, object]) -> None:
+        self._connections = connections
+
+    async def send(self, *_: object, **__: object) -> None:
+        self._connections.clear()
+        raise TimeoutError
+
+
+async def test_a_request_that_times_out_on_a_connection_given_up_is_ordinary_trouble() -> None:
+    consumer = SteadyConsumer(bootstrap_servers="127.0.0.1:1", group_id="group", clock=Clock())
+
+    async def ready(*_: object, **__: object) -> bool:
+        return True
+
+    consumer._client.ready = ready
+    connections = consumer._client._conns
+    connections[1, ConnectionGroup.DEFAULT] = GivenUp(connections)
+    with pytest.raises(RequestTimedOutError):
+        await consumer._client.send(1, object())
+    connections.clear()
+    await consumer.stop()
+
+
+async def test_a_process_whose_fetching_has_ended_says_so_and_ends(station: Station) -> None:
+    service = await station.service()
+    service.intake._consumer._fetcher._fetch_task.cancel()
+
+    async with asyncio.timeout(10):
+        await service.intake.died.wait()

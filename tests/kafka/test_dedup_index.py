@@ -1,0 +1,123 @@
+"""What is remembered of requests that have ended, and for how long."""
+
+import tracemalloc
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.kafka.dedup_index import DedupIndex, YoungTasks
+
+SECOND = 1_000
+HOUR = 3_600 * SECOND
+NOON = 1_893_499_200_000
+"""Moments are epoch milliseconds."""
+
+
+def test_an_identity_is_held_until_it_expires() -> None:
+    remembered = DedupIndex()
+    remembered.add(b"op:C4-1:sync-1", NOON)
+    assert remembered.holds(b"op:C4-1:sync-1", NOON - SECOND)
+    assert not remembered.holds(b"op:C4-1:sync-1", NOON)
+
+
+def test_an_identity_that_never_ended_is_not_held() -> None:
+    remembered = DedupIndex()
+    remembered.add(b"op:C4-1:sync-1", NOON)
+    assert not remembered.holds(b"op:C4-1:sync-2", NOON - SECOND)
+
+
+def test_an_identity_that_ended_again_is_held_until_the_later_expiry_and_counts_once() -> None:
+    remembered = DedupIndex()
+    remembered.add(b"op:C4-1:sync-1", NOON)
+    remembered.add(b"op:C4-1:sync-1", NOON + SECOND)
+    assert remembered.holds(b"op:C4-1:sync-1", NOON)
+    assert len(remembered) == 1
+
+
+def test_an_identity_that_is_discarded_is_not_held() -> None:
+    remembered = DedupIndex()
+    remembered.add(b"op:C4-1:sync-1", NOON)
+    remembered.discard(b"op:C4-1:sync-1")
+    remembered.discard(b"op:C4-1:sync-2")
+    assert not remembered.holds(b"op:C4-1:sync-1", NOON - SECOND)
+    assert len(remembered) == 0
+
+
+def test_expired_identities_are_forgotten_and_counted() -> None:
+    remembered = DedupIndex()
+    for n in range(5):
+        remembered.add(b"op:C4-1:sync-%d" % n, NOON + n * SECOND)
+    assert remembered.forget_expired(NOON + 2 * SECOND) == 3
+    assert len(remembered) == 2
+    assert remembered.holds(b"op:C4-1:sync-3", NOON + 2 * SECOND)
+
+
+def test_those_that_expire_together_share_one_moment_in_memory() -> None:
+    def memory(*, apart: int) -> int:
+        tracemalloc.start()
+        remembered = DedupIndex()
+        for n in range(1_000):
+            remembered.add(b"op:C4-1:sync-%d" % n, NOON + n * apart)
+        used, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(remembered) == 1_000
+        return used
+
+    assert memory(apart=1) - memory(apart=0) >= 32 * 990
+
+
+@given(st.sets(st.text(max_size=300), min_size=2))
+def test_identities_are_told_apart_whatever_they_are(identities: set[str]) -> None:
+    one, *others = identities
+    remembered = DedupIndex()
+    for other in others:
+        remembered.add(other.encode(), NOON)
+    assert not remembered.holds(one.encode(), NOON - SECOND)
+    assert all(remembered.holds(other.encode(), NOON - SECOND) for other in others)
+
+
+def test_a_replications_tasks_are_told_from_a_moment_on() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-1", "task-2", NOON + SECOND, written_at=NOON)
+    young.add("C4-2", "task-3", NOON + SECOND, written_at=NOON)
+    assert list(young.since("C4-1", NOON)) == ["task-1", "task-2"]
+    assert list(young.since("C4-1", NOON + SECOND)) == ["task-2"]
+    assert list(young.since("C4-3", NOON)) == []
+
+
+def test_tasks_older_than_the_horizon_are_let_go() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-2", "task-2", NOON, written_at=NOON + HOUR)
+    assert list(young.since("C4-1", NOON)) == ["task-1"]
+    young.add("C4-2", "task-3", NOON, written_at=NOON + HOUR + SECOND)
+    assert list(young.since("C4-1", NOON)) == []
+    assert list(young.since("C4-2", NOON)) == ["task-2", "task-3"]
+
+
+def test_a_task_that_says_it_began_in_the_future_makes_no_other_old() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-2", "task-2", NOON + 50 * HOUR, written_at=NOON + SECOND)
+    assert list(young.since("C4-1", NOON)) == ["task-1"]
+
+
+def test_a_few_are_kept_however_old_they_seem_since_our_own_clock_may_be_set() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=2)
+    for n in range(3):
+        young.add("C4-1", f"task-{n}", NOON, written_at=NOON + n * 50 * HOUR)
+    assert list(young.since("C4-1", NOON)) == ["task-1", "task-2"]
+
+
+@pytest.mark.parametrize("asked_before", [True, False])
+def test_of_a_replications_tasks_only_the_old_ones_are_let_go(asked_before: bool) -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=0)
+    if asked_before:
+        assert list(young.since("C4-1", NOON)) == []
+    young.add("C4-1", "task-1", NOON, written_at=NOON)
+    young.add("C4-1", "task-2", NOON, written_at=NOON + 2 * SECOND)
+    young.add("C4-1", "task-3", NOON, written_at=NOON + HOUR + SECOND)
+    assert list(young.since("C4-1", NOON)) == ["task-2", "task-3"]

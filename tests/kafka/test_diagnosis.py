@@ -1,0 +1,56 @@
+"""What Kafka's client raises and logs becomes a sentence; with a real Kafka, see test_kafka_security.py."""
+
+import logging
+
+import pytest
+from aiokafka.errors import (
+    GroupAuthorizationFailedError,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    SaslAuthenticationFailed,
+    TransactionalIdAuthorizationFailed,
+)
+
+from service.kafka.diagnosis import diagnosis, overheard
+from service.settings.model import Kafka
+
+KAFKA = Kafka(bootstrap_servers="kafka.example:9092")
+BOOTSTRAP = KafkaConnectionError("Unable to bootstrap")
+
+
+@pytest.mark.parametrize(
+    ("raised", "sentence"),
+    [
+        (BOOTSTRAP, "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
+        (TimeoutError(), "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
+        (GroupAuthorizationFailedError("secret"), "Kafka doesn't allow us this: grant it to the user"),
+        (TransactionalIdAuthorizationFailed("x"), "Kafka doesn't allow us transactions: grant Write"),
+        (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError."),
+    ],
+)
+def test_what_is_raised_becomes_a_sentence(raised: KafkaError | OSError, sentence: str) -> None:
+    said = diagnosis(raised, [], kafka=KAFKA)
+
+    assert said.startswith(sentence)
+    assert "secret" not in said
+
+
+def test_what_was_logged_last_and_tells_most_is_chosen() -> None:
+    log = logging.getLogger("aiokafka")
+    with overheard() as errors:
+        log.error('Unable connect to "%s:%s": %s', "kafka.example", 9092, ConnectionRefusedError())
+        log.error('Unable connect to "%s:%s": %s', "kafka.example", 9092, SaslAuthenticationFailed("no"))
+        log.error('Unable connect to "%s:%s": %s', "kafka.example", 9092, ConnectionRefusedError())
+    log.error("after it: %s", SaslAuthenticationFailed("no"))
+
+    assert len(errors) == 3
+    assert "VM_SYNC_KAFKA__SASL_PASSWORD" in diagnosis(BOOTSTRAP, errors, kafka=KAFKA)
+
+
+def test_somebody_who_hangs_up_is_told_from_nobody() -> None:
+    hung_up = diagnosis(BOOTSTRAP, [KafkaConnectionError("Connection at kafka.example:9092 closed")], kafka=KAFKA)
+    nobody = diagnosis(BOOTSTRAP, [ConnectionRefusedError()], kafka=KAFKA)
+
+    assert hung_up.startswith("Kafka at kafka.example:9092 hangs up: check whether VM_SYNC_KAFKA__SECURITY_PROTOCOL")
+    assert nobody.startswith("Kafka can't be reached")

@@ -1,0 +1,315 @@
+"""Journals on a real Kafka: all of a commit or nothing, none from whoever was fenced, and sizes that are refused."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from aiokafka import AIOKafkaProducer
+
+from service.clock import Clock
+from service.intake import group as intake
+from service.kafka import journal
+from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
+from service.kafka.journal_codec import Cursor
+from service.messages.kafka_record import MAX_MESSAGE, Event
+from service.sandbox.kafka import EmbeddedKafka, Kafka
+from service.sync import ApiError, Request, Task, Waiting
+from tests.conftest import TopicNamer
+from tests.support.kafka_harness import Station, request, until, word
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+def waiting(operation_id: str) -> Waiting:
+    return Waiting(
+        request=Request(
+            identity=f"op:C4-1:{operation_id}",
+            operation_id=operation_id,
+            replication_id="C4-1",
+            site=None,
+            offset=7,
+            requested_at=NOON,
+            accepted_at=NOON,
+            deadline=NOON,
+        )
+    )
+
+
+@pytest.fixture
+async def station(kafka: Kafka, topic_name: TopicNamer) -> AsyncIterator[Station]:
+    async with Station(kafka.bootstrap, topic_name("journal")) as station:
+        yield station
+
+
+async def opened(station: Station, *, partition: int = 0) -> Opened:
+    return await KafkaJournal.open(
+        topic=station.topics.journal,
+        partition=partition,
+        connection=station.connection,
+        clock=Clock(),
+        refusals=Refusals(),
+    )
+
+
+async def test_what_was_committed_is_there_for_who_opens_next(station: Station) -> None:
+    first = await opened(station)
+    one, two = waiting("1"), waiting("2")
+    cursor = Cursor(station.topics.requests, 8, 1_772_402_400_000)
+    event = Event(topic=station.topics.completed, key=b"k", value=b'{"operationID": "1"}', headers=(("h", b"v"),))
+    await first.journal.commit(
+        Batch(changes={one.request.identity: one, two.request.identity: two}, events=[event], cursor=cursor)
+    )
+    await first.journal.commit(Batch(changes={one.request.identity: None}))
+    second = await opened(station)
+
+    assert (second.cursor, second.in_flight) == (cursor, [two])
+    assert [entry async for entry in second.journal.entries()] == [
+        (one.request.identity, None),
+        (two.request.identity, None),
+    ]
+    await station.told_of("1")
+    assert (station.told[0].key, station.told[0].headers) == (b"k", (("h", b"v"),))
+    await first.journal.close()
+    await second.journal.close()
+
+
+async def test_whoever_was_fenced_writes_nothing_more(station: Station) -> None:
+    first = await opened(station)
+    second = await opened(station)
+    lost = waiting("lost")
+    told = Event(topic=station.topics.completed, key=b"k", value=b'{"operationID": "lost"}')
+    with pytest.raises(JournalLost):
+        await first.journal.commit(Batch(changes={lost.request.identity: lost}, events=[told]))
+    await second.journal.commit(Batch(cursor=Cursor(station.topics.requests, 1)))
+    third = await opened(station)
+
+    assert (third.cursor, third.in_flight) == (Cursor(station.topics.requests, 1), [])
+    assert station.told == []
+    for one in (first, second, third):
+        await one.journal.close()
+
+
+async def test_a_journal_that_ends_with_an_aborted_transaction_is_read_to_its_end(station: Station) -> None:
+    first = await opened(station)
+    await first.journal.commit(Batch(cursor=Cursor(station.topics.requests, 1)))
+    await first.journal.close()
+    dying = AIOKafkaProducer(**station.connection, transactional_id=f"{station.topics.journal}-0")
+    await dying.start()
+    await dying.begin_transaction()
+    await dying.send_and_wait(station.topics.journal, key=b"cursor", value=b'{"topic": "other", "offset": 9}')
+
+    second = await opened(station)
+
+    assert second.cursor == Cursor(station.topics.requests, 1)
+    await second.journal.close()
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the dead one's client has several words for it
+        await dying.commit_transaction()
+    await dying.stop()
+
+
+async def test_a_commit_that_nobody_waits_for_any_more_is_not_cut_in_half(station: Station) -> None:
+    first = await opened(station)
+    one = waiting("1")
+    committing = asyncio.create_task(first.journal.commit(Batch(changes={one.request.identity: one})))
+    await asyncio.sleep(0)  # it has begun
+    committing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await committing
+    await first.journal.commit(Batch(cursor=Cursor(station.topics.requests, 1)))
+    await first.journal.close()
+
+    second = await opened(station)
+
+    assert (second.cursor, second.in_flight) == (Cursor(station.topics.requests, 1), [one])
+    await second.journal.close()
+
+
+async def test_a_journal_with_what_nobody_here_can_read_is_unfit(station: Station) -> None:
+    await station.send(topic=station.topics.journal, key=b"op:C4-1:1", value=b'{"v": 9, "state": "paused"}')
+    with pytest.raises(JournalMismatch, match="run the version that wrote it") as caught:
+        await opened(station)
+    assert caught.value.reason == StopReason.JOURNAL_UNREADABLE
+
+
+async def test_more_than_one_batch_holds_goes_in_one_transaction(station: Station) -> None:
+    first = await opened(station)
+    events = [
+        Event(topic=station.topics.completed, key=b"k", value=request(f"op-{n}", "C4-1", padding="x" * 300_000))
+        for n in range(5)
+    ]
+    await first.journal.commit(Batch(events=events))
+    await first.journal.close()
+
+    await station.told_of(*(f"op-{n}" for n in range(5)))
+
+
+async def test_of_a_transaction_that_a_broker_refuses_in_part_nothing_stands(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    station = Station(kafka.bootstrap, topic_name("refused"))
+    station.settings[station.topics.failed] = {"max.message.bytes": "2000"}
+    async with station:
+        first = await opened(station)
+        one = waiting("1")
+        good = Event(topic=station.topics.completed, key=b"k", value=b'{"operationID": "1"}')
+        large = Event(topic=station.topics.failed, key=b"k", value=request("1", "C4-1", padding="x" * 3_000))
+        with pytest.raises(JournalLost):
+            await first.journal.commit(
+                Batch(changes={one.request.identity: one}, events=[good, large], cursor=Cursor("requests", 1))
+            )
+        await first.journal.close()
+        second = await opened(station)
+
+        assert (second.cursor, second.in_flight, station.told) == (None, [], [])
+        await second.journal.close()
+
+
+# ---------------------------------------------------------------- sizes, through the whole service
+
+
+async def test_the_largest_request_is_served_and_larger_ones_are_set_aside_untouched(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    station = Station(kafka.bootstrap, topic_name("sizes"))
+    station.settings[station.topics.dead_letter] = {"max.message.bytes": str(1024 * 1024 + 64 * 1024)}
+    async with station:
+        service = await station.service()
+
+        def sized(operation_id: str, size: int) -> dict[str, Any]:
+            """A request of so many bytes: key, value and headers."""
+            key, headers = b"C4-1", [("h", b"v" * 1000)]
+            bare = len(request(operation_id, "C4-1", padding="")) + len(key) + 1001
+            padding = "x" * (size - bare)
+            return {"key": key, "value": request(operation_id, "C4-1", padding=padding), "headers": headers}
+
+        await station.send(**sized("largest", MAX_MESSAGE))
+        over = sized("over", MAX_MESSAGE + 1)
+        huge = sized("huge", 900 * 1024)
+        await station.send(**over)
+        await station.send(**huge)
+        await station.ask("behind")
+
+        await station.settled("largest", "behind")
+        letters = await station.dead_letters(2)
+        for letter, original in zip(letters, (over, huge), strict=True):
+            assert (letter.key, letter.value, letter.headers[0]) == (
+                original["key"],
+                original["value"],
+                original["headers"][0],
+            )
+            assert (word(letter, "reason"), word(letter, "truncated")) == ("too-large", None)
+        assert service.metric("partitions_reopened_total") == 0
+
+
+async def test_dead_letters_that_the_broker_refuses_for_their_size_come_without_value(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    station = Station(kafka.bootstrap, topic_name("narrow"))
+    station.settings[station.topics.dead_letter] = {"max.message.bytes": "20000"}
+    async with station:
+        service = await station.service()
+        await station.ask("before")
+        for number, size in enumerate((100_000, 10_000, 200_000, 90_000)):
+            await station.send(key=b"k%d" % number, value=b"x" * size, headers=[("h", b"v")])
+        await station.ask("behind")
+
+        await station.settled("before", "behind")
+        letters = await station.dead_letters(4)
+        assert [(letter.key, len(letter.value or b""), word(letter, "truncated")) for letter in letters] == [
+            (b"k0", 0, "true"),
+            (b"k1", 10_000, None),
+            (b"k2", 0, "true"),
+            (b"k3", 0, "true"),
+        ]
+        assert letters[0].headers[0] == ("h", b"v")
+        # Refused together, then one by one, each larger one once; but not for ever.
+        assert service.metric("partitions_reopened_total") <= 8
+
+
+async def test_an_outcome_that_the_broker_refuses_for_its_size_comes_with_fewer_words(
+    kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    station = Station(kafka.bootstrap, topic_name("terse"))
+    station.settings[station.topics.failed] = {"max.message.bytes": "2000"}
+    async with station:
+        station.world.fate = lambda _: "FAILED"
+        make = station.world.make
+        warnings = tuple(ApiError(f"W{n}", "w" * 1000) for n in range(5))
+
+        def verbose(*args: Any, **options: Any) -> Task:
+            task = make(*args, **options)
+            made = station.world.made[task.id]
+            made.task, made.error = replace(made.task, warnings=warnings), ApiError("Boom", "b" * 1000)
+            return task
+
+        monkeypatch.setattr(station.world, "make", verbose)
+        service = await station.service()
+        await station.ask("op-1")
+
+        await station.told_of("op-1")
+        event = json.loads(station.told[0].value)
+        assert (event["reason"], event["warnings"]) == ("task-failed", [])
+        assert event["error"] == {"code": "Boom", "msg": "b" * 100, "args": []}
+        assert service.metric("partitions_reopened_total") == 1
+        assert station.world.tasks_of() == {"op-1": 1}
+
+
+async def test_what_can_not_be_told_at_all_is_tried_less_and_less_often(
+    kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(intake, "REOPEN_FIRST", timedelta(milliseconds=40))
+    station = Station(kafka.bootstrap, topic_name("mute"), partitions=2)
+    station.settings[station.topics.completed] = {"max.message.bytes": "100"}
+    async with station:
+        service = await station.service()
+        await station.ask("mute", partition=0)
+        await until(lambda: service.metric("partitions_reopened_total") >= 6, what="it was lost for the sixth time")
+        lost_at, times = asyncio.get_running_loop().time(), len(service.opened)
+        await until(lambda: len(service.opened) > times, what="it is opened again")
+
+        # The sixth pause is of 1,280 ms, at least half of it; the first was of 40.
+        assert asyncio.get_running_loop().time() - lost_at > 0.6
+        assert service.opened.count(1) == 1
+
+
+# ---------------------------------------------------------------- a transaction past its time-out
+
+
+@pytest.fixture
+def strict_kafka() -> Iterator[EmbeddedKafka]:
+    """One that looks for transactions past their time-out all the time."""
+    with EmbeddedKafka(properties={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "50"}) as strict:
+        yield strict
+
+
+async def test_a_partition_whose_transaction_timed_out_works_again_by_itself(
+    strict_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stalls: list[float] = []
+
+    class Stalling(AIOKafkaProducer):  # type: ignore[misc] # aiokafka is untyped
+        """Its transactions time out early, and one is not committed in time."""
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**(options | {"transaction_timeout_ms": 300}))
+
+        async def commit_transaction(self) -> None:
+            if stalls:
+                await asyncio.sleep(stalls.pop())
+            await super().commit_transaction()
+
+    monkeypatch.setattr(journal, "AIOKafkaProducer", Stalling)
+    async with Station(strict_kafka.bootstrap, topic_name("stalled")) as station:
+        service = await station.service()
+        stalls.append(1.0)
+        await station.ask("op-1")
+
+        await station.settled("op-1")
+        assert service.opened == [0, 0]
+        assert service.metric("partitions_reopened_total") == 1
+        assert service.metric("partitions_owned") == 1

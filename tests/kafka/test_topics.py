@@ -1,0 +1,208 @@
+"""The topics: what is made, what is refused, what is advised."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+
+from service.kafka.connection import KafkaConnection
+from service.kafka.topics import Advice, Created, Finding, Refusal, Topic, TopicNames, _describe, ensure_topics, judge
+from service.sandbox.kafka import Kafka
+from tests.conftest import TopicNamer
+
+NAMES = TopicNames(requests="requests", completed="completed", failed="failed", dead_letter="dead", journal="journal")
+GOOD = Topic(
+    partitions=12,
+    replicas=3,
+    settings={"cleanup.policy": "delete", "min.insync.replicas": "2", "max.message.bytes": "1048588"},
+)
+ALL_GOOD = dict.fromkeys(NAMES.all(), GOOD) | {
+    "journal": replace(GOOD, settings={"cleanup.policy": "compact", "min.insync.replicas": "2"})
+}
+
+
+def _with(topic: Topic, **settings: str) -> Topic:
+    return replace(topic, settings={**(topic.settings or {}), **{k.replace("_", "."): v for k, v in settings.items()}})
+
+
+def test_topics_that_fit_leave_nothing_to_say() -> None:
+    assert judge(ALL_GOOD, names=NAMES) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"requests": replace(GOOD, partitions=13)}, "Widen journal to 13"),
+        ({"requests": replace(GOOD, partitions=11)}, "Widen requests to 12"),
+        ({"journal": GOOD}, "cleanup.policy=delete"),
+        ({"journal": _with(GOOD, cleanup_policy="compact,delete")}, "cleanup.policy=compact,delete"),
+        ({"failed": replace(GOOD, replicas=1)}, "Nothing can be written to failed"),
+    ],
+)
+def test_what_does_not_fit_is_refused(change: dict[str, Topic], says: str) -> None:
+    [finding] = [found for found in judge(ALL_GOOD | change, names=NAMES) if isinstance(found, Refusal)]
+
+    assert says in finding.text
+
+
+def test_the_topic_for_progress_is_needed_where_it_is_named() -> None:
+    assert "progress" not in NAMES.all()
+
+    [finding] = judge(ALL_GOOD, names=replace(NAMES, progress="progress"))
+
+    assert isinstance(finding, Refusal)
+    assert "progress doesn't exist" in finding.text
+
+
+def test_a_missing_topic_is_refused_with_the_way_out() -> None:
+    topics = {name: topic for name, topic in ALL_GOOD.items() if name != "dead"}
+
+    [finding] = judge(topics, names=NAMES)
+
+    assert isinstance(finding, Refusal)
+    assert "dead doesn't exist" in finding.text
+    assert "VM_SYNC_KAFKA__CREATE_TOPICS=true" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"completed": replace(GOOD, replicas=2)}, "Fewer than 3 replicas"),
+        ({"completed": replace(GOOD, settings=None)}, "DescribeConfigs"),
+        ({"completed": _with(GOOD, min_insync_replicas="1")}, "min.insync.replicas=1"),
+        ({"journal": _with(ALL_GOOD["journal"], unclean_leader_election_enable="true")}, "Unclean leader election"),
+        ({"requests": _with(GOOD, cleanup_policy="compact")}, "drop the older ones"),
+        ({"dead": _with(GOOD, max_message_bytes="65536")}, "come without their value"),
+    ],
+)
+def test_what_weakens_a_promise_is_advised_against(change: dict[str, Topic], says: str) -> None:
+    [finding] = judge(ALL_GOOD | change, names=NAMES)
+
+    assert isinstance(finding, Advice)
+    assert says in finding.text
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        replace(NAMES, completed="requests"),
+        replace(NAMES, failed="requests"),
+        replace(NAMES, failed="journal"),
+        replace(NAMES, dead_letter="requests"),
+        replace(NAMES, journal="dead"),
+        replace(NAMES, progress="requests"),
+        replace(NAMES, progress="failed"),
+    ],
+)
+async def test_names_that_would_mix_topics_are_refused_before_kafka_is_asked(names: TopicNames) -> None:
+    nowhere = KafkaConnection(bootstrap_servers=("127.0.0.1:1",))
+
+    [finding] = await ensure_topics(nowhere, names=names, partitions=1, create=True)
+
+    assert isinstance(finding, Refusal)
+
+
+def test_a_connection_never_shows_its_password() -> None:
+    connection = KafkaConnection(bootstrap_servers=("kafka:9092",), security={"sasl_plain_password": "hunter2"})
+
+    assert "hunter2" not in repr(connection)
+
+
+# ---------------------------------------------------------------- against a real Kafka
+
+
+def _here(kafka: Kafka, topic_name: TopicNamer) -> tuple[KafkaConnection, TopicNames]:
+    names = TopicNames(
+        **{field: topic_name(field) for field in ("requests", "completed", "dead_letter", "journal")},
+        failed=topic_name("completed"),
+    )
+    return KafkaConnection(bootstrap_servers=tuple(kafka.bootstrap.split(","))), names
+
+
+async def _topics(connection: KafkaConnection, names: TopicNames) -> dict[str, Topic]:
+    admin = AIOKafkaAdminClient(**connection.arguments())
+    await admin.start()
+    try:
+        return await _describe(admin, names)
+    finally:
+        await admin.close()
+
+
+async def _create(connection: KafkaConnection, name: str, partitions: int, **settings: str) -> None:
+    admin = AIOKafkaAdminClient(**connection.arguments())
+    await admin.start()
+    try:
+        await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
+    finally:
+        await admin.close()
+
+
+def _refusals(findings: list[Finding]) -> list[Finding]:
+    return [finding for finding in findings if isinstance(finding, Refusal)]
+
+
+async def test_missing_topics_are_made_as_the_service_needs_them(kafka: Kafka, topic_name: TopicNamer) -> None:
+    connection, names = _here(kafka, topic_name)
+
+    findings = await ensure_topics(connection, names=names, partitions=3, create=True)
+
+    made = await _topics(connection, names)
+    assert sorted(made) == sorted(names.all())
+    assert len([finding for finding in findings if isinstance(finding, Created)]) == 4
+    assert {topic.partitions for topic in made.values()} == {3}
+    journal = made[names.journal].settings or {}
+    assert journal["cleanup.policy"] == "compact"
+    assert journal["segment.bytes"] == "33554432"
+    assert journal["segment.ms"] == "3600000"
+    assert journal["min.cleanable.dirty.ratio"] == "0.1"
+    assert journal["unclean.leader.election.enable"] == "false"
+    assert made[names.dead_letter].largest > made[names.requests].largest
+    assert not _refusals(findings)
+    assert not [
+        finding
+        for finding in await ensure_topics(connection, names=names, partitions=3, create=True)
+        if isinstance(finding, Created)
+    ]
+
+
+async def test_looking_does_not_make_anything(kafka: Kafka, topic_name: TopicNamer) -> None:
+    connection, names = _here(kafka, topic_name)
+
+    findings = await ensure_topics(connection, names=names, partitions=3, create=False)
+
+    assert len(_refusals(findings)) == 4
+    assert await _topics(connection, names) == {}
+
+
+async def test_a_new_journal_is_as_wide_as_the_requests_topic_that_it_serves(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    connection, names = _here(kafka, topic_name)
+    await _create(connection, names.requests, 5, **{"max.message.bytes": "2000000"})
+
+    findings = await ensure_topics(connection, names=names, partitions=3, create=True)
+
+    made = await _topics(connection, names)
+    assert not _refusals(findings)
+    assert made[names.journal].partitions == 5
+    assert made[names.completed].partitions == 3
+    assert made[names.dead_letter].largest > 2_000_000
+
+
+async def test_two_processes_that_start_at_once_do_not_hinder_each_other(kafka: Kafka, topic_name: TopicNamer) -> None:
+    connection, names = _here(kafka, topic_name)
+
+    both = await asyncio.gather(*(ensure_topics(connection, names=names, partitions=3, create=True) for _ in range(2)))
+
+    assert not [refusal for findings in both for refusal in _refusals(findings)]
+
+
+async def test_what_kafka_itself_refuses_is_told_in_its_words(kafka: Kafka, topic_name: TopicNamer) -> None:
+    connection, names = _here(kafka, topic_name)
+    impossible = replace(names, journal=topic_name("not a name for a topic"))
+
+    [refusal] = _refusals(await ensure_topics(connection, names=impossible, partitions=3, create=True))
+
+    assert isinstance(refusal, Refusal)
+    assert "can't be made" in refusal.text

@@ -1,0 +1,303 @@
+"""What wakes people is right: each alert fires and stays silent when it should, names what exists, and has its page."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from service import settings
+from service.messages.requests import DeadLetterReason
+from service.observability import metrics
+from service.sync import Reason
+from tests.conftest import missing
+from tests.support.expressions import (
+    MONITORING,
+    ROOT,
+    RUNBOOK,
+    Expression,
+    alerts,
+    all_expressions,
+    panels,
+    rules,
+    runbook_sections,
+)
+from tools import dashboard, prometheusrule
+
+TABLE = {metric.name: metric for metric in metrics.table()}
+
+ELSEWHERE = {
+    "up": {"job"},
+    "process_cpu_seconds_total": {"job"},
+    "process_resident_memory_bytes": {"job"},
+    "kafka_consumergroup_lag": {"consumergroup", "topic", "partition"},
+    "kafka_consumergroup_current_offset": {"consumergroup", "topic", "partition"},
+}
+"""Metrics that are not the service's own: Prometheus', the client library's, a Kafka exporter's; with their labels."""
+
+SCRAPED = {"namespace", "instance"}
+"""Labels that each target has, in Kubernetes by the PodMonitor, under compose by prometheus.yaml."""
+
+WORDS = {
+    "result": {*metrics.RESULTS, *metrics.LOGINS},
+    "outcome": set(metrics.OUTCOMES),
+    "state": set(metrics.STATES),
+    "operation": set(metrics.OPERATIONS),
+    "status": set(metrics.STATUSES),
+    "job": {"vm-sync"},
+    "topic": {settings.Topics().requests},
+    "consumergroup": {settings.Kafka().group_id},
+}
+"""The values that a label can have, where they are words of ours."""
+
+TEST_GROUPS = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())["tests"]
+
+
+def promtool(*arguments: str) -> str:
+    if (program := shutil.which("promtool")) is None:
+        missing("promtool is not installed: apt-get install prometheus")
+    run = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
+
+
+# ---------------------------------------------------------------- rules
+
+
+def test_prometheus_accepts_the_rules_and_the_configuration_that_loads_them() -> None:
+    assert f"{len(rules())} rules found" in promtool("check", "rules", str(MONITORING / "rules.yaml"))
+    promtool("check", "config", str(MONITORING / "prometheus.yaml"))
+
+
+def test_every_alert_fires_and_stays_silent_as_its_tests_say() -> None:
+    promtool("test", "rules", str(MONITORING / "rules_test.yaml"))
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_an_alert_has_a_test_that_it_fires_and_one_that_it_stays_silent(alert: str) -> None:
+    fires = {bool(test["exp_alerts"]) for group in TEST_GROUPS for test in _tests(group) if test["alertname"] == alert}
+
+    assert fires == {True, False}
+
+
+def _tests(group: dict[str, list[dict[str, str]]]) -> list[dict[str, str]]:
+    return group["alert_rule_test"]
+
+
+def test_the_tests_of_the_rules_are_named_as_sentences_each_its_own() -> None:
+    names = [group["name"] for group in TEST_GROUPS]
+
+    assert len(set(names)) == len(names)
+    assert all(len(name.split()) >= 4 for name in names)
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_an_alert_says_how_bad_it_is_for_how_long_it_waits_what_it_means_and_where_to_read_on(alert: str) -> None:
+    rule = alerts()[alert]
+
+    assert alert.startswith("VmSync")
+    assert rule["labels"] in ({"severity": "critical"}, {"severity": "warning"})
+    assert rule.keys() == {"alert", "expr", "for", "labels", "annotations"}
+    assert rule["annotations"].keys() == {"summary", "description", "runbook_url"}
+    assert rule["annotations"]["runbook_url"].endswith(f"docs/runbook.md#{alert.lower()}")
+
+
+def test_recorded_series_are_all_used_and_all_recorded() -> None:
+    recorded = {rule["record"] for rule in rules() if "record" in rule}
+    named = set(re.findall(r"\bnamespace:\w+:\w+", " ".join(e.promql for e in all_expressions())))
+
+    assert named == recorded
+
+
+def test_the_operators_object_holds_the_same_rules() -> None:
+    text = (MONITORING / "rules.yaml").read_text()
+    made = (MONITORING / "prometheusrule.yaml").read_text()
+
+    assert made == prometheusrule.prometheusrule(text), "run: python -m tools.prometheusrule"
+    assert yaml.safe_load(made)["spec"] == yaml.safe_load(text)
+
+
+# ---------------------------------------------------------------- what expressions name
+
+
+def expressions() -> list[Expression]:
+    return all_expressions()
+
+
+@pytest.mark.parametrize("expression", expressions(), ids=lambda e: e.where)
+def test_an_expression_names_metrics_that_exist_with_labels_and_words_that_they_have(expression: Expression) -> None:
+    for name, labels in selectors(expression.promql):
+        assert name in ELSEWHERE or family(name) in TABLE, f"there is no {name}"
+        assert {label for label, _ in labels} <= labels_of(name), f"{name} has no such label"
+        for label, value in labels:
+            if label in WORDS and value != ".*":
+                assert set(value.split("|")) <= WORDS[label], f"{label} is never {value}"
+
+
+def test_every_word_that_looks_like_a_metric_of_ours_is_one() -> None:
+    for expression in expressions():
+        for name in re.findall(r"(?<![\w:])vm_sync_\w+", expression.promql):
+            assert family(name) in TABLE, f"{expression.where}: there is no {name}"
+
+
+def selectors(promql: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
+    """Yield the metrics of an expression, each with the labels and values that it is narrowed down by."""
+    pattern = r"(?<![\w:])((?:vm_sync|process|kafka)_\w+|up\b)(?:\{([^}]*)\})?"
+    for name, inside in re.findall(
+        pattern, re.sub(r'"[^"]*"', lambda m: m[0].replace("{", "(").replace("}", ")"), promql)
+    ):
+        yield name, re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"', inside)
+
+
+def family(name: str) -> str:
+    """Return the metric that a series belongs to: a histogram's is written with another ending."""
+    base = re.sub(r"_(bucket|sum|count)$", "", name)
+    return base if base in TABLE and TABLE[base].kind == "histogram" else name
+
+
+def labels_of(name: str) -> set[str]:
+    if name in ELSEWHERE:
+        return ELSEWHERE[name] | SCRAPED
+    return {*TABLE[family(name)].labels, *SCRAPED} | ({"le"} if name.endswith("_bucket") else set())
+
+
+def test_every_expression_is_one_that_prometheus_can_evaluate(tmp_path: Path) -> None:
+    recorded = [{"record": f"tested:{n}", "expr": e.promql} for n, e in enumerate(expressions())]
+    (tmp_path / "all.yaml").write_text(yaml.safe_dump({"groups": [{"name": "all", "rules": recorded}]}))
+
+    assert f"{len(recorded)} rules found" in promtool("check", "rules", str(tmp_path / "all.yaml"))
+
+
+def test_the_promises_ten_seconds_are_a_bucket_of_the_histogram_spelled_as_it_is_exposed() -> None:
+    bounds = {str(float(bound)) for bound in TABLE["vm_sync_detection_lag_seconds"].buckets}
+    used = {le for e in expressions() for le in re.findall(r'detection_lag\w+\{[^}]*le="([^"]+)"', e.promql)}
+
+    assert used == {"10.0"}
+    assert used <= bounds
+
+
+def test_numbers_that_follow_from_a_setting_follow_its_default() -> None:
+    sync = settings.Sync()
+
+    assert _limit("VmSyncRequestNearDeadline") == 0.75 * sync.deadline.total_seconds()
+    assert _limit("VmSyncNothingEnds", "vm_sync_oldest_in_flight_seconds") == 0.5 * sync.deadline.total_seconds()
+    assert _limit("VmSyncSiteFillsCapacity") == sync.max_in_flight / 2
+    assert _limit("VmSyncPollsOverdue") == 2 * sync.poll_max.total_seconds()
+
+
+def _limit(alert: str, metric: str = "") -> float:
+    (number,) = re.findall(rf"{metric}\S*\) > (\d+)$", alerts()[alert]["expr"], flags=re.MULTILINE)[:1]
+    return float(number)
+
+
+# ---------------------------------------------------------------- runbook
+
+
+def test_the_runbook_has_one_section_for_each_alert_in_the_order_of_the_rules() -> None:
+    assert list(runbook_sections()) == list(alerts())
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_a_section_tells_meaning_impact_diagnosis_with_queries_and_mitigation(alert: str) -> None:
+    text = runbook_sections()[alert]
+
+    assert re.findall(r"^\*\*(\w+)\.\*\*", text, flags=re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
+    assert "```promql" in text
+
+
+DOCUMENTS = (RUNBOOK, ROOT / "deploy" / "README.md")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), flags=re.MULTILINE)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if target.startswith("#"):
+            assert target[1:] in anchors, target
+        else:
+            assert (document.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_settings_and_commands_that_people_are_told_of_exist(document: Path) -> None:
+    text = document.read_text()
+    known = {row.name for row in settings.describe()}
+    sections = {name.removeprefix("VM_SYNC_") for name in known}
+
+    assert set(re.findall(r"\bVM_SYNC_\w+__\w+", text)) <= known | {"VM_SYNC_VCDA__SITES"}
+    assert set(re.findall(r"(?<!VM_SYNC_)\b(?:SYNC|KAFKA|VCDA|OPS|TOPICS)__\w+", text)) <= sections
+    named = set(
+        re.findall(r"\bvm-sync ((?:list|show|request|run|settings|topics|dead-letters|asyncapi)(?: \w+)?)", text)
+    )
+    for command in named:
+        assert re.match(
+            r"(list|show ID|request|run|settings|topics (check|create)|dead-letters (list|redrive))", command
+        )
+
+
+def test_the_runbook_explains_each_reason_for_which_a_partition_stops() -> None:
+    sources = " ".join(path.read_text() for path in (ROOT / "service").glob("*.py"))
+    reasons = set(re.findall(r'JournalUnfit\([^()]*reason="([\w-]+)"', sources))
+    explained = set(re.findall(r"^\| `([\w-]+)` \|", runbook_sections()["VmSyncPartitionStopped"], flags=re.MULTILINE))
+
+    assert reasons <= explained
+
+
+def test_the_runbook_explains_each_reason_for_which_a_request_fails() -> None:
+    explained = set(re.findall(r"`([\w-]+)`", runbook_sections()["VmSyncSiteFailing"]))
+
+    assert {reason.value for reason in Reason} <= explained
+
+
+def test_the_reasons_in_the_rules_tests_are_ones_that_exist() -> None:
+    text = (MONITORING / "rules_test.yaml").read_text()
+    dead = set(re.findall(r'dead_letters_total\{[^}]*reason="([\w-]+)"', text))
+
+    assert dead <= {reason.value for reason in DeadLetterReason}
+
+
+# ---------------------------------------------------------------- dashboard
+
+
+def test_the_dashboard_is_the_one_that_its_program_makes() -> None:
+    made = dashboard.render((MONITORING / "rules.yaml").read_text())
+
+    assert made == (MONITORING / "dashboard.json").read_text(), "run: python -m tools.dashboard"
+
+
+def test_every_metric_of_the_service_is_on_the_dashboard() -> None:
+    shown = {family(name) for e in expressions() if "dashboard" in e.where for name, _ in selectors(e.promql)}
+
+    assert set(TABLE) <= shown
+
+
+def test_every_panel_has_a_description_a_unit_and_colours_and_leads_to_a_page_that_exists() -> None:
+    links = set()
+    for panel in panels():
+        assert panel["description"].endswith("."), panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][0]["value"] is None
+        assert panel["datasource"]["uid"] == "${datasource}"
+        links |= {link["url"] for link in panel.get("links", [])}
+
+    assert links <= {rule["annotations"]["runbook_url"] for rule in alerts().values()}
+
+
+def test_panels_have_numbers_and_places_of_their_own() -> None:
+    places = [(panel["gridPos"]["x"], panel["gridPos"]["y"]) for panel in panels()]
+
+    assert len(set(places)) == len(places)
+    assert len({panel["id"] for panel in panels()}) == len(places)
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels())
+
+
+def test_what_can_be_chosen_is_what_the_queries_are_narrowed_down_by() -> None:
+    text = (MONITORING / "dashboard.json").read_text()
+    variables = set(re.findall(r"\$\{?([a-z]+)\b", text))
+
+    assert variables == {"datasource", "namespace", "instance", "site"}

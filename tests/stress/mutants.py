@@ -1,0 +1,1052 @@
+"""`python -m tests.stress.mutants`: break one mechanism at a time in a copy of the tree, and see which test turns red.
+
+A test that stays green whatever is broken guards nothing. Each mutant replaces one text by another and names the
+tests that have to notice. `--write` puts the table into docs/guarantees.md; the exit code is 1 if one goes unnoticed.
+"""
+
+import argparse
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import pytest
+from rich.console import Console
+
+HERE: Final = Path(__file__).resolve().parents[2]
+PAGE: Final = HERE / "docs" / "guarantees.md"
+BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
+PATIENCE: Final = 100
+"""Seconds for one test; that it hangs is noticed, too."""
+
+PARTITION: Final = "tests/partition/test_partition.py"
+SIMULATION: Final = "tests/partition/test_simulation.py"
+REPLACED: Final = "tests/intake/test_topics_replaced.py"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutant:
+    """A mechanism taken out. `rule` is its number in the model-checked protocol, where it is one of those."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...] = (PARTITION,)
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Which test noticed; None: none did."""
+
+    mutant: Mutant
+    test: str | None
+
+
+MUTANTS: Final = (
+    Mutant(
+        name="an error of a closed partition's task goes unheard",
+        file="service/partition/partition.py",
+        old="        if task.cancelled() or (error := task.exception()) is None or self._closed:\n",
+        new="        if self._closed or task.cancelled() or (error := task.exception()) is None:\n",
+        tests=(SIMULATION,),
+    ),
+    Mutant(
+        name="the intent is not written before the POST",
+        rule="1",
+        file="service/partition/partition.py",
+        old="        self._journal_writer.after_commit(partial(self._post_soon, tracked))\n",
+        new="        self._post_soon(tracked)\n",
+    ),
+    Mutant(
+        name="no submit window",
+        rule="2",
+        file="service/partition/submitter.py",
+        old=" or self._clock.monotonic() - self._journal_writer.confirmed_at > self._window:",
+        new=":",
+    ),
+    Mutant(
+        name="the window counts from the commit's answer",
+        rule="2",
+        file="service/partition/journal_writer.py",
+        old="        self.confirmed_at = began\n",
+        new="        self.confirmed_at = self._clock.monotonic()\n",
+    ),
+    Mutant(
+        name="a restored intent is POSTed again at once",
+        rule="3",
+        file="service/sync.py",
+        old="        return self.window + self.late\n",
+        new="        return timedelta()\n",
+    ),
+    Mutant(
+        name="a restored doubt waits for D without W",
+        rule="3",
+        file="service/sync.py",
+        old="        return self.window + self.late\n",
+        new="        return self.late\n",
+    ),
+    Mutant(
+        name="blind second POST: no answer counts as not taken",
+        rule="4",
+        file="service/sync.py",
+        old="""            return Step(
+                replace(
+                    state,
+                    conclusive_from=sent_at + policy.late.total_seconds(),""",
+        new="""            return Step(Waiting(request=state.request, attempts=state.attempts))
+            return Step(
+                replace(
+                    state,
+                    conclusive_from=sent_at + policy.late.total_seconds(),""",
+    ),
+    Mutant(
+        name="an unanswered POST is concluded at once",
+        rule="4",
+        file="service/sync.py",
+        old="conclusive_from=sent_at + policy.late.total_seconds(),",
+        new="conclusive_from=sent_at,",
+    ),
+    Mutant(
+        name="a look-up counts from its answer",
+        rule="5",
+        file="service/partition/reconciler.py",
+        old="return _Seen(tasks, began=began, account=now,",
+        new="return _Seen(tasks, began=self._clock.monotonic(), account=now,",
+    ),
+    Mutant(
+        name="look-ups allow nothing for clocks",
+        rule="6",
+        file="service/partition/partition.py",
+        old="        look_from = now + (offset or timedelta()) - margin\n",
+        new="        look_from = now\n",
+    ),
+    Mutant(
+        name="look-ups pass over tasks that have ended",
+        rule="6",
+        file="service/sync.py",
+        old="        if (task.replication_id is None or task.replication_id.casefold() == replication_id)\n",
+        new="        if (task.replication_id or '').casefold() == replication_id and task.ended_at is None\n",
+    ),
+    Mutant(
+        name="tasks of earlier requests are adopted",
+        rule="7",
+        file="service/sync.py",
+        old="        and task.id not in doubt.passed_over\n",
+        new="",
+    ),
+    Mutant(
+        name="a timed-out request frees its replication at once",
+        rule="8",
+        file="service/sync.py",
+        old="            return Step(Lingering(of=state, told_at=now, seen_at=now), outcome)\n",
+        new="            return Step(_ended(state, Reason.TIMED_OUT, ended_at=now, now=now, policy=policy), outcome)\n",
+    ),
+    Mutant(
+        name="what lingers is not restored",
+        rule="8",
+        file="service/partition/partition.py",
+        old="self._left_behind = opened.in_flight",
+        new="self._left_behind = [state for state in opened.in_flight if not isinstance(state, Lingering)]",
+    ),
+    Mutant(
+        name="what lingers holds its place at the site for ever",
+        file="service/sync.py",
+        old="            return now < state.request.deadline + LINGER_LIMIT\n",
+        new="            return True\n",
+        tests=("tests/sync/test_sync.py",),
+    ),
+    Mutant(
+        name="what lingers unseen holds its replication for ever",
+        file="service/sync.py",
+        old="            return _let_go(state, now=now, policy=policy) if now >= let_go_at(state) else Step(state)\n",
+        new="            return Step(state)\n",
+        tests=("tests/sync/test_sync.py",),
+    ),
+    Mutant(
+        name="a task that VCDA shows as unfinished frees its replication",
+        file="service/sync.py",
+        old="    return max(limit, state.seen_at + UNSEEN_LIMIT)\n",
+        new="    return limit\n",
+        tests=("tests/sync/test_sync.py",),
+    ),
+    Mutant(
+        name="tasks that vanish together are never suspected lost",
+        file="service/sync.py",
+        old="        alone = self.absent_answers - self.absent_together >= LOST_ANSWERS\n",
+        new="        alone = self.absent_answers - self.absent_together >= LOST_ANSWERS\n        if not alone:\n"
+        "            return False\n",
+        tests=("tests/sync/test_sync.py",),
+    ),
+    Mutant(
+        name="what lingers is never looked at again",
+        file="service/partition/partition.py",
+        old="        self._deadlines.add(max(sync.let_go_at(state), now + TICK), tracked)\n",
+        new="",
+        tests=("tests/partition/test_exits.py",),
+    ),
+    Mutant(
+        name="a place at the site is not given back a day after the deadline",
+        file="service/partition/partition.py",
+        old="        tracked.vacate(self._lane(tracked))\n        self._deadlines.add(max(",
+        new="        self._deadlines.add(max(",
+    ),
+    Mutant(
+        name="a busy replication keeps its place before the others",
+        file="service/partition/partition.py",
+        old="first=tried and not tracked.busy)",
+        new="first=tried)",
+    ),
+    Mutant(
+        name="all that has expired is told in one turn of the event loop",
+        file="service/partition/partition.py",
+        old="                if not told or number % EXPIRED_AT_ONCE == 0:\n",
+        new="                if False:\n",
+    ),
+    Mutant(
+        name="turns of a closed partition stay in the lane",
+        file="service/partition/partition.py",
+        old="            lane.withdraw(tracked.turn)\n",
+        new="",
+    ),
+    Mutant(
+        name="a lane for each site that was ever named",
+        file="service/vcda/lanes.py",
+        old="            if len(self._lanes) >= self._forget_at:\n",
+        new="            if False:\n",
+        tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
+        name="what has ended is restored as in flight",
+        file="service/kafka/journal_replay.py",
+        old="            self._in_flight.pop(key, None)\n            if expires_at > self._now:\n",
+        new="            if expires_at > self._now:\n",
+    ),
+    Mutant(
+        name="a deadline is told before the elders' outcomes",
+        rule="9",
+        file="service/partition/partition.py",
+        old="            if not isinstance(step.state, Lingering | Ended):\n                break\n",
+        new="",
+    ),
+    Mutant(
+        name="a commit of unknown fate is sent again",
+        rule="10",
+        file="service/partition/journal_writer.py",
+        old="        await self._journal.commit(batch)\n",
+        new="""        try:
+            await self._journal.commit(batch)
+        except JournalLost:
+            await self._journal.commit(batch)
+""",
+    ),
+    Mutant(
+        name="opening ends without a commit",
+        rule="11",
+        file="service/partition/partition.py",
+        old="        self._journal_writer.advance_cursor()\n        await self._journal_writer.commit()\n",
+        new="        self._journal_writer.advance_cursor()\n",
+    ),
+    Mutant(
+        name="the journal is read to a mark of before the fence",
+        rule="11",
+        file="service/kafka/journal.py",
+        old="            await journal._mark()\n",
+        new="",
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
+        name="offset before journal",
+        rule="12",
+        file="service/partition/journal_writer.py",
+        old="        await self._journal.commit(batch)\n",
+        new="""        await self._journal.commit(Batch(cursor=batch.cursor or self._here()))
+        batch.cursor = None
+        await self._journal.commit(batch)
+""",
+        tests=(PARTITION, SIMULATION),
+    ),
+    Mutant(
+        name="no deduplication of what is in flight",
+        rule="13",
+        file="service/partition/partition.py",
+        old="if asked.identity in self._in_flight or self._deduplication.holds(asked.identity):",
+        new="if self._deduplication.holds(asked.identity):",
+    ),
+    Mutant(
+        name="no deduplication of what has ended",
+        rule="13",
+        file="service/partition/partition.py",
+        old="if asked.identity in self._in_flight or self._deduplication.holds(asked.identity):",
+        new="if asked.identity in self._in_flight:",
+    ),
+    Mutant(
+        name="no fencing",
+        rule="13",
+        file="service/kafka/journal.py",
+        old='            transactional_id=f"{topic}-{partition}",\n',
+        new='            transactional_id=f"{topic}-{partition}-{id(self)}",\n',
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
+        name="outcome outside the transaction",
+        file="service/partition/journal_writer.py",
+        old="        await self._journal.commit(batch)\n",
+        new="""        events, batch.events = batch.events, []
+        await self._journal.commit(batch)
+        await self._journal.commit(Batch(events=events))
+""",
+        tests=(PARTITION, SIMULATION),
+    ),
+    Mutant(
+        name="sends are not awaited before the commit",
+        file="service/kafka/journal.py",
+        old="""            if isinstance(result, BaseException):
+                raise result
+            if topic""",
+        new="            if topic",
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
+        name="no quiescing at hand-over",
+        file="service/partition/partition.py",
+        old="""        self.quiescing = True
+        try:
+            async with""",
+        new="""        return True
+        try:
+            async with""",
+    ),
+    Mutant(
+        name="a partition's keeper trusts that its cancellation arrives",
+        file="service/intake/group.py",
+        old="        supervisor.gone = True\n",
+        new="",
+        tests=("tests/intake/test_supervisor.py",),
+    ),
+    Mutant(
+        name="partitions are opened on the way out",
+        file="service/intake/group.py",
+        old="            if supervisor is None and self._stopping:\n",
+        new="            if supervisor is None and not self.joined:\n",
+        tests=("tests/intake/test_supervisor.py",),
+    ),
+    Mutant(
+        name="a member that was thrown out opens anew without asking the group",
+        file="service/intake/group.py",
+        old="            await self._still_a_member(supervisor)\n",
+        new="",
+        tests=("tests/intake/test_group.py",),
+    ),
+    Mutant(
+        name="a poison message is passed over",
+        file="service/partition/partition.py",
+        old=(
+            "            self._journal_writer.publish("
+            "write_dead_letter(record, asked, topic=self._dependencies.dead_letters))\n"
+        ),
+        new="",
+    ),
+    Mutant(
+        name="a record that the client can't read trips the consumer",
+        file="service/kafka/consumer.py",
+        old="            return await self._stumbled(",
+        new="            raise\n            return await self._stumbled(",
+        tests=("tests/kafka/test_consumer.py",),
+    ),
+    Mutant(
+        name="the client moves a position that is out of range by itself",
+        file="service/kafka/consumer.py",
+        old='        super().__init__(*topics, **options | {"auto_offset_reset": "none"})',
+        new='        super().__init__(*topics, **options | {"auto_offset_reset": "earliest"})',
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="a record below the cursor is dropped",
+        file="service/intake/group.py",
+        old="        if some[0].offset < cursor:\n",
+        new="        if some[0].offset < 0:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="a topic of the same name passes for the one that was read",
+        file="service/intake/group.py",
+        old="            if identity is not None and supervisor.topic_id not in {None, identity}:\n",
+        new="            if identity is not None and supervisor.topic_id is None:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="the cursor of a replaced topic stays as it is",
+        file="service/partition/partition.py",
+        old="        self._stamp = WITHDRAWN\n",
+        new="",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="retention may outrun a full partition",
+        file="service/intake/group.py",
+        old="            elif begins[place] > self._reached(place, opened.cursor):\n",
+        new="            elif begins[place] < 0:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="a journal is opened, and its owner fenced, before it is looked at",
+        file="service/intake/start_position.py",
+        old="                self._check_topic(cursor)\n                await self._check_group(place, cursor, end)\n",
+        new="",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="an append below the journal's end is taken for good",
+        file="service/kafka/journal.py",
+        old="                if result.offset < self.end:\n",
+        new="                if result.offset < 0:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="what a lost journal held is forgotten",
+        file="service/intake/group.py",
+        old="        if opened.begin >= memory.end or batch.cursor is None:\n",
+        new="        if opened.begin >= 0 or batch.cursor is None:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="a client that fetches no more goes unnoticed",
+        file="service/intake/group.py",
+        old="            if (dead := self._consumer.dead()) is not None:\n",
+        new="            if (dead := None) is not None:\n",
+        tests=("tests/kafka/test_consumer.py",),
+    ),
+    Mutant(
+        name="one partition's error costs the records of others",
+        file="service/kafka/consumer.py",
+        old="            self._report(errors, self._refused)\n",
+        new="            if errors:\n                raise next(iter(errors.values()))\n",
+        tests=("tests/intake/test_refusals.py",),
+    ),
+    Mutant(
+        name="a heartbeat that a refusal has ended is not started again",
+        file="service/kafka/consumer.py",
+        old="        if _failed(coordinator._heartbeat_task):\n",
+        new="        if _failed(None):\n",
+        tests=("tests/intake/test_refusals.py",),
+    ),
+    Mutant(
+        name="records that nobody reads go unnoticed",
+        file="service/intake/group.py",
+        old="                supervisor.unread_since = now\n",
+        new="                pass\n",
+        tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a partition that is full passes for one that is stuck",
+        file="service/intake/group.py",
+        old=" and supervisor.reading is not None and not supervisor.full\n            end =",
+        new=" and supervisor.reading is not None\n            end =",
+        tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a Kafka that is away passes for a partition that is stuck",
+        file="service/intake/group.py",
+        old=" or reached != supervisor.reached or end is None or reached >= end:\n",
+        new=" or reached != supervisor.reached or (end is not None and reached >= end):\n",
+        tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a Kafka that has moved is not looked for",
+        file="service/intake/group.py",
+        old="                    await self._look_elsewhere()\n",
+        new="                    pass\n",
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
+        name="idle connections are left to the firewalls",
+        file="service/kafka/connection.py",
+        old='            "connections_max_idle_ms": idle_ms,\n',
+        new='            "connections_max_idle_ms": 540_000,\n',
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
+        name="a producer that has timed out is stopped politely",
+        file="service/kafka/journal.py",
+        old="        within = timedelta() if self._failed else REQUEST_TIMEOUT\n",
+        new="        within = REQUEST_TIMEOUT\n",
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
+        name="a time-out on a connection given up ends the fetching",
+        file="service/kafka/consumer.py",
+        old="        self._client.send = send_or_time_out\n",
+        new="",
+        tests=("tests/kafka/test_consumer.py",),
+    ),
+    Mutant(
+        name="two syncs of one replication at a time",
+        file="service/partition/in_flight.py",
+        old="        return queue[0] if queue else None\n",
+        new="        return queue[-1] if queue else None\n",
+    ),
+    Mutant(
+        name="a POST may leave after its deadline",
+        file="service/partition/partition.py",
+        old="            and self._dependencies.clock.now() < tracked.request.deadline\n",
+        new="",
+    ),
+    Mutant(
+        name="another account's look-up concludes",
+        file="service/sync.py",
+        old="    return account == doubt.account\n",
+        new="    return True\n",
+        tests=(PARTITION, "tests/sync/test_sync.py"),
+    ),
+    Mutant(
+        name="another account of the remote site concludes",
+        file="service/vcda/session.py",
+        old="None if self.extension is None else self.extension.account)",
+        new="None)",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
+        name="a POST leaves under another account than its intent names",
+        file="service/partition/submitter.py",
+        old="        if not self._is_intended(tracked, account):\n            return False\n",
+        new="",
+    ),
+    Mutant(
+        name="a task by an unknown user is passed over before VCDA has shown how it spells ours",
+        file="service/sync.py",
+        old="        and (task.user is None or task.user in names.names or not names.learnt)\n",
+        new="        and (task.user is None or task.user in names.names)\n",
+        tests=(PARTITION, "tests/sync/test_sync.py"),
+    ),
+    Mutant(
+        name="a task that may be ours is adopted before ours would have to be seen",
+        file="service/sync.py",
+        old="        case _ if state.conclusive_from is None or",
+        new="        case Unclear() | NotFound() if state.conclusive_from is None or",
+        tests=("tests/sync/test_sync.py",),
+    ),
+    Mutant(
+        name="how VCDA spells our user is forgotten at a restart",
+        file="service/partition/partition.py",
+        old="            dependencies.api.learn(opened.cursor.spellings)\n",
+        new="            pass\n",
+    ),
+    Mutant(
+        name="a task that names no replication is passed over",
+        file="service/partition/reconciler.py",
+        old="[*self._named.get(replication_id.casefold(), ()), *self._nameless]",
+        new="[*self._named.get(replication_id.casefold(), ())]",
+    ),
+    Mutant(
+        name="that no task of its replication is shown counts as none",
+        file="service/partition/reconciler.py",
+        old="        together = [one for one in due if len(due) > ONE_BY_ONE or _could_conclude(one, now)]\n        "
+        "alone = [one for one in due if len(due) <= ONE_BY_ONE and not _could_conclude(one, now)]\n",
+        new="        site.alone = OWN_AFTER\n        together = [one for one in due if len(due) > ONE_BY_ONE]\n        "
+        "alone = due if not together else []\n",
+    ),
+    Mutant(
+        name="repeated POSTs wait for nothing",
+        file="service/partition/partition.py",
+        old="        self._wait_alone(tracked, REPEAT_PAUSE, times=waiting.repeats - 2)\n",
+        new="        self._take_up(tracked)\n",
+    ),
+    Mutant(
+        name="a cache's answers count",
+        file="service/vcda/client.py",
+        old="    age = age_of(answer.headers)\n",
+        new="    age = None\n",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
+        name="caches are not asked to let a GET through",
+        file="service/vcda/http.py",
+        old='(self._headers_of_get if method == "GET" else self._headers).copy()',
+        new="self._headers.copy()",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
+        name="our wall clock moves VCDA's",
+        file="service/vcda/http.py",
+        old="        there = self._there.at(self._clock.monotonic())\n",
+        new="        there = self._clock.now()\n",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
+        name="one absence is a loss",
+        file="service/sync.py",
+        old="""self.absent_answers < LOST_ANSWERS:
+            return False
+        alone = self.absent_answers - self.absent_together >= LOST_ANSWERS
+""",
+        new="""self.absent_answers < 1:
+            return False
+        alone = not self.absent_together
+""",
+        tests=("tests/sync/test_sync.py",),
+    ),
+    Mutant(
+        name="tasks that vanish together are lost",
+        file="service/vcda/poller.py",
+        old="        together = absent >= VANISHED_TOGETHER and 2 * absent > len(batch)\n",
+        new="        together = False\n",
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="a poll that fails is repeated unchanged",
+        file="service/vcda/poller.py",
+        old="        if len(question.watches) > 1 and question.failures >= SPLIT_AFTER:\n",
+        new="        if False:\n",
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="a poll that is asked to come later is repeated unchanged",
+        file="service/vcda/poller.py",
+        old='        if trouble.label == "429":',
+        new='        if trouble.label == "429" or trouble.retry_after is not None:',
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="a task that breaks its calls speaks for its site",
+        file="service/vcda/poller.py",
+        old="lane.record_result(replace(trouble, own=True) if own and trouble.retry_after is None else trouble)\n",
+        new="lane.record_result(trouble)\n",
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="a task that breaks its calls is asked for without a pause",
+        file="service/vcda/poller.py",
+        old="        watch.pause = min(max(2 * watch.pause, first), longest)\n",
+        new="        watch.pause = first\n",
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="every probe of an open breaker is the same poll",
+        file="service/vcda/poller.py",
+        old=" and question.failures > PROBES and question.failures % 2:\n",
+        new=" and False:\n",
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="what fails is always asked first",
+        file="service/vcda/poller.py",
+        old="        if self.apart and (self.apart_next or not others):\n",
+        new="        if self.apart:\n",
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="what had its turn before a pause POSTs into it",
+        file="service/partition/partition.py",
+        old="            and tracked.pauses == self._lane(tracked).pauses\n",
+        new="",
+    ),
+    Mutant(
+        name="more POSTs at once than allowed",
+        file="service/partition/submitter.py",
+        old="        async with self._lane(tracked).posts:\n",
+        new="        if True:\n",
+    ),
+    Mutant(
+        name="Retry-After is not obeyed",
+        file="service/vcda/lanes.py",
+        old="(asked if asked > 0 else self._random.uniform(0.0, longest))",
+        new="self._random.uniform(0.0, longest)",
+        tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
+        name="a Retry-After holds for one of the local site's two names",
+        file="service/vcda/lanes.py",
+        old="            self._told_to_wait(now + asked)\n",
+        new="            pass\n",
+        tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
+        name="a dead site holds the others up",
+        file="service/vcda/lanes.py",
+        old="        lane = self._lanes.get(site)\n",
+        new="        site = None\n        lane = self._lanes.get(site)\n",
+        tests=("tests/vcda/test_lanes.py", PARTITION),
+    ),
+    Mutant(
+        name="a proxy's error page is a refusal",
+        file="service/vcda/client.py",
+        old=" and status != 408 and trouble.error is not None:",
+        new=" and status != 408:",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
+        name="a task's result is copied whole",
+        file="service/vcda/translate.py",
+        old='        warnings=_warnings(value.get("warnings")),\n',
+        new='        warnings=(*_warnings(value.get("warnings")), ApiError("Result", str(value.get("result")))),\n',
+        tests=("tests/vcda/test_translate.py",),
+    ),
+    Mutant(
+        name="texts of VCDA are copied whole",
+        file="service/vcda/translate.py",
+        old="    return value[:TEXT_LIMIT] if isinstance(value, str) and value else None\n",
+        new="    return value if isinstance(value, str) and value else None\n",
+        tests=("tests/vcda/test_translate.py",),
+    ),
+    Mutant(
+        name="a closing partition gives its slots back after it has waited",
+        file="service/partition/partition.py",
+        old="        self._journal_writer.stop()\n        for tracked in self._in_flight:\n",
+        new=(
+            "        self._journal_writer.stop()\n        await asyncio.sleep(0)\n"
+            "        for tracked in self._in_flight:\n"
+        ),
+        tests=("tests/partition/test_closing.py",),
+    ),
+    Mutant(
+        name="a cancelled closing leaves the producer open",
+        file="service/partition/partition.py",
+        old="        await to_its_end(self._close_journal())\n",
+        new="        await self._close_journal()\n",
+        tests=("tests/partition/test_closing.py",),
+    ),
+    Mutant(
+        name="an answer after the closing is counted",
+        file="service/partition/partition.py",
+        old="""        if self._closed or not isinstance(tracked.state, Submitting | Lingering):
+            return
+        step = sync.answered""",
+        new="""        if not isinstance(tracked.state, Submitting | Lingering):
+            return
+        step = sync.answered""",
+        tests=("tests/partition/test_closing.py",),
+    ),
+    Mutant(
+        name="what became of a record is counted before its commit stands",
+        file="service/partition/partition.py",
+        old="        self._journal_writer.after_commit(partial(self._balance.reached, taken.until))\n",
+        new="        self._balance.reached(taken.until)\n",
+        tests=("tests/partition/test_balance.py",),
+    ),
+    Mutant(
+        name="a commit of unknown fate counts as lost though it stood",
+        file="service/partition/balance.py",
+        old="        self.reached(cursor)\n        self.give_up()\n",
+        new="        self.give_up()\n",
+        tests=("tests/partition/test_balance.py",),
+    ),
+    Mutant(
+        name="records that never arrive are not missed by the next",
+        file="service/intake/group.py",
+        old="        if (follows := self._consumer.follows[place]) > cursor:\n",
+        new="        if (follows := cursor) > cursor:\n",
+        tests=("tests/system/test_records_balance.py",),
+    ),
+    Mutant(
+        name="records that never arrive are not missed where none follow",
+        file="service/intake/group.py",
+        old="                self._miss(supervisor, supervisor.partition.cursor)\n",
+        new="",
+        tests=("tests/system/test_records_balance.py",),
+    ),
+    Mutant(
+        name="reading goes on however much waits for its commit",
+        file="service/intake/group.py",
+        old="partition.behind or len(partition) >= share",
+        new="len(partition) >= share",
+        tests=("tests/partition/test_backlog.py",),
+    ),
+    Mutant(
+        name="outcomes are taken however much waits for its commit",
+        file="service/partition/partition.py",
+        old="            if self._journal_writer.behind:\n",
+        new="            if False:\n",
+        tests=("tests/partition/test_backlog.py",),
+    ),
+    Mutant(
+        name="a large read is one commit",
+        file="service/partition/partition.py",
+        old="                if self._journal_writer.full:\n                    self._journal_writer.cut()\n",
+        new="",
+        tests=("tests/partition/test_backlog.py",),
+    ),
+    Mutant(
+        name="polls do not teach how our user is spelled",
+        file="service/partition/partition.py",
+        old="            self._learn_name(state.of if isinstance(state, Lingering) else state, seen)\n",
+        new="            pass\n",
+    ),
+    Mutant(
+        name="the user of a task that was taken for ours is learnt",
+        file="service/partition/partition.py",
+        old="isinstance(of, Running) and not of.adopted and",
+        new="isinstance(of, Running) and",
+    ),
+    Mutant(
+        name="outcomes of deadlines are told however much waits for its commit",
+        file="service/partition/partition.py",
+        old="                while self._journal_writer.behind:",
+        new="                while False:",
+        tests=("tests/partition/test_backlog.py",),
+    ),
+    Mutant(
+        name="a sweep is one commit",
+        file="service/partition/deduplication.py",
+        old="        if self._journal_writer.full:\n            self._journal_writer.cut()\n",
+        new="",
+        tests=("tests/partition/test_backlog.py",),
+    ),
+    Mutant(
+        name="an empty commit counts as a proof",
+        file="service/partition/journal_writer.py",
+        old="        if batch.empty:\n",
+        new="        if False:\n",
+        tests=("tests/partition/test_backlog.py",),
+    ),
+    Mutant(
+        name="commits are not cut between two steps",
+        file="service/partition/journal_writer.py",
+        old="        if self.full and self._cutting is None:\n",
+        new="        if False:\n",
+        tests=("tests/partition/test_backlog.py",),
+    ),
+    Mutant(
+        name="proofs for a slow Kafka follow each other without a pause",
+        file="service/partition/submitter.py",
+        old="                    await self._pause(tracked, tries - TRIES_TO_TELL_OF)\n",
+        new="",
+    ),
+    Mutant(
+        name="POSTs that a slow Kafka holds back are said once",
+        file="service/partition/submitter.py",
+        old="        self._say_at = now + SAY_AGAIN.total_seconds()\n",
+        new="        self._say_at = float('inf')\n",
+    ),
+    Mutant(
+        name="POSTs that a slow Kafka holds back are not seen",
+        file="service/partition/submitter.py",
+        old=" if self._journal_writer.took > self._window / 2 else None\n",
+        new=" if False else None\n",
+    ),
+    Mutant(
+        name="a pausing POST holds up whoever quiesces",
+        file="service/partition/submitter.py",
+        old="        while self._may_begin(tracked) and (left",
+        new="        while (left",
+    ),
+    Mutant(
+        name="/syncs looks through all that is in flight in one go",
+        file="service/ops/syncs_page.py",
+        old="        if number % AT_ONCE == 0:\n",
+        new="        if False:\n",
+        tests=("tests/ops/test_server.py",),
+    ),
+    Mutant(
+        name="the event loop waits for the log's reader",
+        file="service/observability/logs.py",
+        old="        self._report_dropped()\n        self._put(line)\n",
+        new="        self._write(line.text)\n",
+        tests=("tests/observability/test_logs.py",),
+    ),
+    Mutant(
+        name="log lines are dropped without a word",
+        file="service/observability/logs.py",
+        old="                elif not self._queue:\n                    self._report_dropped()\n",
+        new="",
+        tests=("tests/observability/test_logs.py",),
+    ),
+    Mutant(
+        name="the last log lines are not waited for",
+        file="service/observability/logs.py",
+        old="            self._changed.wait_for(lambda: not self._size, timeout=LAST_LINES.total_seconds())\n",
+        new="            pass\n",
+        tests=("tests/observability/test_logs.py",),
+    ),
+    Mutant(
+        name="certificates are read once",
+        file="service/certificates.py",
+        old="        if stamp != self._seen:\n",
+        new="        if False:\n",
+        tests=("tests/test_certificates.py",),
+    ),
+    Mutant(
+        name="certificates that can't be used replace good ones",
+        file="service/certificates.py",
+        old="            except Unusable as error:\n",
+        new="            except Unusable as error:\n                self._latest = ssl.create_default_context()\n",
+        tests=("tests/test_certificates.py",),
+    ),
+    Mutant(
+        name="connections on which nothing is asked stay open",
+        file="service/ops/server.py",
+        old="self.loop.call_later(ANSWER_WITHIN.total_seconds(), self.cut)",
+        new="self.loop.call_later(3600, self.cut)",
+        tests=("tests/ops/test_server.py",),
+    ),
+    Mutant(
+        name="idle connections turn probes away",
+        file="service/ops/server.py",
+        old="            http=_Connection,\n",
+        new="            http=H11Protocol,\n            limit_concurrency=CONNECTIONS,\n",
+        tests=("tests/ops/test_server.py",),
+    ),
+    Mutant(
+        name="a collector of traces holds up the end",
+        file="service/observability/tracing.py",
+        old='name="tracing\'s end", daemon=True).start()',
+        new='name="tracing\'s end").start()',
+        tests=("tests/observability/test_tracing.py",),
+    ),
+    Mutant(
+        name="the first process of a container ignores an early SIGTERM",
+        file="service/cli/process.py",
+        old='    if arguments[1:2] == ["run"]:\n',
+        new="    if False:\n",
+        tests=("tests/system/test_process.py",),
+    ),
+    Mutant(
+        name="libraries see variables that are meant for others",
+        file="service/cli/process.py",
+        old="        given.pop(name, None)\n",
+        new="        given.get(name)\n",
+        tests=("tests/system/test_process.py",),
+    ),
+    Mutant(
+        name="a newline becomes part of a password",
+        file="service/settings/loading.py",
+        old='.rstrip("\\r\\n")',
+        new="",
+        tests=("tests/settings/test_settings.py",),
+    ),
+    Mutant(
+        name="a duration may be longer than a date can hold",
+        file="service/settings/types.py",
+        old="    if value > LONGEST:\n",
+        new="    if False:\n",
+        tests=("tests/settings/test_settings.py",),
+    ),
+    Mutant(
+        name="a trace context that is not UTF-8 makes a dead letter",
+        file="service/messages/requests.py",
+        old="            if name in _UNDERSTOOD:\n",
+        new="            if name:\n",
+        tests=("tests/messages/test_messages.py",),
+    ),
+    Mutant(
+        name="names of headers are read as spelled",
+        file="service/messages/requests.py",
+        old="        name = given.lower()\n",
+        new="        name = given\n",
+        tests=("tests/messages/test_messages.py",),
+    ),
+    Mutant(
+        name="a commit on its way is given up when its partition closes",
+        file="service/partition/partition.py",
+        old="            for task in pending - {self._committing}:\n",
+        new="            for task in pending:\n",
+        tests=("tests/partition/test_balance.py",),
+    ),
+)
+
+
+def broken(mutant: Mutant, folder: Path) -> None:
+    """Copy the tree and break it.
+
+    Raises:
+        ValueError: the text isn't there exactly once: the code has changed, and the mutant has to follow.
+    """
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "build", "deploy")
+    shutil.copytree(HERE, folder, dirs_exist_ok=True, ignore=ignored)
+    if mutant.name == NOTHING.name:
+        return
+    path = folder / mutant.file
+    path.write_text(_replaced(mutant, path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def _replaced(mutant: Mutant, text: str) -> str:
+    if text.count(mutant.old) != 1:
+        msg = f"{mutant.name}: its text stands {text.count(mutant.old)} times in {mutant.file}, not once"
+        raise ValueError(msg)
+    return text.replace(mutant.old, mutant.new)
+
+
+NOTHING: Final = Mutant(name="nothing", file="service/sync.py", old="", new="")
+
+
+def whole(mutants: Sequence[Mutant]) -> str | None:
+    """Return a test that is red although nothing is broken; None: all are green, and what turns red can be trusted."""
+    tests = tuple(sorted({file for mutant in mutants for file in mutant.tests}))
+    return try_out(replace(NOTHING, tests=tests)).test
+
+
+def try_out(mutant: Mutant) -> Found:
+    """Break a copy, and run the tests that have to notice, up to the first that does."""
+    with tempfile.TemporaryDirectory(prefix="vm-sync-mutant-") as name:
+        folder = Path(name)
+        broken(mutant, folder)
+        for chosen in _choices(mutant):
+            if (test := _red(folder, chosen)) is not None:
+                return Found(mutant, test)
+    return Found(mutant, None)
+
+
+def _choices(mutant: Mutant) -> list[tuple[str, ...]]:
+    """Return what to run: the rule's own tests first, then all."""
+    own = [(*mutant.tests, "-k", f"rule_{mutant.rule}_")] if mutant.rule and PARTITION in mutant.tests else []
+    return [*own, mutant.tests]
+
+
+def _red(folder: Path, tests: tuple[str, ...]) -> str | None:
+    """Run tests up to the first that is red, and return its name."""
+    options = ("-x", "-q", "--tb=no", "-p", "no:cacheprovider", f"--timeout={PATIENCE}")
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if failed is None and done.returncode not in {pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED}:
+        msg = f"{tests} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+        raise RuntimeError(msg)
+    return failed[1] if failed else None
+
+
+def table(found: Sequence[Found]) -> str:
+    """Write what was found in Markdown."""
+    lines = ["| broken | rule | noticed first by |", "|---|---|---|"]
+    for one in found:
+        test = "**nobody**"
+        if one.test is not None:
+            file, _, name = one.test.partition("::")
+            test = f"`{Path(file).name}`: {name.partition('[')[0].removeprefix('test_').replace('_', ' ')}"
+        lines.append(f"| {one.mutant.name} | {one.mutant.rule} | {test} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Try all out."""
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.mutants", description="Can the tests fail?")
+    parser.add_argument("--only", help="those with this in their name")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/guarantees.md")
+    parser.add_argument("--jobs", type=int, default=2)
+    given = parser.parse_args(arguments)
+    chosen = [mutant for mutant in MUTANTS if given.only is None or given.only in mutant.name]
+    console = Console(width=150)
+    if (red := whole(chosen)) is not None:
+        console.print(f"{red} is red although nothing is broken: nothing could be learnt", style="bold red")
+        return 1
+    found = []
+    with ThreadPoolExecutor(given.jobs) as pool:
+        for one in pool.map(try_out, chosen):
+            found.append(one)
+            noticed = one.test or "[bold red]nobody notices[/]"
+            console.print(f"{one.mutant.name}: {noticed}")
+    if given.write:
+        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+        after = rest.split(END)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
+    return 0 if all(one.test is not None for one in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,348 @@
+"""What is asked and what goes wrong in a run of chaos, drawn from a seed: the same seed, the same schedule.
+
+Pure; `chaos_runner` carries it out. A fault that would exceed what the service can know (a POST taken later than the
+request timeout and SETTLE together) is drawn only for replications of their own, which the oracle counts apart.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from random import Random
+from typing import Any, Final
+
+from tests.stress.oracle import Header
+
+REQUEST_TIMEOUT: Final = 5.0
+SETTLE: Final = 5.0
+LATE: Final = 5.5
+"""The latest that VCDA takes a POST here, after it came: D is 10 s, and a machine under load delays both ends."""
+TOO_LATE: Final = 18.0
+"""Later than D: not promised."""
+
+SESSION_TIMEOUT: Final = 6.0
+DEADLINE: Final = 80
+"""Seconds. Long enough to outlive every fault, short enough to wait for where a doubt can't be resolved."""
+
+PARTITIONS: Final = 8
+MOST_MEMBERS: Final = 4
+AT_LEAST, A_SECOND = 15.0, 60
+"""Seconds that a run lasts, and requests for each second more."""
+
+PAUSES: Final = (1.5, 5.0)
+"""Seconds between two happenings; most last longer, so that several are there at once."""
+
+SITES: Final = (None, None, None, "site1", "site2", "site2", "site3")
+OTHER_ACCOUNT: Final = "second@System"
+
+SPELLINGS: Final[tuple[str | None, ...]] = (None, "{org}@{site}", "VCDA's name for {org}")
+"""How VCDA may name a user on tasks where a session's user is `name@Org`; None: as in the session."""
+CACHES: Final[tuple[Mapping[str, Any], ...]] = ({"obeys": True, "tells": False}, {"obeys": False, "tells": True})
+"""One that does neither can't be noticed by anybody."""
+
+OWN_USERS: Final[tuple[bool, ...]] = (False, True)
+
+
+class What(StrEnum):
+    """What happens, in words for the progress bar."""
+
+    KILL = "kill -9"
+    STOP = "SIGTERM"
+    FREEZE = "SIGSTOP"
+    JOIN = "one joins"
+    LEAVE = "one leaves"
+    JOIN_AND_FREEZE = "one joins, another freezes while it quiesces"
+    JOIN_AS_ANOTHER = "one joins under another account"
+    ALL_DIE = "all die, and the group's offsets with them"
+    KAFKA_STOPS = "Kafka stops"
+    KAFKA_DIES = "Kafka is killed"
+    KAFKA_FREEZES = "Kafka freezes"
+    EXPIRE = "sessions expire"
+    KAFKA_MOVES = "Kafka comes back under another address"
+    KAFKA_DROPS = "connections to Kafka fall silent"
+    VCDA_DROPS = "connections to VCDA fall silent"
+    VCDA_REFUSES = "VCDA's port is closed"
+    VCDA_CERTIFICATE = "VCDA's certificate and its authority are replaced"
+    ACCOUNT = "the account of a site is replaced"
+    PURGE = "VCDA forgets its tasks"
+    CACHE = "a cache in front of VCDA"
+    LOG_STANDS = "nobody reads the log"
+    VCDA_CLOCK = "VCDA's clock jumps"
+    WRONG = "VCDA answers wrong"
+
+
+class Odd(StrEnum):
+    """What is wrong with a replication of its own from the beginning to the end of a run; others must not notice."""
+
+    ABORTED = "a state that never ends"
+    RUNNING = "a sync that never ends"
+    POISON = "a task that fails whatever asks for it"
+    BLIND = "a look-up that always fails, and a POST in doubt"
+    """Its task may be found by other means."""
+
+
+class Ending(StrEnum):
+    """What happens when a run has been judged fit, and all of it can't be put right again."""
+
+    OVERTAKEN = "retention overtakes the reading"
+    REQUESTS_REPLACED = "the requests topic is created again"
+    JOURNAL_REPLACED = "the journal is created again"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """Something that goes wrong. `who` from 0 to 1 chooses among the members that there are then."""
+
+    at: float
+    what: What
+    who: float = 0.0
+    seconds: float = 0.0
+    words: str = ""
+    fault: Mapping[str, Any] = field(default_factory=dict)
+    """For the simulated VCDA."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sending:
+    """A request to put on the topic."""
+
+    at: float
+    operation_id: str
+    replication_id: str
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoiling:
+    """Something unreadable to put on the topic; `below`: not even Kafka's client can read it."""
+
+    at: float
+    partition: int
+    key: bytes | None = None
+    value: bytes | None = None
+    headers: tuple[Header, ...] = ()
+    below: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schedule:
+    """A run. `late` and `by_hand` are replications on which what is not promised is provoked, `odd` are others."""
+
+    seed: int
+    members: int
+    skews: tuple[float, ...]
+    """By how many seconds the wall clock of each process is wrong."""
+    length: float
+    sendings: tuple[Sending | Spoiling, ...]
+    happenings: tuple[Happening, ...]
+    late: tuple[str, ...]
+    by_hand: tuple[str, ...]
+    spelling: str | None
+    own_user: bool
+    """Whether site2 knows the service by a user of its own, who sees their own tasks only."""
+    odd: Mapping[str, Odd]
+    ending: Ending
+    gentle: bool
+    """Whether each record that was produced must have been counted in the end."""
+
+
+STORMS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
+    ("429 for half of all calls", {"answer": "status", "status": 429, "retry_after": 4, "probability": 0.5}),
+    ("429 for POSTs, as a date", {"operation": "submit", "answer": "status", "status": 429, "retry_after": 5,
+                                  "http_date": True, "probability": 0.5}),
+    ("500 for a third", {"answer": "status", "status": 500, "probability": 0.35}),
+    ("503, a proxy's page", {"answer": "status", "status": 503, "html": True, "probability": 0.6}),
+    ("maintenance", {"answer": "status", "status": 503, "retry_after": "rest"}),
+    ("answers to POSTs lost", {"operation": "submit", "answer": "cut", "effect": "first", "probability": 0.6}),
+    ("answers to POSTs torn", {"operation": "submit", "answer": "torn", "probability": 0.6}),
+    ("answers to POSTs too slow", {"operation": "submit", "effect": "first", "seconds": 6.5, "probability": 0.4}),
+    ("tasks created late, after the time-out", {"operation": "submit", "effect": "last", "seconds": LATE,
+                                                "probability": 0.4}),
+    ("tasks created late, behind a 504", {"operation": "submit", "answer": "status", "status": 504, "html": True,
+                                          "effect": "behind", "seconds": 3.0, "probability": 0.5}),
+    ("tasks created late, behind a reset", {"operation": "submit", "answer": "cut", "effect": "behind",
+                                            "seconds": LATE, "probability": 0.5}),
+    ("connections cut", {"answer": "cut", "probability": 0.4}),
+    ("connections closed without a word", {"answer": "close", "probability": 0.4}),
+    ("answers half", {"answer": "half", "probability": 0.4}),
+    ("polls without an answer", {"operation": "poll", "answer": "silent", "probability": 0.5}),
+    ("empty task pages", {"operation": "poll", "answer": "empty page", "probability": 0.5}),
+    ("look-ups fail", {"operation": "find", "answer": "status", "status": 500, "probability": 0.7}),
+    ("logins fail", {"operation": "login", "answer": "status", "status": 500, "probability": 0.7}),
+)  # fmt: skip
+
+
+HARSH: Final = frozenset(
+    {
+        *(What.KILL, What.ALL_DIE, What.FREEZE, What.JOIN_AND_FREEZE),
+        *(What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES, What.KAFKA_MOVES, What.KAFKA_DROPS),
+    }
+)
+"""After which some records have a fate that nobody has counted, or two have: who is killed takes what it has counted
+last with it, and who loses a partition while a commit is under way never hears whether it stood."""
+
+GENTLE: Final = 0.25
+"""The share of runs without these: there, the sum of all fates is what was produced."""
+
+ODD: Final = tuple(Odd)
+ENDINGS: Final = tuple(Ending)
+
+ODD_DEADLINE: Final = 20
+"""Seconds: requests on odd replications end by their deadlines, and these are all that a run has to wait for."""
+
+
+def draw(
+    seed: int,
+    *,
+    requests: int,
+    only: Collection[What] = (),
+    odd: Collection[Odd] = ODD,
+    ending: Ending | None = None,
+) -> Schedule:
+    """Draw a run; of `only` some happenings, where there are any, and with an ending of one's choice."""
+    rng = Random(seed)
+    length = AT_LEAST + requests / A_SECOND
+    late = tuple(_replication(rng) for _ in range(2))
+    by_hand = (_replication(rng),)
+    sendings: list[Sending | Spoiling] = [*_sendings(rng, requests, length), *_spoilings(rng, requests // 60, length)]
+    for replication_id in (*late, *by_hand):
+        at = rng.uniform(0, length)
+        sendings.append(Sending(at=at, operation_id=f"not-promised-{at:.3f}", replication_id=replication_id, fields={}))
+    strange = {_replication(rng): kind for kind in odd}
+    for replication_id in strange:
+        for number in range(3):
+            at = rng.uniform(1.0, 3.0) + number * (length - 3.0) / 3
+            name = f"odd-{replication_id[3:11]}-{number}"
+            fields = {"deadlineSeconds": ODD_DEADLINE}
+            sendings.append(Sending(at=at, operation_id=name, replication_id=replication_id, fields=fields))
+    gentle = rng.random() < GENTLE if not only else not HARSH & set(only)
+    happenings = [one for one in _happenings(rng, length, only) if not gentle or one.what not in HARSH]
+    return Schedule(
+        seed=seed,
+        members=rng.randint(1, MOST_MEMBERS),
+        skews=tuple(rng.choice((0.0, 0.0, 30.0, -30.0, 15.0)) for _ in range(64)),
+        length=length,
+        sendings=tuple(sorted(sendings, key=lambda sending: sending.at)),
+        happenings=tuple(happenings),
+        late=late,
+        by_hand=by_hand,
+        spelling=rng.choice(SPELLINGS),
+        own_user=rng.choice(OWN_USERS),
+        odd=strange,
+        ending=ending or rng.choice(ENDINGS),
+        gentle=gentle,
+    )
+
+
+def _replication(rng: Random) -> str:
+    text = f"{rng.getrandbits(128):032x}"
+    return f"C4-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _sendings(rng: Random, requests: int, length: float) -> list[Sending]:
+    """Requests over a fifth as many replications, each at a site of its own; some are asked for many times."""
+    replications = [(_replication(rng), rng.choice(SITES)) for _ in range(max(1, requests // 5))]
+    sendings = []
+    for number in range(requests):
+        replication_id, site = rng.choice(replications)
+        fields: dict[str, Any] = {} if site is None else {"site": site}
+        kind = rng.random()
+        if kind < 0.01:
+            replication_id = f"R-{number}"  # VCDA knows no such replication
+        elif kind < 0.02:
+            replication_id, fields = _replication(rng), {"site": "nowhere"}
+        elif kind < 0.05:
+            fields["deadlineSeconds"] = rng.randint(1, 6)
+        one = Sending(
+            at=rng.uniform(0, length), operation_id=f"op-{number}", replication_id=replication_id, fields=fields
+        )
+        again = rng.choice((1, 2, 5)) if rng.random() < 0.05 else 0
+        sendings.append(one)
+        sendings.extend(replace(one, at=rng.uniform(one.at, length)) for _ in range(again))
+    return sendings
+
+
+def _spoilings(rng: Random, count: int, length: float) -> list[Spoiling]:
+    values: tuple[tuple[bytes | None, tuple[Header, ...]], ...] = (
+        (b"{", ()),
+        (b"\xff\xfe\x00", (("x", b"1"), ("x", b"2"))),
+        (b'{"operationID": "op", "replicationId": "C4-1", "operationID": 7}', ()),
+        (b'{"operationID": "op"}', (("content-type", b"application/json"),)),
+        (b'{"operationID": "op", "replicationId": "C4-1"}', (("content-type", b"\xff\xfe"),)),
+        (b"x" * 70_000, ()),
+        (None, ()),
+    )
+    spoilings = []
+    for _ in range(count):
+        value, headers = rng.choice(values)
+        spoilings.append(
+            Spoiling(
+                at=rng.uniform(0, length),
+                partition=rng.randrange(PARTITIONS),
+                key=rng.choice((None, b"key", b"\xff")) if value is not None else b"key",  # Kafka's client wants one
+                value=value,
+                headers=headers,
+                below=rng.random() < 0.15,
+            )
+        )
+    return spoilings
+
+
+def _happenings(rng: Random, length: float, only: Collection[What]) -> list[Happening]:
+    """Draw from a shuffled deck, so that a run sees as many kinds as it has room for."""
+    deck: list[Happening] = []
+    happenings = []
+    at = 2.0
+    while at < length:
+        while not deck:  # what is asked for may be one of two that are drawn
+            deck = [card for card in _deck(rng) if not only or card.what in only]
+        card = deck.pop()
+        happenings.append(
+            Happening(at=at, what=card.what, who=rng.random(), seconds=card.seconds, words=card.words, fault=card.fault)
+        )
+        if rng.random() > 0.25:  # otherwise the next comes at once
+            at += rng.uniform(*PAUSES)
+    return happenings
+
+
+def _deck(rng: Random) -> list[Happening]:
+    def card(what: What, seconds: float = 0.0, words: str = "", **fault: Any) -> Happening:
+        return Happening(at=0.0, what=what, seconds=seconds, words=words or what, fault=fault)
+
+    away = rng.uniform(2.0, 8.0)
+    storms = rng.sample(STORMS, 7)
+    deck = [
+        card(What.KILL, rng.uniform(0.0, 4.0)),
+        card(What.KILL, rng.uniform(0.0, 4.0)),
+        card(What.STOP, rng.uniform(0.0, 4.0)),
+        card(What.STOP, rng.uniform(0.0, 4.0)),
+        card(What.FREEZE, rng.uniform(SESSION_TIMEOUT + 2, SESSION_TIMEOUT + 8)),
+        card(What.FREEZE, rng.uniform(1.0, SESSION_TIMEOUT + 4)),
+        card(What.JOIN),
+        card(What.LEAVE),
+        card(What.JOIN_AND_FREEZE, rng.uniform(SESSION_TIMEOUT + 1, SESSION_TIMEOUT + 6)),
+        card(rng.choice((What.JOIN_AS_ANOTHER, What.ALL_DIE)), rng.uniform(0.0, 3.0)),
+        card(rng.choice((What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES)), away),
+        card(rng.choice((What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES)), rng.uniform(2.0, 8.0)),
+        card(What.EXPIRE, words=rng.choice(("sessions", "extensions", "cloud-director"))),
+        card(What.EXPIRE, words="sessions"),
+        card(What.KAFKA_MOVES, rng.uniform(0.0, 4.0)),
+        card(What.KAFKA_DROPS),
+        card(What.VCDA_DROPS),
+        card(What.VCDA_CERTIFICATE),
+        card(What.ACCOUNT),
+        card(What.PURGE),
+        card(What.CACHE, rng.uniform(4.0, 10.0), **rng.choice(CACHES)),
+        card(What.LOG_STANDS, rng.uniform(5.0, 12.0)),
+        card(What.VCDA_REFUSES, rng.uniform(1.0, 5.0)),
+        card(What.VCDA_CLOCK, rng.choice((-20.0, 0.0, 20.0))),
+        card(
+            What.WRONG,
+            words="a site is dead",
+            site=rng.choice(("site2", "site3")),
+            answer="silent",
+            lasting=rng.uniform(10.0, 20.0),
+        ),
+        *(card(What.WRONG, words=words, **fault, lasting=rng.uniform(3.0, 8.0)) for words, fault in storms),
+    ]
+    rng.shuffle(deck)
+    return deck

@@ -1,0 +1,148 @@
+"""The judge of `make chaos` has to be able to say no: each kind of broken promise is seen, and nothing else is."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from aiokafka import TopicPartition
+
+from tests.stress.oracle import Asked, Evidence, Spoilt, Told, judge
+
+COMPLETED = TopicPartition("completed", 0)
+FAILED = TopicPartition("failed", 0)
+
+
+def task(name: str, operation_id: str | None, *, start: float, state: str = "SUCCEEDED", **more: Any) -> dict[str, Any]:
+    usual = {"replicationId": "R", "overlapped": False, "forgotten": False, "end": start + 1.0}
+    usual |= {"site": "site1", "user": "u"}
+    return {"id": name, "operationID": operation_id, "start": start, "state": state, **usual, **more}
+
+
+def told(operation_id: str, offset: int, *, task_id: str | None, reason: str | None = None) -> Told:
+    event = {"operationID": operation_id, "replicationId": "R", "taskId": task_id}
+    if reason is not None:
+        event["reason"] = reason
+    place = COMPLETED if reason is None else FAILED
+    return Told(place.topic, event, (), place, offset)
+
+
+def letter(offset: int, *, value: bytes | None = b"{", key: bytes | None = b"k", reason: bytes = b"not-json") -> Told:
+    headers = (("x", b"1"), ("vm-sync-partition", b"3"), ("vm-sync-offset", str(offset).encode()))
+    place = TopicPartition("dead-letter", 0)
+    return Told("dead-letter", {}, (*headers, ("vm-sync-reason", reason)), place, offset, key, value)
+
+
+GOOD = Evidence(
+    asked={"a": Asked("a", "R", 3, 10), "b": Asked("b", "R", 3, 12), "c": Asked("c", "R", 3, 14)},
+    told=[told("a", 0, task_id="t1"), told("b", 0, task_id="t2", reason="task-failed"), told("c", 1, task_id="t3")],
+    tasks=[task("t1", "a", start=1.0), task("t2", "b", start=2.0, state="FAILED"), task("t3", "c", start=3.0)],
+    spoilt=[Spoilt(3, 11, b"k", b"{", (("x", b"1"),))],
+    dead=[letter(11)],
+    texts={"a log": "all is well"},
+    secrets=("geheim",),
+)
+
+
+def test_what_was_kept_is_found_kept() -> None:
+    verdict = judge(GOOD)
+
+    assert verdict.violations == []
+    assert verdict.figures["completed"] == 2
+    assert verdict.not_promised == {}
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (replace(GOOD, told=GOOD.told[:2]), "1 requests have no outcome"),
+        (replace(GOOD, told=[*GOOD.told, told("c", 2, task_id="t3")]), "1 requests have two outcomes"),
+        (replace(GOOD, tasks=[*GOOD.tasks, task("t4", "c", start=4.0)]), "1 requests have two tasks"),
+        (replace(GOOD, tasks=[*GOOD.tasks[:2], task("t3", "c", start=3.0, overlapped=True)]), "1 syncs overlapped"),
+        (replace(GOOD, posts_while_paused=2), "2 POSTs came inside a Retry-After pause"),
+        (replace(GOOD, refusals=["GET /nowhere"]), "asked what nobody should ask"),
+        (replace(GOOD, told=[*GOOD.told, told("d", 2, task_id=None)]), "never asked for"),
+        (replace(GOOD, told=[*GOOD.told[:2], told("c", 1, task_id="t1")]), "the task is not its own"),
+        (replace(GOOD, told=[*GOOD.told[:2], told("c", 1, task_id=None)]), "its task is None"),
+        (replace(GOOD, tasks=[*GOOD.tasks[:2], task("t3", "c", start=3.0, state="FAILED")]), "its task is FAILED"),
+        (
+            replace(GOOD, told=[*GOOD.told[:2], told("c", 1, task_id=None, reason="not-started")]),
+            "c is told not-started, and VCDA has a task for it",
+        ),
+        (replace(GOOD, told=[*GOOD.told[:2], told("c", 1, task_id="t3", reason="task-lost")]), "still knows its task"),
+        (
+            replace(GOOD, tasks=[task("t1", "a", start=4.0), *GOOD.tasks[1:]]),
+            "the syncs of R began out of order",
+        ),
+        (
+            replace(GOOD, told=[told("a", 1, task_id="t1"), GOOD.told[1], told("c", 0, task_id="t3")]),
+            "the outcomes of R were told out of order",
+        ),
+        (replace(GOOD, told=GOOD.told[:2], deleted=frozenset({"c"})), "1 requests were gone before"),
+        (replace(GOOD, counted_lost=1), "0 requests were gone before they could be read, and 1 are counted"),
+        (
+            replace(GOOD, endless={"R": "a sync that never ends"}, asked={"a": GOOD.asked["a"]}, told=GOOD.told[:1]),
+            "a is told completed, and it has a sync that never ends",
+        ),
+        (replace(GOOD, calm=(50.0, 200.0), told=[replace(GOOD.told[0], at=116.0), *GOOD.told[1:]]), "a after 66 s"),
+        (replace(GOOD, read={"admitted": 5}, produced=4, accounted=True), "5 records have a fate, of 4"),
+        (replace(GOOD, read={"admitted": 3, "reread": 1}, produced=4, accounted=True), "3 records have a fate, of 4"),
+        (replace(GOOD, skipped=2, produced=4, read={"admitted": 2}), "2 records were read and have no fate"),
+        (replace(GOOD, dead=[]), "has 0 dead letters"),
+        (replace(GOOD, dead=[letter(11), letter(11)]), "has 2 dead letters"),
+        (replace(GOOD, dead=[letter(11, value=b"{ ")]), "was changed on its way"),
+        (replace(GOOD, dead=[letter(11, key=None)]), "was changed on its way"),
+        (replace(GOOD, dead=[letter(11), letter(10)]), "nothing was wrong with it"),
+        (replace(GOOD, spoilt=[replace(GOOD.spoilt[0], lost=True)]), "its dead letter doesn't say so"),
+        (replace(GOOD, texts={"a log": "geheim"}), "the secret geh... stands in a log"),
+    ],
+)
+def test_a_promise_that_was_broken_is_named(broken: Evidence, sentence: str) -> None:
+    (violation,) = judge(broken).violations
+
+    assert sentence in violation
+
+
+def test_what_is_not_promised_is_counted_by_case_and_only_where_it_was_provoked() -> None:
+    doubled = replace(GOOD, tasks=[*GOOD.tasks, task("t4", "c", start=4.0, overlapped=True)])
+
+    verdict = judge(replace(doubled, foreseen={"R": "too late"}))
+
+    assert verdict.violations == []
+    assert verdict.not_promised == {"two tasks: too late": 1, "overlap: too late": 1}
+
+
+def test_requests_that_were_deleted_before_they_could_be_read_are_counted_and_not_lost() -> None:
+    verdict = judge(replace(GOOD, told=GOOD.told[:2], deleted=frozenset("abc"), counted_lost=1))
+
+    assert verdict.violations == []
+    assert (verdict.figures["lost"], verdict.figures["overtaken"]) == (0, 1)
+
+
+def test_an_unreadable_message_that_was_sent_again_may_stand_there_twice() -> None:
+    twice = replace(GOOD, dead=[*GOOD.dead, letter(13, reason=b"unreadable")], spoilt_twice={3: 1})
+
+    assert judge(twice).violations == []
+    assert judge(replace(twice, dead=[*twice.dead, letter(15, reason=b"unreadable")])).violations != []
+
+
+def test_what_has_no_fate_yet_may_have_died_with_who_read_it() -> None:
+    assert judge(replace(GOOD, read={"admitted": 2}, produced=4)).violations == []
+
+
+def test_what_is_odd_may_be_told_late_and_only_that_it_timed_out() -> None:
+    odd = replace(
+        GOOD,
+        odd=frozenset("R"),
+        endless={"R": "a sync that never ends"},
+        calm=(0.0, 900.0),
+        tasks=[task("t1", "a", start=1.0)],
+    )
+    told_late = [replace(told(name, at, task_id=None, reason="timed-out"), at=800.0) for at, name in enumerate("abc")]
+
+    assert judge(replace(odd, told=told_late)).violations == []
+
+
+def test_a_request_that_may_not_have_been_sent_may_have_an_outcome_or_none() -> None:
+    unsure = replace(GOOD, unsure=frozenset({"d", "e"}), told=[*GOOD.told, told("d", 2, task_id=None)])
+
+    assert judge(unsure).violations == []

@@ -1,0 +1,414 @@
+"""What VCDA may answer, and what becomes of the request: one table, for a test and for docs/vcda-answers.md.
+
+Each row has a site of its own, since troubles pause a site: so all rows run side by side, each as if it were alone.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from service.sandbox.vcda.faults import Fault
+
+REQUEST_TIMEOUT: Final = 4
+SETTLE: Final = 2
+"""Seconds. A POST without an answer is in doubt for both together."""
+
+LOST_AFTER: Final = 2
+"""Seconds, too."""
+
+OUR_SITE: Final = "the appliance's own"
+STRANGE_SITE: Final = "one without credentials"
+UNKNOWN_SITE: Final = "one that VCDA doesn't know"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """How a request ended: its outcome, and what of it can be seen at VCDA."""
+
+    outcome: str
+    """`completed`, or the reason."""
+    code: str | None = None
+    http_status: int | None = None
+    attempts: int | None = 1
+    """As the outcome tells. None, here and below: chance decides."""
+    posts: int | None = 1
+    """As VCDA counts them."""
+    tasks: int = 1
+    adopted: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One thing that VCDA does; `answer` and `then` are its words on the page."""
+
+    answer: str
+    then: str
+    ends: End
+    faults: tuple[Fault, ...] = ()
+    plan: dict[str, Any] = field(default_factory=dict)
+    deadline: int | None = None
+    """Seconds; less than a doubt takes, and enough for a busy machine to get a POST out."""
+    site: str | None = None
+    """Where it isn't one made for this row."""
+
+
+DONE: Final = End(outcome="completed")
+AGAIN: Final = End(outcome="completed", attempts=2, posts=2)
+ADOPTED: Final = End(outcome="completed", adopted=True)
+
+OF_REPLICATION: Final = "The answer is VCDA's own and won't change: the request ends."
+LOOKED_FOR: Final = "In doubt: the task is looked for, and found."
+NOT_FOUND: Final = "In doubt: the task is looked for until it can no longer come; then the POST is repeated."
+PASSES: Final = "Not taken: the POST is repeated after a pause."
+WAITS: Final = "Nothing is sent to the site for exactly so long; then the POST is repeated."
+LOGS_IN: Final = "Not taken: a new login, and the POST once more."
+ASKED_AGAIN: Final = "A failed poll is not a failed sync: it is asked again after a pause."
+
+
+def _submit(**fault: Any) -> tuple[Fault, ...]:
+    return (Fault(operation="submit", times=1, **fault),)
+
+
+def _refused(status: int, code: str) -> End:
+    return End(outcome="rejected", code=code, http_status=status, tasks=0)
+
+
+SUBMITS: Final = (
+    Row(answer="202 and a task", then="The task is polled until it has ended.", ends=DONE),
+    Row(
+        answer=f"202, asked for {OUR_SITE} site",
+        then="The task is polled until it has ended.",
+        ends=DONE,
+        site=OUR_SITE,
+    ),
+    Row(
+        answer="400 with an ApiError",
+        then=OF_REPLICATION,
+        ends=_refused(400, "BadUserInput"),
+        faults=_submit(answer="status", status=400),
+    ),
+    Row(
+        answer="400 with an ApiError of 5,000 characters",
+        then="The same; the outcome tells the first 1,000.",
+        ends=_refused(400, "BadUserInput"),
+        faults=_submit(answer="status", status=400, msg="x" * 5000),
+    ),
+    Row(
+        answer="401 `Authentication Token Required`: the session is gone",
+        then=LOGS_IN,
+        ends=End(outcome="completed", posts=2),
+        faults=_submit(answer="status", status=401, challenge=True),
+    ),
+    Row(
+        answer="401 `NotAuthenticated`: the session can't start operations any more",
+        then=LOGS_IN,
+        ends=End(outcome="completed", posts=2),
+        faults=_submit(answer="status", status=401),
+    ),
+    Row(
+        answer="401 `RemoteAuthenticationFailure`: the session isn't extended to the site any more",
+        then="Not taken: the session is extended anew, and the POST made once more.",
+        ends=End(outcome="completed", posts=2),
+        faults=_submit(answer="status", status=401, code="RemoteAuthenticationFailure"),
+    ),
+    Row(
+        answer="401 again and again, whoever logs in",
+        then="The site pauses, logins too; the request waits until its deadline.",
+        ends=End(outcome="not-started", code="NotAuthenticated", tasks=0, attempts=None, posts=None),
+        faults=(Fault(operation="submit", answer="status", status=401),),
+        deadline=5,
+    ),
+    Row(
+        answer="403 with an ApiError",
+        then=OF_REPLICATION,
+        ends=_refused(403, "Forbidden"),
+        faults=_submit(answer="status", status=403),
+    ),
+    Row(
+        answer="403 with a proxy's page",
+        then=NOT_FOUND,
+        ends=AGAIN,
+        faults=_submit(answer="status", status=403, html=True),
+    ),
+    Row(
+        answer="404 with an ApiError",
+        then=OF_REPLICATION,
+        ends=_refused(404, "ReplicationNotFound"),
+        faults=_submit(answer="status", status=404),
+    ),
+    Row(
+        answer="404 with a proxy's page, while VCDA restarts behind it",
+        then=NOT_FOUND,
+        ends=AGAIN,
+        faults=_submit(answer="status", status=404, html=True),
+    ),
+    Row(
+        answer="404 `SiteNotFound`",
+        then=OF_REPLICATION,
+        ends=End(outcome="rejected", code="SiteNotFound", http_status=404, attempts=0, posts=0, tasks=0),
+        site=UNKNOWN_SITE,
+    ),
+    Row(
+        answer="not asked: no credentials are configured for the site",
+        then="The request ends.",
+        ends=End(outcome="rejected", code="NoCredentials", attempts=0, posts=0, tasks=0),
+        site=STRANGE_SITE,
+    ),
+    Row(
+        answer="409 with an ApiError",
+        then="Not taken: this replication waits about 10 s, the site's others go on.",
+        ends=AGAIN,
+        faults=_submit(answer="status", status=409),
+    ),
+    Row(
+        answer="409 until the deadline",
+        then="The same, until the deadline.",
+        ends=End(outcome="not-started", code="OperationInProgress", tasks=0),
+        faults=(Fault(operation="submit", answer="status", status=409),),
+        deadline=5,
+    ),
+    Row(answer="429", then=PASSES, ends=AGAIN, faults=_submit(answer="status", status=429)),
+    Row(
+        answer="429 with `Retry-After: 3`",
+        then=WAITS,
+        ends=AGAIN,
+        faults=_submit(answer="status", status=429, retry_after=3),
+    ),
+    Row(
+        answer="429 with `Retry-After` and a date",
+        then=WAITS,
+        ends=AGAIN,
+        faults=_submit(answer="status", status=429, retry_after=3, http_date=True),
+    ),
+    Row(
+        answer="429 with a `Retry-After` beyond the deadline",
+        then="The request waits until its deadline.",
+        ends=End(outcome="not-started", code="TooManyRequests", tasks=0),
+        faults=_submit(answer="status", status=429, retry_after=600),
+        deadline=5,
+    ),
+    Row(
+        answer="500 with an ApiError, and no task",
+        then=NOT_FOUND,
+        ends=AGAIN,
+        faults=_submit(answer="status", status=500),
+    ),
+    Row(
+        answer="500 with an ApiError, and a task",
+        then=LOOKED_FOR,
+        ends=ADOPTED,
+        faults=_submit(answer="status", status=500, effect="first"),
+    ),
+    Row(answer="503 with an ApiError", then=NOT_FOUND, ends=AGAIN, faults=_submit(answer="status", status=503)),
+    Row(
+        answer="503 with a proxy's page",
+        then=NOT_FOUND,
+        ends=AGAIN,
+        faults=_submit(answer="status", status=503, html=True),
+    ),
+    Row(
+        answer="503 with `Retry-After: 3`: maintenance",
+        then="In doubt, and nothing is sent to the site for so long; then it is looked for, and the POST repeated.",
+        ends=AGAIN,
+        faults=_submit(answer="status", status=503, html=True, retry_after=3),
+    ),
+    Row(
+        answer="503 until the deadline",
+        then="In doubt until the deadline: a task may have come of it.",
+        ends=End(outcome="timed-out", code="5xx", tasks=0),
+        faults=(Fault(operation="submit", answer="status", status=503, html=True),),
+        deadline=5,
+    ),
+    Row(
+        answer="504 from a proxy, and a task 3 s later",
+        then=LOOKED_FOR,
+        ends=ADOPTED,
+        faults=_submit(answer="status", status=504, html=True, effect="behind", seconds=3),
+    ),
+    Row(answer="202 with half of its JSON", then=LOOKED_FOR, ends=ADOPTED, faults=_submit(answer="half")),
+    Row(answer="202 with half of its bytes", then=LOOKED_FOR, ends=ADOPTED, faults=_submit(answer="torn")),
+    Row(answer="202 with nothing in it", then=LOOKED_FOR, ends=ADOPTED, faults=_submit(answer="empty")),
+    Row(
+        answer="202, a byte every 50 ms",
+        then="The whole answer counts, so it is too late. " + LOOKED_FOR,
+        ends=ADOPTED,
+        faults=_submit(answer="drip", seconds=0.05),
+    ),
+    Row(
+        answer="202 after the request time-out",
+        then=LOOKED_FOR,
+        ends=ADOPTED,
+        faults=_submit(seconds=REQUEST_TIMEOUT + 1),
+    ),
+    Row(
+        answer="202 after the request time-out, and only then a task",
+        then=LOOKED_FOR,
+        ends=ADOPTED,
+        faults=_submit(effect="last", seconds=REQUEST_TIMEOUT + 1),
+    ),
+    Row(answer="never", then=NOT_FOUND, ends=AGAIN, faults=_submit(answer="silent")),
+    Row(
+        answer="connection reset, before there was a task",
+        then=NOT_FOUND,
+        ends=AGAIN,
+        faults=_submit(answer="cut"),
+    ),
+    Row(
+        answer="connection reset, after there was a task",
+        then=LOOKED_FOR,
+        ends=ADOPTED,
+        faults=_submit(answer="cut", effect="first"),
+    ),
+    Row(
+        answer="connection closed, before there was a task",
+        then=NOT_FOUND,
+        ends=AGAIN,
+        faults=_submit(answer="close"),
+    ),
+    Row(
+        answer="connection closed, after there was a task",
+        then=LOOKED_FOR,
+        ends=ADOPTED,
+        faults=_submit(answer="close", effect="first"),
+    ),
+)
+
+
+def _after_a_cut(*, effect: Any = "first", **fault: Any) -> tuple[Fault, ...]:
+    return *_submit(answer="cut", effect=effect), Fault(operation="find", **fault)
+
+
+LOOK_UPS: Final = (
+    Row(
+        answer="500, twice",
+        then="It is looked for again after a pause, and found.",
+        ends=ADOPTED,
+        faults=_after_a_cut(answer="status", status=500, times=2),
+    ),
+    Row(
+        answer="half of its JSON",
+        then="Half a list proves nothing: it is looked for again, and found.",
+        ends=ADOPTED,
+        faults=_after_a_cut(answer="half", times=1),
+    ),
+    Row(
+        answer="never",
+        then="It is looked for again after a pause, and found.",
+        ends=ADOPTED,
+        faults=_after_a_cut(answer="silent", times=1),
+    ),
+    Row(
+        answer="503 until the deadline",
+        then="Without a look-up no second POST: a task may be there.",
+        ends=End(outcome="timed-out", code="error"),
+        faults=_after_a_cut(answer="status", status=503, html=True),
+        plan={"duration": 120},
+        deadline=6,
+    ),
+)
+
+
+def _poll(**fault: Any) -> tuple[Fault, ...]:
+    return (Fault(operation="poll", **fault),)
+
+
+RUNS: Final = {"duration": 120}
+
+POLLS: Final = (
+    Row(
+        answer="`FAILED`, with an error and its stack trace",
+        then="The outcome tells code and text, never the trace.",
+        ends=End(outcome="task-failed", code="ReplicationSyncFailed"),
+        plan={"failing": 1.0},
+    ),
+    Row(
+        answer="`FAILED`, with a warning too",
+        then="The outcome tells both.",
+        ends=End(outcome="task-failed", code="ReplicationSyncFailed", warnings=("QuiesceFailed",)),
+        plan={"failing": 1.0, "warned": 1.0},
+    ),
+    Row(
+        answer="`SUCCEEDED`, with a warning, and passwords in the result",
+        then="The outcome tells the warning, and of the result the latest instance only.",
+        ends=End(outcome="completed", warnings=("QuiesceFailed",)),
+        plan={"warned": 1.0},
+    ),
+    Row(
+        answer="a state that nobody knows",
+        then="Taken as running, logged and counted.",
+        ends=DONE,
+        plan={"word": "PAUSED_BY_AN_ADMINISTRATOR"},
+    ),
+    Row(
+        answer="progress that wavers",
+        then="Only the state counts.",
+        ends=DONE,
+        plan={"noise": 40, "duration": 3},
+    ),
+    Row(
+        answer="still running at the deadline",
+        then="VCDA has no cancel: the replication stays taken until the task has ended.",
+        ends=End(outcome="timed-out"),
+        plan=RUNS,
+        deadline=5,
+    ),
+    Row(answer="500, three times", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="status", status=500, times=3)),
+    Row(
+        answer="503 with a proxy's page",
+        then=ASKED_AGAIN,
+        ends=DONE,
+        faults=_poll(answer="status", status=503, html=True, times=2),
+    ),
+    Row(
+        answer="404 with a proxy's page",
+        then=ASKED_AGAIN,
+        ends=DONE,
+        faults=_poll(answer="status", status=404, html=True, times=2),
+    ),
+    Row(
+        answer="429 with `Retry-After: 2`",
+        then="Nothing is sent to the site for exactly so long.",
+        ends=DONE,
+        faults=_poll(answer="status", status=429, retry_after=2, times=1),
+    ),
+    Row(
+        answer="401 `Authentication Token Required`",
+        then="A new login, and the poll once more.",
+        ends=DONE,
+        faults=_poll(answer="status", status=401, challenge=True, times=1),
+    ),
+    Row(answer="half of its JSON", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="half", times=2)),
+    Row(answer="nothing", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="empty", times=2)),
+    Row(answer="connection reset", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="cut", times=2)),
+    Row(answer="never", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="silent", times=1)),
+    Row(
+        answer="a list without the task, twice",
+        then="Two answers prove nothing: it is asked again.",
+        ends=DONE,
+        faults=_poll(answer="empty page", times=2),
+    ),
+    Row(
+        answer="a list without the task for `LOST_AFTER`, and alone 404 `TaskNotFound`",
+        then="VCDA denies a task that it had accepted: lost.",
+        ends=End(outcome="task-lost"),
+        faults=(
+            *_poll(answer="empty page"),
+            Fault(operation="ask", answer="status", status=404, code="TaskNotFound"),
+        ),
+        plan=RUNS,
+    ),
+    Row(
+        answer="a list without the task for `LOST_AFTER`, and alone 404 with a proxy's page",
+        then="VCDA itself has denied nothing: it is asked on, until the deadline.",
+        ends=End(outcome="timed-out"),
+        faults=(*_poll(answer="empty page"), Fault(operation="ask", answer="status", status=404, html=True)),
+        plan=RUNS,
+        deadline=8,
+    ),
+)
+
+TABLES: Final = {
+    "The POST that starts a sync": SUBMITS,
+    "The look-up of a POST in doubt": LOOK_UPS,
+    "The polls of a task": POLLS,
+}

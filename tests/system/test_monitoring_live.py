@@ -1,0 +1,304 @@
+"""Rules, dashboard, runbook and autoscaling against a real Prometheus that scrapes a real process with a bad day.
+
+What promtool can't tell: whether an expression, right in itself, ever yields anything with the metrics there are.
+"""
+
+import asyncio
+import math
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+
+from service.clock import Clock
+from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal_api import Batch
+from service.kafka.journal_codec import Cursor
+from service.observability import metrics
+from service.sandbox.child_processes import dying_with_us
+from service.sandbox.kafka import Kafka
+from service.sandbox.vcda.simulator import Simulator
+from service.sandbox.vcda.world import Durations, Plan
+from tests.conftest import missing
+from tests.support.expressions import MONITORING, Expression, all_expressions
+from tests.support.process_harness import Ledger, Process, appliance
+
+pytestmark = pytest.mark.e2e
+
+NAMESPACE = "vm-sync"
+"""The one that the autoscaling asks for."""
+
+KAFKA_EXPORTER = """\
+kafka_consumergroup_lag{consumergroup="vm-sync",topic="vm-sync.requests",partition="0"} 3
+kafka_consumergroup_current_offset{consumergroup="vm-sync",topic="vm-sync.requests",partition="0"} 7
+"""
+"""What a Kafka exporter shows; it is not ours, and alerts on it are proven by rules_test.yaml."""
+
+SELECTOR = re.compile(r"(?<![\w:])((?:vm_sync|process|kafka)_\w+|up\b|namespace:\w+:\w+)(\{[^}]*\})?")
+COMPARISON = re.compile(r"==|!=|>=|<=|>|<")
+MATCHERS = re.compile(r"(\{[^}]*\})")
+
+EXPRESSIONS = all_expressions()
+METRICS = [metric.name for metric in metrics.table()]
+
+
+def unconditional(promql: str) -> str:
+    """Lift an expression's conditions: what remains yields something whenever its metrics are there."""
+    parts = MATCHERS.split(promql)
+    parts[::2] = [COMPARISON.sub(r"\g<0> bool", part) for part in parts[::2]]
+    return re.sub(r"\bunless\b", "or", re.sub(r"\babsent\(", "(", "".join(parts)))
+
+
+def selectors(promql: str) -> set[str]:
+    """Return the series that an expression asks for."""
+    return {name + matchers for name, matchers in SELECTOR.findall(promql)}
+
+
+def test_conditions_are_lifted_and_labels_left_alone() -> None:
+    assert unconditional('absent(up{a!="b"} == 1) > 2 unless x >= 3') == (
+        '(up{a!="b"} == bool 1) > bool 2 or x >= bool 3'
+    )
+
+
+# ---------------------------------------------------------------- a bad day
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What Prometheus had to say, by query; an error is a sentence."""
+
+    answers: Mapping[str, list[float] | str]
+    unhealthy: list[str]
+
+
+@pytest.fixture(scope="module")
+def seen(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Seen:
+    if (program := shutil.which("prometheus")) is None:
+        missing("prometheus is not installed: apt-get install prometheus")
+    return asyncio.run(_look(kafka.bootstrap, program=program, folder=tmp_path_factory.mktemp("prometheus")))
+
+
+async def _look(bootstrap: str, *, program: str, folder: Path) -> Seen:
+    plan = Plan(duration=Durations.of("uniform:0.5:2"))
+    async with (
+        Simulator(appliance(plan)) as simulator,
+        Ledger(bootstrap=bootstrap, simulator=simulator, prefix="monitoring", partitions=4) as ledger,
+        _kafka_exporter() as exporter,
+    ):
+        simulator.fault(operation="login", answer="status", status=401, times=1)
+        process = ledger.start()
+        await ledger.ready(process)
+        targets = {"vm-sync": f"127.0.0.1:{process.port()}", "kafka-exporter": exporter}
+        async with _prometheus(program, targets=targets, folder=folder) as prometheus:
+            await prometheus.yields("up == 1")
+            await _bad_day(ledger, simulator)
+            await _misfortunes_of_kafka(ledger, process)
+            # Three scrapes, so that whatever was counted last has a rate.
+            last = "(sum(vm_sync_partitions_stopped) > 0 and sum(vm_sync_requests_lost_total) > 0)"
+            await prometheus.yields(f"count_over_time({last}[10m:1s]) > 2")
+            queries = {_moved(metric) for metric in METRICS}
+            for expression in EXPRESSIONS:
+                queries |= {unconditional(expression.promql), *selectors(expression.promql)}
+            return Seen(
+                answers={query: await prometheus.ask(query) for query in queries},
+                unhealthy=await prometheus.unhealthy_rules(),
+            )
+
+
+async def _bad_day(ledger: Ledger, simulator: Simulator) -> None:
+    """Have everything happen that VCDA, and those who ask, can do to the service."""
+    names = ("fails", "strange", "cut", "busy", "twice", *(f"plain-{number}" for number in range(8)))
+    replications = {name: f"C4-00000000-0000-4000-8000-{number:012d}" for number, name in enumerate(names)}
+    world = simulator.world
+    world.plan(replication=replications["fails"], failing=1.0)
+    world.plan(replication=replications["strange"], word="PAUSED_BY_AN_ADMINISTRATOR", duration=4)
+    simulator.fault(operation="submit", replication=replications["cut"], answer="cut", effect="first", times=1)
+    simulator.fault(
+        operation="submit", replication=replications["busy"], answer="status", status=429, retry_after=2, times=1
+    )
+    await ledger.ask_all([(f"op-{name}", replication) for name, replication in replications.items()])
+    await ledger.ask("op-twice", replications["twice"])
+    await ledger.send_raw(partition=0, value=b"no JSON")
+    keyless = b'{"operationID": "op-keyless", "replicationId": "C4-00000000-0000-4000-8000-00000000aaaa"}'
+    await ledger.send_raw(partition=0, value=keyless)
+    await ledger.wait(within=40, least=len(names) + 1)
+    simulator.fault(operation="poll", answer="status", status=503, times=2)
+    world.plan(replication="C4-00000000-0000-4000-8000-00000000bbbb", duration=600)
+    await ledger.ask("op-still-running", "C4-00000000-0000-4000-8000-00000000bbbb")
+
+
+async def _misfortunes_of_kafka(ledger: Ledger, process: Process) -> None:
+    """Have retention overtake a partition's reading, and another's journal point to another topic."""
+    places = {(asked.offset, asked.partition) for asked in ledger.asked.values()}
+    last, overtaken = max(places)
+    elsewhere = next(partition for _, partition in places if partition != overtaken)
+    admin = AIOKafkaAdminClient(bootstrap_servers=ledger.bootstrap)
+    await admin.start()
+    try:
+        place = TopicPartition(ledger.topics["requests"], overtaken)
+        await admin.delete_records({place: RecordsToDelete(before_offset=last)})
+    finally:
+        await admin.close()
+    await _write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0))
+    await _write_cursor(ledger, elsewhere, Cursor("another-topic", 0))
+    async with asyncio.timeout(30):
+        while (await process.get("/readyz")).status_code == 200:
+            await asyncio.sleep(0.1)
+
+
+async def _write_cursor(ledger: Ledger, partition: int, cursor: Cursor) -> None:
+    """Take the journal from its owner, who notices with its next commit, and leave this in it."""
+    opened = await KafkaJournal.open(
+        topic=ledger.topics["journal"],
+        partition=partition,
+        connection={"bootstrap_servers": ledger.bootstrap},
+        clock=Clock(),
+        refusals=Refusals(),
+    )
+    await opened.journal.commit(Batch(cursor=cursor))
+    await opened.journal.close()
+    await ledger.send_raw(partition=partition, value=b"something to commit")
+
+
+# ---------------------------------------------------------------- Prometheus
+
+
+@dataclass(frozen=True, slots=True)
+class Prometheus:
+    """A running one."""
+
+    client: httpx.AsyncClient
+
+    async def ask(self, query: str) -> list[float] | str:
+        """Return the values that a query yields now, or what is wrong with it."""
+        response = await self.client.get("/api/v1/query", params={"query": query})
+        if response.headers.get("content-type", "").partition(";")[0] != "application/json":
+            return response.text  # it says in plain words that it is still starting
+        answer = response.json()
+        if answer["status"] != "success":
+            return str(answer["error"])
+        result = answer["data"]["result"]
+        if answer["data"]["resultType"] == "scalar":
+            return [float(result[1])]
+        return [float(sample["value"][1]) for sample in result]
+
+    async def yields(self, query: str, *, within: float = 30.0) -> None:
+        """Wait until a query yields something."""
+        answer: list[float] | str = "nothing yet"
+        try:
+            async with asyncio.timeout(within):
+                while not isinstance(answer, list) or not answer:
+                    await asyncio.sleep(0.2)
+                    try:
+                        answer = await self.ask(query)
+                    except httpx.HTTPError as error:  # it has just been started
+                        answer = repr(error)
+        except TimeoutError:
+            pytest.fail(f"{query}: {answer}")
+
+    async def unhealthy_rules(self) -> list[str]:
+        """Return the rules that could not be evaluated."""
+        groups: list[Any] = (await self.client.get("/api/v1/rules")).json()["data"]["groups"]
+        return [
+            f"{rule['name']}: {rule.get('lastError')}"
+            for group in groups
+            for rule in group["rules"]
+            if rule["health"] != "ok"
+        ]
+
+
+@asynccontextmanager
+async def _prometheus(program: str, *, targets: Mapping[str, str], folder: Path) -> AsyncIterator[Prometheus]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    config = {
+        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "rule_files": [str(MONITORING / "rules.yaml")],
+        "scrape_configs": [
+            {"job_name": job, "static_configs": [{"targets": [target], "labels": {"namespace": NAMESPACE}}]}
+            for job, target in targets.items()
+        ],
+    }
+    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
+    with (folder / "log").open("wb") as log:
+        child = subprocess.Popen(  # noqa: ASYNC220 - it takes a moment
+            dying_with_us(
+                [
+                    program,
+                    f"--config.file={folder}/prometheus.yaml",
+                    f"--storage.tsdb.path={folder}/data",
+                    f"--web.listen-address={address}",
+                    "--log.level=warn",
+                ]
+            ),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
+            yield Prometheus(client)
+    finally:
+        child.kill()
+        await asyncio.to_thread(child.wait, 10)
+
+
+@asynccontextmanager
+async def _kafka_exporter() -> AsyncIterator[str]:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {len(KAFKA_EXPORTER)}\r\n"
+        try:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write((head + "Connection: close\r\n\r\n" + KAFKA_EXPORTER).encode())
+            await writer.drain()
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # Prometheus was ended in the middle of a scrape
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+
+
+# ---------------------------------------------------------------- what it saw
+
+
+def _moved(metric: str) -> str:
+    """Return the query for the largest value that a metric ever had; of a histogram, its count."""
+    return f"max(max_over_time({metric}[10m])) or max(max_over_time({metric}_count[10m]))"
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_metric_has_moved(metric: str, seen: Seen) -> None:
+    answer = seen.answers[_moved(metric)]
+
+    assert isinstance(answer, list), answer
+    assert max(answer) > 0
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS, ids=lambda e: e.where)
+def test_an_expression_asks_for_series_that_there_are(expression: Expression, seen: Seen) -> None:
+    for selector in selectors(expression.promql):
+        assert seen.answers[selector], f"there is no {selector}"
+
+
+@pytest.mark.parametrize("expression", EXPRESSIONS, ids=lambda e: e.where)
+def test_an_expression_yields_a_number_once_its_conditions_are_lifted(expression: Expression, seen: Seen) -> None:
+    answer = seen.answers[unconditional(expression.promql)]
+
+    assert isinstance(answer, list), answer
+    assert any(math.isfinite(value) for value in answer), answer
+
+
+def test_prometheus_can_evaluate_every_rule(seen: Seen) -> None:
+    assert seen.unhealthy == []

@@ -1,0 +1,63 @@
+"""The event loop, against a peer that talks on after our good-bye and never says its own, as Kafka's brokers do."""
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+
+import pytest
+import trustme
+
+from service import event_loop as loop
+
+SHORT = 0.2
+
+
+@pytest.fixture
+def talker() -> Iterator[tuple[tuple[str, int], ssl.SSLContext]]:
+    """Serve one connection from a thread; yields where, and whom to trust."""
+    authority, over = trustme.CA(), threading.Event()
+    there, here = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(there)
+    authority.configure_trust(here)
+
+    def talk() -> None:
+        accepted, _ = listener.accept()
+        with there.wrap_socket(accepted, server_side=True) as connection, contextlib.suppress(OSError):
+            connection.recv(1)
+            connection.sendall(b"an answer that comes too late")
+            over.wait(10)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=talk)
+        thread.start()
+        yield listener.getsockname(), here
+        over.set()
+        thread.join()
+
+
+def test_a_tls_connection_whose_peer_talks_on_is_closed_soon(
+    talker: tuple[tuple[str, int], ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def seconds_to_close() -> float:
+        (host, port), context = talker
+        _, writer = await asyncio.open_connection(host, port, ssl=context)
+        writer.write(b"?")
+        await writer.drain()
+        began = asyncio.get_running_loop().time()
+        writer.close()
+        with contextlib.suppress(OSError):  # how it ended is of no interest: TimeoutError is one
+            await asyncio.wait_for(writer.wait_closed(), 8)
+        return asyncio.get_running_loop().time() - began
+
+    monkeypatch.setattr(loop, "FAREWELL", SHORT)
+    with asyncio.Runner(loop_factory=loop.factory()) as runner:
+        assert runner.run(seconds_to_close()) < 10 * SHORT
+
+
+def test_the_service_runs_on_the_fast_loop() -> None:
+    pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=loop.factory()) as runner:
+        assert "uvloop" in [base.__module__.split(".")[0] for base in type(runner.get_loop()).__mro__]

@@ -1,0 +1,586 @@
+"""Lanes in virtual time: who gets a turn, when, and what holds the others back."""
+
+import asyncio
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typing_extensions import override
+
+from service.sync import Trouble
+from service.vcda.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, Turn
+from tests.support.virtual_time import VirtualClock, run_virtual, virtual
+
+BAD = Trouble(label="5xx", detail="It said 500.")
+OWN = Trouble(label="409", detail="That replication is busy.", own=True)
+
+
+def asked_to_wait(seconds: float) -> Trouble:
+    return Trouble(label="429", detail="It said 429.", retry_after=timedelta(seconds=seconds))
+
+
+class Longest(Random):
+    """Dice that always fall on the longest pause."""
+
+    @override
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+@dataclass
+class Gauges:
+    told: list[tuple[str | None, bool]] = field(default_factory=list)
+
+    def paused(self, site: str | None, value: bool) -> None:
+        self.told.append((site, value))
+
+
+def some_lanes(
+    *,
+    submits: int = 2,
+    running: int = 0,
+    gauges: Gauges | None = None,
+    dice: Random | None = None,
+    home: Callable[[str | None], str | None] = lambda site: site,
+) -> Lanes:
+    """Give lanes on the loop that runs."""
+    return Lanes(
+        limits=LaneLimits(max_concurrent_submits=submits, max_running=running),
+        clock=VirtualClock(asyncio.get_running_loop()),
+        metrics=gauges or Gauges(),
+        random=dice or Longest(),
+        home=home,
+    )
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+class Book:
+    """Who got a turn, and when."""
+
+    def __init__(self) -> None:
+        self.turns: list[tuple[str, float]] = []
+
+    def turn(self, name: str, *, wanted: bool = True) -> Callable[[], bool]:
+        def granted() -> bool:
+            self.turns.append((name, now()))
+            return wanted
+
+        return granted
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.turns]
+
+
+async def open_breaker(lane: Lane) -> None:
+    """Let BREAKER_AFTER calls come to nothing, and wait until the pause is over."""
+    for _ in range(BREAKER_AFTER):
+        lane.record_result(BAD)
+        await asyncio.sleep(lane.pause_left())
+
+
+# ---------------------------------------------------------------- turns
+
+
+@virtual
+async def test_a_free_slot_is_given_before_queue_returns() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    lane.queue(book.turn("a"))
+    assert (book.turns, lane.submitting, lane.occupied, lane.queued) == ([("a", 0.0)], 1, 1, 0)
+
+
+@virtual
+async def test_turns_come_in_the_order_they_were_asked_for_and_never_within_anothers_call() -> None:
+    lane, book = some_lanes(submits=2).lane(None), Book()
+    for name in "abcd":
+        lane.queue(book.turn(name))
+    lane.answered()
+    lane.answered()
+    assert book.names == ["a", "b"]
+    await asyncio.sleep(0)
+    assert book.names == ["a", "b", "c", "d"]
+
+
+@virtual
+async def test_those_who_were_first_already_come_before_the_others_and_in_their_own_order() -> None:
+    lane, book = some_lanes(submits=1).lane(None), Book()
+    lane.queue(book.turn("a"))
+    lane.queue(book.turn("b"))
+    lane.queue(book.turn("again 1"), first=True)
+    lane.queue(book.turn("again 2"), first=True)
+    for _ in range(3):
+        lane.answered()
+        await asyncio.sleep(0)
+    assert book.names == ["a", "again 1", "again 2", "b"]
+
+
+@virtual
+async def test_a_turn_no_longer_wanted_costs_nobody_a_slot() -> None:
+    lane, book = some_lanes(submits=1).lane(None), Book()
+    lane.queue(book.turn("a"))
+    lane.queue(book.turn("b", wanted=False))
+    lane.queue(book.turn("c"))
+    lane.answered()
+    await asyncio.sleep(0)
+    assert (book.names, lane.submitting, lane.occupied) == (["a", "b", "c"], 1, 2)
+
+
+@virtual
+async def test_no_more_syncs_run_than_allowed() -> None:
+    lane, book = some_lanes(submits=5, running=2).lane(None), Book()
+    for name in "abc":
+        lane.queue(book.turn(name))
+    lane.answered()
+    lane.answered()
+    await asyncio.sleep(1)
+    assert book.names == ["a", "b"]
+    lane.vacate()
+    await asyncio.sleep(0)
+    assert book.turns[-1] == ("c", 1.0)
+
+
+@virtual
+async def test_zero_means_that_any_number_may_run() -> None:
+    lane, book = some_lanes(submits=1, running=0).lane(None), Book()
+    for number in range(1000):
+        lane.queue(book.turn(str(number)))
+        lane.answered()
+        await asyncio.sleep(0)
+    assert lane.occupied == 1000
+
+
+@virtual
+async def test_restored_syncs_may_exceed_the_limit_and_no_turn_comes_until_they_are_below_it() -> None:
+    lane, book = some_lanes(running=2).lane(None), Book()
+    for _ in range(4):
+        lane.occupy()
+    lane.queue(book.turn("a"))
+    seen = []
+    for _ in range(3):
+        lane.vacate()
+        await asyncio.sleep(0)
+        seen.append((lane.occupied, book.names))
+    assert seen == [(3, []), (2, []), (2, ["a"])]
+
+
+@virtual
+async def test_a_turn_that_asks_for_another_turn_does_not_get_it_over_the_limit() -> None:
+    lane, book = some_lanes(submits=1).lane(None), Book()
+
+    def greedy() -> bool:
+        lane.queue(book.turn("second"))
+        return True
+
+    lane.queue(greedy)
+    await asyncio.sleep(1)
+    assert (book.names, lane.submitting, lane.queued) == ([], 1, 1)
+
+
+@virtual
+async def test_one_turns_bug_is_not_its_neighbours_misfortune() -> None:
+    lane, book = some_lanes(submits=1).lane(None), Book()
+    bugs: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context))
+
+    def broken() -> bool:
+        raise ZeroDivisionError
+
+    lane.queue(book.turn("a"))
+    lane.queue(broken)
+    lane.queue(book.turn("b"))
+    lane.answered()
+    await asyncio.sleep(1)
+    assert book.names == ["a", "b"]
+    assert [type(bug["exception"]) for bug in bugs] == [ZeroDivisionError]
+
+
+@virtual
+async def test_counting_below_zero_is_a_bug() -> None:
+    lane = some_lanes().lane(None)
+    with pytest.raises(RuntimeError, match="answered"):
+        lane.answered()
+    with pytest.raises(RuntimeError, match="vacate"):
+        lane.vacate()
+
+
+@virtual
+async def test_fifty_thousand_waiting_turns_are_given_out_one_by_one_in_order() -> None:
+    lane = some_lanes(submits=1).lane(None)
+    got: list[int] = []
+
+    def turn(number: int) -> Callable[[], bool]:
+        def granted() -> bool:
+            got.append(number)
+            return True
+
+        return granted
+
+    for number in range(50_000):
+        lane.queue(turn(number))
+    while lane.queued:
+        lane.answered()
+        await asyncio.sleep(0)
+    assert got == list(range(50_000))
+
+
+class World:
+    """Whoever uses a lane, counting for itself what the lane should count."""
+
+    def __init__(self, *, submits: int, running: int) -> None:
+        self.lane = some_lanes(submits=submits, running=running, dice=Random(1)).lane("far")
+        self.submits = submits
+        self.running = running
+        self.out = self.there = 0
+
+    def take(self) -> bool:
+        self.out += 1
+        self.there += 1
+        assert self.out <= self.submits
+        assert self.running == 0 or self.there <= self.running
+        return True
+
+    async def step(self, name: str) -> None:
+        match name:
+            case "turn" | "first":
+                self.lane.queue(self.take, first=name == "first")
+            case "unwanted":
+                self.lane.queue(lambda: False)
+            case "answered" if self.out:
+                self.out -= 1
+                self.lane.answered()
+            case "vacate" if self.there > self.out:
+                self.there -= 1
+                self.lane.vacate()
+            case "bad" | "good" | "own":
+                self.lane.record_result({"bad": BAD, "good": None, "own": OWN}[name])
+            case _:
+                await asyncio.sleep(0.3)
+        assert (self.lane.submitting, self.lane.occupied) == (self.out, self.there)
+
+
+STEPS = ["turn", "first", "unwanted", "answered", "vacate", "bad", "good", "own", "wait"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(submits=st.integers(1, 4), running=st.integers(0, 5), steps=st.lists(st.sampled_from(STEPS)))
+def test_never_are_more_turns_out_than_allowed_and_none_is_forgotten(
+    submits: int, running: int, steps: list[str]
+) -> None:
+    async def scenario() -> None:
+        world = World(submits=submits, running=running)
+        for step in steps:
+            await world.step(step)
+        for _ in steps:  # all is answered, gone and well again: one round may let no more than one turn go
+            await asyncio.sleep(61)
+            for step in ("good", *["answered"] * world.out, *["vacate"] * world.there):
+                await world.step(step)
+        assert world.lane.queued == 0
+
+    run_virtual(scenario())
+
+
+# ---------------------------------------------------------------- pauses
+
+
+@virtual
+async def test_turns_resume_by_themselves_the_moment_a_pause_ends() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    lane.record_result(asked_to_wait(7.25))
+    lane.queue(book.turn("a"))
+    lane.queue(book.turn("b"))
+    assert (lane.pause_left(), lane.paused) == (7.25, True)
+    await asyncio.sleep(100)
+    assert book.turns == [("a", 7.25), ("b", 7.25)]
+
+
+@virtual
+async def test_retry_after_holds_polls_to_the_moment_as_well() -> None:
+    lane = some_lanes().lane(None)
+    lane.record_result(asked_to_wait(90))
+    await lane.wait_until_open()
+    assert (now(), lane.pause_left()) == (90.0, 0.0)
+
+
+@virtual
+async def test_a_full_lane_holds_no_poll_back() -> None:
+    lane, book = some_lanes(submits=1, running=1).lane(None), Book()
+    for name in "abc":
+        lane.queue(book.turn(name))
+    await lane.wait_until_open()
+    assert (now(), lane.pause_left()) == (0.0, 0.0)
+
+
+@virtual
+async def test_one_dead_site_delays_nobody_else() -> None:
+    lanes, book = some_lanes(), Book()
+    await open_breaker(lanes.lane("dead"))
+    lanes.lane("dead").record_result(asked_to_wait(3600))
+    began = now()
+    lanes.lane("dead").queue(book.turn("dead"))
+    lanes.lane("alive").queue(book.turn("alive"))
+    await lanes.lane(None).wait_until_open()
+    assert (book.names, now()) == (["alive"], began)
+
+
+@virtual
+async def test_good_news_from_before_the_pause_does_not_shorten_it() -> None:
+    lane = some_lanes().lane(None)
+    lane.record_result(asked_to_wait(10))
+    await asyncio.sleep(4)
+    lane.record_result(None)
+    assert lane.pause_left() == 6.0
+
+
+@virtual
+async def test_calls_that_fail_together_count_once() -> None:
+    lane = some_lanes().lane(None)
+    for _ in range(16):
+        lane.record_result(BAD)
+    await asyncio.sleep(1)
+    assert not lane.paused
+
+
+@virtual
+async def test_retry_after_holds_for_the_local_site_by_whatever_name() -> None:
+    lanes = some_lanes(home=lambda site: None if site == "site1" else site)
+    unnamed, named, remote = lanes.lane(None), lanes.lane("site1"), lanes.lane("site2")
+    named.record_result(asked_to_wait(10))
+    assert (unnamed.pause_left(), named.pause_left(), remote.pause_left()) == (10.0, 10.0, 0.0)
+    remote.record_result(None)
+    await asyncio.sleep(4)
+    unnamed.record_result(asked_to_wait(2))
+    assert (unnamed.pause_left(), named.pause_left()) == (6.0, 6.0)
+    remote.record_result(asked_to_wait(3))
+    assert (unnamed.pause_left(), remote.pause_left()) == (6.0, 3.0)
+
+
+@virtual
+async def test_a_later_retry_after_prolongs_a_pause_and_an_earlier_one_does_not_shorten_it() -> None:
+    lane = some_lanes().lane(None)
+    lane.record_result(asked_to_wait(10))
+    lane.record_result(asked_to_wait(3))
+    assert lane.pause_left() == 10.0
+    lane.record_result(asked_to_wait(30))
+    assert lane.pause_left() == 30.0
+
+
+@virtual
+async def test_pauses_double_up_to_a_minute_and_a_good_answer_forgets_them() -> None:
+    lane = some_lanes().lane(None)
+    pauses = []
+    for _ in range(9):
+        lane.record_result(BAD)
+        pauses.append(lane.pause_left())
+        await asyncio.sleep(pauses[-1])
+    lane.record_result(None)
+    lane.record_result(BAD)
+    assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
+    assert lane.pause_left() == 1.0
+
+
+@virtual
+async def test_jitter_is_full() -> None:
+    class Middle(Longest):
+        @override
+        def uniform(self, a: float, b: float) -> float:
+            assert a == 0.0
+            return b / 2
+
+    lane = some_lanes(dice=Middle()).lane(None)
+    lane.record_result(BAD)
+    assert lane.pause_left() == 0.5
+
+
+@virtual
+async def test_a_requests_own_trouble_says_nothing_of_the_site() -> None:
+    lane = some_lanes().lane(None)
+    for _ in range(10):
+        lane.record_result(OWN)
+    assert not lane.paused
+
+
+# ---------------------------------------------------------------- the breaker
+
+
+@virtual
+async def test_half_open_lets_exactly_one_turn_go_until_its_answer_is_good() -> None:
+    lane, book = some_lanes(submits=16).lane(None), Book()
+    await open_breaker(lane)
+    for name in "abc":
+        lane.queue(book.turn(name))
+    await asyncio.sleep(5)
+    assert book.names == ["a"]
+    lane.record_result(None)
+    await asyncio.sleep(0)
+    assert book.turns == [("a", 7.0), ("b", 12.0), ("c", 12.0)]
+
+
+@virtual
+async def test_in_half_open_state_only_one_of_many_callers_gets_leave() -> None:
+    lane = some_lanes().lane(None)
+    await open_breaker(lane)
+    assert [lane.pause_left() for _ in range(3)] == [0.0, 60.0, 60.0]
+
+
+@virtual
+async def test_a_poll_is_the_probe_where_there_is_one() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    for _ in range(BREAKER_AFTER):
+        await asyncio.sleep(lane.pause_left())
+        lane.record_result(BAD)
+    lane.queue(book.turn("a"))
+
+    async def poll() -> float:
+        await lane.wait_until_open()
+        assert lane.pause_left() == 0.0
+        await asyncio.sleep(2)
+        assert book.names == []
+        lane.record_result(None)
+        return now()
+
+    assert await poll() == 9.0
+    await asyncio.sleep(0)
+    assert book.turns == [("a", 9.0)]
+
+
+@virtual
+async def test_the_breaker_stays_open_while_probes_come_to_nothing() -> None:
+    lane, book = some_lanes(submits=16).lane(None), Book()
+    await open_breaker(lane)
+    for name in "abc":
+        lane.queue(book.turn(name))
+    lane.record_result(BAD)
+    await asyncio.sleep(7.5)
+    assert book.names == ["a"]
+    await asyncio.sleep(0.5)
+    assert book.names == ["a", "b"]
+
+
+@virtual
+async def test_a_probe_that_nobody_reports_on_holds_the_others_back_for_a_minute_only() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    await open_breaker(lane)
+    assert lane.pause_left() == 0.0
+    lane.queue(book.turn("a"))
+    await asyncio.sleep(1000)
+    assert book.turns == [("a", 7.0 + PROBE_PATIENCE.total_seconds())]
+
+
+@virtual
+async def test_a_probe_whose_trouble_was_its_own_lets_the_next_one_try() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    await open_breaker(lane)
+    lane.queue(book.turn("a"))
+    lane.queue(book.turn("b"))
+    lane.record_result(OWN)
+    await asyncio.sleep(0)
+    assert book.names == ["a", "b"]
+    assert lane.paused
+
+
+@virtual
+async def test_a_caller_who_gave_up_waiting_keeps_nobody_from_going() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    lane.record_result(asked_to_wait(10))
+    waiting = asyncio.create_task(lane.wait_until_open())
+    await asyncio.sleep(1)
+    waiting.cancel()
+    lane.queue(book.turn("a"))
+    await asyncio.sleep(20)
+    assert book.turns == [("a", 10.0)]
+
+
+# ---------------------------------------------------------------- what is told
+
+
+@virtual
+async def test_the_gauge_follows_pause_probe_and_recovery() -> None:
+    gauges = Gauges()
+    lane = some_lanes(gauges=gauges).lane("far")
+    lane.record_result(BAD)
+    await asyncio.sleep(1.5)
+    assert gauges.told == [("far", True), ("far", False)]
+    gauges.told.clear()
+    for _ in range(BREAKER_AFTER):
+        lane.record_result(BAD)
+        await asyncio.sleep(100)
+    assert gauges.told[-1] == ("far", True)
+    lane.record_result(None)
+    assert gauges.told[-1] == ("far", False)
+
+
+@virtual
+async def test_closed_lanes_give_no_turn_and_leave_no_timer() -> None:
+    lanes, book = some_lanes(), Book()
+    lane = lanes.lane(None)
+    lane.record_result(asked_to_wait(10))
+    lane.queue(book.turn("a"))
+    assert list(lanes) == [lane]
+    lanes.close()
+    await asyncio.sleep(100)
+    assert book.names == []
+    assert not any(timer for timer in asyncio.get_running_loop()._scheduled if not timer.cancelled())  # type: ignore[attr-defined]
+
+
+# ---------------------------------------------------------------- what is forgotten
+
+
+@virtual
+async def test_a_turn_that_is_withdrawn_is_never_taken_and_nothing_of_who_asked_is_held() -> None:
+    lane, book = some_lanes(submits=1).lane(None), Book()
+    lane.record_result(asked_to_wait(10))
+
+    def asked_for(name: str) -> tuple[Turn, "weakref.ref[Callable[[], bool]]"]:
+        take = book.turn(name)
+        return lane.queue(take), weakref.ref(take)
+
+    turns = [asked_for(name) for name in "abc"]
+    lane.withdraw(turns[1][0])
+    assert [held() is not None for _, held in turns] == [True, False, True]
+    assert lane.queued == 2
+    lane.withdraw(turns[1][0])
+    assert lane.queued == 2, "once is enough"
+    await asyncio.sleep(11)
+    lane.answered()
+    await asyncio.sleep(1)
+    assert (book.names, lane.queued) == (["a", "c"], 0)
+
+
+@virtual
+async def test_turns_asked_for_and_withdrawn_during_a_long_pause_do_not_gather() -> None:
+    lane, book = some_lanes().lane(None), Book()
+    lane.record_result(asked_to_wait(10))
+    lane.queue(book.turn("first"), first=True)
+    lane.queue(book.turn("stays"))
+    for _ in range(1_000):
+        lane.withdraw(lane.queue(book.turn("gone")))
+    assert lane.queued == 2
+    assert len(lane._first) + len(lane._rest) < 6
+    await asyncio.sleep(11)
+    assert book.names == ["first", "stays"]
+
+
+@virtual
+async def test_lanes_of_sites_that_nobody_uses_are_forgotten_and_the_others_stay() -> None:
+    lanes, book = some_lanes(submits=1), Book()
+    paused, running, waiting = lanes.lane("paused"), lanes.lane("running"), lanes.lane("waiting")
+    paused.hold(1e6)
+    running.occupy()
+    waiting.queue(book.turn("a"))
+    waiting.queue(book.turn("b"))
+    failing = lanes.lane("failing")
+    failing.record_result(BAD)
+    await asyncio.sleep(5)
+    for n in range(10_000):
+        lanes.lane(f"bogus{n}")
+    assert len(list(lanes)) < 4 * FEW
+    for lane in (paused, running, waiting, failing):
+        assert lanes.lane(lane.site) is lane

@@ -1,0 +1,577 @@
+"""One login for all, no storms of them, and the three kinds of 401."""
+
+import asyncio
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from service.sync import Accepted, Account, ApiError, NotTaken, Refused, Trouble
+from service.vcda.credentials import Credentials, SiteCredentials
+from tests.support.scripted_http_server import (
+    CREDENTIALS,
+    GONE,
+    NOT_AUTHENTICATED,
+    TASK_ID,
+    Answer,
+    Appliance,
+    Call,
+    Cut,
+    Drip,
+    Ours,
+    Reply,
+    appliance,
+    error,
+    ours,
+    script,
+    session,
+    task,
+)
+
+LOGIN = "POST /sessions"
+EXTEND = "POST /sessions/extend"
+REMOTE = error("RemoteAuthenticationFailure", "Authenticate to site2.")
+
+
+class Guard:
+    """Sessions as VCDA keeps them: tokens it issued and hasn't forgotten, and the sites each is extended to."""
+
+    def __init__(self) -> None:
+        self.valid: set[str] = set()
+        self.extended: set[tuple[str, str]] = set()
+        self.issued = 0
+
+    def __call__(self, call: Call) -> Answer:
+        if call.name == LOGIN:
+            self.issued += 1
+            self.valid.add(f"token-{self.issued}")
+            return session(f"token-{self.issued}")
+        token = call.token or ""
+        if token not in self.valid:
+            return Reply(401, NOT_AUTHENTICATED, GONE)
+        if call.name == EXTEND:
+            self.extended.add((token, str(call.json()["site"])))
+            return Reply(200, {})
+        site = call.query.get("site", "site1")
+        if site != "site1" and (token, site) not in self.extended:
+            return Reply(401, REMOTE)
+        if call.method == "DELETE":
+            self.valid.discard(token)
+            return Reply(204)
+        return Reply(202 if call.method == "POST" else 200, task(site=site))
+
+
+def logins(there: Appliance) -> int:
+    return len(there.seen(LOGIN))
+
+
+# ---------------------------------------------------------------- single flight
+
+
+async def test_a_hundred_calls_log_in_once() -> None:
+    async with appliance(Guard()) as there, ours(there.url) as us:
+        answers = await asyncio.gather(*[us.submit() for _ in range(100)])
+
+        assert logins(there) == 1
+
+    assert all(isinstance(answer, Accepted) for answer in answers)
+    assert us.meter.logins == ["ok"]
+
+
+async def test_the_sites_that_a_login_authenticates_are_reported_so_that_metrics_can_name_them() -> None:
+    async with appliance(Guard()) as there, ours(there.url) as us:
+        await us.vcda.ask(site=None, task_id=TASK_ID)
+        assert us.meter.sites == ["site1"]
+
+
+async def test_a_hundred_calls_that_find_the_session_gone_log_in_once() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit()
+        guard.valid.clear()
+        answers = await asyncio.gather(*[us.submit() for _ in range(100)])
+
+        assert logins(there) == 2
+
+    assert all(isinstance(answer, Accepted) for answer in answers)
+
+
+async def test_a_hundred_calls_extend_to_a_site_once() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+        guard.extended.clear()
+        answers = await asyncio.gather(*[us.submit(site="site2") for _ in range(100)])
+
+        assert len(there.seen(EXTEND)) == 2
+        assert logins(there) == 1
+        assert there.seen(EXTEND)[0].json() == {
+            "type": "credentials",
+            "site": "site2",
+            "vcdUsername": "admin2@Org2",
+            "vcdPassword": "s3cret2",
+        }
+
+    assert all(isinstance(answer, Accepted) for answer in answers)
+
+
+async def test_a_late_401_of_an_old_session_does_not_end_the_new_one() -> None:
+    guard, hold, held = Guard(), asyncio.Event(), asyncio.Event()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit()
+
+        async def slow(call: Call) -> Answer:
+            held.set()
+            await hold.wait()
+            return guard(call)
+
+        there.script = slow
+        late = asyncio.create_task(us.submit())
+        await held.wait()
+        guard.valid.clear()
+        there.script = guard
+        await us.submit()
+        hold.set()
+
+        assert isinstance(await late, Accepted)
+        assert logins(there) == 2
+
+
+# ---------------------------------------------------------------- the three kinds of 401
+
+
+async def test_a_session_that_is_gone_is_replaced_and_extended_anew() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+        guard.valid.clear()
+        answer = await us.submit(site="site2")
+
+        assert [call.name for call in there.calls[3:]] == [
+            there.posts[0].name,
+            LOGIN,
+            EXTEND,
+            there.posts[0].name,
+        ]
+
+    assert isinstance(answer, Accepted)
+
+
+async def test_an_extension_that_is_gone_is_renewed_without_a_login() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+        guard.extended.clear()
+        answer = await us.submit(site="site2")
+
+        assert logins(there) == 1
+        assert len(there.seen(EXTEND)) == 2
+
+    assert isinstance(answer, Accepted)
+
+
+async def test_a_half_dead_session_is_replaced() -> None:
+    """Its token is known, but its own login at Cloud Director has ended: reading works, a POST doesn't."""
+    dead = True
+
+    def submit(call: Call) -> Answer:
+        return Reply(401, NOT_AUTHENTICATED) if dead else Reply(202, task())
+
+    def login(_: Call) -> Answer:
+        nonlocal dead
+        dead = not dead
+        return session()
+
+    async with appliance(script(submit=submit, login=login)) as there, ours(there.url) as us:
+        await us.submit()
+        dead = True
+
+        assert isinstance(await us.submit(), Accepted)
+        assert logins(there) == 2
+
+
+async def test_a_half_dead_session_is_replaced_for_a_remote_site_too() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+
+        def half_dead(call: Call) -> Answer:
+            dead = call.path.endswith("/sync") and call.token == "token-1"
+            return Reply(401, NOT_AUTHENTICATED) if dead else guard(call)
+
+        there.script = half_dead
+
+        assert isinstance(await us.submit(site="site2"), Accepted)
+        assert logins(there) == 2
+
+
+async def test_where_a_new_extension_does_not_help_a_new_session_may() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+
+        def odd(call: Call) -> Answer:
+            dead = call.path.endswith("/sync") and call.token == "token-1"
+            return Reply(401, REMOTE) if dead else guard(call)
+
+        there.script = odd
+        assert isinstance(await us.submit(site="site2"), NotTaken)
+        us.clock.seconds += 1
+        assert isinstance(await us.submit(site="site2"), Accepted)
+
+        assert logins(there) == 2
+        assert len(there.seen(EXTEND)) == 3
+
+
+async def test_a_session_gone_when_it_is_to_be_extended_is_replaced() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit()
+        guard.valid.clear()
+
+        assert isinstance(await us.submit(site="site2"), Accepted)
+        assert logins(there) == 2
+
+
+async def test_a_repeat_after_a_cured_401_asks_again_whether_it_may_leave() -> None:
+    guard = Guard()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit()
+        guard.valid.clear()
+        words = [True, False]
+        answer = await us.submit(may_leave=lambda _: words.pop(0))
+
+        assert len(there.posts) == 2
+
+    assert isinstance(answer, NotTaken)
+    assert answer.trouble.label == "withheld"
+    assert answer.sent  # an attempt was made, and turned away
+
+
+# ---------------------------------------------------------------- no storms
+
+
+async def test_wrong_credentials_are_tried_once_a_pause_that_grows_to_a_minute() -> None:
+    refuse = script(login=Reply(401, NOT_AUTHENTICATED))
+    async with appliance(refuse) as there, ours(there.url) as us:
+        attempts = []
+        for second in range(190):
+            us.clock.seconds = 1000.0 + second
+            before = logins(there)
+            answers = await asyncio.gather(*[us.submit() for _ in range(3)])
+            assert all(isinstance(one, NotTaken) and not one.sent and one.trouble.label == "401" for one in answers)
+            if logins(there) > before:
+                assert logins(there) == before + 1
+                attempts.append(second)
+
+        assert attempts == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+        assert there.posts == []
+
+    assert set(us.meter.logins) == {"refused"}
+
+
+async def test_a_thousand_requests_at_a_failing_login_are_one_login() -> None:
+    async with appliance(script(login=Reply(503, b"<html>"))) as there, ours(there.url) as us:
+        answers = await asyncio.gather(*[us.submit() for _ in range(1000)])
+        answers += [await us.submit() for _ in range(50)]
+
+        assert logins(there) == 1
+
+    assert all(isinstance(answer, NotTaken) and not answer.sent for answer in answers)
+    assert us.meter.logins == ["error"]
+
+
+async def test_new_credentials_end_the_pause() -> None:
+    def login(call: Call) -> Answer:
+        return session() if call.json()["vcdPassword"] == "new" else Reply(401, NOT_AUTHENTICATED)
+
+    async with appliance(script(login=login)) as there, ours(there.url) as us:
+        for second in range(30):
+            us.clock.seconds = 1000.0 + second
+            await us.submit()
+        before = logins(there)
+        us.credentials.append(replace(CREDENTIALS, password="new"))
+        us.clock.seconds += 1
+
+        assert isinstance(await us.submit(), Accepted)
+        assert logins(there) == before + 1
+
+
+async def test_a_401_that_survives_a_fresh_login_is_trouble_and_no_reason_to_log_in_for_ever() -> None:
+    async with appliance(script(submit=Reply(401, NOT_AUTHENTICATED))) as there, ours(there.url) as us:
+        answers = [await us.submit() for _ in range(20)]
+        answers += await asyncio.gather(*[us.submit() for _ in range(20)])
+
+        assert logins(there) == 2  # the first, and the one that was to cure it
+
+        us.clock.seconds += 1
+        await asyncio.gather(*[us.submit() for _ in range(20)])
+        assert logins(there) == 3
+
+    for answer in answers:
+        assert isinstance(answer, NotTaken)
+        assert answer.sent
+        assert answer.trouble.label == "401"
+        assert answer.trouble.error is not None
+        assert not answer.trouble.own
+    assert us.meter.logins == ["ok", "ok", "refused", "ok", "refused"]
+
+
+async def test_polls_go_on_with_a_session_that_is_no_good_for_posts() -> None:
+    answers = script(submit=Reply(401, NOT_AUTHENTICATED), tasks=Reply(200, task()))
+    async with appliance(answers) as there, ours(there.url) as us:
+        await us.submit()
+
+        assert not isinstance(await us.vcda.ask(site=None, task_id=TASK_ID), Trouble)
+
+
+async def test_a_site_that_refuses_us_is_extended_to_once_a_pause_and_the_others_go_on() -> None:
+    async with appliance(script(extend=Reply(401, REMOTE))) as there, ours(there.url) as us:
+        answers = await asyncio.gather(*[us.submit(site="site2") for _ in range(50)])
+        answers += [await us.submit(site="site2") for _ in range(50)]
+
+        assert len(there.seen(EXTEND)) == 1
+        assert isinstance(await us.submit(), Accepted)
+
+        us.clock.seconds += 1
+        await us.submit(site="site2")
+        await us.submit(site="site2")
+        assert len(there.seen(EXTEND)) == 2
+        assert logins(there) == 1
+
+    assert all(isinstance(answer, NotTaken) and not answer.sent for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "refusal", [Reply(401, REMOTE), Reply(401, NOT_AUTHENTICATED), Reply(401, NOT_AUTHENTICATED, GONE), Reply(401)]
+)
+async def test_a_site_where_nothing_helps_is_no_reason_to_log_in_for_ever(refusal: Reply) -> None:
+    async with appliance(script(submit=refusal)) as there, ours(there.url) as us:
+        for second in range(70):
+            us.clock.seconds = 1000.0 + second
+            answers = await asyncio.gather(*[us.submit(site="site2") for _ in range(3)])
+            assert all(isinstance(answer, NotTaken) for answer in answers)
+
+        assert logins(there) <= 8
+        assert len(there.seen(EXTEND)) <= 8
+
+
+async def test_a_session_that_never_extends_is_not_replaced_for_ever() -> None:
+    async with appliance(script(extend=Reply(401, NOT_AUTHENTICATED, GONE))) as there, ours(there.url) as us:
+        for _ in range(20):
+            await asyncio.gather(*[us.submit(site="site2") for _ in range(5)])
+
+        assert logins(there) == 2
+        assert len(there.seen(EXTEND)) == 2
+
+
+async def test_retry_after_of_a_login_is_obeyed() -> None:
+    async with appliance(script(login=Reply(503, None, {"Retry-After": "90"}))) as there, ours(there.url) as us:
+        await us.submit()
+        us.clock.seconds += 89
+        await us.submit()
+        assert logins(there) == 1
+        us.clock.seconds += 1
+        await us.submit()
+        assert logins(there) == 2
+
+
+# ---------------------------------------------------------------- renewal and end
+
+
+async def test_a_session_is_renewed_before_its_end_without_making_anybody_wait() -> None:
+    guard, hold = Guard(), asyncio.Event()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit()
+
+        async def slow(call: Call) -> Answer:
+            if call.name == LOGIN:
+                await hold.wait()
+            return guard(call)
+
+        there.script = slow
+        us.clock.seconds += 23 * 3600 - 1
+        await us.submit()
+        us.clock.seconds += 1
+        answers = await asyncio.gather(*[us.submit() for _ in range(10)])
+        await there.until(lambda: logins(there) == 2)
+        hold.set()
+        while us.vcda._session._flight is not None:
+            await asyncio.sleep(0)
+        await us.submit()
+
+        assert logins(there) == 2
+        assert [call.token for call in there.posts] == ["token-1"] * 12 + ["token-2"]
+
+    assert all(isinstance(answer, Accepted) for answer in answers)
+
+
+async def test_a_renewal_that_fails_leaves_the_session_in_use() -> None:
+    refused = [session(), Reply(503)]
+    async with appliance(script(login=lambda _: refused.pop(0))) as there, ours(there.url) as us:
+        await us.submit()
+        us.clock.seconds += 23 * 3600
+        for _ in range(5):
+            assert isinstance(await us.submit(), Accepted)
+            await there.until(lambda: logins(there) == 2)
+
+
+async def test_the_end_logs_out() -> None:
+    async with appliance(script()) as there:
+        async with ours(there.url) as us:
+            await us.submit()
+
+        assert [call.token for call in there.seen("DELETE /sessions")] == ["t0+/="]
+
+
+async def test_an_end_does_not_wait_for_a_logout_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.vcda.session.LOGOUT_LIMIT", 0.05)
+    async with appliance(script(logout=Drip(b"", drop=b""))) as there, ours(there.url) as us:
+        await us.submit()
+        await asyncio.wait_for(us.vcda.close(), 1)
+
+        assert len(there.seen("DELETE /sessions")) == 1
+
+
+async def test_an_end_gives_up_a_login_under_way() -> None:
+    async with appliance(script(login=Drip(b"", drop=b""))) as there, ours(there.url) as us:
+        waiting = asyncio.create_task(us.submit())
+        await there.until(lambda: logins(there) == 1)
+        await asyncio.wait_for(us.vcda.close(), 1)
+        await asyncio.wait([waiting])
+
+        assert waiting.cancelled()
+
+
+async def test_an_extension_without_an_answer_is_trouble_of_its_site_alone() -> None:
+    async with appliance(script(extend=Cut())) as there, ours(there.url) as us:
+        answer = await us.submit(site="site2")
+
+        assert isinstance(answer, NotTaken)
+        assert not answer.sent
+        assert isinstance(await us.submit(), Accepted)
+
+
+async def test_an_end_without_a_login_makes_no_call() -> None:
+    async with appliance(script()) as there:
+        async with ours(there.url):
+            pass
+
+        assert there.calls == []
+
+
+# ---------------------------------------------------------------- answers to a login
+
+
+@pytest.mark.parametrize(
+    ("answer", "result", "label"),
+    [
+        (Reply(200, {"user": "u"}), "error", "2xx"),
+        (Reply(200, {"user": "u"}, {"X-VCAV-Auth": "  "}), "error", "2xx"),
+        (Reply(400, error("BadUserInput")), "refused", "4xx"),
+        (Reply(403, error()), "refused", "403"),
+        (Reply(302, None, {"Location": "/"}), "error", "3xx"),
+        (Reply(500, error("GeneralServerFailure")), "error", "5xx"),
+        (Reply(401, b"<html>"), "refused", "401"),
+    ],
+)
+async def test_a_login_without_a_token_is_none(answer: Reply, result: str, label: str) -> None:
+    async with appliance(script(login=answer)) as there, ours(there.url) as us:
+        seen = await us.submit()
+
+    assert isinstance(seen, NotTaken)
+    assert not seen.sent
+    assert seen.trouble.label == label
+    assert us.meter.logins == [result]
+
+
+async def test_a_login_whose_body_makes_no_sense_is_still_one() -> None:
+    async with appliance(script(login=Reply(200, b"{", {"X-VCAV-Auth": "t"}))) as there, ours(there.url) as us:
+        assert isinstance(await us.submit(), Accepted)
+        assert us.vcda.account(None) == Account("admin1")
+
+
+@pytest.mark.parametrize("broken", [OSError("/secret/path"), ValueError("s3cret")])
+async def test_credentials_that_cannot_be_read_are_a_failed_login(
+    broken: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read() -> Credentials:
+        raise broken
+
+    async with appliance(script()) as there, ours(there.url) as us:
+        us.vcda._session._read_credentials = read
+        answer = await us.submit()
+
+    assert isinstance(answer, NotTaken)
+    assert not answer.sent
+    assert "secret" not in answer.trouble.detail
+    assert "s3cret" not in caplog.text
+
+
+async def test_a_site_without_credentials_is_refused_without_a_call() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        answer = await us.submit(site="site9")
+        found = await us.vcda.poll(site="site9", ids=[TASK_ID])
+
+        assert [call.name for call in there.calls] == [LOGIN]
+
+    assert isinstance(answer, Refused)
+    assert answer.error is not None
+    assert answer.error.code == "NoCredentials"
+    assert answer.http_status is None
+    assert isinstance(found, Trouble)
+
+
+@pytest.mark.parametrize("extend", [None, Reply(404, error("SiteNotFound", "Site site2 not found."))])
+async def test_a_look_up_where_there_is_no_way_to_holds_up_nobody_who_is_to_be_refused(extend: Reply | None) -> None:
+    site = "site9" if extend is None else "site2"
+    answers = script() if extend is None else script(extend=extend)
+    async with appliance(answers) as there, ours(there.url) as us:
+        found = await us.vcda.find(site=site, replication_id=None, since=datetime(2026, 3, 1, tzinfo=UTC))
+        polled = await us.vcda.poll(site=site, ids=[TASK_ID])
+
+    assert isinstance(found, Trouble)
+    assert found.own
+    assert isinstance(polled, Trouble)
+    assert not polled.own  # the poller goes by the lane's pauses
+
+
+async def test_a_site_that_vcda_does_not_know_is_refused_as_the_post_would_be() -> None:
+    unknown = Reply(404, error("SiteNotFound", "Site site2 not found."))
+    async with appliance(script(extend=unknown)) as there, ours(there.url) as us:
+        answers = [await us.submit(site="site2") for _ in range(3)]
+
+        assert there.posts == []
+        assert len(there.seen(EXTEND)) == 1
+
+    assert answers == [Refused(ApiError("SiteNotFound", "Site site2 not found."), 404, sent=False)] * 3
+
+
+async def test_while_nobody_can_log_in_a_site_without_credentials_is_trouble() -> None:
+    async with appliance(script(login=Reply(503))) as there, ours(there.url) as us:
+        assert isinstance(await us.submit(site="site9"), NotTaken)
+
+
+async def test_no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    guard = Guard()
+
+    async def scenario(us: Ours) -> None:
+        await us.submit(site="site2")
+        guard.valid.clear()
+        await us.submit(site="site2")
+        us.credentials.append(replace(CREDENTIALS, sites=(SiteCredentials(name="site2", token="s3cret-jwt"),)))
+        guard.extended.clear()
+        await us.submit(site="site2")
+
+    async with appliance(guard) as there, ours(there.url) as us:
+        await scenario(us)
+        there.script = script(login=Reply(401, error("NotAuthenticated", "no")), submit=Reply(401, None, GONE))
+        await us.submit()
+
+    assert "Logged in to VCDA as admin1@Org1." in caplog.text
+    assert "The login to VCDA failed" in caplog.text
+    everything = " ".join(str(record.__dict__) for record in caplog.records)
+    assert "s3cret" not in everything
+    assert "token-1" not in everything
