@@ -48,8 +48,9 @@ SPLIT_AFTER = 2
 """Failures in a row after which a call is made in halves: a lone failure is everyday life, and passes."""
 
 PROBES = 4
-"""Failures in a row after which a task, if it alone is left to be asked for, leaves every second probe of an open
-circuit breaker to others: to a POST, say, which may tell that the site is well and the task is not."""
+"""Failures in a row of one question, and of those that it is a part of, after which the site's polls leave every second
+probe of an open circuit breaker to others: to a POST, say, which may tell that the site is well and tasks are not. Of
+the polls together, since several tasks that break their polls would else take turns, and leave none."""
 
 HEAD_START = timedelta(seconds=1)
 """How long after a pause such a probe is left to others."""
@@ -223,6 +224,10 @@ class _Site:
         """A heap of what is asked apart from some moment on."""
         self.most = BATCH
         """Ids in one call: less where longer answers fail and their halves don't, as they may be too long."""
+        self.stand_back = 0.0
+        """Before this moment all calls are left to others."""
+        self.probes_failed = 0
+        """How many calls failed that might have left their turns to others."""
         self.calls: dict[int, float] = {}
         """For each call on its way the earliest turn in it."""
         self.changed = asyncio.Event()
@@ -236,9 +241,10 @@ class _Site:
         while self.apart and not any(watch.watched for watch in self.apart[0].watches):
             self.apart.popleft()
         if self.apart:
-            return now
+            return max(now, self.stand_back)
         later = (self.agenda.next_due(), self.left_alone[0][0] if self.left_alone else None)
-        return min((moment for moment in later if moment is not None), default=None)
+        due = min((moment for moment in later if moment is not None), default=None)
+        return None if due is None else max(due, self.stand_back)
 
     def take(self, now: float, *, until: float) -> _Question:
         """Take what to ask next, when a call may be made now.
@@ -430,10 +436,12 @@ class Poller:
                 site.apart.append(replace(question, watches=half, whole=whole))
         elif own and len(question.watches) == 1:
             self._leave_alone(site, question, trouble)
-        elif len(question.watches) == 1 and question.failures > PROBES and question.failures % 2:
-            self._ask_at(site, self._clock.monotonic() + lane.held_for() + HEAD_START.total_seconds(), question)
         else:
             site.apart.append(question)
+        if not own and question.failures > PROBES:
+            site.probes_failed += 1
+            if site.probes_failed % 2:
+                site.stand_back = self._clock.monotonic() + lane.held_for() + HEAD_START.total_seconds()
 
     def _leave_alone(self, site: _Site, question: _Question, trouble: Trouble) -> None:
         """Ask ever more seldom for a task that breaks its calls while the site answers others."""

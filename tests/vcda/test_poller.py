@@ -422,6 +422,31 @@ async def test_the_probe_of_an_open_breaker_is_not_always_the_poll_of_the_only_t
 
 
 @virtual
+async def test_the_probe_of_an_open_breaker_is_not_always_a_poll_where_several_tasks_break_theirs() -> None:
+    """Seen before: each left a turn to the others, and those took it; in hours nothing was POSTed."""
+    names = {"a", "b", "c"}
+    vcda, answers, posts = FakeVcda(poison=names), Answers(), []
+
+    def post() -> bool:
+        posts.append(now())
+        lanes.lane(None).record_result(None)
+        return False
+
+    async with polling(vcda) as (poller, lanes):
+        for name in sorted(names):
+            poller.watch(answers.watch(name))
+        await asyncio.sleep(10.0)
+        for _ in range(10):
+            lanes.lane(None).queue(post)
+        await asyncio.sleep(600.0)
+        assert len(posts) == 10
+        assert posts[0] < 300.0
+        pauses = lanes.lane(None).pauses
+        await asyncio.sleep(3600.0)
+        assert lanes.lane(None).pauses == pauses, "their trouble is known for their own"
+
+
+@virtual
 async def test_what_fails_and_what_is_due_take_turns_while_only_one_call_may_go() -> None:
     vcda, answers = FakeVcda(poison={"bad"}), Answers()
     async with polling(vcda) as (poller, lanes):
