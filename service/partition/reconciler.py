@@ -88,6 +88,10 @@ class _Site:
     """In a row, of looking among all tasks."""
     alone: int = 0
     """So many of these while looking among one replication's worked."""
+    failed: int = 0
+    """Look-ups of any kind that failed in a row."""
+    rests_until: float = 0.0
+    """No look-up begins before this moment: the end of the site's pause is left to others."""
 
 
 class _Seen:
@@ -145,6 +149,8 @@ class Reconciler:
         """Look for the tasks of the POSTs in doubt at a site until none is left."""
         while True:
             site.more.clear()
+            if (rest := site.rests_until - self._clock.monotonic()) > 0.0:
+                await asyncio.sleep(rest)
             await self._look(name, site, self._due(site))
             site.sought = {tracked: one for tracked, one in site.sought.items() if tracked.doubt is not None}
             if not site.sought:
@@ -187,6 +193,7 @@ class Reconciler:
     async def _look_together(self, name: str | None, site: _Site, sought: list[_Sought]) -> bool:
         """Look among all sync tasks; return whether they were shown."""
         seen = await self._find(name, None, sought, own=site.failures + 1 >= OWN_AFTER)
+        self._note(name, site, failed=seen is None)
         site.failures = site.failures + 1 if seen is None else 0
         site.alone = site.alone if seen is None else 0
         for one in sought:
@@ -200,6 +207,7 @@ class Reconciler:
         """Look among the tasks of its replication; return whether they were shown."""
         own = one.failures + 1 >= OWN_AFTER
         seen = await self._find(name, one.tracked.request.replication_id, [one], own=own)
+        self._note(name, site, failed=seen is None)
         if seen is None:
             one.failures += 1
             self._look_again(one, seldom=own)
@@ -259,12 +267,23 @@ class Reconciler:
         if isinstance(look_up, Found) or (conclude and seen.settled):
             self._looked_up(one.tracked, look_up)
 
+    def _note(self, name: str | None, site: _Site, *, failed: bool) -> None:
+        """Where look-ups fail one after another, let others be the first to call after the pauses that they cause.
+
+        Such a pause may be VCDA's wish (Retry-After), which is obeyed. The rest is as long as the pause was.
+        """
+        site.failed = site.failed + 1 if failed else 0
+        paused = self._lane(name).held_for()
+        if site.failed >= OWN_AFTER and paused > 0.0:
+            rest = min(paused, LOOK_SELDOM.total_seconds())
+            site.rests_until = self._clock.monotonic() + paused + rest
+
     def _look_again(self, one: _Sought, *, seldom: bool) -> None:
-        """Say when it is looked for again."""
+        """Say when it is looked for again. Pauses grow, and never shrink."""
         now = self._clock.monotonic()
         longest = LOOK_SELDOM if seldom else LOOK_AGAIN[1]
         one.due = now + one.pause
-        one.pause = min(2 * one.pause, longest.total_seconds())
+        one.pause = max(one.pause, min(2 * one.pause, longest.total_seconds()))
         doubt = one.tracked.doubt
         if doubt is not None and doubt.conclusive_from is not None and doubt.conclusive_from > now:
             one.due = min(one.due, doubt.conclusive_from)

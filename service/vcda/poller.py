@@ -449,7 +449,8 @@ class Poller:
         first, longest = (pause.total_seconds() for pause in OWN_PAUSE)
         watch.pause = min(max(2 * watch.pause, first), longest)
         question.alone = False  # it may be shown in a list again
-        self._ask_at(site, self._clock.monotonic() + watch.pause, question)
+        # From the end of a pause that this very call has asked for, which is left to others.
+        self._ask_at(site, self._clock.monotonic() + self._lane(site.name).held_for() + watch.pause, question)
         log.warning(
             "Polling task %s of replication %s fails, other calls to %s do not; next try in %.0f s: %s",
             watch.task_id,

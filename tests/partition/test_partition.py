@@ -1371,13 +1371,14 @@ async def test_an_account_that_changes_during_a_look_up_concludes_nothing(d: Dep
     assert len(p0.vcda.sent) == 1
 
 
-def breaking(p0: Process, *, replications: Collection[str | None]) -> None:
-    """Let look-ups for these replications fail; None: for all at once."""
+def breaking(p0: Process, *, replications: Collection[str | None], retry_after: float | None = None) -> None:
+    """Let look-ups for these replications fail; None: for all at once. They ask for a pause, in seconds."""
     find = p0.vcda.find
+    asks_for = None if retry_after is None else timedelta(seconds=retry_after)
 
     async def broken(**asked: object) -> list[sync.Task] | sync.Trouble:
         if asked["replication_id"] in replications:
-            return sync.Trouble(label="5xx", detail="This breaks VCDA.")
+            return sync.Trouble(label="5xx", detail="This breaks VCDA.", retry_after=asks_for)
         return await find(**asked)  # type: ignore[arg-type]
 
     p0.vcda.find = broken  # type: ignore[method-assign]
@@ -1426,6 +1427,31 @@ async def test_one_whose_look_up_always_fails_does_not_hold_an_idle_site_back(d:
         d.broker.ask("C4-2", f"b{n}")
         await d.until(at + 100.0)
         assert sent(p0, f"b{n}")[0] - at < 10.0
+
+
+@pytest.mark.parametrize("asked", [None, 30.0, 300.0])
+@pytest.mark.parametrize("many", [1, 3])
+def test_look_ups_that_always_fail_leave_the_ends_of_the_pauses_that_they_ask_for_to_others(
+    asked: float | None, many: int
+) -> None:
+    """Seen before: one was the first to call at the end of each pause, and began the next: nobody else had a turn."""
+
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.lasts = lambda _: 30.0
+            p0 = d.owner(limits=LaneLimits(max_concurrent_submits=4, max_running=20))
+            bad = [f"C4-bad{n}" for n in range(many)]
+            breaking(p0, replications={*bad, None}, retry_after=asked)
+            for replication in bad:
+                p0.vcda.script[replication] = ["lost-answer"]
+                d.broker.ask(replication, replication)
+            await d.until(60.0)
+            for n in range(60):
+                d.broker.ask(f"C4-{n}", f"a{n}")
+            await d.until(60.0 + 300.0 + 5 * (asked or 0.0))
+            assert len(d.verdicts()) == 60
+
+    run(play())
 
 
 @deployed
