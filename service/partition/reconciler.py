@@ -279,11 +279,11 @@ class Reconciler:
             site.rests_until = self._clock.monotonic() + paused + rest
 
     def _look_again(self, one: _Sought, *, seldom: bool) -> None:
-        """Say when it is looked for again. Pauses grow, and never shrink."""
+        """Say when it is looked for again."""
         now = self._clock.monotonic()
         longest = LOOK_SELDOM if seldom else LOOK_AGAIN[1]
         one.due = now + one.pause
-        one.pause = max(one.pause, min(2 * one.pause, longest.total_seconds()))
+        one.pause = min(2 * one.pause, longest.total_seconds())
         doubt = one.tracked.doubt
         if doubt is not None and doubt.conclusive_from is not None and doubt.conclusive_from > now:
             one.due = min(one.due, doubt.conclusive_from)
