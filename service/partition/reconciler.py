@@ -193,22 +193,23 @@ class Reconciler:
     async def _look_together(self, name: str | None, site: _Site, sought: list[_Sought]) -> bool:
         """Look among all sync tasks; return whether they were shown."""
         seen = await self._find(name, None, sought, own=site.failures + 1 >= OWN_AFTER)
-        self._note(name, site, failed=seen is None)
-        site.failures = site.failures + 1 if seen is None else 0
-        site.alone = site.alone if seen is None else 0
+        failed = isinstance(seen, Trouble)
+        self._note(name, site, seen)
+        site.failures = site.failures + 1 if failed else 0
+        site.alone = site.alone if failed else 0
         for one in sought:
-            if seen is None:
+            if isinstance(seen, Trouble):
                 self._look_again(one, seldom=False)
             else:
                 self._hand_on(name, one, seen, conclude=True)
-        return seen is not None
+        return not failed
 
     async def _look_alone(self, name: str | None, site: _Site, one: _Sought) -> bool:
         """Look among the tasks of its replication; return whether they were shown."""
         own = one.failures + 1 >= OWN_AFTER
         seen = await self._find(name, one.tracked.request.replication_id, [one], own=own)
-        self._note(name, site, failed=seen is None)
-        if seen is None:
+        self._note(name, site, seen)
+        if isinstance(seen, Trouble):
             one.failures += 1
             self._look_again(one, seldom=own)
             return False
@@ -218,8 +219,8 @@ class Reconciler:
 
     async def _find(
         self, name: str | None, replication_id: str | None, sought: list[_Sought], *, own: bool
-    ) -> _Seen | None:
-        """Make one look-up; None: it came to nothing. `own`: that says nothing of the site.
+    ) -> _Seen | Trouble:
+        """Make one look-up, which may come to nothing. `own`: that says nothing of the site.
 
         The account is compared before and after: a look-up under two accounts concludes nothing.
         """
@@ -241,7 +242,7 @@ class Reconciler:
         )
         if isinstance(tasks, Trouble):
             lane.record_result(replace(tasks, own=tasks.own or (own and tasks.retry_after is None)))
-            return None
+            return tasks
         lane.record_result(None)
         now = api.account(name)
         return _Seen(tasks, began=began, account=now, settled=account is not None and account == now)
@@ -267,16 +268,18 @@ class Reconciler:
         if isinstance(look_up, Found) or (conclude and seen.settled):
             self._looked_up(one.tracked, look_up)
 
-    def _note(self, name: str | None, site: _Site, *, failed: bool) -> None:
-        """Where look-ups fail one after another, let others be the first to call after the pauses that they cause.
+    def _note(self, name: str | None, site: _Site, seen: _Seen | Trouble) -> None:
+        """Let others be the first to call after the pauses that failing look-ups ask for (Retry-After).
 
-        Such a pause may be VCDA's wish (Retry-After), which is obeyed. The rest is as long as the pause was.
+        Such a pause is obeyed, so the next failure would begin the next one. The rest is as long as the pause was.
         """
-        site.failed = site.failed + 1 if failed else 0
-        paused = self._lane(name).held_for()
-        if site.failed >= OWN_AFTER and paused > 0.0:
-            rest = min(paused, LOOK_SELDOM.total_seconds())
-            site.rests_until = self._clock.monotonic() + paused + rest
+        if not isinstance(seen, Trouble):
+            site.failed = 0
+            return
+        site.failed += 1
+        if site.failed >= OWN_AFTER and seen.retry_after is not None:
+            paused = self._lane(name).held_for()
+            site.rests_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())
 
     def _look_again(self, one: _Sought, *, seldom: bool) -> None:
         """Say when it is looked for again."""

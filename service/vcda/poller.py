@@ -48,9 +48,10 @@ SPLIT_AFTER = 2
 """Failures in a row after which a call is made in halves: a lone failure is everyday life, and passes."""
 
 PROBES = 4
-"""Failures in a row of one question, and of those that it is a part of, after which the site's polls leave every second
-probe of an open circuit breaker to others: to a POST, say, which may tell that the site is well and tasks are not. Of
-the polls together, since several tasks that break their polls would else take turns, and leave none."""
+"""Failures in a row after which a task, if it alone is left to be asked for, lets the site's polls leave every second
+probe of an open circuit breaker to others: to a POST, say, which may tell that the site is well and the task is not.
+All polls of the site, since several tasks that break theirs would else take turns, and leave none. Not sooner: a POST
+to a site that is dead may leave a doubt."""
 
 HEAD_START = timedelta(seconds=1)
 """How long after a pause such a probe is left to others."""
@@ -438,7 +439,7 @@ class Poller:
             self._leave_alone(site, question, trouble)
         else:
             site.apart.append(question)
-        if not own and question.failures > PROBES:
+        if not own and question.failures > PROBES and len(question.watches) == 1:
             site.probes_failed += 1
             if site.probes_failed % 2:
                 site.stand_back = self._clock.monotonic() + lane.held_for() + HEAD_START.total_seconds()

@@ -795,7 +795,7 @@ MUTANTS: Final = (
     Mutant(
         name="look-ups that fail are the first at the end of each pause",
         file="service/partition/reconciler.py",
-        old="        if site.failed >= OWN_AFTER and paused > 0.0:\n",
+        old="        if site.failed >= OWN_AFTER and seen.retry_after is not None:\n",
         new="        if False:\n",
     ),
     Mutant(
