@@ -75,7 +75,7 @@ async def _restored(stage: Stage, topics: Topics, *, in_flight: int) -> dict[str
     try:
         await subject.ready()
         last = await _first_polls(stage, in_flight) if in_flight else time.time()
-        assigned = subject.logged("Assigned here")
+        assigned = subject.logged("Rebalance: assigned partitions")
         if assigned is None:
             msg = "the log doesn't tell when partitions were assigned"
             raise BenchError(msg)

@@ -152,7 +152,7 @@ class PartitionSupervisor:
     """Since when (monotonic) it is not open, while it isn't."""
     task: "asyncio.Task[None] | None" = None
     partition: Partition | None = None
-    trouble: str = "it is being opened"
+    trouble: str = "opening is still under way"
     """Why it is not open, while it isn't."""
     reading: int | None = None
     """The seek under which records are admitted; None: none are."""
@@ -285,10 +285,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if self._started:
             self._consumer.pause(*self._consumer.assignment())
         opened = [supervisor.partition for supervisor in self._supervisors.values() if supervisor.partition is not None]
-        log.info("Stopping: %d partitions let their POSTs be answered", len(opened))
+        log.info("Shutting down: waiting for in-flight POSTs of %d partitions", len(opened))
         done = await asyncio.gather(*(partition.quiesce(limit * 0.6) for partition in opened))
         if not all(done):
-            log.warning("%d partitions leave POSTs in doubt: their next owner looks for the tasks", done.count(False))
+            log.warning(
+                "%d partitions stop with POSTs in doubt; their next owners will look for the tasks", done.count(False)
+            )
         await self._report_cursors()
         for task in (self._progress, self._comparing):
             if task is not None:
@@ -305,9 +307,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         done, late = await asyncio.wait(leaving, timeout=limit)
         for task in done:
             if not task.cancelled() and (error := task.exception()) is not None:
-                log.debug("Leaving the group failed: %r", error)
+                log.debug("Leaving the consumer group failed: %r", error)
         if late:
-            log.warning("Kafka did not let go in time; the group notices by its session timeout")
+            log.warning("Leaving the consumer group timed out; the group removes this member by its session timeout")
             for task in late:
                 task.cancel()
 
@@ -321,7 +323,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _consumer(self) -> SteadyConsumer:
         consumer = self._subscriber.consumer
         if not isinstance(consumer, SteadyConsumer):
-            msg = "the consumer is not ours: FastStream's seam has changed"
+            msg = "the consumer is not a SteadyConsumer: FastStream creates its consumer in another way now"
             raise TypeError(msg)
         return consumer
 
@@ -347,9 +349,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             return []
         since = self._assigning_since
         if since is not None and now - since > ASSIGNMENT_LIMIT.total_seconds():
-            return [f"the consumer group has assigned nothing here for {now - since:.0f} s, though Kafka is there"]
+            return [
+                f"the consumer group has assigned no partition for {now - since:.0f} s, although Kafka is reachable"
+            ]
         return [
-            f"partition {number} has records, and none was read for {now - supervisor.unread_since:.0f} s"
+            f"partition {number} has unread records, and none was read for {now - supervisor.unread_since:.0f} s"
             for number, supervisor in sorted(self._supervisors.items())
             if supervisor.unread_since is not None and now - supervisor.unread_since > UNREAD_LIMIT.total_seconds()
         ]
@@ -435,14 +439,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 supervisor.returned.set()
                 if supervisor.partition is not None:
                     self._read_on(supervisor, supervisor.partition)
-        log.info("Assigned here: partitions %s", sorted(numbers))
+        log.info("Rebalance: assigned partitions %s", sorted(numbers))
 
     async def _crash_on_error(self, work: Awaitable[None]) -> None:
         """End the process where the listener fails: aiokafka swallows what it raises (measured), and goes on."""
         try:
             await work
         except Exception:
-            log.exception("The rebalance listener failed")
+            log.exception("Rebalance listener failed; the process ends")
             self.died.set()
 
     def _let_go(self, number: int) -> None:
@@ -471,13 +475,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             try:
                 partition = await self._open(supervisor, lost)
                 opened_at = self._clock.monotonic()
-                log.warning("Partition %d is opened anew: %s", number, await lost)
+                log.warning("Partition %d is closed and will be reopened: %s", number, await lost)
                 self._metrics.reopened()
                 if self._clock.monotonic() - opened_at > PROVEN.total_seconds():
                     pause = REOPEN_FIRST
             except JournalLost as error:
                 supervisor.trouble = str(error)
-                log.warning("Partition %d could not be opened: %s", number, error)
+                log.warning("Opening partition %d failed; trying again: %s", number, error)
             except JournalMismatch as error:
                 await self._refuse(supervisor, error)
                 continue
@@ -534,7 +538,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         supervisor.partition, supervisor.mismatched, supervisor.memory = partition, None, None
         self._metrics.restored(self._clock.monotonic() - began)
         self._count()
-        log.info("Partition %d is open: %d in flight, reading from %d", place.partition, len(partition), start.offset)
+        log.info(
+            "Partition %d is open: %d requests in flight, reading from offset %d",
+            place.partition,
+            len(partition),
+            start.offset,
+        )
         self._read_on(supervisor, partition)
         return partition
 
@@ -552,10 +561,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         changes = {state.request.identity: None for state in opened.in_flight} | batch.changes
         in_flight = [state for state in changes.values() if state is not None and not isinstance(state, Ended)]
         log.error(
-            "The journal of partition %d was deleted and made again, or has lost its end: it begins at offset %d, "
-            "where %d had been reached. What this process remembers is written into it, with %d syncs in flight (%s). "
-            "Requests that have ended are recognised until this process ends; one that is sent again after that runs "
-            "again. Look whether the topic is compacted: vm-sync topics check",
+            "The journal of partition %d was deleted and created again, or truncated at its end: it begins at offset "
+            "%d, but offset %d had been reached. It is being rewritten from memory, with %d syncs in flight (%s). "
+            "Duplicates of requests that have ended are recognised only until this process ends; after that, a "
+            "repeated request runs again. Check that the topic is compacted: vm-sync topics check",
             supervisor.place.partition,
             opened.begin,
             memory.end,
@@ -572,9 +581,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if not start.lost:
             return
         log.error(
-            "Up to %d requests of partition %d are gone from the topic before they could be read: the retention of %s "
-            "(retention.ms, retention.bytes) is too short for how long the service was away, or the partition full "
-            "(VM_SYNC_SYNC__MAX_IN_FLIGHT)",
+            "Up to %d requests of partition %d were deleted from the topic before they were read: the retention of %s "
+            "(retention.ms, retention.bytes) is shorter than the time that the service was down, or that the partition "
+            "was full (VM_SYNC_SYNC__MAX_IN_FLIGHT)",
             start.lost,
             place.partition,
             place.topic,
@@ -612,7 +621,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                     return  # nobody has ever read here: there is nobody to fence
                 await self._consumer.commit({supervisor.place: offset})
             except KafkaError as error:
-                log.info("Partition %d waits for the group: %r", supervisor.place.partition, error)
+                log.info(
+                    "Partition %d waits for the consumer group to accept a commit: %r",
+                    supervisor.place.partition,
+                    error,
+                )
                 try:
                     async with asyncio.timeout(1.0):
                         await supervisor.returned.wait()
@@ -623,7 +636,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     async def _refuse(self, supervisor: PartitionSupervisor, error: JournalMismatch) -> None:
         if supervisor.mismatched is None or str(supervisor.mismatched) != str(error):
-            log.error("Partition %d refuses to work: %s", supervisor.place.partition, error)
+            log.error("Partition %d is stopped: %s", supervisor.place.partition, error)
         supervisor.mismatched = error
         self._count()
         try:
@@ -679,7 +692,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _doubt(self, place: TopicPartition, cursor: int, some: list[ConsumerRecord]) -> str | None:
         """Say why these records can't be the next ones; None: they are."""
         if some[0].offset < cursor:
-            return f"Kafka returned record {some[0].offset} below the cursor {cursor}"
+            return f"Kafka returned the record at offset {some[0].offset}, which is below the cursor {cursor}"
         if (follows := self._consumer.follows[place]) > cursor:
             return _missed(cursor, follows)
         return None
@@ -713,9 +726,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         supervisor.say_paused_at = now + SAY_PAUSED.total_seconds()
         number = supervisor.place.partition
         if partition.behind:
-            log.info("Partition %d: reading pauses until more of what was read is committed to Kafka", number)
+            log.info("Partition %d: reading is paused until more of the requests read are committed to Kafka", number)
         else:
-            log.info("Partition %d has %d in flight, its share: reading pauses", number, len(partition))
+            log.info(
+                "Partition %d: reading is paused, since %d requests are in flight, its share of "
+                "VM_SYNC_SYNC__MAX_IN_FLIGHT",
+                number,
+                len(partition),
+            )
 
     def _distrust(self, supervisor: PartitionSupervisor, reason: str) -> None:
         """Close a partition whose position is no longer one of the topic as it was: opening it again checks both."""
@@ -728,7 +746,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         told = 0.0
         while True:
             if (dead := self._consumer.dead()) is not None:
-                msg = f"aiokafka's task of {dead} has ended: no record would come any more"
+                msg = f"aiokafka's task of {dead} has ended: the consumer would read no more records"
                 raise RuntimeError(msg)
             for supervisor in list(self._supervisors.values()):
                 if supervisor.partition is None:
@@ -771,7 +789,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                     await self._consumer.commit(reached)
         except (TimeoutError, KafkaError) as error:
             # What is said of the commit is the group's word, and shows that Kafka is there.
-            log.debug("The group was not told the cursors: %r", error)
+            log.debug("Committing the cursors to the consumer group failed: %r", error)
         if seen:
             self.kafka_seen_at = self._clock.monotonic()
         self._metrics.kafka_connected(seen)
@@ -783,10 +801,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._consumer.refresh()
             if not self._missing:
                 log.error(
-                    "The requests topic %s does not exist, or may not be read: waiting", self._dependencies.requests
+                    "The requests topic %s does not exist, or the right to read it is missing; waiting for it",
+                    self._dependencies.requests,
                 )
         elif self._missing:
-            log.warning("The requests topic %s is there again", self._dependencies.requests)
+            log.warning("The requests topic %s is available again", self._dependencies.requests)
         self._missing = count == 0
 
     def _reached(self, place: TopicPartition, cursor: int) -> int:
@@ -836,7 +855,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             async with asyncio.timeout(SHOW_PROGRESS.total_seconds()):
                 return dict(await self._consumer.end_offsets(places)) if places else {}
         except (TimeoutError, KafkaError) as error:
-            log.debug("The ends of the partitions could not be asked for: %r", error)
+            log.debug("Reading the end offsets of the requests topic failed: %r", error)
             return {}
 
     def _note_refusal(self, place: TopicPartition | None, error: Exception) -> None:
@@ -847,18 +866,18 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         refusal = self._refusals.get(text)
         if refusal is None:
             self._refusals[text] = _Refusal(heard_at=now, logged_at=now)
-            log.warning("%s; tried again each second", text)
+            log.warning("%s; trying again every second", text)
             return
         if now - refusal.logged_at >= REFUSAL_AGAIN.total_seconds():
             refusal.logged_at = now
-            log.warning("%s; still tried again each second", text)
+            log.warning("%s; still trying again every second", text)
         refusal.heard_at = now
 
     def _forget_refusals(self) -> None:
         over = self._refusals.keys() - set(self.refused())
         for text in over:
             del self._refusals[text]
-            log.info("No longer so: %s", text)
+            log.info("No longer refused: %s", text)
 
     # ------------------------------------------------------------ a Kafka that has moved
 
@@ -874,17 +893,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         try:
             moved = await rebootstrap(self._consumer.client, connection=self._connection)
         except Exception as error:  # noqa: BLE001 - a source of tokens may raise anything, and Kafka is away already
-            log.debug("The bootstrap servers do not help: %r", error)
+            log.debug("Asking the bootstrap servers for the brokers' addresses failed: %r", error)
             return
         if moved:
-            log.warning("Kafka's brokers have other addresses now; all partitions are opened again with them")
+            log.warning("The addresses of Kafka's brokers have changed; all partitions are reopened with the new ones")
             for partition in list(self.partitions()):
-                partition.fail("Kafka's brokers have other addresses")
+                partition.fail("the addresses of Kafka's brokers have changed")
         now = self._clock.monotonic()
         if self._answers_others_since is None:
             self._answers_others_since = now
         if now - self._answers_others_since > GIVE_UP.total_seconds():
-            msg = f"Kafka answers new clients, but not the consumer, for {now - self._answers_others_since:.0f} s"
+            msg = f"Kafka has answered new clients, but not the consumer, for {now - self._answers_others_since:.0f} s"
             raise RuntimeError(msg)
 
     # ------------------------------------------------------------ the topic, compared with what was read of it
@@ -897,7 +916,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 async with asyncio.timeout(COMPARE_LIMIT.total_seconds()):
                     await self._compare()
             except (TimeoutError, KafkaError) as error:
-                log.debug("The requests topic was not compared with the cursors: %r", error)
+                log.debug("Comparing the requests topic with the cursors failed: %r", error)
 
     async def _compare(self) -> None:
         supervisors = {
@@ -919,12 +938,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 await self._replaced(supervisor, opened)
             elif begins[place] > self._reached(place, opened.cursor):
                 self._distrust(
-                    supervisor, f"offset {opened.cursor} is gone: the requests topic begins at {begins[place]}"
+                    supervisor, f"offset {opened.cursor} was deleted: the requests topic begins at {begins[place]}"
                 )
             elif ends[place] >= cursor:
                 supervisor.beyond_end = False
             elif supervisor.beyond_end:
-                self._distrust(supervisor, f"offset {cursor} is gone: the requests topic ends at {ends[place]}")
+                self._distrust(
+                    supervisor, f"offset {cursor} is beyond the end: the requests topic ends at {ends[place]}"
+                )
             else:
                 supervisor.beyond_end = True
 
@@ -935,12 +956,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             with suppress(JournalLost):
                 await opened.disown_cursor()
         finally:  # also where a slow Kafka makes it too late: nothing is read here until it is opened again
-            self._distrust(supervisor, "the requests topic was deleted and made again")
+            self._distrust(supervisor, "the requests topic was deleted and created again")
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         if task.cancelled() or (error := task.exception()) is None:
             return
-        log.error("A task that must not end has ended", exc_info=error)
+        log.error("A background task that must not end has failed; the process ends", exc_info=error)
         self.died.set()
 
 
@@ -974,7 +995,7 @@ def _give_up(balance: Balance, _: "asyncio.Task[None]") -> None:
 
 
 def _missed(cursor: int, end: int) -> str:
-    return f"records {cursor} to {end - 1} were read and did not arrive here"
+    return f"records {cursor} to {end - 1} were fetched, but did not arrive at the partition"
 
 
 def _settle(future: "asyncio.Future[str]", reason: str) -> None:

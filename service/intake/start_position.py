@@ -130,7 +130,7 @@ class KafkaStartPositions:
         place = TopicPartition(self._journal, partition)
         partitions = await consumer.partitions_of(self._journal)
         if not partitions:
-            msg = f"the topic {self._journal} does not exist, or may not be read"
+            msg = f"the topic {self._journal} does not exist, or the right to read it is missing"
             raise JournalLost(msg)
         if partition not in partitions:
             raise too_narrow(self._journal, partition)
@@ -144,7 +144,7 @@ class KafkaStartPositions:
                 try:
                     return decode_cursor(value), end
                 except ValueError as error:
-                    msg = f"{self._journal}-{partition} holds a cursor that can't be read ({error!r})"
+                    msg = f"the cursor in {self._journal}-{partition} can't be decoded ({error!r})"
                     raise JournalMismatch(msg, reason=StopReason.JOURNAL_UNREADABLE) from error
             until, size = since, 8 * size
         return None, end
@@ -162,7 +162,7 @@ class KafkaStartPositions:
         deadline = self._clock.monotonic() + TAIL_LIMIT.total_seconds()
         while await consumer.position(place) < until and place not in consumer.out_of_range:
             if self._clock.monotonic() > deadline:
-                msg = f"{place.topic}-{place.partition} can't be read up to {until}"
+                msg = f"{place.topic}-{place.partition} could not be read up to offset {until} in time"
                 raise KafkaTimeoutError(msg)
             for record in (await consumer.getmany(place, timeout_ms=1_000)).get(place, ()):
                 if record.key == CURSOR_KEY and record.offset < until:
@@ -174,8 +174,8 @@ class KafkaStartPositions:
     def _check_topic(self, cursor: Cursor | None) -> None:
         if cursor is not None and cursor.topic != self._requests:
             msg = (
-                f"the journal belongs to the topic {cursor.topic}, not to {self._requests}: "
-                "give each requests topic a journal of its own (VM_SYNC_TOPICS__JOURNAL)"
+                f"the journal belongs to the requests topic {cursor.topic}, not to {self._requests}: "
+                "give each requests topic its own journal (VM_SYNC_TOPICS__JOURNAL)"
             )
             raise JournalMismatch(msg, reason=StopReason.OTHER_TOPIC)
 
@@ -189,13 +189,13 @@ class KafkaStartPositions:
         self._ends[place.partition] = end
         if alive:
             msg = (
-                f"the consumer group {cursor.group} works with the same journal ({self._journal}): stop its processes, "
-                f"and the group {self._group_id} goes on here by itself; or give one of the two topics of its own "
-                "(VM_SYNC_TOPICS__REQUESTS, VM_SYNC_TOPICS__JOURNAL)"
+                f"the consumer group {cursor.group} uses the same journal ({self._journal}): stop the processes of "
+                f"{cursor.group}, then {self._group_id} takes the partition over by itself; or give each group its own "
+                "topics (VM_SYNC_TOPICS__REQUESTS, VM_SYNC_TOPICS__JOURNAL)"
             )
             raise JournalMismatch(msg, reason=StopReason.OTHER_GROUP)
         log.warning(
-            "Partition %d is taken over from the consumer group %s, which has no process on it any more",
+            "Taking partition %d over from the consumer group %s, of which no process has it assigned any more",
             place.partition,
             cursor.group,
         )
@@ -236,9 +236,9 @@ class KafkaStartPositions:
         """A journal without a cursor is one that nobody has used."""
         if offset := await committed():
             msg = (
-                f"the group {self._group_id} has read up to offset {offset}, but the journal is empty: "
-                "what was in flight is not known any more. Restore the journal topic, or, to begin again at "
-                "the topic's beginning, delete the group's offsets"
+                f"the consumer group {self._group_id} has committed offset {offset}, but the journal is empty: "
+                "the requests that were in flight are unknown. Restore the journal topic; or delete the group's "
+                "offsets to read the requests topic from its beginning"
             )
             raise JournalMismatch(msg, reason=StopReason.JOURNAL_EMPTY)
 
@@ -252,8 +252,8 @@ class KafkaStartPositions:
                 raise self._replaced(cursor)
             if self._clock.monotonic() >= until:
                 msg = (
-                    f"the journal has read up to offset {cursor.offset}, but {self._requests} ends at {end}: the topic "
-                    f"was made anew, or has lost records at its end. {self._way_out()}"
+                    f"the journal's cursor is at offset {cursor.offset}, but {self._requests} ends at {end}: the topic "
+                    f"was created again, or truncated at its end. {self._way_out()}"
                 )
                 raise JournalMismatch(msg, reason=StopReason.CURSOR_BEYOND_END)
             await asyncio.sleep(1.0)
@@ -271,8 +271,8 @@ class KafkaStartPositions:
             if stamp is None:
                 raise self._replaced(cursor)
             log.warning(
-                "%s has another topic id than the one that was read, yet the same record at offset %d of partition "
-                "%d: taken for a copy",
+                "%s has another topic id than the topic that was read before, but the same record at offset %d of "
+                "partition %d; treated as a copy of that topic",
                 self._requests,
                 cursor.offset - 1,
                 place.partition,
@@ -280,15 +280,16 @@ class KafkaStartPositions:
 
     def _replaced(self, cursor: Cursor) -> JournalMismatch:
         msg = (
-            f"the journal has read up to offset {cursor.offset} of another topic {self._requests}: this one was "
-            f"made anew, or has lost records, and the requests below that offset were never read. {self._way_out()}"
+            f"the journal's cursor is at offset {cursor.offset} of another topic {self._requests}: this topic was "
+            f"created again, or has lost records; its requests below that offset were never read. {self._way_out()}"
         )
         return JournalMismatch(msg, reason=StopReason.REQUESTS_REPLACED)
 
     def _way_out(self) -> str:
         return (
-            "To read it from its beginning, stop the service and start it with a new journal (VM_SYNC_TOPICS__JOURNAL) "
-            "and a new group (VM_SYNC_KAFKA__GROUP_ID); what `vm-sync list` shows as in flight now gets no outcome then"
+            "To read the topic from its beginning, stop the service and start it with a new journal "
+            "(VM_SYNC_TOPICS__JOURNAL) and a new group (VM_SYNC_KAFKA__GROUP_ID); requests that `vm-sync list` shows "
+            "in flight now will then get no outcome"
         )
 
 

@@ -90,7 +90,9 @@ class Deduplication:
                     else:
                         gone.pop(identity, None)
             except JournalLost as error:
-                log.warning("Expired identities stay for another round: %s", error)
+                log.warning(
+                    "Reading expired identities from the journal failed; trying again at the next round: %s", error
+                )
                 continue
             for number, identity in enumerate(gone, 1):
                 # It may have come again since it was read.

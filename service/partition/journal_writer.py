@@ -234,7 +234,7 @@ class JournalWriter:
         self.flush_soon()
         await asyncio.wait([stood, self._over], return_when=asyncio.FIRST_COMPLETED)
         if not stood.done():
-            msg = "the journal was lost before the proof stood"
+            msg = "the journal was lost before a commit confirmed the ownership"
             raise JournalLost(msg)
 
 

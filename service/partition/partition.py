@@ -253,7 +253,11 @@ class Partition:
                 break
             _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN.total_seconds())
         if pending:
-            log.warning("Partition %d: %d tasks do not end and are left to themselves", self.number, len(pending))
+            log.warning(
+                "Partition %d: %d background tasks did not end when cancelled; no longer waiting for them",
+                self.number,
+                len(pending),
+            )
             for task in pending:
                 task.cancel()
         await self._journal.close()
@@ -330,7 +334,10 @@ class Partition:
             taken.dead[asked.reason] += 1
             self._journal_writer.publish(write_dead_letter(record, asked, topic=self._dependencies.dead_letters))
             log.warning(
-                "Message %d of partition %d went to the dead letters: %s", record.offset, self.number, asked.detail
+                "Invalid message at offset %d of partition %d was written to the dead letters: %s",
+                record.offset,
+                self.number,
+                asked.detail,
             )
             return
         if not asked.has_key:
@@ -429,10 +436,10 @@ class Partition:
         tracked.repeats = waiting.repeats
         self._dependencies.metrics.post_repeated(tracked.request.site)
         log.warning(
-            "Repeating the POST of %s: VCDA shows no task of the %d before that were in doubt (the last because: %s)",
+            "Repeating the POST of %s: VCDA shows no task for its %d earlier POSTs in doubt (cause of the last: %s)",
             tracked.request.identity,
             waiting.repeats,
-            waiting.trouble.msg if waiting.trouble else "the process that made it ended",
+            waiting.trouble.msg if waiting.trouble else "the process that sent it has ended",
             extra=tracked.ids,
         )
 
@@ -481,14 +488,14 @@ class Partition:
             case sync.Found(task) | sync.OnlyOne(task) if tracked.doubt is None:
                 self._dependencies.metrics.adopted()
                 log.info(
-                    "Found task %s for %s instead of POSTing again",
+                    "Adopted task %s for the POST in doubt of %s",
                     task.id,
                     tracked.request.identity,
                     extra=tracked.ids,
                 )
             case _ if (doubt := tracked.doubt) is not None and doubt.trouble is not None:
                 log.warning(
-                    "Look-ups for the POST of %s conclude nothing: %s",
+                    "Look-ups for the POST in doubt of %s are inconclusive: %s",
                     tracked.request.identity,
                     doubt.trouble.msg,
                     extra=tracked.ids,
@@ -512,7 +519,7 @@ class Partition:
                 if seen.state != tracked.unknown_state:
                     tracked.unknown_state = seen.state
                     log.warning(
-                        "Task %s is in the unknown state %.40r: treated as running",
+                        "VCDA reported task %s in the unknown state %.40r; treated as running",
                         seen.id,
                         seen.state,
                         extra=tracked.ids,
@@ -608,10 +615,11 @@ class Partition:
             tracked.held = True
             self._dependencies.metrics.replication_held(tracked.request.site, held=True)
             log.warning(
-                "Replication %s stays held: VCDA shows task %s of request %s as unfinished a day after its deadline",
+                "Replication %s is still held: a day after the deadline of request %s VCDA shows its task %s as "
+                "unfinished",
                 tracked.request.replication_id,
-                state.of.task_id if isinstance(state.of, Running) else None,
                 tracked.request.identity,
+                state.of.task_id if isinstance(state.of, Running) else None,
                 extra=tracked.ids,
             )
 
@@ -754,7 +762,7 @@ class Partition:
         if isinstance(error, JournalLost):
             self.fail(str(error))
         else:
-            log.error("The work on partition %d failed", self.number, exc_info=error)
+            log.error("Internal error in partition %d", self.number, exc_info=error)
             self.fail(f"internal error: {type(error).__name__}")
 
 

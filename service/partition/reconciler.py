@@ -180,9 +180,9 @@ class Reconciler:
             site.alone += 1
             if site.alone == OWN_AFTER:
                 log.warning(
-                    "%s: reading all sync tasks has failed %d times in a row, and reading those of one replication has "
-                    "not: look-ups for POSTs in doubt conclude from these",
-                    name or "local site",
+                    "Site %s: reading the list of all sync tasks has failed %d times in a row, reading those of one "
+                    "replication succeeds; look-ups for POSTs in doubt use the latter",
+                    name or "local",
                     site.alone,
                 )
             alone = due[:ONE_BY_ONE]

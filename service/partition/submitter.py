@@ -40,7 +40,7 @@ LOOK = timedelta(milliseconds=500)
 """How soon a pausing POST notices that it isn't wanted any more: whoever quiesces waits for it."""
 
 
-HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="It was not wanted any more."), sent=False)
+HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="The POST was withdrawn before it was sent."), sent=False)
 """What comes of a POST whose turn at the wire came too late: the site has paused, the partition quiesces."""
 
 
@@ -124,8 +124,8 @@ class Submitter:
             return
         self._say_at = now + SAY_AGAIN.total_seconds()
         log.warning(
-            "Partition %d: %d POSTs have not left, that of %s for %.0f s: a commit to Kafka, which takes %.1f s, and "
-            "login and connection together take longer than %.0f s each time",
+            "Partition %d: %d POSTs have missed their submit windows, that of %s for %.0f s: a commit to Kafka "
+            "(%.1f s) and VCDA's login and connection together take longer than the window of %.0f s",
             self._number,
             len(self._held),
             tracked.request.identity,

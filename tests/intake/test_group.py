@@ -73,8 +73,8 @@ async def test_an_emptied_journal_is_refused(station: Station) -> None:
 
     says = await refusal(station, StopReason.JOURNAL_EMPTY)
 
-    assert "has read up to offset 2, but the journal is empty" in says
-    assert "Restore the journal topic, or" in says
+    assert "has committed offset 2, but the journal is empty" in says
+    assert "Restore the journal topic; or" in says
 
 
 async def test_a_requests_topic_that_was_made_anew_is_refused(
@@ -90,7 +90,7 @@ async def test_a_requests_topic_that_was_made_anew_is_refused(
 
     says = await refusal(station, StopReason.REQUESTS_REPLACED)
 
-    assert "has read up to offset 2 of another topic" in says
+    assert "cursor is at offset 2 of another topic" in says
     assert "start it with a new journal (VM_SYNC_TOPICS__JOURNAL) and a new group" in says
 
 
@@ -105,7 +105,7 @@ async def test_a_requests_topic_that_was_made_anew_and_filled_again_is_refused(s
 
     says = await refusal(station, StopReason.REQUESTS_REPLACED)
 
-    assert "the requests below that offset were never read" in says
+    assert "its requests below that offset were never read" in says
     assert "start it with a new journal (VM_SYNC_TOPICS__JOURNAL) and a new group" in says
 
 

@@ -41,7 +41,7 @@ async def test_records_that_are_not_read_are_a_reason_to_restart(station: Statio
     await station.ask("op-1")
 
     await until(lambda: bool(service.intake.stalled()), what="it is noticed")
-    assert service.intake.stalled()[0].startswith("partition 0 has records, and none was read for ")
+    assert service.intake.stalled()[0].startswith("partition 0 has unread records, and none was read for ")
     assert service.metric("reading_stalled_seconds") > LIMIT / 2  # told at each look
     service.intake._note_refusal(None, PermissionError())
     assert service.intake.stalled() == []  # a restart would not give the right back
@@ -62,7 +62,7 @@ async def test_a_group_that_assigns_nothing_though_kafka_is_there_is_a_reason_to
     service.consumer._subscription.begin_reassignment()
 
     await until(lambda: bool(service.intake.stalled()), what="it is noticed")
-    assert service.intake.stalled()[0].startswith("the consumer group has assigned nothing here for ")
+    assert service.intake.stalled()[0].startswith("the consumer group has assigned no partition for ")
 
 
 async def never_stalled(service: Service) -> None:

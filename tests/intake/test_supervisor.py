@@ -213,7 +213,7 @@ def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too
         return failed
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        assert runner.run(play()) == ["the requests topic was deleted and made again"]
+        assert runner.run(play()) == ["the requests topic was deleted and created again"]
 
 
 def test_a_partition_whose_journal_can_not_be_opened_for_long_is_named_with_its_reason(

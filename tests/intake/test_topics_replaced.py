@@ -43,7 +43,7 @@ async def test_a_requests_topic_that_is_recreated_under_a_running_service_skips_
 
     await until(lambda: bool(service.intake.mismatched()), what="it refuses")
     assert service.metric("partitions_stopped", reason=StopReason.REQUESTS_REPLACED) == 1
-    assert "has read up to offset 4 of another topic" in service.intake.mismatched()[0]
+    assert "cursor is at offset 4 of another topic" in service.intake.mismatched()[0]
     await station.settled(*(f"op-{n}" for n in range(4)))
 
 
@@ -57,7 +57,7 @@ async def test_a_record_below_the_cursor_is_never_dropped_silently(
     with caplog.at_level(logging.WARNING):
         service.consumer._subscription.seek(service.intake._supervisors[0].place, 0)  # behind our back
         await until(lambda: service.metric("partitions_reopened_total") == 1, what="it is opened again")
-    assert "Kafka returned record 0 below the cursor 2" in caplog.text
+    assert "Kafka returned the record at offset 0, which is below the cursor 2" in caplog.text
     await station.ask("op-3")
     await station.settled("op-1", "op-2", "op-3")
 
@@ -101,7 +101,7 @@ async def test_a_requests_topic_that_is_recreated_and_filled_past_the_cursor_at_
     await service.intake._compare()
 
     await until(lambda: bool(service.intake.mismatched()), what="it refuses")
-    assert "this one was made anew" in service.intake.mismatched()[0]
+    assert "this topic was created again" in service.intake.mismatched()[0]
     times = len(service.opened)
     await asyncio.sleep(1)
     assert service.intake.mismatched()
@@ -128,7 +128,7 @@ async def test_a_requests_topic_that_lost_its_end_is_noticed_while_nothing_is_re
 
     monkeypatch.setattr(SteadyConsumer, "end_offsets", cut)
     await until(lambda: bool(service.intake.mismatched()), what="it refuses")
-    assert "ends at 1: the topic was made anew, or has lost records at its end" in service.intake.mismatched()[0]
+    assert "ends at 1: the topic was created again, or truncated at its end" in service.intake.mismatched()[0]
     assert service.metric("partitions_stopped", reason=StopReason.CURSOR_BEYOND_END) == 1
 
 
@@ -145,7 +145,7 @@ async def test_requests_that_retention_takes_from_under_a_full_partition_are_cou
 
     await station.delete_before(4)
     await until(lambda: service.metric("requests_lost_total") == 2, what="the loss is counted")
-    assert "Up to 2 requests of partition 0 are gone from" in caplog.text
+    assert "Up to 2 requests of partition 0 were deleted from" in caplog.text
     assert "VM_SYNC_SYNC__MAX_IN_FLIGHT" in caplog.text
     station.world.lasts = lambda _: 0.0
     for made in station.world.made.values():
@@ -224,7 +224,7 @@ async def test_of_two_groups_on_one_journal_one_works_and_the_other_names_it_unt
     await station.ask("op-2")
     await station.settled("op-1", "op-2")
     assert (second.opened, first.metric("partitions_reopened_total")) == ([], 0)
-    assert caplog.text.count(f"the consumer group {station.prefix}-one works with the same journal") == 1
+    assert caplog.text.count(f"the consumer group {station.prefix}-one uses the same journal") == 1
 
     await first.stop()
     await until(lambda: second.reading == {0}, what="it takes over")

@@ -76,8 +76,8 @@ def test_a_loop_that_was_stopped_on_purpose_is_not_missed() -> None:
 
 def test_it_is_not_alive_while_records_wait_that_nobody_reads() -> None:
     health = Health()
-    health.stalled(["partition 3 has records, and none was read for 91 s"])
-    assert health.not_alive(0.0) == ["partition 3 has records, and none was read for 91 s"]
+    health.stalled(["partition 3 has unread records, and none was read for 91 s"])
+    assert health.not_alive(0.0) == ["partition 3 has unread records, and none was read for 91 s"]
 
     health.stalled([])
     assert health.not_alive(0.0) == []
@@ -181,7 +181,7 @@ def test_a_missing_requests_topic_makes_it_unready_until_it_is_there() -> None:
     health = ready()
     health.missing("requests")
 
-    assert health.not_ready(0.0) == ["the topic requests does not exist, or may not be read"]
+    assert health.not_ready(0.0) == ["the topic requests does not exist, or the right to read it is missing"]
     health.missing(None)
     assert health.not_ready(0.0) == []
 

@@ -257,7 +257,7 @@ async def test_reading_from_a_real_kafka_pauses_while_much_waits_and_goes_on(
         assert paused
         assert BEHIND <= most <= BEHIND + FETCH + len(large(0))
         assert [word(letter, "offset") for letter in station.dead] == [str(number) for number in range(12)]
-        assert "reading pauses until more of what was read is committed" in caplog.text
+        assert "reading is paused until more of the requests read are committed" in caplog.text
         slow = False
         await station.ask("op-1")
         await station.settled("op-1")

@@ -772,11 +772,11 @@ async def slowly(d: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     assert p0.vcda.sent == []
     assert partition.held_since == pytest.approx(5.0, abs=5.0)
     assert p0.meter.counts["commit"] - before < 600 / LONGEST_PAUSE.total_seconds() + 20, "it pauses between proofs"
-    said = [record.getMessage() for record in caplog.records if "POSTs have not left" in record.getMessage()]
+    said = [record.getMessage() for record in caplog.records if "missed their submit windows" in record.getMessage()]
     assert len(said) == 9, "about once a minute, however many POSTs wait"
     assert re.fullmatch(
-        r"Partition 0: 3 POSTs have not left, that of op:C4-\d:a\d for 5\d\d s: a commit to Kafka, which takes 3\.6 s, "
-        "and login and connection together take longer than 2 s each time",
+        r"Partition 0: 3 POSTs have missed their submit windows, that of op:C4-\d:a\d for 5\d\d s: a commit to Kafka "
+        r"\(3\.6 s\) and VCDA's login and connection together take longer than the window of 2 s",
         said[-1],
     )
 
@@ -1279,7 +1279,8 @@ def test_tasks_that_may_be_ours_are_told_apart_once_vcda_has_shown_how_it_spells
             await d.until(60.0)
             assert len(p0.vcda.sent) == 1
             assert (
-                "Look-ups for the POST of op:C4-1:a1 conclude nothing: Of 2 tasks by ONE@ELSE, TWO@ELSE" in caplog.text
+                "Look-ups for the POST in doubt of op:C4-1:a1 are inconclusive: Of 2 tasks by ONE@ELSE, TWO@ELSE"
+                in caplog.text
             )
             d.broker.ask("C4-2", "b1")
             await d.settled()
@@ -1308,7 +1309,7 @@ def test_a_post_that_is_repeated_is_told_and_every_further_one_waits_longer(capl
                 if record.getMessage().startswith("Repeating the POST of op:C4-1:a1")
             ]
             assert len(repeated) == 7
-            assert "the 7 before that were in doubt (the last because: no answer)" in repeated[-1].getMessage()
+            assert "its 7 earlier POSTs in doubt (cause of the last: no answer)" in repeated[-1].getMessage()
             assert d.verdicts() == [("b1", "completed"), ("a1", "completed")]
 
     run(play())

@@ -120,7 +120,7 @@ async def _run(bootstrap: str) -> Run:
                 for name in [f"submit {case.site or config.local_site}"]
             },
             tasks={case.operation_id: tasks.count(case.operation_id) for case in CASES},
-            adopted={line["operation_id"] for line in lines if "instead of POSTing again" in line["message"]},
+            adopted={line["operation_id"] for line in lines if line["message"].startswith("Adopted task")},
             log=process.text(),
             tracebacks=ledger.tracebacks(),
             metrics=metrics,

@@ -114,7 +114,7 @@ async def test_records_that_are_read_and_do_not_arrive_are_missed_by_the_next_an
     await station.ask("op-2", partition=0)
     await station.settled("op-1", "op-2")
 
-    assert "records 0 to 0 were read and did not arrive here" in caplog.text
+    assert "records 0 to 0 were fetched, but did not arrive at the partition" in caplog.text
     assert (service.metric("partitions_reopened_total"), service.metric("records_unaccounted")) == (1, 1)
     assert fates(service) == Counter(admitted=2, reread=1)
 
@@ -133,5 +133,5 @@ async def test_records_that_do_not_arrive_are_missed_and_read_again_though_nothi
     await done.wait()
     await station.settled("op-1")
 
-    assert "records 0 to 0 were read and did not arrive here" in caplog.text
+    assert "records 0 to 0 were fetched, but did not arrive at the partition" in caplog.text
     assert fates(service) == Counter(admitted=1)
