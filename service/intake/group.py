@@ -931,11 +931,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._consumer.beginning_offsets(list(supervisors)),
             self._consumer.end_offsets(list(supervisors)),
         )
+        replaced: list[Awaitable[None]] = []
         for place, (supervisor, opened, reading, cursor) in supervisors.items():
             if supervisor.partition is not opened or supervisor.reading != reading:
                 continue  # opened again meanwhile, or assigned
             if identity is not None and supervisor.topic_id not in {None, identity}:
-                await self._replaced(supervisor, opened)
+                supervisor.reading = None  # before anything is awaited, of all of them
+                replaced.append(self._replaced(supervisor, opened))
             elif begins[place] > self._reached(place, opened.cursor):
                 self._distrust(
                     supervisor, f"offset {opened.cursor} was deleted: the requests topic begins at {begins[place]}"
@@ -948,6 +950,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 )
             else:
                 supervisor.beyond_end = True
+        await asyncio.gather(*replaced)
 
     async def _replaced(self, supervisor: PartitionSupervisor, opened: Partition) -> None:
         """What was read since the last comparison may be the new topic's, so that the cursor would pass for its own."""

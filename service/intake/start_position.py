@@ -38,7 +38,7 @@ TAIL: Final = 500
 further part is eight times as long."""
 
 TAIL_LIMIT: Final = timedelta(seconds=30)
-"""How long reading such a part may take."""
+"""How long reading such a part may stand still."""
 
 RESTING = frozenset({"Empty", "Dead"})
 """States of a group that has no members."""
@@ -164,7 +164,10 @@ class KafkaStartPositions:
             if self._clock.monotonic() > deadline:
                 msg = f"{place.topic}-{place.partition} could not be read up to offset {until} in time"
                 raise KafkaTimeoutError(msg)
-            for record in (await consumer.getmany(place, timeout_ms=1_000)).get(place, ()):
+            records = (await consumer.getmany(place, timeout_ms=1_000)).get(place, ())
+            if records:  # however many there are, it gets on
+                deadline = self._clock.monotonic() + TAIL_LIMIT.total_seconds()
+            for record in records:
                 if record.key == CURSOR_KEY and record.offset < until:
                     found = record.value
         return found
