@@ -100,19 +100,21 @@ class YoungTasks:
             self._tasks = {}
             for task in self._order:
                 _put(task, self._tasks)
-        for _, started_at, _, task_id in self._tasks.get(replication_id, ()):
+        for _, started_at, _, task_id in self._tasks.get(replication_id.casefold(), ()):
             if started_at >= moment:
                 yield task_id
 
 
 def _put(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
-    tasks[task[2]] = (*tasks.get(task[2], ()), task)
+    key = task[2].casefold()
+    tasks[key] = (*tasks.get(key, ()), task)
 
 
 def _drop(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
-    siblings = tasks[task[2]]
+    key = task[2].casefold()
+    siblings = tasks[key]
     if len(siblings) == 1:
-        del tasks[task[2]]
+        del tasks[key]
     else:
         at = siblings.index(task)
-        tasks[task[2]] = siblings[:at] + siblings[at + 1 :]
+        tasks[key] = siblings[:at] + siblings[at + 1 :]

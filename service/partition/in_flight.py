@@ -20,8 +20,10 @@ class InFlight:
     def __init__(self) -> None:
         self._tracked_syncs: dict[str, TrackedSync] = {}
         self._queues: dict[str, list[TrackedSync] | deque[TrackedSync]] = {}
-        """Nearly all are of one: a list of one takes 88 bytes, a deque 760 (measured). A long one is a deque, since
-        a list moves all of its entries when the first goes: seconds for tens of thousands."""
+        """By replication, whatever its letter case: VCDA may show tasks in another one.
+
+        Nearly all are of one: a list of one takes 88 bytes, a deque 760 (measured). A long one is a deque, since a list
+        moves all of its entries when the first goes: seconds for tens of thousands."""
 
     def __len__(self) -> int:
         return len(self._tracked_syncs)
@@ -42,28 +44,30 @@ class InFlight:
 
     def of(self, replication_id: str, *, most: int) -> tuple[TrackedSync, ...]:
         """Return a replication's first works, the eldest first."""
-        return tuple(islice(self._queues.get(replication_id, ()), most))
+        return tuple(islice(self._queues.get(replication_id.casefold(), ()), most))
 
     def eldest(self, replication_id: str) -> TrackedSync | None:
         """Return the replication's first, the only one that may run."""
-        queue = self._queues.get(replication_id)
+        queue = self._queues.get(replication_id.casefold())
         return queue[0] if queue else None
 
     def add(self, tracked: TrackedSync) -> None:
         """Put it behind its elders."""
         self._tracked_syncs[tracked.request.identity] = tracked
-        queue = self._queues.setdefault(tracked.request.replication_id, [])
+        key = tracked.request.replication_id.casefold()
+        queue = self._queues.setdefault(key, [])
         if len(queue) == LONG:
-            queue = self._queues[tracked.request.replication_id] = deque(queue)
+            queue = self._queues[key] = deque(queue)
         queue.append(tracked)
 
     def remove(self, tracked: TrackedSync, *, now: datetime) -> None:
         """Let go of what has ended. Whoever it was in the way of until after their deadline remembers it."""
         request = tracked.request
         del self._tracked_syncs[request.identity]
-        queue = self._queues[request.replication_id]
+        key = request.replication_id.casefold()
+        queue = self._queues[key]
         queue.remove(tracked)
         if not queue:
-            del self._queues[request.replication_id]
+            del self._queues[key]
         elif queue[0].request.deadline <= now:
             queue[0].behind = request.operation_id

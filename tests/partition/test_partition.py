@@ -1249,6 +1249,19 @@ async def test_a_task_that_names_its_replication_in_another_letter_case_is_found
 
 
 @deployed
+async def test_requests_that_spell_a_replication_in_two_letter_cases_run_one_after_another(d: Deployment) -> None:
+    """Seen before: the second took the first one's task for its own."""
+    d.world.lasts = lambda _: 100.0
+    p0 = d.owner()
+    p0.vcda.script["b1"] = ["lost-post"]
+    d.broker.ask("C4-x", "a1")
+    d.broker.ask("c4-X", "b1")
+    await d.settled()
+    assert d.world.tasks_of() == {"a1": 1, "b1": 1}
+    assert p0.meter.counts["adopted"] == 0
+
+
+@deployed
 async def test_a_task_that_names_no_replication_keeps_its_post_in_doubt_until_the_deadline(d: Deployment) -> None:
     d.world.shows = lambda task: replace(task, replication_id=None)
     p0 = d.owner()

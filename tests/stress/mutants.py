@@ -799,6 +799,12 @@ MUTANTS: Final = (
         new="        if False:\n",
     ),
     Mutant(
+        name="a replication in another letter case is another one",
+        file="service/partition/in_flight.py",
+        old="        key = tracked.request.replication_id.casefold()\n",
+        new="        key = tracked.request.replication_id\n",
+    ),
+    Mutant(
         name="a sweep is one commit",
         file="service/partition/deduplication.py",
         old="        if self._journal_writer.full:\n            self._journal_writer.cut()\n",
