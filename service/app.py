@@ -14,10 +14,9 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from importlib.metadata import version
 from random import Random
 
@@ -44,9 +43,10 @@ from service.observability.metrics import Metrics
 from service.observability.tracing import tracing
 from service.ops import health, server
 from service.partition.dependencies import Dependencies
-from service.partition.tracked_sync import TrackedSync, public_state
+from service.partition.in_flight_view import in_flight_views, oldest_accepted
+from service.partition.partition import Partition
 from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
-from service.sync import Lingering, Policy, Running
+from service.sync import Policy
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from service.vcda.http import Tls
@@ -129,7 +129,7 @@ class App:
             dead_reasons=list(DeadLetterReason),
             stop_reasons=list(StopReason),
         )
-        self._metrics.set_oldest(self._oldest)
+        self._metrics.set_oldest(lambda: oldest_accepted(self._partitions()))
         self._metrics.set_log_lines_dropped(output.dropped)
         self._health = health.Health(away_for_long=AWAY_FOR_LONG)
         self._credentials = CredentialsReader(settings)
@@ -147,7 +147,7 @@ class App:
             clock=self._clock,
             registry=self._registry,
             documents=self._documents(),
-            in_flight=self._in_flight,
+            in_flight=lambda: in_flight_views(self._partitions()),
         )
         settings = self._settings.ops
         async with AsyncExitStack() as stack:
@@ -471,88 +471,8 @@ class App:
             stopped = set(mismatched)
             await asyncio.sleep(WATCH.total_seconds())
 
-    def _works(self) -> Iterator[tuple[int, TrackedSync]]:
-        if self._intake is not None:
-            for partition in tuple(self._intake.partitions()):  # whoever iterates may let the event loop turn meanwhile
-                for work in partition.tracked_syncs():
-                    yield partition.number, work
-
-    def _in_flight(self) -> Iterator["InFlightView"]:
-        return (InFlightView(work, partition) for partition, work in self._works())
-
-    def _oldest(self) -> Mapping[str | None, datetime]:
-        oldest: dict[str | None, datetime] = {}
-        for _, work in self._works():
-            request = work.request
-            if isinstance(work.state, Lingering):
-                continue  # its outcome is told: nobody waits for one
-            if request.site not in oldest or request.accepted_at < oldest[request.site]:
-                oldest[request.site] = request.accepted_at
-        return oldest
-
-
-@dataclass(frozen=True, slots=True)
-class InFlightView:
-    """A sync in flight, as `/syncs` shows it."""
-
-    work: TrackedSync
-    partition: int
-
-    @property
-    def identity(self) -> str:
-        """See `syncs_page.InFlight`, here and below."""
-        return self.work.request.identity
-
-    @property
-    def replication_id(self) -> str:  # noqa: D102
-        return self.work.request.replication_id
-
-    @property
-    def operation_id(self) -> str:  # noqa: D102
-        return self.work.request.operation_id
-
-    @property
-    def site(self) -> str | None:  # noqa: D102
-        return self.work.request.site
-
-    @property
-    def state(self) -> str:  # noqa: D102
-        return public_state(self.work.state) or "ended"
-
-    @property
-    def attempts(self) -> int:  # noqa: D102
-        state = self.work.state
-        return state.of.attempts if isinstance(state, Lingering) else state.attempts
-
-    @property
-    def _running(self) -> Running | None:
-        state = self.work.state
-        state = state.of if isinstance(state, Lingering) else state
-        return state if isinstance(state, Running) else None
-
-    @property
-    def task_id(self) -> str | None:  # noqa: D102
-        return self._running.task_id if self._running else None
-
-    @property
-    def progress(self) -> int | None:  # noqa: D102
-        return self.work.progress
-
-    @property
-    def accepted_at(self) -> datetime:  # noqa: D102
-        return self.work.request.accepted_at
-
-    @property
-    def submitted_at(self) -> datetime | None:  # noqa: D102
-        return self._running.submitted_at if self._running else None
-
-    @property
-    def deadline(self) -> datetime:  # noqa: D102
-        return self.work.request.deadline
-
-    @property
-    def held(self) -> bool:  # noqa: D102
-        return self.work.held
+    def _partitions(self) -> tuple[Partition, ...]:
+        return () if self._intake is None else tuple(self._intake.partitions())
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 SWEEP = timedelta(hours=1)
 """How often expired identities are given their tombstones. The whole journal is read for it, so it shall be seldom."""
 
-AT_ONCE = 1_000
+TOMBSTONES_AT_ONCE = 1_000
 """Tombstones between two turns of the event loop, some milliseconds."""
 
 
@@ -98,7 +98,7 @@ class Deduplication:
                 # It may have come again since it was read.
                 if not self._in_flight(identity) and not self._remembered.holds(identity.encode(), now):
                     self._bury(identity)
-                if number % AT_ONCE == 0:
+                if number % TOMBSTONES_AT_ONCE == 0:
                     await asyncio.sleep(0)
             self._metrics.identities(-self._remembered.forget_expired(now))
 

@@ -1,21 +1,97 @@
-"""What is in flight in a partition: by identity, and for each replication in the order of acceptance.
+"""The syncs in flight in a partition: by identity, and for each replication in the order of acceptance.
 
-The eldest of a replication is the one that may run; nobody overtakes. Pure: what runs when is decided elsewhere.
+The eldest of a replication is the one that may run; nobody overtakes. What runs when is decided elsewhere.
 """
 
+from asyncio import Task
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
-from service.partition.tracked_sync import TrackedSync
+from service import sync
+from service.sync import Ended, Lingering, Running, Submitting, Waiting
+from service.vcda.lanes import Lane, Turn
+from service.vcda.poller import Watch
 
 LONG = 16
 """From so many requests of one replication on their queue is a deque."""
 
 
+@dataclass(slots=True, eq=False)
+class TrackedSync:
+    """A sync as a partition works with it: its state, and what this process is doing about it.
+
+    `sync` knows what is true of a request anywhere; this is what is true only here and now, and is never written down.
+    The state changes step by step, by the driver alone.
+    """
+
+    state: sync.Sync
+    submitting: bool = False
+    """Counted among the site's POSTs on their way: from its turn until the answer."""
+    posting: Task[None] | None = None
+    left: bool = False
+    """The POST's bytes may have left."""
+    occupies: bool = False
+    """Counted among the site's syncs at VCDA."""
+    turn: Turn | None = None
+    """Its place in the lane's queue, while it has one."""
+    pauses: int | None = None
+    """How many pauses of its lane had begun when it had its last turn; None: it never had one."""
+    held: bool = False
+    """Its outcome was told LINGER_LIMIT ago, and VCDA still shows its task as unfinished: its replication is held."""
+    busy: int = 0
+    """How many times in a row VCDA said that the replication is busy (409)."""
+    not_before: float = 0.0
+    """The replication is busy (409), or its POSTs come to nothing: no turn is asked for until then (monotonic)."""
+    repeats: int = 0
+    """Up to which of its doubts a repeated POST has been told of."""
+    behind: str | None = None
+    """The operation that it still waited behind when its deadline came."""
+    watch: Watch | None = None
+    progress: int | None = None
+    unknown_state: str | None = None
+    """The task's state, if it is one that isn't known here: logged once, not at each poll."""
+
+    @property
+    def request(self) -> sync.Request:
+        """The request it is about."""
+        return self.state.request
+
+    def occupy(self, lane: Lane) -> None:
+        """Count it among the site's syncs at VCDA, once."""
+        if not self.occupies:
+            self.occupies = True
+            lane.occupy()
+
+    def vacate(self, lane: Lane) -> None:
+        """Count it no longer."""
+        if self.occupies:
+            self.occupies = False
+            lane.vacate()
+
+    def answered(self, lane: Lane) -> None:
+        """Its POST, if there was one on its way, is answered or given up."""
+        if self.submitting:
+            self.submitting = False
+            lane.answered()
+
+    @property
+    def doubt(self) -> Submitting | None:
+        """The POST in doubt, if it is one, be it behind an outcome that was told."""
+        state = self.state.of if isinstance(self.state, Lingering) else self.state
+        return state if isinstance(state, Submitting) and state.in_doubt else None
+
+    @property
+    def ids(self) -> dict[str, str | None]:
+        """What a log line about it shall carry."""
+        request = self.request
+        return {"operation_id": request.operation_id, "replication_id": request.replication_id, "site": request.site}
+
+
 class InFlight:
-    """See the module. Iterating yields everything, in the order of acceptance."""
+    """A partition's syncs. Iterating yields all of them, in the order of acceptance."""
 
     def __init__(self) -> None:
         self._tracked_syncs: dict[str, TrackedSync] = {}
@@ -35,7 +111,7 @@ class InFlight:
         return identity in self._tracked_syncs
 
     def holds(self, tracked: TrackedSync) -> bool:
-        """Whether this very work is still in flight; its identity may have come again."""
+        """Whether this very sync is still in flight; its identity may have come again."""
         return self._tracked_syncs.get(tracked.request.identity) is tracked
 
     def replications(self) -> tuple[str, ...]:
@@ -43,7 +119,7 @@ class InFlight:
         return tuple(self._queues)
 
     def of(self, replication_id: str, *, most: int) -> tuple[TrackedSync, ...]:
-        """Return a replication's first works, the eldest first."""
+        """Return a replication's first syncs, the eldest first."""
         return tuple(islice(self._queues.get(replication_id.casefold(), ()), most))
 
     def eldest(self, replication_id: str) -> TrackedSync | None:
@@ -71,3 +147,18 @@ class InFlight:
             del self._queues[key]
         elif queue[0].request.deadline <= now:
             queue[0].behind = request.operation_id
+
+
+def public_state(state: sync.Sync) -> str | None:
+    """The state's word on the outside: a lingering sync counts as what it lingers of, an ended one isn't in flight."""
+    match state:
+        case Waiting():
+            return "waiting"
+        case Submitting():
+            return "in_doubt" if state.in_doubt else "submitting"
+        case Running():
+            return "running"
+        case Lingering():
+            return public_state(state.of)
+        case Ended():
+            return None

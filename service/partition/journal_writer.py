@@ -95,6 +95,8 @@ class JournalWriter:
         """The moment (monotonic) before the sending of the last commit that stood."""
         self.took = 0.0
         """How long that commit took, in seconds."""
+        self.cursor: Cursor | None = None
+        """The last cursor that was handed in. It stands no later than whatever is handed in after it."""
 
     def put(self, identity: str, state: Sync | None) -> None:
         """Let it stand in the journal with the next batch; None: a tombstone."""
@@ -108,7 +110,7 @@ class JournalWriter:
 
     def advance_cursor(self) -> None:
         """Let the cursor stand with the next batch."""
-        self._gathering.cursor = self._here()
+        self._gathering.cursor = self.cursor = self._here()
         self._dirty.set()
 
     def after_commit(self, do: Callable[[], None]) -> None:

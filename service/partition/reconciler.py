@@ -19,7 +19,7 @@ from typing import Protocol
 
 from service import sync
 from service.clock import Clock
-from service.partition.tracked_sync import TrackedSync
+from service.partition.in_flight import TrackedSync
 from service.sync import Account, Found, LookUp, Names, Submitting, Task, Trouble
 from service.vcda.lanes import Lane
 
@@ -124,7 +124,7 @@ class Reconciler:
         api: FindApi,
         lane: Callable[[str | None], Lane],
         clock: Clock,
-        spawn: Callable[[Coroutine[None, None, None]], None],
+        spawn: Callable[[Coroutine[None, None, None]], object],
         looked_up: Callable[[TrackedSync, LookUp], None],
     ) -> None:
         self._api = api

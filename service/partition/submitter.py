@@ -19,8 +19,8 @@ from functools import partial
 from service.clock import Clock
 from service.observability.tracing import Tracing
 from service.partition.dependencies import Api
+from service.partition.in_flight import TrackedSync
 from service.partition.journal_writer import JournalWriter
-from service.partition.tracked_sync import TrackedSync
 from service.sync import WITHHELD, Account, NotTaken, SubmitAnswer, Submitting, Trouble
 from service.vcda.lanes import Lane
 
@@ -45,7 +45,7 @@ HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="The POST was withdrawn befo
 
 
 class Submitter:
-    """See the module. `may_begin` says whether a work's POST is still wanted; `answered` takes what came of it."""
+    """Makes the POSTs of one partition. `may_begin` says whether a sync's POST is still wanted."""
 
     def __init__(
         self,
@@ -58,7 +58,6 @@ class Submitter:
         tracing: Tracing,
         window: timedelta,
         may_begin: Callable[[TrackedSync], bool],
-        answered: Callable[[TrackedSync, SubmitAnswer], None],
     ) -> None:
         self._number = number
         self._api = api
@@ -68,7 +67,6 @@ class Submitter:
         self._tracing = tracing
         self._window = window.total_seconds()
         self._may_begin = may_begin
-        self._answered = answered
         self._held: dict[TrackedSync, float] = {}
         """POSTs that did not leave for want of a young proof, and since when (monotonic)."""
         self._say_at = 0.0
@@ -81,18 +79,12 @@ class Submitter:
         """
         return min(self._held.values(), default=None) if self._journal_writer.took > self._window / 2 else None
 
-    async def post(self, tracked: TrackedSync) -> None:
-        """POST, and hand on the answer.
+    async def post(self, tracked: TrackedSync) -> SubmitAnswer:
+        """POST until it has left, or is not wanted any more, and return the answer.
 
         Raises:
             JournalLost: the partition is ours no more, or may not be.
         """
-        answer = await self._answer(tracked)
-        tracked.posting = None
-        self._answered(tracked, answer)
-
-    async def _answer(self, tracked: TrackedSync) -> SubmitAnswer:
-        """Submit until it has left, or is not wanted any more, and return what came of it."""
         tries = 0
         began = self._clock.monotonic()
         try:

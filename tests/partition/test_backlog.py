@@ -13,8 +13,9 @@ from service.kafka.journal_api import Batch
 from service.kafka.journal_codec import encode
 from service.messages.kafka_record import Event
 from service.messages.record_fate import Fate
+from service.partition.driver import EXPIRED_AT_ONCE
 from service.partition.journal_writer import BEHIND, CHANGE_BYTES, CUT, TOMBSTONE_BYTES
-from service.partition.partition import EXPIRED_AT_ONCE, Partition
+from service.partition.partition import Partition
 from service.sandbox.kafka import Kafka
 from service.vcda.lanes import LaneLimits
 from tests.conftest import TopicNamer

@@ -109,7 +109,7 @@ def test_a_commit_on_its_way_is_waited_for_and_what_swallows_its_cancellation_is
                     swallowed.append(d.loop.time())
             await asyncio.sleep(1e9)
 
-        partition._spawn(stubborn(2))
+        _ = partition._spawn(stubborn(2))
         await asyncio.sleep(0)
         began = d.loop.time()
         d.group.owners.clear()
@@ -124,12 +124,12 @@ def test_a_commit_on_its_way_is_waited_for_and_what_swallows_its_cancellation_is
         (p1,) = (process for process in d.processes if process.name == "P1")
         other = p1.partition()
         assert other is not None
-        other._spawn(stubborn(100))
+        _ = other._spawn(stubborn(100))
         await asyncio.sleep(0)
         began = d.loop.time()
         await other.close()
         assert d.loop.time() - began == pytest.approx(CLOSING.total_seconds() + 0.5)
-        assert "1 tasks do not end" in caplog.text
+        assert "1 background tasks did not end" in caplog.text
         for task in tuple(other._tasks):
             for _ in range(100):
                 task.cancel()
@@ -146,8 +146,8 @@ async def test_an_answer_that_comes_after_the_closing_changes_nothing(d: Deploym
     p0.let_go(0)
     await asyncio.wait(p0._ended)
     answer = await p0.vcda.submit(replication_id="C4-3", site=None, operation_id="posting", may_leave=lambda _: True)
-    partition._answered(posting, answer)
-    partition._move_on("C4-1")
+    partition._driver._answered(posting, answer)
+    partition._driver._move_on("C4-1")
 
     assert holds(p0) == (0, 0, 0, 0)
 

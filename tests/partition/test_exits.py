@@ -13,7 +13,7 @@ from unittest.mock import patch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.partition import partition
+from service.partition import driver
 from service.sync import LINGER_LIMIT, Lingering, Running
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import Deployment, Process, run
@@ -122,5 +122,5 @@ async def play(given_habits: Habits) -> None:
 @example(Habits(replaced_at=LATEST + LINGER_LIMIT.total_seconds() - 600.0))
 @given(habits)
 def test_everything_is_told_and_let_go_of_in_time(habits: Habits) -> None:
-    with patch.object(partition, "TICK", timedelta(minutes=1)):  # a day has fewer ticks then
+    with patch.object(driver, "TICK", timedelta(minutes=1)):  # a day has fewer ticks then
         run(play(habits))

@@ -20,10 +20,10 @@ import pytest
 from service import sync
 from service.messages.record_fate import Fate
 from service.partition.deduplication import SWEEP
-from service.partition.partition import EXPIRED_AT_ONCE, OWN_BACKOFF
+from service.partition.driver import EXPIRED_AT_ONCE, OWN_BACKOFF
+from service.partition.in_flight import TrackedSync
 from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE
 from service.partition.submitter import LONGEST_PAUSE, LOOK
-from service.partition.tracked_sync import TrackedSync
 from service.sync import MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Ended, Lingering, Running, Submitting, Waiting
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import DEAD, POLICY, UNKNOWN, Deployment, Process, deployed, moment, run
@@ -1645,7 +1645,7 @@ async def test_what_has_ended_is_not_kept_until_its_deadline(d: Deployment) -> N
             await d.settled()
     partition = p0.partition()
     assert partition is not None
-    assert len(partition._deadlines) <= 2000
+    assert len(partition._driver._deadlines) <= 2000
 
 
 @deployed

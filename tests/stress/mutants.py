@@ -61,7 +61,7 @@ MUTANTS: Final = (
     Mutant(
         name="the intent is not written before the POST",
         rule="1",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="        self._journal_writer.after_commit(partial(self._post_soon, tracked))\n",
         new="        self._post_soon(tracked)\n",
     ),
@@ -124,7 +124,7 @@ MUTANTS: Final = (
     Mutant(
         name="look-ups allow nothing for clocks",
         rule="6",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="        look_from = now + (offset or timedelta()) - margin\n",
         new="        look_from = now\n",
     ),
@@ -187,32 +187,32 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="what lingers is never looked at again",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="        self._deadlines.add(max(sync.let_go_at(state), now + TICK), tracked)\n",
         new="",
         tests=("tests/partition/test_exits.py",),
     ),
     Mutant(
         name="a place at the site is not given back a day after the deadline",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="        tracked.vacate(self._lane(tracked))\n        self._deadlines.add(max(",
         new="        self._deadlines.add(max(",
     ),
     Mutant(
         name="a busy replication keeps its place before the others",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="first=tried and not tracked.busy)",
         new="first=tried)",
     ),
     Mutant(
         name="all that has expired is told in one turn of the event loop",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="                if not told or number % EXPIRED_AT_ONCE == 0:\n",
         new="                if False:\n",
     ),
     Mutant(
         name="turns of a closed partition stay in the lane",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="            lane.withdraw(tracked.turn)\n",
         new="",
     ),
@@ -232,7 +232,7 @@ MUTANTS: Final = (
     Mutant(
         name="a deadline is told before the elders' outcomes",
         rule="9",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="            if not isinstance(step.state, Lingering | Ended):\n                break\n",
         new="",
     ),
@@ -317,7 +317,7 @@ MUTANTS: Final = (
     Mutant(
         name="no quiescing at hand-over",
         file="service/partition/partition.py",
-        old="""        self.quiescing = True
+        old="""        self._driver.quiescing = True
         try:
             async with""",
         new="""        return True
@@ -495,7 +495,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a POST may leave after its deadline",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="            and self._dependencies.clock.now() < tracked.request.deadline\n",
         new="",
     ),
@@ -555,7 +555,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="repeated POSTs wait for nothing",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="        self._wait_alone(tracked, REPEAT_PAUSE, times=waiting.repeats - 2)\n",
         new="        self._take_up(tracked)\n",
     ),
@@ -644,7 +644,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="what had its turn before a pause POSTs into it",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="            and tracked.pauses == self._lane(tracked).pauses\n",
         new="",
     ),
@@ -699,11 +699,8 @@ MUTANTS: Final = (
     Mutant(
         name="a closing partition gives its slots back after it has waited",
         file="service/partition/partition.py",
-        old="        self._journal_writer.stop()\n        for tracked in self._in_flight:\n",
-        new=(
-            "        self._journal_writer.stop()\n        await asyncio.sleep(0)\n"
-            "        for tracked in self._in_flight:\n"
-        ),
+        old="        self._driver.release()\n",
+        new="        await asyncio.sleep(0)\n        self._driver.release()\n",
         tests=("tests/partition/test_closing.py",),
     ),
     Mutant(
@@ -715,8 +712,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="an answer after the closing is counted",
-        file="service/partition/partition.py",
-        old="""        if self._closed or not isinstance(tracked.state, Submitting | Lingering):
+        file="service/partition/driver.py",
+        old="""        if self._stopped or not isinstance(tracked.state, Submitting | Lingering):
             return
         step = sync.answered""",
         new="""        if not isinstance(tracked.state, Submitting | Lingering):
@@ -761,7 +758,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="outcomes are taken however much waits for its commit",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="            if self._journal_writer.behind:\n",
         new="            if False:\n",
         tests=("tests/partition/test_backlog.py",),
@@ -775,19 +772,19 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="polls do not teach how our user is spelled",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="            self._learn_name(state.of if isinstance(state, Lingering) else state, seen)\n",
         new="            pass\n",
     ),
     Mutant(
         name="the user of a task that was taken for ours is learnt",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="isinstance(of, Running) and not of.adopted and",
         new="isinstance(of, Running) and",
     ),
     Mutant(
         name="outcomes of deadlines are told however much waits for its commit",
-        file="service/partition/partition.py",
+        file="service/partition/driver.py",
         old="                while self._journal_writer.behind:",
         new="                while False:",
         tests=("tests/partition/test_backlog.py",),

@@ -1,0 +1,96 @@
+"""What is in flight in all partitions of a process, as the operations server and the metrics show it.
+
+Whoever iterates may let the event loop turn meanwhile: partitions and syncs may end before they are looked at.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from service.partition.in_flight import TrackedSync, public_state
+from service.partition.partition import Partition
+from service.sync import Lingering, Running
+
+
+@dataclass(frozen=True, slots=True)
+class InFlightView:
+    """A sync in flight, as `/syncs` shows it: the view reads the sync when it is asked."""
+
+    tracked: TrackedSync
+    partition: int
+
+    @property
+    def identity(self) -> str:
+        """See `ops.syncs_page.InFlight`, here and below."""
+        return self.tracked.request.identity
+
+    @property
+    def replication_id(self) -> str:  # noqa: D102
+        return self.tracked.request.replication_id
+
+    @property
+    def operation_id(self) -> str:  # noqa: D102
+        return self.tracked.request.operation_id
+
+    @property
+    def site(self) -> str | None:  # noqa: D102
+        return self.tracked.request.site
+
+    @property
+    def state(self) -> str:  # noqa: D102
+        return public_state(self.tracked.state) or "ended"
+
+    @property
+    def attempts(self) -> int:  # noqa: D102
+        state = self.tracked.state
+        return state.of.attempts if isinstance(state, Lingering) else state.attempts
+
+    @property
+    def _running(self) -> Running | None:
+        state = self.tracked.state
+        state = state.of if isinstance(state, Lingering) else state
+        return state if isinstance(state, Running) else None
+
+    @property
+    def task_id(self) -> str | None:  # noqa: D102
+        return self._running.task_id if self._running else None
+
+    @property
+    def progress(self) -> int | None:  # noqa: D102
+        return self.tracked.progress
+
+    @property
+    def accepted_at(self) -> datetime:  # noqa: D102
+        return self.tracked.request.accepted_at
+
+    @property
+    def submitted_at(self) -> datetime | None:  # noqa: D102
+        return self._running.submitted_at if self._running else None
+
+    @property
+    def deadline(self) -> datetime:  # noqa: D102
+        return self.tracked.request.deadline
+
+    @property
+    def held(self) -> bool:  # noqa: D102
+        return self.tracked.held
+
+
+def in_flight_views(partitions: Iterable[Partition]) -> Iterator[InFlightView]:
+    """Yield a view of each sync in flight."""
+    for partition in partitions:
+        for tracked in partition.tracked_syncs():
+            yield InFlightView(tracked, partition.number)
+
+
+def oldest_accepted(partitions: Iterable[Partition]) -> Mapping[str | None, datetime]:
+    """Return by site when the oldest request without an outcome was accepted."""
+    oldest: dict[str | None, datetime] = {}
+    for partition in partitions:
+        for tracked in partition.tracked_syncs():
+            request = tracked.request
+            if isinstance(tracked.state, Lingering):
+                continue  # its outcome is told: nobody waits for one
+            if request.site not in oldest or request.accepted_at < oldest[request.site]:
+                oldest[request.site] = request.accepted_at
+    return oldest
