@@ -219,7 +219,7 @@ class App:
         """Read the credentials as they are now; the log must know new secrets before anybody uses them."""
         logins = self._credentials()
         for line in self._credentials.trouble:
-            log.warning("The credentials as they are now don't fit, so the last ones are used: %s", line)
+            log.warning("New credentials are invalid (%s); continuing with the previous ones", line)
         self._redactor.hide(secrets_of(logins))
         given = logins.credentials
         return Credentials(
@@ -400,14 +400,14 @@ class App:
                 servers = self._settings.kafka.bootstrap_servers
                 if age + pause > limit.total_seconds():
                     log.error(  # noqa: TRY400 - the cause is in the sentence
-                        "Kafka at %s (VM_SYNC_KAFKA__BOOTSTRAP_SERVERS) could not be used for %.0f s, the limit of "
-                        "VM_SYNC_KAFKA__START_LIMIT: %s",
+                        "Connecting to Kafka at %s (VM_SYNC_KAFKA__BOOTSTRAP_SERVERS) has failed for %.0f s, the limit "
+                        "of VM_SYNC_KAFKA__START_LIMIT: %s",
                         servers,
                         age,
                         why,
                     )
                     return False
-                log.warning("Kafka at %s can't be used yet, trying again in %.0f s: %s", servers, pause, why)
+                log.warning("Connecting to Kafka at %s failed, trying again in %.0f s: %s", servers, pause, why)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await stop.wait()
@@ -432,10 +432,10 @@ class App:
         stopped.cancel()
         died.cancel()
         if stop.is_set():
-            log.info("Told to stop")
+            log.info("Shutting down: received SIGTERM or SIGINT")
             return 0
         if polling.done() and not polling.cancelled():
-            log.critical("Polling has ended", exc_info=polling.exception())
+            log.critical("The poller of VCDA's tasks has failed; the process ends", exc_info=polling.exception())
             self._health.died("polling", repr(polling.exception()))
         else:
             self._health.died("intake", "see the log")

@@ -49,7 +49,7 @@ class Certificates:
                 # Without a password of our own, OpenSSL would ask for one at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
             except OSError as error:
-                msg = f"{self.prefix}CERT_FILE: no certificate with its unencrypted key ({_why(error)})"
+                msg = f"{self.prefix}CERT_FILE: no certificate with an unencrypted key could be read ({_why(error)})"
                 raise Unusable(msg) from None
         return context
 
@@ -84,9 +84,11 @@ class Current(ssl.SSLContext):
             try:
                 self._latest = self._certificates.load()
             except Unusable as error:
-                log.warning("Certificates have changed, but can't be used; the previous ones stay in use: %s", error)
+                log.warning(
+                    "Certificate files have changed and are invalid; continuing with the previous ones: %s", error
+                )
             else:
-                log.info("Certificates have changed; new connections use them: the files of %s*_FILE", prefix)
+                log.info("Certificate files of %s*_FILE have changed; new connections use the new certificates", prefix)
         return self._latest
 
     @override

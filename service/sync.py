@@ -604,7 +604,8 @@ def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | Non
                 now=now,
                 ended_at=now,
                 policy=policy,
-                error=state.trouble or ApiError("NotStarted", behind or "It had no turn before its deadline."),
+                error=state.trouble
+                or ApiError("NotStarted", behind or "The deadline passed before it could be submitted."),
             )
         case Submitting() | Running():
             outcome = _outcome(
@@ -664,10 +665,13 @@ def recognised(
         return Found(min(own, key=lambda task: task.started_at or doubt.look_from), account)
     if len(young) > len(named):
         nameless = next(task for task in young if task.replication_id is None)
-        return Unclear(f"Task {nameless.id} doesn't say of which replication it is: it may be this request's.", began)
+        return Unclear(f"Task {nameless.id} has no replication id: it may be the task of this request.", began)
     if len(named) > 1:
         users = ", ".join(sorted({str(task.user) for task in named}))
-        why = f"Of {len(named)} tasks by {users} one may be ours: how VCDA spells our user on tasks isn't known yet."
+        why = (
+            f"One of {len(named)} tasks by {users} may be this service's: how VCDA spells the service's user on tasks "
+            "is not known yet."
+        )
         return Unclear(why, began)
     return OnlyOne(named[0], began, account) if named else NotFound(began, account)
 
@@ -710,7 +714,7 @@ def _let_go(state: Lingering, *, now: datetime, policy: Policy) -> Step:
 
 def _another(made_as: Account | None, asked_as: Account | None) -> str:
     made, asked = (account.words if account else "an unknown account" for account in (made_as, asked_as))
-    return f"The POST was made as {made}, and VCDA is asked as {asked}, who may not see its task."
+    return f"The POST was sent as {made}; the look-up is made as {asked}, which may have no right to see the task."
 
 
 def _running(state: Submitting, task: Task, account: Account | None, *, adopted: bool) -> Running:

@@ -206,7 +206,7 @@ _OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
             reason=sync.Reason.NOT_STARTED,
             ended_at=_DEADLINE,
             attempts=0,
-            error=sync.ApiError("NotStarted", "It had no turn before its deadline."),
+            error=sync.ApiError("NotStarted", "The deadline passed before it could be submitted."),
         ),
     ),
 )

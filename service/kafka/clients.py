@@ -78,7 +78,7 @@ async def _end(client: Client, stop: Callable[[], Awaitable[None]], within: time
         await asyncio.wait([stopping], timeout=CUT_LIMIT.total_seconds())
     _cut(client)  # stopping leaves connections open where it fails
     if not stopping.done():
-        log.warning("A Kafka client did not stop within %.0f s; it is left behind", within.total_seconds())
+        log.warning("A Kafka client did not stop within %.0f s; no longer waiting for it", within.total_seconds())
     elif not stopping.cancelled() and (error := stopping.exception()) is not None:
         log.debug("Stopping a Kafka client failed: %r", error)
 
@@ -138,7 +138,7 @@ async def rebootstrap(client: AIOKafkaClient, *, connection: Mapping[str, Any]) 
             await fresh.bootstrap()
             before = _addresses(client)
             if not await fresh._metadata_update(client.cluster, client._topics):
-                msg = "the bootstrap servers answer, but none of the brokers that they name does"
+                msg = "the bootstrap servers answer, but none of the brokers that they advertise does"
                 raise KafkaConnectionError(msg)
     finally:
         await end(fresh, within=CUT_LIMIT)

@@ -298,13 +298,13 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         coordinator = self._coordinator
         # Before the error is forgotten: coordination goes on then, and would only find the tasks' old errors again.
         if _failed(coordinator._heartbeat_task):
-            log.info("The heartbeat had ended with an error; it is started again")
+            log.info("aiokafka's heartbeat task has failed; restarting it")
             coordinator._heartbeat_task = None
             coordinator._start_heartbeat_task()
         subscription = self._subscription.subscription
         assignment = subscription.assignment if subscription is not None else None
         if _failed(coordinator._commit_refresh_task) and assignment is not None and assignment.active:
-            log.info("The refresh of committed offsets had ended with an error; it is started again")
+            log.info("aiokafka's refresh of committed offsets has failed; restarting it")
             coordinator.start_commit_offsets_refresh_task(assignment)
         with suppress(Exception):  # it has been reported; a coordination that has ended is found by `dead`
             coordinator.check_errors()
@@ -346,7 +346,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         try:
             records = await self._salvaged(place, offset, error)
         except KafkaError as trouble:
-            log.info("The batch at %d of %s could not be fetched once more: %r", offset, place, trouble)
+            log.info("Fetching the batch at offset %d of %s a second time failed: %r", offset, place, trouble)
             records = []
         if self.seeks[place] != under or place not in self.assignment():
             return []
@@ -356,7 +356,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             self._bad.pop(place, None)
         for record in records:
             if isinstance(record, UnreadableRecord):
-                log.warning("Record %d of %s can't be read: %s", record.offset, place, record.unreadable)
+                log.warning("The record at offset %d of %s is unreadable: %s", record.offset, place, record.unreadable)
         return records
 
     async def _salvaged(self, place: TopicPartition, offset: int, error: Exception) -> list[ConsumerRecord]:
@@ -377,7 +377,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
                             self._unreadable(place, error, number) if record is None else self._fetched(place, record)
                         )
             except Exception as trouble:  # noqa: BLE001 - whatever a codec makes of bytes that may be anything
-                log.debug("The batch at %d of %s can't be taken apart: %r", offset, place, trouble)
+                log.debug("Parsing the batch at offset %d of %s failed: %r", offset, place, trouble)
         begin = records[-1].offset + 1 if records else offset
         return records + [self._unreadable(place, error, number) for number in range(begin, end)]
 
@@ -499,5 +499,5 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, UnsupportedCodecError):
         return "It is compressed with a codec that this client does not have."
     if isinstance(error, CorruptRecordException):
-        return "Its checksum does not fit its bytes."
+        return "Its checksum does not match its bytes."
     return f"Kafka's client could not decode it ({type(error).__name__})."

@@ -70,16 +70,18 @@ def diagnosis(raised: BaseException, overheard: Sequence[BaseException], *, kafk
         return sentence
     if not isinstance(raised, KafkaConnectionError | TimeoutError | OSError):
         return f"Kafka at {kafka.bootstrap_servers} refuses: {type(raised).__name__}."
-    speaks = f"whether VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol} is what its brokers speak"
+    speaks = f"whether the brokers' listener uses VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol}"
     if not any(map(_hung_up, overheard)):
         where = kafka.bootstrap_servers
         return f"Kafka can't be reached at {where}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and {speaks}."
     if not kafka.security_protocol.endswith("SSL"):
-        return f"Kafka at {kafka.bootstrap_servers} hangs up: check {speaks}."
-    certificate = "accept the certificate of" if kafka.ssl_cert_file else "want a certificate of us, which goes into"
+        return f"Kafka at {kafka.bootstrap_servers} closes the connection: check {speaks}."
+    certificate = (
+        "accept the certificate of" if kafka.ssl_cert_file else "require a client certificate, which is set with"
+    )
     return (
-        f"Kafka at {kafka.bootstrap_servers} hangs up: check {speaks}, and whether they {certificate} "
-        "VM_SYNC_KAFKA__SSL_CERT_FILE."
+        f"Kafka at {kafka.bootstrap_servers} closes the connection: check {speaks}, and whether the brokers "
+        f"{certificate} VM_SYNC_KAFKA__SSL_CERT_FILE."
     )
 
 
@@ -87,7 +89,7 @@ def _telling(error: BaseException, kafka: KafkaSettings) -> str | None:
     match error:
         case UnsupportedSaslMechanismError():
             return (
-                f"Kafka at {kafka.bootstrap_servers} doesn't take logins of mechanism {kafka.sasl_mechanism}: "
+                f"Kafka at {kafka.bootstrap_servers} does not support the SASL mechanism {kafka.sasl_mechanism}: "
                 "change VM_SYNC_KAFKA__SASL_MECHANISM."
             )
         case AuthenticationFailedError() | SaslAuthenticationFailed():
@@ -102,23 +104,28 @@ def _telling(error: BaseException, kafka: KafkaSettings) -> str | None:
             )
         case ssl.SSLError():
             return (
-                f"Kafka at {kafka.bootstrap_servers} and we can't agree on TLS ({error.reason}): check "
+                f"The TLS handshake with Kafka at {kafka.bootstrap_servers} failed ({error.reason}): check "
                 "VM_SYNC_KAFKA__SECURITY_PROTOCOL and VM_SYNC_KAFKA__SSL_CERT_FILE."
             )
         case TopicAuthorizationFailedError() | GroupAuthorizationFailedError():
-            return f"Kafka doesn't allow us this: grant it to the user that we log in as ({type(error).__name__})."
+            return (
+                f"Kafka denies this to the service's user: grant the user the right by an ACL ({type(error).__name__})."
+            )
         case TransactionalIdAuthorizationFailed():
-            return f"Kafka doesn't allow us transactions: grant Write on the transactional id ({type(error).__name__})."
+            return (
+                "Kafka denies transactions to the service's user: grant Write on the transactional id "
+                f"({type(error).__name__})."
+            )
         case _:
             return None
 
 
 def _cure(code: int) -> str:
     if code == EXPIRED:
-        return "the brokers need a new one"
+        return "install a new certificate on the brokers"
     if code in MISNAMED:
         return "write the brokers' names in VM_SYNC_KAFKA__BOOTSTRAP_SERVERS as their certificates spell them"
-    return "name its authority's certificates in VM_SYNC_KAFKA__SSL_CA_FILE"
+    return "set VM_SYNC_KAFKA__SSL_CA_FILE to the certificates of its authority"
 
 
 def _hung_up(error: BaseException) -> bool:

@@ -76,8 +76,8 @@ TROUBLE = (KafkaError, OSError, TimeoutError, AssertionError)
 def too_narrow(topic: str, partition: int) -> JournalMismatch:
     """Say that a journal has no partition of this number."""
     msg = (
-        f"the requests topic has a partition {partition}, and {topic} has not: drain the service, widen "
-        "the journal, then the requests topic; in this order, since wider topics move keys"
+        f"the requests topic has a partition {partition}, but the journal {topic} has not: drain the service, add "
+        "partitions to the journal, then to the requests topic; in this order, since added partitions move keys"
     )
     return JournalMismatch(msg, reason=StopReason.JOURNAL_TOO_NARROW)
 
@@ -106,10 +106,10 @@ class Refusals:
         """Learn that a batch was too large. One of several records says little of each of them: try half."""
         self._room[topic] = size - 1 if records == 1 else size // 2
         log.error(
-            "%s refuses a batch of %d bytes for its size: raise its max.message.bytes. Until this process is started "
-            "again, what is larger comes shortened there, and what can't be stops its partition",
-            topic,
+            "Kafka refuses a batch of %d bytes for topic %s as too large: raise the topic's max.message.bytes. Until "
+            "this process is restarted, larger events are shortened; one that can't be shortened stops its partition",
             size,
+            topic,
         )
 
 
@@ -164,12 +164,12 @@ class KafkaJournal:
             await journal.close()
             if isinstance(error, ValueError):
                 msg = (
-                    f"{topic}-{partition} holds a record that can't be read ({error!r}): "
-                    "run the version that wrote it, or point VM_SYNC_TOPICS__JOURNAL to the service's own topic"
+                    f"a record in the journal {topic}-{partition} can't be decoded ({error!r}): "
+                    "run the version that wrote it, or set VM_SYNC_TOPICS__JOURNAL to the service's own topic"
                 )
                 raise JournalMismatch(msg, reason=StopReason.JOURNAL_UNREADABLE) from error
             if isinstance(error, TROUBLE):
-                msg = f"journal {topic}-{partition} could not be opened: {error!r}"
+                msg = f"opening the journal {topic}-{partition} failed: {error!r}"
                 raise JournalLost(msg) from error
             raise
         return Opened(
@@ -247,8 +247,8 @@ class KafkaJournal:
             if topic == self._place.topic:
                 if result.offset < self.end:
                     msg = (
-                        f"journal {topic}-{self._place.partition} was deleted and made again, or has lost its end: an "
-                        f"append went to offset {result.offset}, where {self.end} had been reached"
+                        f"the journal {topic}-{self._place.partition} was deleted and created again, or truncated at "
+                        f"its end: a record was appended at offset {result.offset}, but {self.end} had been reached"
                     )
                     raise JournalLost(msg)
                 self.end = result.offset + part.record_count()
@@ -275,7 +275,7 @@ class KafkaJournal:
         try:
             await self._producer.abort_transaction()
         except Exception as error:  # noqa: BLE001 - the transaction is lost either way, and the cause is on its way up
-            log.debug("aborting failed as well: %r", error)
+            log.debug("Aborting the transaction failed as well: %r", error)
 
     async def entries(self) -> AsyncIterator[Entry]:
         """Read the journal from its beginning; see `Journal.entries`."""
@@ -312,7 +312,10 @@ class KafkaJournal:
                     at = records[-1].offset + 1
                 silent = 0 if got else silent + 1
                 if silent >= LOOKS:
-                    msg = f"{self._place.topic}-{self._place.partition} can't be read beyond {at}, and has {self.end}"
+                    msg = (
+                        f"reading {self._place.topic}-{self._place.partition} stalled at offset {at}, before its end "
+                        f"at {self.end}"
+                    )
                     raise KafkaTimeoutError(msg)
                 await asyncio.sleep(0)
         finally:

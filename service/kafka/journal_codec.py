@@ -328,7 +328,7 @@ def epoch(moment: datetime) -> int:
 
 def _moment(ms: int | None) -> datetime:
     if ms is None:
-        msg = "a journal record without a moment that its state needs"
+        msg = "a journal record without a timestamp that its state requires"
         raise ValueError(msg)
     return datetime.fromtimestamp(ms / 1000, UTC)
 

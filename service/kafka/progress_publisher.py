@@ -154,7 +154,7 @@ class Progressing(Progress):
                     pause = PAUSES[0]
                     first = await self._queue.get()
             except Exception as error:  # noqa: BLE001 - whatever it is may cost progress, and nothing else
-                log.warning("Progress can't be told, trying again in %.0f s: %r", pause.total_seconds(), error)
+                log.warning("Publishing progress failed, trying again in %.0f s: %r", pause.total_seconds(), error)
             finally:
                 await wire.close()
             await asyncio.sleep(pause.total_seconds())
@@ -168,7 +168,7 @@ class Progressing(Progress):
         if events:
             await wire.send(events)
         if self._left_out and self._queue.empty():
-            log.warning("Kafka could not keep up with progress: %d events were left out", self._left_out)
+            log.warning("Kafka is too slow for the progress events: %d of them were dropped", self._left_out)
             self._left_out = 0
 
 

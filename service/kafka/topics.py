@@ -148,8 +148,8 @@ def judge(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:
     needed = {name: topics[name] for name in names.all() if name in topics}
     findings: list[Finding] = [
         Refusal(
-            f"The topic {name} doesn't exist: make it with `vm-sync topics create`, or allow the service to, with "
-            "VM_SYNC_KAFKA__CREATE_TOPICS=true."
+            f"The topic {name} doesn't exist: create it with `vm-sync topics create`, or let the service create it "
+            "with VM_SYNC_KAFKA__CREATE_TOPICS=true."
         )
         for name in names.all()
         if name not in topics
@@ -166,8 +166,8 @@ def judge(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:
         )
     findings += [
         Refusal(
-            f"Nothing can be written to {name}: its min.insync.replicas={topic.min_insync} is more than its "
-            f"{topic.replicas} replicas. Lower the one or raise the other."
+            f"Nothing can be written to the topic {name}: its min.insync.replicas={topic.min_insync} is greater than "
+            f"its {topic.replicas} replicas. Lower min.insync.replicas, or add replicas."
         )
         for name, topic in needed.items()
         if name != names.requests and topic.min_insync > topic.replicas
@@ -177,26 +177,25 @@ def judge(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:
 
 def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
     if few := [name for name, topic in needed.items() if topic.replicas < REPLICAS]:
-        yield Advice(f"Fewer than {REPLICAS} replicas, so that losing brokers can lose messages: {', '.join(few)}.")
+        yield Advice(f"Fewer than {REPLICAS} replicas, so messages can be lost with their brokers: {', '.join(few)}.")
     if unseen := [name for name, topic in needed.items() if topic.settings is None]:
-        yield Advice(f"The settings can't be checked without the right to DescribeConfigs: {', '.join(unseen)}.")
+        yield Advice(f"The topics' settings can't be checked without the right DescribeConfigs: {', '.join(unseen)}.")
     written = {name: topic for name, topic in needed.items() if name != names.requests}
     if lonely := [name for name, topic in written.items() if topic.replicas >= REPLICAS and topic.min_insync == 1]:
         yield Advice(
-            "min.insync.replicas=1, so that a message may stand on one broker alone when it is acknowledged: "
+            "min.insync.replicas=1, so a message may be on only one broker when it is acknowledged: "
             f"{', '.join(lonely)}."
         )
     if unclean := [name for name, topic in needed.items() if topic.flag("unclean.leader.election.enable")]:
         yield Advice(f"Unclean leader election is on, which loses acknowledged messages: {', '.join(unclean)}.")
     requests, dead_letter = needed.get(names.requests), needed.get(names.dead_letter)
     if requests and "compact" in (requests.policy or ""):
-        yield Advice(
-            f"{names.requests} is compacted: of several requests for one replication Kafka may drop the older ones."
-        )
+        yield Advice(f"{names.requests} is compacted: Kafka may delete all but the latest request for a replication.")
     if requests and dead_letter and 0 < dead_letter.largest < requests.largest:
         yield Advice(
-            f"{names.dead_letter} takes messages of {dead_letter.largest} bytes, {names.requests} of "
-            f"{requests.largest}: larger dead letters will come without their value. Raise its max.message.bytes."
+            f"{names.dead_letter} accepts messages of {dead_letter.largest} bytes, {names.requests} of "
+            f"{requests.largest}: larger dead letters are written without their value. Raise max.message.bytes of "
+            f"{names.dead_letter}."
         )
 
 
@@ -209,8 +208,7 @@ def _clash(names: TopicNames) -> Refusal | None:
     if len(set(others)) == len(others) and outcomes.isdisjoint(others):
         return None
     return Refusal(
-        "The topics' names must differ, other than VM_SYNC_TOPICS__COMPLETED and VM_SYNC_TOPICS__FAILED, which may be "
-        "the same."
+        "The topics' names must differ; only VM_SYNC_TOPICS__COMPLETED and VM_SYNC_TOPICS__FAILED may be the same."
     )
 
 
@@ -222,8 +220,8 @@ def _unequal(names: TopicNames, requests: Topic, journal: Topic) -> Refusal:
     )
     return Refusal(
         f"{names.requests} has {requests.partitions} partitions and its journal {names.journal} {journal.partitions}; "
-        f"each partition needs its own journal. Widen {fewer} to {target}, after all that is in flight has ended: "
-        "added partitions move keys, and requests for one replication would no longer follow each other."
+        f"the numbers must be equal. Raise {fewer} to {target} partitions, after all requests in flight have ended: "
+        "added partitions move keys, so requests for one replication could overlap."
     )
 
 
@@ -297,15 +295,16 @@ async def _create_missing(
 
 def _created(name: str, code: int, message: str | None) -> Finding:
     if code == TopicAlreadyExistsError.errno:  # another process of the service was faster
-        return Created(f"The topic {name} has just been made.")
+        return Created(f"The topic {name} was created by another process.")
     if code:
         error = for_code(code)
         if error.retriable:
             raise error(message)
         return Refusal(
-            f"The topic {name} can't be made: {message or error.__name__}. Make it yourself, or grant Create."
+            f"Creating the topic {name} failed: {message or error.__name__}. Create the topic yourself, or grant "
+            "Create to the service's user."
         )
-    return Created(f"The topic {name} has been made.")
+    return Created(f"The topic {name} was created.")
 
 
 async def _visible(admin: AIOKafkaAdminClient, names: Iterable[str]) -> None:

@@ -323,7 +323,7 @@ class Writer(logging.Handler):
     def _report_dropped(self) -> None:
         if not self._unreported:
             return
-        text = "Dropped %d log lines: the reader of the log was too slow, or away"
+        text = "Dropped %d log lines: the reader of standard error was too slow, or has closed it"
         notice = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (self._unreported,), None)
         notice.log_lines_dropped = self._unreported
         self._unreported = 0
@@ -419,7 +419,7 @@ def _standard_error() -> int | None:
 def _last_words(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if issubclass(kind, KeyboardInterrupt):
         return
-    logging.getLogger("vm-sync").critical("The process ends with an error.", exc_info=(kind, error, trace))
+    logging.getLogger("vm-sync").critical("Uncaught exception; the process ends", exc_info=(kind, error, trace))
 
 
 def _unraisable(what: "sys.UnraisableHookArgs") -> None:
@@ -435,7 +435,7 @@ def _thread_died(what: threading.ExceptHookArgs) -> None:
         return
     name = what.thread.name if what.thread is not None else "unknown"
     logging.getLogger("vm-sync").error(
-        "Thread %s ends with an error", name, exc_info=(what.exc_type, what.exc_value, what.exc_traceback)
+        "Uncaught exception in thread %s", name, exc_info=(what.exc_type, what.exc_value, what.exc_traceback)
     )
 
 

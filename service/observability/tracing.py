@@ -166,14 +166,17 @@ def tracing(environ: Mapping[str, str] | None = None) -> Tracing:
         return Tracing()
     wrong = [name for name, text in sorted(wanted.items()) if NUMBERS.fullmatch(name) and not _is_number(text)]
     if wrong:
-        log.warning("No traces are sent: %s must be a whole number", " and ".join(wrong))
+        log.warning("Tracing is off: %s must be an integer", " and ".join(wrong))
         return Tracing()
     try:
         return _traced(wanted.get("OTEL_SERVICE_NAME") or "vm-sync")
     except ImportError:
-        log.warning("%s is set, but tracing isn't installed: pip install 'vm-sync[tracing]'", " or ".join(ENDPOINTS))
+        log.warning(
+            "Tracing is off: %s is set, but OpenTelemetry is not installed: pip install 'vm-sync[tracing]'",
+            " or ".join(ENDPOINTS),
+        )
     except Exception as error:  # noqa: BLE001 - it is made of variables that anybody sets, and no sync depends on it
-        log.warning("No traces are sent: OpenTelemetry refuses its OTEL_ variables: %s", error)
+        log.warning("Tracing is off: OpenTelemetry refuses its OTEL_ variables: %s", error)
     return Tracing()
 
 

@@ -113,11 +113,11 @@ class Health:
     def not_alive(self, now: float) -> list[str]:
         """Return why a restart is called for; nothing when all is well."""
         stalled = [
-            f"{loop} has not turned for {now - self._turned[loop]:.0f} s; its limit is {limit:.0f} s"
+            f"{loop} has made no progress for {now - self._turned[loop]:.0f} s; its limit is {limit:.0f} s"
             for loop, limit in self._limits.items()
             if now - self._turned[loop] > limit
         ]
-        return [*stalled, *self._stalled] + [f"{task} has died: {reason}" for task, reason in self._dead.items()]
+        return [*stalled, *self._stalled] + [f"{task} has failed: {reason}" for task, reason in self._dead.items()]
 
     def not_ready(self, now: float) -> list[str]:
         """Return why the service isn't ready; nothing when it is."""
@@ -125,11 +125,11 @@ class Health:
         if self._draining:
             reasons.append("the service is draining")
         if not self._joined:
-            reasons.append("Kafka has not been joined yet")
+            reasons.append("the consumer group has not been joined yet")
         elif not self._restored:
             reasons.append("the partitions are being restored")
         if self._away_since is not None and now - self._away_since > self._away_for_long:
-            reasons.append(f"Kafka has been away for {now - self._away_since:.0f} s")
+            reasons.append(f"Kafka has been unreachable for {now - self._away_since:.0f} s")
         if self._missing is not None:
             reasons.append(f"the topic {self._missing} does not exist, or the right to read it is missing")
         reasons += self._refused

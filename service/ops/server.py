@@ -207,4 +207,4 @@ async def serving(app: Starlette, *, host: str, port: int) -> AsyncIterator[int]
 def _tell_of_death(serve: asyncio.Task[None]) -> None:
     # Nobody else need act: without an answer from /livez the process is restarted.
     if not serve.cancelled() and (error := serve.exception()) is not None:
-        LOG.error("The operations server has died.", exc_info=error)
+        LOG.error("The operations server has failed", exc_info=error)

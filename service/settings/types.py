@@ -57,7 +57,7 @@ def _url(value: str) -> str:
     if url.scheme not in {"https", "http"} or not host or bare or "@" in url.netloc or port == 0:
         raise ValueError(form)
     if url.scheme == "http" and not _loopback(host):
-        msg = "write https://: plain http is for this machine alone, since a password travels to VCDA"
+        msg = "write https://: plain http is allowed only for this machine, since a password is sent to VCDA"
         raise ValueError(msg)
     return value.rstrip("/")
 

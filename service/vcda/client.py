@@ -191,7 +191,7 @@ class Vcda:
             ValueError: too many ids, or one that doesn't belong in a list in a URL.
         """
         if len(ids) > BATCH:
-            msg = f"{len(ids)} tasks are more than VCDA shows at once"
+            msg = f"{len(ids)} tasks are more than VCDA returns in one page"
             raise ValueError(msg)
         asked = frozenset(ids)
         if not asked:
@@ -435,7 +435,7 @@ def _without_credentials(site: str | None) -> str:
 
 def _check(name: str, allowed: re.Pattern[str]) -> str:
     if not allowed.fullmatch(name):
-        msg = f"{name!r} doesn't belong in a call: it must match {allowed.pattern}"
+        msg = f"{name!r} can't be part of a call to VCDA: it must match {allowed.pattern}"
         raise ValueError(msg)
     return name
 
@@ -455,12 +455,10 @@ def _from_a_cache(answer: Answer) -> Trouble | None:
         return None
     return Trouble(
         label=CACHED,
-        detail=f"A cache between this service and VCDA has answered (Age: {age}), not VCDA: take /tasks out of it.",
+        detail=f"A cache between this service and VCDA has answered (Age: {age}): exclude /tasks from the cache.",
         http_status=answer.status,
     )
 
 
 def _unreadable(answer: Answer) -> Trouble:
-    return Trouble(
-        label="unreadable", detail=f"VCDA answered with {answer.status}, but not in words that make sense here."
-    )
+    return Trouble(label="unreadable", detail=f"VCDA answered with {answer.status} and a body that can't be parsed.")

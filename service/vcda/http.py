@@ -76,7 +76,7 @@ class Tls:
         if self.thumbprint is None:
             return Current(Certificates(prefix="VM_SYNC_VCDA__", ca_file=self.ca_file))
         if self.ca_file is not None:
-            msg = "a CA file and a thumbprint exclude each other"
+            msg = "set either a CA file or a thumbprint, not both"
             raise ValueError(msg)
         digits = self.thumbprint.replace(":", "").strip()
         if not re.fullmatch(r"[0-9A-Fa-f]{64}", digits):
@@ -239,10 +239,12 @@ class Wire:
                 finally:
                     await response.aclose()
         except _Withheld:
-            return NoAnswer(label="withheld", detail="It may no longer be sent.", sent_at=None)
+            return NoAnswer(
+                label="withheld", detail="The call was withheld: its time to be sent was over.", sent_at=None
+            )
         except TimeoutError:
             return NoAnswer(
-                label="timeout", detail=f"No whole answer within {self._timeout:g} s.", sent_at=departure.at
+                label="timeout", detail=f"No complete answer within {self._timeout:g} s.", sent_at=departure.at
             )
         # UnicodeError: of a reason phrase, or of a host's name; aiohttp's own come through where httpx maps none.
         except (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError) as error:
@@ -251,10 +253,10 @@ class Wire:
             if departure.at is None:
                 raise
             # Whatever a library makes of an answer, the request may have been received: that must not get lost.
-            logger.exception("An answer of VCDA led to an unforeseen error.")
+            logger.exception("Unexpected error while reading an answer of VCDA")
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
         if body is None:
-            detail = f"VCDA's answer is longer than the {limit // SMALL} MiB that are read of one."
+            detail = f"VCDA's answer is longer than the limit of {limit // SMALL} MiB."
             return NoAnswer(label="error", detail=detail, sent_at=departure.at, too_long=True)
         sent_at = self._clock.monotonic() if departure.at is None else departure.at
         return Answer(status=response.status_code, headers=response.headers, body=body, sent_at=sent_at)
@@ -320,19 +322,19 @@ def _base(url: str) -> tuple[httpx.URL, str]:
     """Return what every URL begins with, and the `Host`. The documentation's `//` is an artefact: one slash it is."""
     parts = urlsplit(url)
     if parts.scheme not in {"https", "http"} or not parts.hostname:
-        msg = "the URL of VCDA has to be https://host[:port]"
+        msg = "the URL of VCDA must be https://host[:port]"
         raise ValueError(msg)
     if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
-        msg = "the URL of VCDA has to be https://host[:port], and nothing more"
+        msg = "the URL of VCDA must be https://host[:port], without path, query or user"
         raise ValueError(msg)
     if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        msg = "plain http is only for a VCDA on this very machine: the password would travel in the clear"
+        msg = "plain http is allowed only for a VCDA on this machine: the password would be sent unencrypted"
         raise ValueError(msg)
     _ = parts.port  # raises ValueError for one that isn't a port
     try:
         return httpx.URL(f"{parts.scheme}://{parts.netloc}"), parts.netloc
     except httpx.InvalidURL as error:
-        msg = f"the URL of VCDA has to be https://host[:port]: {error}"
+        msg = f"the URL of VCDA must be https://host[:port]: {error}"
         raise ValueError(msg) from error
 
 
@@ -407,15 +409,15 @@ async def _read(response: httpx.Response, limit: int) -> bytes | None:
 
 
 SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (aiohttp.ServerDisconnectedError, "VCDA closed the connection before it had answered"),
-    (aiohttp.ClientPayloadError, "VCDA's answer broke off half-way"),
+    (aiohttp.ServerDisconnectedError, "VCDA closed the connection without an answer"),
+    (aiohttp.ClientPayloadError, "VCDA's answer is incomplete: the connection was closed"),
     (
         aiohttp.http_exceptions.LineTooLong,
-        f"The head of VCDA's answer has a line longer than {LONGEST_HEAD_LINE} bytes",
+        f"The headers of VCDA's answer have a line longer than {LONGEST_HEAD_LINE} bytes",
     ),
-    (aiohttp.http_exceptions.HttpProcessingError, "The head of VCDA's answer can't be read"),
-    (aiohttp.ClientResponseError, "The head of VCDA's answer can't be read"),
-    (UnicodeError, "The head of VCDA's answer, or the name of its host, has characters that don't belong there"),
+    (aiohttp.http_exceptions.HttpProcessingError, "The headers of VCDA's answer can't be parsed"),
+    (aiohttp.ClientResponseError, "The headers of VCDA's answer can't be parsed"),
+    (UnicodeError, "The headers of VCDA's answer, or its host name, contain invalid characters"),
 )
 """What aiohttp says by the class of its errors alone, or in words of the other side."""
 
@@ -427,9 +429,7 @@ def _describe(error: Exception) -> str:
         return _distrust(cause.certificate_error)
     if isinstance(cause, aiohttp.ServerFingerprintMismatch):
         seen = cause.got.hex(":").upper()
-        return (
-            f"VCDA has another certificate than the one of VM_SYNC_VCDA__THUMBPRINT; the SHA-256 of this one is {seen}"
-        )
+        return f"VCDA's certificate does not match VM_SYNC_VCDA__THUMBPRINT; its SHA-256 is {seen}"
     name = type(cause).__name__
     if isinstance(cause, OSError):
         return f"{name}: {cause}"[:1000]
@@ -440,6 +440,6 @@ def _describe(error: Exception) -> str:
 def _distrust(error: Exception) -> str:
     why = getattr(error, "verify_message", None) or type(error).__name__
     return (
-        f"VCDA's certificate can't be trusted ({why}): name its authority's in VM_SYNC_VCDA__CA_FILE, or its own "
-        "SHA-256 in VM_SYNC_VCDA__THUMBPRINT"
+        f"VCDA's certificate can't be trusted ({why}): set VM_SYNC_VCDA__CA_FILE to the certificates of its "
+        "authority, or VM_SYNC_VCDA__THUMBPRINT to its SHA-256"
     )

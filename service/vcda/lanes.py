@@ -218,8 +218,9 @@ class Lane:
             self._pause(now + (asked if asked > 0 else self._random.uniform(0.0, longest)))
             if self._troubles == BREAKER_AFTER:
                 log.warning(
-                    "%s: %d calls in a row came to nothing (%s: %s); one at a time from here on",
-                    self.site or "local site",
+                    "Circuit breaker of site %s opened after %d consecutive failures (%s: %s); probing with one call "
+                    "at a time",
+                    self.site or "local",
                     self._troubles,
                     trouble.label,
                     trouble.detail,
@@ -311,7 +312,7 @@ class Lane:
 
     def _well(self) -> None:
         if self._half_open:
-            log.info("%s: answers again", self.site or "local site")
+            log.info("Circuit breaker of site %s closed: the probe succeeded", self.site or "local")
         self._troubles = 0
         self._probe_until = 0.0
         self._report(paused=False)

@@ -330,7 +330,7 @@ class Poller:
         async with asyncio.TaskGroup() as tasks:
             while True:
                 site = await self._new_sites.get()
-                tasks.create_task(self._serve(site, tasks), name=f"poll {site.name or 'local site'}")
+                tasks.create_task(self._serve(site, tasks), name=f"poll {site.name or 'local'}")
 
     # ------------------------------------------------------------ one site
 
@@ -406,9 +406,9 @@ class Poller:
         if together and sent - site.missing_told >= REMIND.total_seconds():
             site.missing_told = sent
             log.warning(
-                "%s: %d of %d polled tasks are missing from one response; treated as a VCDA fault for now, not as lost"
-                " tasks",
-                site.name or "local site",
+                "Site %s: %d of %d polled tasks are missing from one response; treated as a VCDA fault, not as lost "
+                "tasks",
+                site.name or "local",
                 absent,
                 len(batch),
             )
@@ -453,10 +453,10 @@ class Poller:
         # From the end of a pause that this very call has asked for, which is left to others.
         self._ask_at(site, self._clock.monotonic() + self._lane(site.name).held_for() + watch.pause, question)
         log.warning(
-            "Polling task %s of replication %s fails, other calls to %s do not; next try in %.0f s: %s",
+            "Polling task %s of replication %s failed, other calls to site %s succeed; next attempt in %.0f s: %s",
             watch.task_id,
             watch.replication_id,
-            site.name or "the local site",
+            site.name or "local",
             watch.pause,
             trouble.detail,
         )

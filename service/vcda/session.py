@@ -192,7 +192,7 @@ class Session:
             seconds = pause.begin(self._clock.monotonic(), trouble)
             self._meter.login("refused")
             logger.warning(
-                "VCDA answers 401 right after a login that it accepted; the next one is in %g s.",
+                "VCDA answered with 401 right after a successful login or extension; next attempt in %g s",
                 seconds,
                 extra={"site": site, "account": ticket.login.user},
             )
@@ -211,7 +211,7 @@ class Session:
             async with asyncio.timeout(LOGOUT_LIMIT):
                 await self._wire.call("logout", method="DELETE", target="/sessions", token=login.token)
         except TimeoutError:
-            logger.info("The logout wasn't answered in time; the session will idle out.")
+            logger.info("The logout timed out; the session at VCDA ends by its idle timeout")
 
     # ------------------------------------------------------------ logging in
 
@@ -263,13 +263,13 @@ class Session:
         for site in sorted(local):
             self._meter.site_authenticated(site)
         account = self._login.user
-        logger.info("Logged in to VCDA as %s.", account, extra={"account": account, "sites": sorted(local)})
+        logger.info("Logged in to VCDA as %s", account, extra={"account": account, "sites": sorted(local)})
         return self._login
 
     def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
         seconds = self._pause.begin(self._clock.monotonic(), trouble)
         self._meter.login(result)
-        logger.warning("The login to VCDA failed, the next attempt is in %g s: %s", seconds, trouble.detail)
+        logger.warning("The login to VCDA failed; next attempt in %g s: %s", seconds, trouble.detail)
         return trouble
 
     # ------------------------------------------------------------ extending
@@ -290,7 +290,9 @@ class Session:
             return self._extension_failed(site, credentials)
         of_site = credentials.of_site(site)
         if of_site is None:
-            return self._extension_failed(site, Trouble(label="error", detail="Its credentials are gone."))
+            return self._extension_failed(
+                site, Trouble(label="error", detail="The credentials of this site are no longer configured.")
+            )
         answer = await self._wire.call(
             "extend",
             method="POST",
@@ -302,7 +304,7 @@ class Session:
             return self._extension_failed(site, Trouble(label=answer.label, detail=f"Extension: {answer.detail}"))
         if answer.status // 100 == 2:  # noqa: PLR2004 - 2xx
             login.extensions[site] = Extension(of_site.account)
-            logger.info("Extended the session to site %s.", site, extra={"site": site})
+            logger.info("Extended the session to site %s", site, extra={"site": site})
             return login.extensions[site]
         trouble = self._failure("Extension", answer)
         if _is_about_the_login(answer) and self._login is login:
@@ -313,7 +315,7 @@ class Session:
     def _extension_failed(self, site: str, trouble: Trouble) -> Trouble:
         seconds = self._site_pauses[site].begin(self._clock.monotonic(), trouble)
         logger.warning(
-            "The session could not be extended to site %s, the next attempt is in %g s: %s",
+            "Extending the session to site %s failed; next attempt in %g s: %s",
             site,
             seconds,
             trouble.detail,
@@ -332,7 +334,7 @@ class Session:
             self._looked_at = now
             credentials = self._read()
             if not isinstance(credentials, Trouble) and credentials != self._tried:
-                logger.info("The credentials for VCDA have changed; trying them.")
+                logger.info("The credentials for VCDA have changed; trying the new ones")
                 self._tried = credentials
                 self._pause = _Pause()
                 self._site_pauses.clear()

@@ -337,7 +337,7 @@ async def test_partitions_that_were_added_without_widening_the_journal_wait_and_
     await until(lambda: bool(service.intake.mismatched()), what="the added partition is seen")
 
     says = service.intake.mismatched()[1]
-    assert "drain the service, widen the journal, then the requests topic; in this order" in says
+    assert "drain the service, add partitions to the journal, then to the requests topic; in this order" in says
     assert service.metric("partitions_stopped", reason="journal-too-narrow") == 1
     await station.ask("op-1", partition=0)
     await station.settled("op-1")

@@ -24,8 +24,8 @@ BOOTSTRAP = KafkaConnectionError("Unable to bootstrap")
     [
         (BOOTSTRAP, "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
         (TimeoutError(), "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
-        (GroupAuthorizationFailedError("secret"), "Kafka doesn't allow us this: grant it to the user"),
-        (TransactionalIdAuthorizationFailed("x"), "Kafka doesn't allow us transactions: grant Write"),
+        (GroupAuthorizationFailedError("secret"), "Kafka denies this to the service's user: grant the user"),
+        (TransactionalIdAuthorizationFailed("x"), "Kafka denies transactions to the service's user: grant Write"),
         (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError."),
     ],
 )
@@ -52,5 +52,5 @@ def test_somebody_who_hangs_up_is_told_from_nobody() -> None:
     hung_up = diagnosis(BOOTSTRAP, [KafkaConnectionError("Connection at kafka.example:9092 closed")], kafka=KAFKA)
     nobody = diagnosis(BOOTSTRAP, [ConnectionRefusedError()], kafka=KAFKA)
 
-    assert hung_up.startswith("Kafka at kafka.example:9092 hangs up: check whether VM_SYNC_KAFKA__SECURITY_PROTOCOL")
+    assert hung_up.startswith("Kafka at kafka.example:9092 closes the connection: check whether the brokers' listener")
     assert nobody.startswith("Kafka can't be reached")

@@ -72,8 +72,8 @@ def test_a_missing_topic_is_refused_with_the_way_out() -> None:
         ({"completed": replace(GOOD, settings=None)}, "DescribeConfigs"),
         ({"completed": _with(GOOD, min_insync_replicas="1")}, "min.insync.replicas=1"),
         ({"journal": _with(ALL_GOOD["journal"], unclean_leader_election_enable="true")}, "Unclean leader election"),
-        ({"requests": _with(GOOD, cleanup_policy="compact")}, "drop the older ones"),
-        ({"dead": _with(GOOD, max_message_bytes="65536")}, "come without their value"),
+        ({"requests": _with(GOOD, cleanup_policy="compact")}, "delete all but the latest"),
+        ({"dead": _with(GOOD, max_message_bytes="65536")}, "written without their value"),
     ],
 )
 def test_what_weakens_a_promise_is_advised_against(change: dict[str, Topic], says: str) -> None:
@@ -205,4 +205,4 @@ async def test_what_kafka_itself_refuses_is_told_in_its_words(kafka: Kafka, topi
     [refusal] = _refusals(await ensure_topics(connection, names=impossible, partitions=3, create=True))
 
     assert isinstance(refusal, Refusal)
-    assert "can't be made" in refusal.text
+    assert "Creating the topic" in refusal.text

@@ -415,7 +415,7 @@ def test_what_python_would_print_past_the_log_goes_into_it(restored: None, file:
 
     first, second = [json.loads(line) for line in written(file).splitlines()]
     assert f"RuntimeError: collected with {HIDDEN}" in first["exception"]
-    assert second["message"] == "Thread unlucky ends with an error"
+    assert second["message"] == "Uncaught exception in thread unlucky"
     assert HIDDEN in second["exception"]
 
 
@@ -448,7 +448,7 @@ def test_lines_that_a_slow_reader_leaves_no_room_for_are_dropped_counted_and_rep
     for _ in range(9):
         pipe.log.info(line)
     before = pipe.writer.dropped
-    lines = pipe.read_until("Dropped 10 log lines: the reader of the log was too slow, or away")
+    lines = pipe.read_until("Dropped 10 log lines: the reader of standard error was too slow, or has closed it")
     pipe.log.info("afterwards")
     last = pipe.read_until("afterwards")
 
@@ -508,7 +508,7 @@ def child(code: str, *, stderr: int) -> subprocess.Popen[bytes]:
     ("code", "status", "last"),
     [
         ("logging.critical('the end'); sys.exit(2)", 2, "the end"),
-        ("1 / 0", 1, "The process ends with an error."),
+        ("1 / 0", 1, "Uncaught exception; the process ends"),
         ("os.fork() or logging.info('the child'); os.wait() if False else None", 0, "the child"),
     ],
     ids=["an exit code", "an exception", "a forked child"],

@@ -141,10 +141,10 @@ def test_it_is_off_unless_opentelemetrys_own_variables_ask_for_it() -> None:
 
 
 WRONG = {
-    "OTEL_BSP_MAX_QUEUE_SIZE=many": "OTEL_BSP_MAX_QUEUE_SIZE must be a whole number",
-    "OTEL_BSP_SCHEDULE_DELAY=5s": "OTEL_BSP_SCHEDULE_DELAY must be a whole number",
-    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=-1": "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be a whole number",
-    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT=1.5": "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT must be a whole number",
+    "OTEL_BSP_MAX_QUEUE_SIZE=many": "OTEL_BSP_MAX_QUEUE_SIZE must be an integer",
+    "OTEL_BSP_SCHEDULE_DELAY=5s": "OTEL_BSP_SCHEDULE_DELAY must be an integer",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT=-1": "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT must be an integer",
+    "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT=1.5": "OTEL_ATTRIBUTE_VALUE_LENGTH_LIMIT must be an integer",
     "OTEL_BSP_MAX_QUEUE_SIZE=0": "refuses its OTEL_ variables: max_queue_size",
     "OTEL_BSP_MAX_EXPORT_BATCH_SIZE=1000000": "refuses its OTEL_ variables: max_export_batch_size",
 }

@@ -60,7 +60,7 @@ def test_it_is_alive_while_its_loops_turn() -> None:
     health.watch("the reading loop", limit=timedelta(seconds=60), now=0.0)
 
     assert health.not_alive(60.0) == []
-    assert health.not_alive(61.0) == ["the reading loop has not turned for 61 s; its limit is 60 s"]
+    assert health.not_alive(61.0) == ["the reading loop has made no progress for 61 s; its limit is 60 s"]
     health.beat("the reading loop", 61.0)
     assert health.not_alive(121.0) == []
 
@@ -111,7 +111,7 @@ def test_a_dead_coordination_task_is_a_reason_for_good() -> None:
     health = Health()
     health.died("the poller", "KeyError")
 
-    assert health.not_alive(0.0) == ["the poller has died: KeyError"]
+    assert health.not_alive(0.0) == ["the poller has failed: KeyError"]
 
 
 def test_kafka_being_away_is_no_reason_to_restart() -> None:
@@ -136,7 +136,7 @@ def ready() -> Health:
 def test_it_is_ready_once_kafka_is_joined_and_the_partitions_are_restored() -> None:
     health = Health()
 
-    assert health.not_ready(0.0) == ["Kafka has not been joined yet"]
+    assert health.not_ready(0.0) == ["the consumer group has not been joined yet"]
     health.joined()
     assert health.not_ready(0.0) == ["the partitions are being restored"]
     health.restored()
@@ -170,7 +170,7 @@ def test_kafka_may_be_away_for_a_minute_counted_from_the_first_miss() -> None:
     health.away(50.0)
 
     assert health.not_ready(70.0) == []
-    assert health.not_ready(71.0) == ["Kafka has been away for 61 s"]
+    assert health.not_ready(71.0) == ["Kafka has been unreachable for 61 s"]
     health.back()
     assert health.not_ready(72.0) == []
     health.away(80.0)
@@ -417,7 +417,7 @@ async def test_livez_says_503_and_why_when_a_loop_has_stalled(service: Service) 
     answer = await service.client.get("/livez")
 
     assert answer.status_code == 503
-    assert answer.json()["reasons"] == ["the reading loop has not turned for 100 s; its limit is 60 s"]
+    assert answer.json()["reasons"] == ["the reading loop has made no progress for 100 s; its limit is 60 s"]
 
 
 async def test_readyz_says_503_and_why_while_draining_and_livez_stays(service: Service) -> None:

@@ -1292,7 +1292,7 @@ def test_tasks_that_may_be_ours_are_told_apart_once_vcda_has_shown_how_it_spells
             await d.until(60.0)
             assert len(p0.vcda.sent) == 1
             assert (
-                "Look-ups for the POST in doubt of op:C4-1:a1 are inconclusive: Of 2 tasks by ONE@ELSE, TWO@ELSE"
+                "Look-ups for the POST in doubt of op:C4-1:a1 are inconclusive: One of 2 tasks by ONE@ELSE, TWO@ELSE"
                 in caplog.text
             )
             d.broker.ask("C4-2", "b1")

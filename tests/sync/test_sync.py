@@ -212,7 +212,9 @@ def test_a_request_refused_before_any_post_was_made_tells_of_no_attempt() -> Non
 
 def test_a_post_held_back_here_leaves_the_trouble_that_vcda_had_told_of() -> None:
     earlier = replace(SUBMITTING, trouble=ApiError("Busy", "A sync is running."))
-    held_back = NotTaken(Trouble(label=sync.WITHHELD, detail="It may no longer be sent."), sent=False)
+    held_back = NotTaken(
+        Trouble(label=sync.WITHHELD, detail="The call was withheld: its time to be sent was over."), sent=False
+    )
     assert answered(earlier, held_back).state == Waiting(
         request=REQUEST, attempts=0, trouble=ApiError("Busy", "A sync is running.")
     )
@@ -267,7 +269,7 @@ def test_a_look_up_under_another_account_concludes_nothing_and_says_so(seen: syn
     assert isinstance(step.state, Submitting)
     assert step.state.trouble is not None
     assert step.state.trouble.code == UNCLEAR
-    assert "was made as me, and VCDA is asked as somebody else" in step.state.trouble.msg
+    assert "was sent as me; the look-up is made as somebody else" in step.state.trouble.msg
     assert replace(step.state, trouble=None) == DOUBT
 
 
@@ -445,7 +447,7 @@ def test_before_the_deadline_nothing_expires(state: sync.InFlight) -> None:
     [
         (WARNING, "It waited.", WARNING),
         (None, "It waited behind sync-0.", ApiError("NotStarted", "It waited behind sync-0.")),
-        (None, None, ApiError("NotStarted", "It had no turn before its deadline.")),
+        (None, None, ApiError("NotStarted", "The deadline passed before it could be submitted.")),
     ],
 )
 def test_a_waiting_request_past_its_deadline_was_not_started_and_says_why(

@@ -144,11 +144,11 @@ REFUSED = {
         "SCRAM_ONLY",
         "SASL_SSL",
         TRUSTED | login("PLAIN"),
-        "doesn't take logins of mechanism PLAIN: change VM_SYNC_KAFKA__SASL_MECHANISM",
+        "does not support the SASL mechanism PLAIN: change VM_SYNC_KAFKA__SASL_MECHANISM",
     ),
-    "no tls where tls is spoken": ("TLS", "PLAINTEXT", {}, "hangs up.+SECURITY_PROTOCOL=PLAINTEXT is what"),
+    "no tls where tls is spoken": ("TLS", "PLAINTEXT", {}, "closes the connection.+SECURITY_PROTOCOL=PLAINTEXT"),
     "tls where none is spoken": ("PLAINTEXT", "SSL", TRUSTED, "SECURITY_PROTOCOL"),
-    "no login where one is wanted": ("LOGIN", "PLAINTEXT", {}, "hangs up.+SECURITY_PROTOCOL=PLAINTEXT is what"),
+    "no login where one is wanted": ("LOGIN", "PLAINTEXT", {}, "closes the connection.+SECURITY_PROTOCOL=PLAINTEXT"),
 }
 
 

@@ -211,7 +211,7 @@ async def test_it_is_not_alive_while_its_loop_is_wedged_nor_once_nothing_is_read
         await answers(process, "/livez", 200)
 
         process.signal(signal.SIGUSR1)
-        assert "the reading loop has not turned" in await answers(process, "/livez", 503)
+        assert "the reading loop has made no progress" in await answers(process, "/livez", 503)
         assert await process.stop() == 0
 
 
@@ -227,10 +227,10 @@ async def test_kafka_away_is_told_and_waited_for_and_no_reason_to_be_restarted()
             Ledger(bootstrap=embedded.bootstrap, simulator=simulator, prefix="away") as ledger,
         ):
             process = ledger.start(command=fragile.command(AWAY_FOR_LONG=1, KAFKA_SILENT=6))
-            assert "Kafka has not been joined yet" in await answers(process, "/readyz", 503)
+            assert "the consumer group has not been joined yet" in await answers(process, "/readyz", 503)
             await until(lambda: len(_attempts(process)) == 3)
             for line in _attempts(process):
-                assert f"Kafka at {embedded.bootstrap} can't be used yet" in line
+                assert f"Connecting to Kafka at {embedded.bootstrap} failed" in line
             assert (await process.get("/livez")).status_code == 200
             assert len(messages(process)) < 15
 
@@ -242,7 +242,7 @@ async def test_kafka_away_is_told_and_waited_for_and_no_reason_to_be_restarted()
             lines = len(messages(process))
             await asyncio.to_thread(embedded.kill)
             async with watched(process) as seen:
-                assert "Kafka has been away" in await answers(process, "/readyz", 503, within=30)
+                assert "Kafka has been unreachable" in await answers(process, "/readyz", 503, within=30)
             assert seen.statuses("/livez") == [200]
             assert len(messages(process)) - lines < 20, "the log fills while Kafka is away"
 

@@ -321,7 +321,7 @@ def test_whatever_the_variables_of_others_say_the_service_starts_and_answers(tmp
 
     assert not [line for line in lines if "exception" in line]
     traces = [line["message"] for line in lines if line["logger"] == "service.observability.tracing"]
-    assert traces == ["No traces are sent: OTEL_BSP_MAX_QUEUE_SIZE must be a whole number"]
+    assert traces == ["Tracing is off: OTEL_BSP_MAX_QUEUE_SIZE must be an integer"]
 
 
 def test_those_that_stop_it_are_forgotten_and_empty_ones_of_opentelemetry_count_as_not_set() -> None:

@@ -132,13 +132,13 @@ async def test_a_site_arrives_as_it_is(site: str) -> None:
 @pytest.mark.parametrize("odd", ["..", "a/b", "a?b", "a%2Fb", "", "a\r\nX: y", "é", "a" * 129])
 async def test_an_id_that_could_bend_a_path_is_a_bug(odd: str) -> None:
     async with appliance(script()) as there, ours(there.url) as us:
-        with pytest.raises(ValueError, match="doesn't belong"):
+        with pytest.raises(ValueError, match="can't be part of a call"):
             await us.vcda.submit(replication_id=odd, site=None, operation_id="op", may_leave=lambda _: True)
-        with pytest.raises(ValueError, match="doesn't belong"):
+        with pytest.raises(ValueError, match="can't be part of a call"):
             await us.vcda.ask(site=None, task_id=odd)
-        with pytest.raises(ValueError, match="doesn't belong"):
+        with pytest.raises(ValueError, match="can't be part of a call"):
             await us.vcda.poll(site=None, ids=[odd])
-        with pytest.raises(ValueError, match="doesn't belong"):
+        with pytest.raises(ValueError, match="can't be part of a call"):
             await us.vcda.find(site=None, replication_id=odd, since=SINCE)
 
         assert there.calls == []
@@ -147,7 +147,7 @@ async def test_an_id_that_could_bend_a_path_is_a_bug(odd: str) -> None:
 @pytest.mark.parametrize("odd", ["", "a\r\nX: y", "é", "a b", "a" * 129])
 async def test_an_operation_id_that_could_bend_a_header_is_a_bug(odd: str) -> None:
     async with appliance(script()) as there, ours(there.url) as us:
-        with pytest.raises(ValueError, match="doesn't belong"):
+        with pytest.raises(ValueError, match="can't be part of a call"):
             await us.vcda.submit(replication_id="C4-1", site=None, operation_id=odd, may_leave=lambda _: True)
 
         assert there.calls == []
@@ -280,7 +280,7 @@ async def test_a_single_task_that_is_too_long_is_trouble_in_words() -> None:
         assert [call.query["limit"] for call in there.calls[1:]] == ["100", "10", "1"]
 
     assert isinstance(found, Trouble)
-    assert found.detail == "VCDA's answer is longer than the 16 MiB that are read of one."
+    assert found.detail == "VCDA's answer is longer than the limit of 16 MiB."
 
 
 async def test_caches_are_asked_to_let_every_get_through() -> None:

@@ -109,7 +109,9 @@ async def test_what_may_not_leave_does_not_leave_by_a_single_byte() -> None:
 
         assert there.received == before
 
-    assert answer == NotTaken(Trouble(label="withheld", detail="It may no longer be sent."), sent=False)
+    assert answer == NotTaken(
+        Trouble(label="withheld", detail="The call was withheld: its time to be sent was over."), sent=False
+    )
     assert us.meter.requests == [("login", "2xx"), ("submit", "2xx")]
 
 
@@ -227,11 +229,14 @@ async def test_an_answer_whose_head_is_odd_or_long_is_read_all_the_same(head: by
 @pytest.mark.parametrize(
     ("odd", "said"),
     [
-        (Cut(), "VCDA closed the connection before it had answered"),
-        (Cut(b"HTTP/1.1 202 OK\r\nContent-Length: 100\r\n\r\n{"), "VCDA's answer broke off half-way"),
-        (Cut(b"SSH-2.0-OpenSSH_9.6\r\n"), "The head of VCDA's answer can't be read"),
-        (Cut(b"HTTP/1.1 202 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), "The head of VCDA's answer can't be read"),
-        (Cut(b"HTTP/1.1 202 OK\r\n" + b"X: y\r\n" * 2_000 + b"\r\n"), "The head of VCDA's answer can't be read"),
+        (Cut(), "VCDA closed the connection without an answer"),
+        (
+            Cut(b"HTTP/1.1 202 OK\r\nContent-Length: 100\r\n\r\n{"),
+            "VCDA's answer is incomplete: the connection was closed",
+        ),
+        (Cut(b"SSH-2.0-OpenSSH_9.6\r\n"), "The headers of VCDA's answer can't be parsed"),
+        (Cut(b"HTTP/1.1 202 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n"), "The headers of VCDA's answer can't be parsed"),
+        (Cut(b"HTTP/1.1 202 OK\r\n" + b"X: y\r\n" * 2_000 + b"\r\n"), "The headers of VCDA's answer can't be parsed"),
     ],
     ids=["nothing", "half", "no HTTP", "a line too long", "too many headers"],
 )

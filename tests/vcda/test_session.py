@@ -570,7 +570,7 @@ async def test_no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
         there.script = script(login=Reply(401, error("NotAuthenticated", "no")), submit=Reply(401, None, GONE))
         await us.submit()
 
-    assert "Logged in to VCDA as admin1@Org1." in caplog.text
+    assert "Logged in to VCDA as admin1@Org1" in caplog.text
     assert "The login to VCDA failed" in caplog.text
     everything = " ".join(str(record.__dict__) for record in caplog.records)
     assert "s3cret" not in everything

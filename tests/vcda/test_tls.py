@@ -71,7 +71,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> SelfSigned:
         ),
         pytest.param(
             {"VM_SYNC_VCDA__THUMBPRINT": "ab" * 32},
-            "another certificate",
+            "does not match VM_SYNC_VCDA__THUMBPRINT",
             "ca file",
             id="another thumbprint, and then its own",
         ),
