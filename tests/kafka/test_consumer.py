@@ -69,16 +69,25 @@ async def test_a_codec_that_this_client_lacks_costs_the_batch_that_is_written_wi
     assert service.metric("requests_total", result="accepted") == 2
 
 
-async def test_a_header_value_that_is_not_utf_8_goes_to_the_dead_letters_untouched(station: Station) -> None:
+async def test_a_header_that_is_read_and_is_not_utf_8_goes_to_the_dead_letters_untouched(station: Station) -> None:
     await station.service()
-    bad = good("bad") | {"headers": [("x", b"\xff\x00"), ("y", b"2")]}
+    bad = good("bad") | {"headers": [("content-type", b"\xff\x00"), ("y", b"2")]}
     await station.send_together([good("before"), bad, good("after")])
 
     await station.settled("before", "after")
     [letter] = await station.dead_letters(1)
     assert (letter.key, letter.value) == (bad["key"], bad["value"])
-    assert letter.headers[:2] == (("x", b"\xff\x00"), ("y", b"2"))
+    assert letter.headers[:2] == (("content-type", b"\xff\x00"), ("y", b"2"))
     assert word(letter, "reason") == "bad-header"
+
+
+async def test_a_header_that_nobody_reads_may_hold_any_bytes(station: Station) -> None:
+    await station.service()
+    odd = good("odd") | {"headers": [("__value_schema_id", b"\xff\x00"), ("trace-bin", b"\xfe")]}
+    await station.send_together([good("before"), odd, good("after")])
+
+    await station.settled("before", "odd", "after")
+    assert station.dead == []
 
 
 async def test_an_aborted_transaction_of_an_upstream_asks_for_nothing(
