@@ -96,7 +96,12 @@ def _cut(client: Client) -> None:
     if isinstance(client, AIOKafkaProducer):
         if (sender := client._sender.sender_task) is not None:
             sender.cancel()
-        client._message_accumulator.fail_all(KafkaConnectionError(_STOPPED))
+        accumulator = client._message_accumulator
+        for batches in accumulator._batches.values():
+            # A batch that waits to be sent again isn't among those on their way, from which aiokafka's callback removes
+            # what failed: it raises a KeyError then, which the event loop logs (seen with a Kafka that was away).
+            accumulator._pending_batches.update(batches)
+        accumulator.fail_all(KafkaConnectionError(_STOPPED))
     for connection in list(wire._conns.values()):
         writer = connection._writer
         connection.close()

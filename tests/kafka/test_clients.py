@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
 from service.intake import group as intake
@@ -212,6 +212,26 @@ def of_producers() -> set["asyncio.Task[object]"]:
     """Return the tasks of aiokafka's producers that are running."""
     mine = asyncio.current_task()
     return {task for task in asyncio.all_tasks() if task is not mine and "/aiokafka/producer/" in repr(task)}
+
+
+async def test_a_batch_that_waits_to_be_sent_again_is_failed_without_an_error_in_the_event_loop() -> None:
+    errors: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    producer = AIOKafkaProducer(bootstrap_servers="127.0.0.1:1", transactional_id="cut")
+    producer._txn_manager.set_pid_and_epoch(1, 0)
+    producer._txn_manager.begin_transaction()
+    accumulator, place = producer._message_accumulator, TopicPartition("requests", 0)
+    part = producer.create_batch()
+    part.append(key=None, value=b"", timestamp=None)
+    part.close()
+    sent = await accumulator.add_batch(part, place, 1.0)
+    accumulator.reenqueue(accumulator._pop_batch(place))
+
+    await end(producer, stop=producer.client.close, within=timedelta())
+
+    with pytest.raises(KafkaConnectionError):
+        await sent
+    assert errors == []
 
 
 @pytest.mark.kafka

@@ -7,6 +7,7 @@ replications on which a run provoked it, and counted apart: there only, and by n
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from aiokafka import TopicPartition
@@ -129,9 +130,11 @@ def judge(seen: Evidence) -> Verdict:
     lost = sorted(untold - overtaken)
     twice = sorted(op for op, some in by_operation.items() if len(some) > 1)
     doubled = sorted(op for op in seen.asked if len(tasks[op]) > 1)
-    promised = [op for op in doubled if seen.asked[op].replication_id not in seen.foreseen]
-    for operation_id in set(doubled) - set(promised):
-        verdict.not_promised[f"two tasks: {seen.foreseen[seen.asked[operation_id].replication_id]}"] += 1
+    excuses = {op: _excuse(seen.foreseen.get(seen.asked[op].replication_id), tasks[op]) for op in doubled}
+    promised = [op for op in doubled if excuses[op] is None]
+    for excuse in excuses.values():
+        if excuse is not None:
+            verdict.not_promised[f"two tasks: {excuse}"] += 1
     overlapping = 0
     for task in seen.tasks:
         if task["overlapped"] and task["replicationId"] in seen.foreseen:
@@ -170,6 +173,16 @@ def judge(seen: Evidence) -> Verdict:
         "dead letters": len(seen.dead),
     }
     return verdict
+
+
+def _excuse(foreseen: str | None, tasks: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return what no client could stand up to, and so may have led to a request's second task."""
+    if foreseen is not None:
+        return foreseen
+    ordered = sorted(tasks, key=lambda task: task["start"])
+    if all(one["forgottenAt"] is not None and one["forgottenAt"] <= two["start"] for one, two in pairwise(ordered)):
+        return "VCDA had forgotten the first before the second was asked for"
+    return None
 
 
 def _truth(

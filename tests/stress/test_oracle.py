@@ -1,5 +1,6 @@
 """The judge of `make chaos` has to be able to say no: each kind of broken promise is seen, and nothing else is."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ FAILED = TopicPartition("failed", 0)
 
 
 def task(name: str, operation_id: str | None, *, start: float, state: str = "SUCCEEDED", **more: Any) -> dict[str, Any]:
-    usual = {"replicationId": "R", "overlapped": False, "forgotten": False, "end": start + 1.0}
+    usual = {"replicationId": "R", "overlapped": False, "forgotten": False, "forgottenAt": None, "end": start + 1.0}
     usual |= {"site": "site1", "user": "u"}
     return {"id": name, "operationID": operation_id, "start": start, "state": state, **usual, **more}
 
@@ -100,6 +101,20 @@ def test_a_promise_that_was_broken_is_named(broken: Evidence, sentence: str) -> 
     (violation,) = judge(broken).violations
 
     assert sentence in violation
+
+
+def test_a_second_task_is_excused_only_if_vcda_had_forgotten_the_first_by_then() -> None:
+    def tasks(forgotten_at: float) -> list[Mapping[str, Any]]:
+        first = task("t3", "c", start=3.0, forgotten=True, forgottenAt=forgotten_at)
+        return [*GOOD.tasks[:2], first, task("t4", "c", start=4.0)]
+
+    told_of_the_second = [*GOOD.told[:2], told("c", 1, task_id="t4")]
+    before = judge(replace(GOOD, told=told_of_the_second, tasks=tasks(3.9)))
+    after = judge(replace(GOOD, told=told_of_the_second, tasks=tasks(4.1)))
+
+    assert before.violations == []
+    assert before.not_promised == {"two tasks: VCDA had forgotten the first before the second was asked for": 1}
+    assert after.violations == ["1 requests have two tasks, such as ['c']"]
 
 
 def test_what_is_not_promised_is_counted_by_case_and_only_where_it_was_provoked() -> None:

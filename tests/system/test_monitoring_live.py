@@ -53,8 +53,8 @@ RARE: Mapping[str, str] = {
     "vm_sync_reading_stalled_seconds": "tests/intake/test_reading.py",
     "vm_sync_log_lines_dropped_total": "tests/observability/test_logs.py",
 }
-"""What a bad day of a minute can't bring about: a day must pass, a bug be there, or a topic replaced. Each with the test
-that moves it."""
+"""What a bad day of a minute can't bring about: a day must pass, a bug be there, or a topic be replaced. Each with the
+test that moves it."""
 
 SELECTOR = re.compile(r"(?<![\w:])((?:vm_sync|process|kafka)_\w+|up\b|namespace:\w+:\w+)(\{[^}]*\})?")
 COMPARISON = re.compile(r"==|!=|>=|<=|>|<")

@@ -218,7 +218,13 @@ class Task:
     start_time: Millis
     overlapped: bool
     warnings: int = 0
-    forgotten: bool = False
+    forgotten_at: float | None = None
+    """When VCDA lost it; None: it has not."""
+
+    @property
+    def forgotten(self) -> bool:
+        """Whether VCDA has lost it."""
+        return self.forgotten_at is not None
 
     def state(self, now: float) -> str:
         """Return the state as VCDA would show it."""
@@ -500,7 +506,7 @@ class World:
         """Lose tasks, and the syncs with them, as an appliance restored from a backup would. Return how many."""
         chosen = self._chosen(replication, ids)
         for task in chosen:
-            task.forgotten = True
+            task.forgotten_at = self.now() if task.forgotten_at is None else task.forgotten_at
         self._settle(chosen)
         return len(chosen)
 
@@ -611,6 +617,7 @@ class World:
                 "state": task.state(now),
                 "overlapped": task.overlapped,
                 "forgotten": task.forgotten,
+                "forgottenAt": task.forgotten_at,
             }
             for task in self.tasks.values()
         ]
