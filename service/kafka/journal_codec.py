@@ -10,6 +10,7 @@ msgspec reads them, since half a million are read before a process takes up its 
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Annotated, Any, Final, TypeAlias, assert_never
@@ -44,7 +45,8 @@ def is_sync(key: bytes) -> bool:
     return key not in {CURSOR_KEY, OPENED_KEY}
 
 
-class Cursor(msgspec.Struct, frozen=True, rename="camel", omit_defaults=True):
+@dataclass(frozen=True, slots=True)
+class Cursor:
     """The next offset to read, and the topic it belongs to.
 
     `stamp` is the timestamp (ms) of the record before it, and `topic_id` Kafka's id of the topic, by which a topic that
@@ -69,7 +71,19 @@ WITHDRAWN: Final = -(2**63)
 
 def encode_cursor(cursor: Cursor) -> bytes:
     """Write where reading goes on."""
-    return _write({"v": VERSION, **msgspec.to_builtins(cursor)})
+    stored = _StoredCursor(
+        v=VERSION,
+        topic=cursor.topic,
+        offset=cursor.offset,
+        stamp=cursor.stamp,
+        topic_id=cursor.topic_id,
+        group=cursor.group,
+        spellings=tuple(
+            _StoredSpelling(name=one.name, site=one.site, account=one.account.user, site_account=one.account.at_site)
+            for one in cursor.spellings
+        ),
+    )
+    return _write(stored)
 
 
 def decode_cursor(value: bytes) -> Cursor:
@@ -78,7 +92,38 @@ def decode_cursor(value: bytes) -> Cursor:
     Raises:
         ValueError: it isn't one of ours.
     """
-    return _read_cursor(value)
+    stored = _read_cursor(value)
+    return Cursor(
+        topic=stored.topic,
+        offset=stored.offset,
+        stamp=stored.stamp,
+        topic_id=stored.topic_id,
+        group=stored.group,
+        spellings=tuple(
+            Spelling(Account(one.account, one.site_account), one.site, one.name) for one in stored.spellings
+        ),
+    )
+
+
+class _StoredSpelling(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """A spelling's part of the cursor record."""
+
+    name: str
+    site: str | None = None
+    account: str
+    site_account: str | None = None
+
+
+class _StoredCursor(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):
+    """The cursor record, field by field."""
+
+    v: int = 0
+    topic: str
+    offset: int
+    stamp: int | None = None
+    topic_id: str | None = None
+    group: str | None = None
+    spellings: tuple[_StoredSpelling, ...] = ()
 
 
 # ---------------------------------------------------------------- syncs
@@ -308,11 +353,11 @@ def _trouble(stored: Stored) -> ApiError | None:
 # ---------------------------------------------------------------- small parts
 
 _read = msgspec.json.Decoder(Stored).decode
-_read_cursor = msgspec.json.Decoder(Cursor).decode
+_read_cursor = msgspec.json.Decoder(_StoredCursor).decode
 _encode: Final = msgspec.json.Encoder().encode
 
 
-def _write(record: Stored | dict[str, Any]) -> bytes:
+def _write(record: msgspec.Struct) -> bytes:
     try:
         return _encode(record)
     except UnicodeEncodeError:
