@@ -26,9 +26,9 @@ HEAD: Final = """\
 
 Made by `python -m tools.cli_errors`, which runs these commands; not to be edited by hand.
 
-Exit codes: 0 done; 1 the answer is no; 2 the command line or a setting can't be right; 3 no answer: Kafka is away or
-refuses us, there is nothing of that name, or no outcome came in time; 130 interrupted. `vm-sync run` has its own: 1
-when Kafka stayed away or after an internal error, 2 for settings or topics that don't fit.
+Exit codes: 0 done; 1 the answer is no; 2 the command line or a setting is invalid; 3 no answer: Kafka is unreachable or
+refuses access, nothing of that name was found, or no outcome came in time; 130 interrupted. `vm-sync run` has its own:
+1 when Kafka stayed unreachable or after an internal error, 2 for settings or topics that don't fit.
 
 | situation | command | exit code | what it says |
 |---|---|---|---|
@@ -54,10 +54,10 @@ WITHOUT_KAFKA: Final = (
     Case("a required setting is missing", ("run",)),
     Case("a setting is wrong", ("list",), _kafka(partitions="many")),
     Case("a setting is misspelt", ("list",), _kafka(partition="12")),
-    Case("this can't be a request", ("request", "a b"), NOBODY),
+    Case("the request is invalid", ("request", "a b"), NOBODY),
     Case("there is no such reason", ("dead-letters", "list", "--reason", "bad-luck"), NOBODY),
-    Case("this isn't a place", ("dead-letters", "redrive", "--at", "first"), NOBODY),
-    Case("nobody listens at that address", ("list",), NOBODY),
+    Case("the value of --at is invalid", ("dead-letters", "redrive", "--at", "first"), NOBODY),
+    Case("no broker listens at that address", ("list",), NOBODY),
     Case("there is no such host", ("list",), _kafka(bootstrap_servers="kafka.invalid:9092")),
     Case("the sandbox's packages are missing", ("kafka",)),
 )
@@ -74,12 +74,12 @@ def with_kafka(plain: str, login: str) -> Iterator[Case]:
     yield Case("the brokers don't speak TLS", ("list",), here | _kafka(security_protocol="SSL"))
     yield Case("a topic is missing", ("list",), here)
     yield Case("topics are missing", ("topics", "check"), here)
-    yield Case("they can be made", ("topics", "create"), here)
+    yield Case("the missing topics can be created", ("topics", "create"), here)
     yield Case("two topics have one name", ("topics", "check"), here | {"VM_SYNC_TOPICS__JOURNAL": "vm-sync.requests"})
     yield Case("no such request is known", ("show", "nightly-1"), here)
     in_time = ("request", "C4-1", "--operation-id", "nightly-1", "--wait", "--timeout", "0.2")
     yield Case("no outcome in time", in_time, here)
-    yield Case("dead letters must not be put back", ("dead-letters", "redrive"), here)
+    yield Case("dead letters must not be redriven", ("dead-letters", "redrive"), here)
 
 
 def page() -> str:

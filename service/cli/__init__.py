@@ -10,14 +10,14 @@ Exit codes, the same for every command:
 
     0    done; for a request that is waited for: completed
     1    the answer is no: the request failed, the topics don't fit, some letters were refused, a promise was broken
-    2    the command line, or a setting, can't be right; one line on stderr for each
-    3    no answer: Kafka is away or refuses us, there is nothing of that name, no outcome came in time, or the answer
-         could not be written to stdout
+    2    the command line, or a setting, is invalid; one line on stderr for each
+    3    no answer: Kafka is unreachable or refuses access, nothing of that name was found, no outcome came in time, or
+         the answer could not be written to stdout
     130  interrupted
 
-`run` alone has its own: 0 after a clean stop, 1 when Kafka stayed away or after an internal error, 2 for settings or
-topics that don't fit. Answers go to stdout, everything else to stderr. It never shows a stack trace for what an
-operator can mend, nor a secret, and never imports for one command what only another one needs: `--help` is quick.
+`run` alone has its own: 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for
+settings or topics that don't fit. Answers go to stdout, everything else to stderr. A command never shows a stack trace
+for an error that an operator can correct, nor a secret, and imports only what it needs itself: `--help` is quick.
 """
 
 

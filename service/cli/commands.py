@@ -16,11 +16,12 @@ app = typer.Typer(
     cls=Answering,
     no_args_is_help=True,
     pretty_exceptions_enable=False,  # a bug's stack trace is for a log; one in colours shows local variables, too
-    help="Requests on a Kafka topic become syncs at VMware Cloud Director Availability, and their ends events.\n\n"
+    help="Turn requests on a Kafka topic into syncs at VMware Cloud Director Availability, and report each sync's "
+    "outcome as an event.\n\n"
     "Settings are VM_SYNC_ environment variables, the same for every command. Exit codes: 0 done, 1 the answer is no, "
-    "2 the command line or a setting can't be right, 3 no answer.",
+    "2 the command line or a setting is invalid, 3 no answer.",
 )
-letters = typer.Typer(no_args_is_help=True, help="Messages that could not be understood: look, and put back.")
+letters = typer.Typer(no_args_is_help=True, help="List and redrive dead letters: messages that are not valid requests.")
 topics = typer.Typer(no_args_is_help=True, help="The topics that the service needs.")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(topics, name="topics")
@@ -35,8 +36,8 @@ DURATION: Final = "seconds, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA or lognorma
 def run() -> None:
     """Run the service until SIGTERM or Ctrl-C.
 
-    Exit code 0 after a clean stop, 1 when Kafka stayed away or after an internal error, 2 for settings or topics that
-    don't fit.
+    Exit code 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for settings or topics
+    that don't fit.
     """
     from service.app import serve
     from service.settings import load
@@ -48,9 +49,9 @@ def run() -> None:
 def demo(
     *,
     requests: Annotated[int, typer.Option(min=1, help="How many requests.")] = 60,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave all of it running afterwards, until Ctrl-C.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep everything running after the demo, until Ctrl-C.")] = False,
 ) -> None:
-    """Show it at work on this machine: a real Kafka, a simulated VCDA, the service, and requests with a live view.
+    """Run a demo on this machine: a real Kafka, a simulated VCDA, the service, and requests with a live view.
 
     Needs neither Docker nor an installed Java. Exit code 0 only if every request got exactly one outcome.
     """
@@ -65,16 +66,18 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one and prints it.")] = 8046,
     duration: Annotated[str | None, typer.Option(help=f"How long a sync takes: {DURATION}.")] = None,
-    queued: Annotated[str | None, typer.Option(help="How long it stays in QUEUED first, likewise.")] = None,
-    submit_latency: Annotated[str | None, typer.Option(help="How long answering a POST takes, likewise.")] = None,
+    queued: Annotated[str | None, typer.Option(help="How long a task stays QUEUED first, in the same form.")] = None,
+    submit_latency: Annotated[
+        str | None, typer.Option(help="How long answering a POST takes, in the same form.")
+    ] = None,
     failing: Annotated[float, typer.Option(min=0, max=1, help="Share of syncs that fail.")] = 0.0,
     warned: Annotated[float, typer.Option(min=0, max=1, help="Share of syncs with a warning.")] = 0.0,
-    password: Annotated[str | None, typer.Option(help="Of administrator@System, at every site.")] = None,
+    password: Annotated[str | None, typer.Option(help="Password of administrator@System, at every site.")] = None,
     cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM: serve https.")] = None,
-    key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
+    key: Annotated[Path | None, typer.Option(help="The certificate's private key, PEM.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed draws the same durations and failures.")] = 1,
 ) -> None:
-    """Run a simulated VCDA until Ctrl-C: strict, and breakable on demand."""
+    """Run a simulated VCDA until Ctrl-C. It checks calls strictly, and injects faults on demand."""
     from service.cli import run as running
 
     given = {
@@ -96,9 +99,9 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
 
 @app.command(epilog="Example: vm-sync kafka")
 def kafka() -> None:
-    """Run a real Kafka of one node until Ctrl-C, without Docker or an installed Java; its data go with it.
+    """Run a real Kafka of one node until Ctrl-C, without Docker or an installed Java; its data is removed at the end.
 
-    Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS. The first time it downloads Kafka, some 45 MB.
+    Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS. The first run downloads Kafka, some 45 MB.
     """
     from service.cli import run as running
 
@@ -110,18 +113,20 @@ def kafka() -> None:
 
 @app.command(epilog="Example: vm-sync request C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f --wait --timeout 600")
 def request(
-    replication_id: Annotated[str, typer.Argument(metavar="REPLICATION_ID", help='In VCDA "C4-" and a UUID.')],
+    replication_id: Annotated[
+        str, typer.Argument(metavar="REPLICATION_ID", help='VCDA\'s id of the replication: "C4-" and a UUID.')
+    ],
     *,
     operation_id: Annotated[
-        str | None, typer.Option(help="Names the request; unless given, a new one. Given again: a duplicate.")
+        str | None, typer.Option(help="Id of the request; default: a new one. The same id again is a duplicate.")
     ] = None,
-    site: Annotated[str | None, typer.Option(help="The site of the replication, if not that of the login.")] = None,
-    deadline: Annotated[int | None, typer.Option(help="Seconds; unless given, VM_SYNC_SYNC__DEADLINE.")] = None,
+    site: Annotated[str | None, typer.Option(help="Site of the replication; default: the local site.")] = None,
+    deadline: Annotated[int | None, typer.Option(help="Deadline in seconds; default: VM_SYNC_SYNC__DEADLINE.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome; exit code 1 if it failed.")] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait; then exit code 3.")] = 21_600,
     ops_url: Annotated[
         str | None,
-        typer.Option(help="Of the service's operations server, for live progress; unless given, on this machine."),
+        typer.Option(help="URL of the service's operations server, for live progress; default: on this machine."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -138,12 +143,12 @@ def request(
 def list_(
     *,
     state: Annotated[list[State] | None, typer.Option(help="Only those in this state; repeatable.")] = None,
-    site: Annotated[str | None, typer.Option(help='Only those for this site; "" for those without one.')] = None,
-    replication: Annotated[str | None, typer.Option(help="Only those for this replicationId.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many, the latest accepted.")] = 50,
+    site: Annotated[str | None, typer.Option(help='Only those of this site; "" for the local site.')] = None,
+    replication: Annotated[str | None, typer.Option(help="Only those of this replicationId.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many, the latest accepted.")] = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List what is in flight, and what has ended lately, from the service's journal; works while it is down."""
+    """List requests in flight and requests that ended recently, from the journal; works while the service is down."""
     from service.cli import syncs as looking
 
     looking.list_(states=state or (), site=site, replication=replication, limit=limit, as_json=as_json)
@@ -157,7 +162,10 @@ def show(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Tell the story of one request, from the service's journal, works while it is down; of several, list them."""
+    """Show one request's history from the journal; works while the service is down.
+
+    Lists the matches if there are several.
+    """
     from service.cli import syncs as looking
 
     looking.show(name, as_json=as_json)
@@ -166,11 +174,16 @@ def show(
 # ---------------------------------------------------------------- dead letters
 
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only those of this reason; repeatable.")]
-Since = Annotated[datetime | None, typer.Option("--since", help="Only those set aside since, UTC.")]
-Until = Annotated[datetime | None, typer.Option("--until", help="Only those set aside before, UTC.")]
+Since = Annotated[datetime | None, typer.Option("--since", help="Only those written since then, UTC.")]
+Until = Annotated[datetime | None, typer.Option("--until", help="Only those written before then, UTC.")]
 Key = Annotated[str | None, typer.Option("--key", help="Only those with this key.")]
 At = Annotated[
-    list[str] | None, typer.Option("--at", metavar="PARTITION[:OFFSET]", help="Only those at this place; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--at",
+        metavar="PARTITION[:OFFSET]",
+        help="Only those at this partition or offset of the dead-letter topic; repeatable.",
+    ),
 ]
 
 
@@ -184,7 +197,7 @@ def list_dead_letters(
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters: why, whence, and whether they have been put back."""
+    """List dead letters with their reason, their origin, and whether they were redriven."""
     from service.cli import dead_letters
 
     chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
@@ -199,14 +212,16 @@ def redrive(
     until: Until = None,
     key: Key = None,
     at: At = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be put back.")] = False,
-    at_most: Annotated[int, typer.Option(min=1, help="Refuse those that were put back so often already.")] = 3,
-    force: Annotated[bool, typer.Option("--force", help="Put back however often that was done already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be redriven.")] = False,
+    at_most: Annotated[int, typer.Option(min=1, help="Refuse letters that were redriven this often already.")] = 3,
+    force: Annotated[
+        bool, typer.Option("--force", help="Redrive however often a letter was redriven already.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Put dead letters back on the requests topic, bytes untouched, each once, however often this is interrupted.
+    """Send dead letters to the requests topic again, bytes unchanged, each once, even if this command is interrupted.
 
-    Exit code 1 if some of the chosen were refused.
+    Exit code 1 if some of the selected letters were refused.
     """
     from service.cli import dead_letters
 
@@ -227,7 +242,7 @@ def check_topics(*, as_json: AsJson = False) -> None:
 
 @topics.command("create", epilog="Example: VM_SYNC_KAFKA__PARTITIONS=24 vm-sync topics create")
 def create_topics(*, as_json: AsJson = False) -> None:
-    """Make the topics that are missing, and compare all with what the service needs. Never changes one that exists."""
+    """Create the missing topics, and compare all topics with what the service needs. Existing topics never change."""
     from service.cli import describe as describing
 
     describing.topics(create=True, as_json=as_json)
@@ -235,9 +250,9 @@ def create_topics(*, as_json: AsJson = False) -> None:
 
 @app.command(epilog="Example: vm-sync settings --json")
 def settings(*, as_json: AsJson = False) -> None:
-    """Print each setting with its value, where that comes from, default, type and meaning; secrets are hidden.
+    """Print each setting with its value, the value's source, default, type and meaning; secrets are hidden.
 
-    Settings that don't fit are told in their place, and on stderr; the exit code is then 2.
+    Invalid settings are marked in the list, and printed on stderr; the exit code is then 2.
     """
     from service.cli import describe as describing
 

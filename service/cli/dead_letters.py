@@ -1,17 +1,18 @@
-"""Dead letters: list them, and put them back on the requests topic, each once.
+"""List dead letters, and redrive them: send each to the requests topic again, once.
 
-Putting back has to survive being interrupted anywhere and started again, by anybody. So for each letter there is a
-mark, written in the transaction that puts it back: both become true, or neither. Whoever starts takes over the
-transactional id `<dead-letter topic>-redrive`, which aborts what a predecessor left open and stops one that still
-runs; only then the marks are read.
+A redrive may be interrupted anywhere, and started again by anybody. So for each letter there is a mark, written in the
+transaction that redrives it: both are committed, or neither. A new redrive takes over the transactional id
+`<dead-letter topic>-redrive`, which aborts the transaction that a predecessor left open and fences one that still runs;
+only then the marks are read.
 
 Marks stand in a compacted topic of their own, `<dead-letter topic>.redriven`, which the first redrive makes. A group's
 committed offset would be simpler, but is one number for each partition, and filters leave gaps; and an unused group's
 offsets expire after a week, often before the letters do, which would then all come back at once. A mark's key names
-partition, offset and timestamp of the letter, so a topic that was deleted and made again is not taken for the old one.
+partition, offset and timestamp of the letter, so a topic that was deleted and created again is not taken for the old
+one.
 
-A letter that comes back as a dead letter carries its count (`vm-sync-redriven`); past a limit it is refused, so that
-a script which puts back whatever it finds doesn't turn in circles. One whose bytes are gone is always refused.
+A letter that returns as a dead letter carries its redrive count (`vm-sync-redriven`); past a limit it is refused, so
+that a script which redrives every letter doesn't loop for ever. A letter whose bytes were not kept is always refused.
 """
 
 import asyncio
@@ -42,12 +43,12 @@ AT_ONCE: Final = 100
 TRANSACTION_TIMEOUT: Final = timedelta(seconds=30)
 """An abandoned redrive holds the requests' readers back for so long, unless somebody starts it again earlier."""
 
-COLUMNS: Final = ("at", "set aside", "reason", "detail", "key", "request was at", "put back")
+COLUMNS: Final = ("at", "written", "reason", "detail", "key", "request was at", "redriven")
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A dead letter, and when it was put back, if it was."""
+    """A dead letter, and when it was redriven, if it was."""
 
     record: Record
     put_back_at: datetime | None
@@ -69,15 +70,15 @@ class Letter:
 
     @property
     def times(self) -> int:
-        """How often it had been put back when it became one, and since."""
+        """How often it was redriven, before and after it became this letter."""
         return redriven(self.record.headers) + (self.put_back_at is not None)
 
     def refusal(self, *, at_most: int | None) -> str | None:
-        """Say why it must not be put back."""
+        """Say why it must not be redriven; None: it may."""
         if self.said("truncated") == "true" or self.said("reason") == DeadLetterReason.UNREADABLE:
-            return "its bytes could not be kept, so there is nothing to put back"
+            return "the message's bytes could not be kept, so there is nothing to redrive"
         if at_most is not None and self.times >= at_most:
-            return f"put back {self.times} times already; --force does it nevertheless"
+            return f"redriven {self.times} times already; --force redrives it nevertheless"
         return None
 
 
@@ -128,7 +129,7 @@ class LetterFilter:
 def _place(text: str) -> tuple[int, int | None]:
     partition, colon, offset = text.partition(":")
     if not partition.isdecimal() or (colon and not offset.isdecimal()):
-        msg = f"A place is written as PARTITION or PARTITION:OFFSET, not as {printable(text)}."
+        msg = f"--at needs PARTITION or PARTITION:OFFSET, not {printable(text)}."
         raise NoAnswer(msg, code=Exit.USAGE)
     return int(partition), int(offset) if colon else None
 
@@ -144,7 +145,7 @@ def list_(chosen: LetterFilter, *, as_json: bool) -> None:
 
 
 def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
-    """Put the chosen letters back that may be and have not been."""
+    """Redrive those of the chosen letters that were not redriven yet and are not refused."""
     place = kafka.settings()
     letters = asyncio.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
     before = [letter for letter in letters if letter.put_back_at]
@@ -163,8 +164,8 @@ def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json
     else:
         if done:
             show_table(COLUMNS[:-1], [_row(letter)[:-1] for letter in done])
-        verb = "would be put back" if dry_run else "put back"
-        print(f"{len(done)} {verb}, {len(before)} had been before, {len(refused)} refused.")
+        verb = "would be redriven" if dry_run else "redriven"
+        print(f"{len(done)} {verb}, {len(before)} were redriven before, {len(refused)} refused.")
         for letter, why in refused:
             say(f"{letter.at} refused: {why}.")
     if refused:
@@ -201,7 +202,7 @@ async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Ma
 
 
 async def _marks(place: kafka.KafkaContext) -> dict[bytes, datetime]:
-    """Read when letters were put back, by their marks' keys."""
+    """Read when letters were redriven, by their marks' keys."""
     topic = _marks_topic(place)
     if not (await kafka.partitions(place)).get(topic):
         return {}
@@ -237,7 +238,7 @@ async def _redriven(
             for start in range(0, len(wanted), AT_ONCE):
                 await _put_back(place, producer, wanted[start : start + AT_ONCE])
                 if start:
-                    say(f"{start + AT_ONCE} of {len(wanted)} put back ...")
+                    say(f"{start + AT_ONCE} of {len(wanted)} redriven ...")
     return letters
 
 
@@ -274,16 +275,16 @@ async def _put_back(place: kafka.KafkaContext, producer: AIOKafkaProducer, lette
                 sent.append(await producer.send(_marks_topic(place), now, key=_mark(letter.record)))
             await asyncio.gather(*sent)
     except ProducerFenced:
-        msg = "Somebody else has begun a redrive, so this one has stopped; nothing was put back twice."
+        msg = "Another redrive was started and has fenced this one; nothing was redriven twice."
         raise NoAnswer(msg) from None
     except MessageSizeTooLargeError:
         msg = (
-            f"One of {letters[0].at} to {letters[-1].at} is larger than {place.names.requests} takes: choose others "
-            "with --at, or raise the topic's max.message.bytes."
+            f"One of the letters {letters[0].at} to {letters[-1].at} is larger than {place.names.requests} accepts: "
+            "select others with --at, or raise the topic's max.message.bytes."
         )
         raise NoAnswer(msg) from None
     except (KafkaError, TimeoutError, AssertionError) as error:  # aiokafka asserts what a failed producer may do
-        msg = f"Kafka failed half-way ({type(error).__name__}): start again, and nothing is put back twice."
+        msg = f"Kafka failed during the redrive ({type(error).__name__}): start again; no letter is redriven twice."
         raise NoAnswer(msg) from None
 
 
@@ -300,9 +301,9 @@ async def _make_marks_topic(place: kafka.KafkaContext) -> None:
         for _, code, message in response.topic_errors:
             if code not in {0, TopicAlreadyExistsError.errno}:
                 msg = (
-                    f"The topic {topic}, which remembers what was put back, can't be made "
-                    f"({message or for_code(code).__name__}): make it yourself, with one partition and "
-                    "cleanup.policy=compact, or grant Create."
+                    f"Creating the topic {topic}, which records the redriven letters, failed "
+                    f"({message or for_code(code).__name__}): create it yourself, with one partition and "
+                    "cleanup.policy=compact, or grant Create to your user."
                 )
                 raise NoAnswer(msg)
         async with asyncio.timeout(kafka.SILENCE):

@@ -14,7 +14,7 @@ from service.settings import SettingsError, describe, load
 
 
 def topics(*, create: bool, as_json: bool) -> None:
-    """Make the topics that are missing, if `create`, and tell how all fit."""
+    """Create the missing topics, if `create`, and print what does not fit."""
     place = kafka.settings()
     findings = asyncio.run(_ensured(place, create=create))
     words = {needed.Refusal: "refused", needed.Advice: "advice", needed.Created: "created"}

@@ -98,8 +98,8 @@ async def places(place: KafkaContext, *topics: str) -> list[TopicPartition]:
     for topic in topics:
         if not there.get(topic):
             msg = (
-                f"There is no topic {topic} on Kafka at {place.settings.kafka.bootstrap_servers}: `vm-sync topics "
-                "check` tells more; check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, too."
+                f"There is no topic {topic} on Kafka at {place.settings.kafka.bootstrap_servers}: run `vm-sync topics "
+                "check`, and check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS."
             )
             raise NoAnswer(msg)
     return [TopicPartition(topic, number) for topic in dict.fromkeys(topics) for number in range(there[topic])]

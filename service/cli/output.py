@@ -76,7 +76,7 @@ class _Output(io.RawIOBase):
             return memoryview(data).nbytes
         try:
             if self._file is None:
-                raise OSError(errno.EBADF, "it is closed")
+                raise OSError(errno.EBADF, "standard output is closed")
             return os.write(self._file, data)
         except OSError as error:
             self._given_up = True
@@ -101,7 +101,7 @@ def delivering() -> Iterator[None]:
             output.flush()
     except Undelivered as error:
         if not error.unread:
-            say(f"The answer could not be written to standard output: {error}.")
+            say(f"Writing the answer failed: {error}.")
         raise SystemExit(Exit.NO_ANSWER) from None
 
 

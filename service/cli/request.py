@@ -59,8 +59,8 @@ def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | No
         show_facts((name, _text(fact)) for name, fact in (outcome or sent.told()).items() if fact not in (None, []))
     if wait and outcome is None:
         msg = (
-            f"No outcome of {wanted.operation_id} came within {wait:g} s; the request stands. If its operationID had "
-            "been used before, its outcome is on the topic already: `vm-sync show` tells."
+            f"No outcome of {wanted.operation_id} came within {wait:g} s; the request stays in flight. If its "
+            "operationID was used before, its outcome is on the topic already: see `vm-sync show`."
         )
         raise NoAnswer(msg)
     if outcome is not None and "reason" in outcome:
@@ -79,7 +79,7 @@ def _understood(body: Mapping[str, object]) -> SyncRequested:
     )
     read = read_request(record)
     if isinstance(read, InvalidRequest):
-        msg = f"This can't be a request: {read.detail}."
+        msg = f"Invalid request: {read.detail}."
         raise NoAnswer(msg, code=Exit.USAGE)
     return read
 

@@ -1,4 +1,4 @@
-"""What the journal holds, told from Kafka alone: it works while the service is down, and changes nothing.
+"""`vm-sync list` and `show`: the journal's requests, read from Kafka alone; works while the service is down.
 
 The journal knows what is in flight and, for SYNC__DEDUPLICATE_FOR, how each request ended; older ones are only in the
 outcomes' topics.
@@ -85,12 +85,12 @@ class JournalEntry:
 
     @property
     def adopted(self) -> bool:
-        """Whether its task was found at VCDA instead of POSTing again."""
+        """Whether a look-up found its task, for a POST in doubt."""
         return self.at.adopted if isinstance(self.at, Running | Ended) else False
 
     @property
     def trouble(self) -> ApiError | None:
-        """Why the last attempt came to nothing."""
+        """Why the last attempt failed."""
         return self.at.trouble if isinstance(self.at, Waiting | Submitting) else None
 
 
@@ -109,12 +109,12 @@ def list_(*, states: Collection[State], site: str | None, replication: str | Non
 
 
 def show(name: str, *, as_json: bool) -> None:
-    """Tell the story of the request of that name; list them if it is the name of several."""
+    """Show the history of the request of that name; list the matches if there are several."""
     found = [entry for entry in asyncio.run(_journal()) if name in entry.names]
     if not found:
         msg = (
-            f"The journal knows nothing of {printable(name)}: it was never accepted, or ended longer ago than "
-            "VM_SYNC_SYNC__DEDUPLICATE_FOR; dead letters are listed by `vm-sync dead-letters list`."
+            f"The journal has no request {printable(name)}: it was never accepted, or ended longer ago than "
+            "VM_SYNC_SYNC__DEDUPLICATE_FOR; for dead letters see `vm-sync dead-letters list`."
         )
         raise NoAnswer(msg)
     if len(found) == 1 and not as_json:
@@ -142,7 +142,7 @@ async def _journal() -> list[JournalEntry]:
     if unknown := len(held) - len(entry):
         msg = (
             f"{unknown} of {len(held)} records in the topic {topic} can't be read by this version: run the version "
-            "that wrote them, or point VM_SYNC_TOPICS__JOURNAL to the service's journal."
+            "that wrote them, or set VM_SYNC_TOPICS__JOURNAL to the service's journal."
         )
         if not entry:
             raise NoAnswer(msg)
@@ -198,7 +198,7 @@ def _row(entry: JournalEntry) -> tuple[str, ...]:
     return (
         request.operation_id,
         request.replication_id,
-        request.site or "",
+        request.site or "local",
         f"{entry.state}: {printable(entry.reason)}" if entry.reason else entry.state,
         moment(request.accepted_at),
         moment(entry.submitted_at),
@@ -214,7 +214,7 @@ def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
     yield "request", request.identity
     yield "operationID", request.operation_id
     yield "replicationId", request.replication_id
-    yield "site", request.site or "that of the login"
+    yield "site", request.site or "local"
     yield "state", entry.state
     yield "requested", f"{moment(request.requested_at)}, partition {entry.partition}, offset {request.offset}"
     yield "accepted", moment(request.accepted_at)
@@ -222,7 +222,7 @@ def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
         yield "submitted", moment(entry.submitted_at)
     yield "POSTs", str(entry.at.attempts)
     if entry.task_id:
-        yield "task", entry.task_id + (", found at VCDA instead of POSTing again" if entry.adopted else "")
+        yield "task", entry.task_id + (", adopted for a POST in doubt" if entry.adopted else "")
     if entry.trouble:
         yield "trouble", f"{printable(entry.trouble.code)}: {printable(entry.trouble.msg)}"
     if entry.ended_at:
@@ -232,7 +232,7 @@ def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
     if entry.reason:
         yield "reason", printable(entry.reason)
     if isinstance(entry.sync, Lingering):
-        yield "lingering", "its task may still run at VCDA, so the replication's next request waits"
+        yield "lingering", "the task may still run at VCDA, so the replication's next request waits"
     if isinstance(entry.sync, Ended):
         yield "remembered", f"until {moment(entry.sync.expires_at)}"
     else:

@@ -372,7 +372,7 @@ def test_a_request_is_found_by_each_of_its_names_and_its_story_told(journalled: 
     assert facts["state"] == "running"
     assert facts["submitted"] == "2026-08-17 12:00:00Z"
     assert facts["POSTs"] == "2"
-    assert facts["task"] == "t-3, found at VCDA instead of POSTing again"
+    assert facts["task"] == "t-3, adopted for a POST in doubt"
 
 
 def test_of_several_requests_a_table_is_shown(journalled: Scene) -> None:
@@ -538,7 +538,7 @@ def test_what_keeps_coming_back_is_refused_in_the_end_unless_forced(scene: Scene
     refused = scene.answer("dead-letters", "redrive", code=1)
     assert values(scene) == [2]
     assert [letter["why"] for letter in refused["refused"]] == [
-        "put back 3 times already; --force does it nevertheless"
+        "redriven 3 times already; --force redrives it nevertheless"
     ]
 
     scene.answer("dead-letters", "redrive", "--force")
@@ -553,7 +553,7 @@ def test_a_letter_whose_bytes_are_gone_is_never_put_back(scene: Scene) -> None:
     result = scene.run("dead-letters", "redrive", "--force")
 
     assert result.exit_code == 1
-    assert result.stderr.count("nothing to put back") == 2
+    assert result.stderr.count("nothing to redrive") == 2
     assert values(scene) == []
 
 
@@ -576,7 +576,7 @@ def half_way(scene: Scene, process: subprocess.Popen[str]) -> None:
     said = []
     for line in process.stderr:
         said.append(line)
-        if "put back ..." in line:
+        if "redriven ..." in line:
             return
     pytest.fail(f"it ended before it was half-way, having said {said}")
 
@@ -605,7 +605,7 @@ def test_of_two_redrives_at_once_one_stops_and_nothing_is_put_back_twice(scene: 
         said = process.stderr.read()
 
     assert process.returncode == 3
-    assert "Somebody else has begun a redrive" in said or "start again" in said
+    assert "Another redrive was started" in said or "start again" in said
     assert Counter(values(scene)) == Counter(range(MANY))
 
 
