@@ -10,7 +10,8 @@ The modules and folders, in the order in which they are best read; docs/architec
 - `vcda`: the API's client, each site's limits and circuit breaker, and when a task is polled.
 - `observability`, `ops`, `asyncapi`: what operators see, and what other teams read.
 - `certificates`: those that TLS takes from files, read again once the files have changed.
-- `clock`, `event_loop`: the only places that ask for the time, and that choose the event loop.
+- `clock`, `backoff`, `event_loop`: the only place that asks for the time, pauses that double, and the choice of the
+  event loop.
 - `settings`, `app`, `cli`: what can be set, the life of a process, the commands.
 - `sandbox`: a Kafka and a simulated VCDA for people who have neither; it knows nothing of the service.
 

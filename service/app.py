@@ -26,6 +26,7 @@ from pydantic import SecretStr
 
 from service import asyncapi
 from service import event_loop as loop
+from service.backoff import Backoff
 from service.certificates import Unusable
 from service.clock import Clock
 from service.intake.group import Intake, Plan
@@ -59,8 +60,8 @@ SUBMIT_WINDOW = timedelta(seconds=2)
 """W: a POST begins within this of the sending of a commit that stood. Commits take 3-25 ms and connections some more;
 every doubt that a successor restores waits for it as well, so it should not be long."""
 
-START_PAUSES = (timedelta(seconds=1), timedelta(seconds=10))
-"""First and longest pause between attempts to reach Kafka at the start."""
+START_BACKOFF = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=10))
+"""Pauses between attempts to reach Kafka at the start."""
 
 AWAY_FOR_LONG = timedelta(seconds=30)
 """How long Kafka may be silent before the process is not ready: longer than a broker's restart."""
@@ -391,8 +392,9 @@ class App:
         """Try until Kafka is there; False after the start limit, or when told to stop."""
         began = self._clock.monotonic()
         limit = self._settings.kafka.start_limit
-        pause, longest = (pause.total_seconds() for pause in START_PAUSES)
+        repeats = 0
         while not stop.is_set():
+            pause = START_BACKOFF.pause(repeats)
             try:
                 done = await self._diagnosed(_unless(stop, attempt()))
             except NotReached as why:
@@ -411,7 +413,7 @@ class App:
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await stop.wait()
-                pause = min(2 * pause, longest)
+                repeats += 1
             else:
                 return done  # told to stop or not: what was begun has to be ended
         return False

@@ -22,6 +22,7 @@ from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError, for_code
 
 from service.clock import Clock
+from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.clients import end
 from service.kafka.consumer import SteadyConsumer, probe_consumer, timestamp_of
 from service.kafka.journal import too_narrow
@@ -29,9 +30,6 @@ from service.kafka.journal_api import JournalLost, JournalMismatch, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode_cursor
 
 log = logging.getLogger(__name__)
-
-LEADER_SETTLES = timedelta(seconds=10)
-"""A new leader's end of the topic may lag behind for a moment: only after this does a cursor beyond it count."""
 
 TAIL: Final = 500
 """Offsets that are read first, at the journal's end, to find its last cursor: nearly every commit has one. Each
@@ -91,13 +89,23 @@ class KafkaStartPositions:
     """See the module; on a real Kafka."""
 
     def __init__(
-        self, *, connection: Mapping[str, Any], requests: str, journal: str, group_id: str, clock: Clock
+        self,
+        *,
+        connection: Mapping[str, Any],
+        requests: str,
+        journal: str,
+        group_id: str,
+        clock: Clock,
+        timings: IntakeTimings = DEFAULT_TIMINGS,
+        tail: int = TAIL,
     ) -> None:
         self._connection = connection
         self._requests = requests
         self._journal = journal
         self._group_id = group_id
         self._clock = clock
+        self._leader_settles = timings.leader_settles
+        self._tail = tail
         self._ends: dict[int, int] = {}
         """Of journals that another group has written to, when they were looked at last."""
 
@@ -136,7 +144,7 @@ class KafkaStartPositions:
             raise too_narrow(self._journal, partition)
         begin = (await consumer.beginning_offsets([place]))[place]
         until = end = (await consumer.end_offsets([place]))[place]
-        size = TAIL
+        size = self._tail
         consumer.assign([place])
         while until > begin:
             since = max(begin, until - size)
@@ -249,7 +257,7 @@ class KafkaStartPositions:
         self, place: TopicPartition, cursor: Cursor, identity: str | None, consumer: SteadyConsumer
     ) -> None:
         """What was read is on the topic, or was."""
-        until = self._clock.monotonic() + LEADER_SETTLES.total_seconds()
+        until = self._clock.monotonic() + self._leader_settles.total_seconds()
         while cursor.offset > (end := (await consumer.end_offsets([place]))[place]):
             if _differ(cursor.topic_id, identity):
                 raise self._replaced(cursor)

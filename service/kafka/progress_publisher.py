@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from aiokafka import AIOKafkaProducer
 from typing_extensions import override
 
+from service.backoff import Backoff
 from service.clock import Clock
 from service.kafka.clients import end
 from service.messages.kafka_record import Event
@@ -38,8 +39,8 @@ CAPACITY: Final = 10_000
 AT_ONCE: Final = 100
 """Events that are sent together: a send costs 40 us of the event loop, so this many hold it for 4 ms."""
 
-PAUSES: Final = (timedelta(seconds=1), timedelta(seconds=60))
-"""First and longest pause before Kafka is tried again: nobody is in a hurry, and a log line comes with each."""
+BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=60))
+"""Pauses before Kafka is tried again: nobody is in a hurry, and a log line comes with each."""
 
 REQUEST_LIMIT: Final = timedelta(seconds=10)
 """For one request to a broker: a restart takes 5 s. What was sent to one that is away is tried until it is back."""
@@ -143,7 +144,7 @@ class Progressing(Progress):
 
     async def _send(self) -> None:
         """Connect once there is something to tell, and anew after any failure, which costs the lot on its way."""
-        pause, longest = PAUSES
+        repeats = 0
         while True:
             first = await self._queue.get()
             wire = self._wire()
@@ -151,14 +152,14 @@ class Progressing(Progress):
                 await wire.open()
                 while True:
                     await self._send_lot(wire, first)
-                    pause = PAUSES[0]
+                    repeats = 0
                     first = await self._queue.get()
             except Exception as error:  # noqa: BLE001 - whatever it is may cost progress, and nothing else
-                log.warning("Publishing progress failed, trying again in %.0f s: %r", pause.total_seconds(), error)
+                log.warning("Publishing progress failed, trying again in %.0f s: %r", BACKOFF.pause(repeats), error)
             finally:
                 await wire.close()
-            await asyncio.sleep(pause.total_seconds())
-            pause = min(2 * pause, longest)
+            await asyncio.sleep(BACKOFF.pause(repeats))
+            repeats += 1
 
     async def _send_lot(self, wire: Wire, first: Progressed) -> None:
         lot = [first]

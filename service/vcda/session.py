@@ -27,6 +27,7 @@ from datetime import timedelta
 from functools import lru_cache
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
+from service.backoff import Backoff
 from service.clock import Clock
 from service.sync import Account, Trouble
 from service.vcda import translate
@@ -39,9 +40,9 @@ logger = logging.getLogger("service.vcda")
 RENEW_AFTER: Final = timedelta(hours=23).total_seconds()
 """The age at which a session is replaced, behind the calls' back: VCDA ends it at 24 h, however busy it is."""
 
-LONGEST_PAUSE: Final = 60.0
-"""Seconds; the pauses before it are 1, 2, 4 ..."""
-SETTLED: Final = 2 * LONGEST_PAUSE
+BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(minutes=1))
+"""Pauses between attempts to log in."""
+SETTLED: Final = 2 * BACKOFF.longest.total_seconds()
 """Seconds after a pause without another failure: then the next one is a new story, and begins with a short pause."""
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks for new credentials during a pause: they may be files."""
@@ -375,10 +376,10 @@ class _Pause:
         if now - self._until >= SETTLED:
             self._failures = 0
         self.trouble = trouble
-        seconds = min(2.0**self._failures, LONGEST_PAUSE)
+        seconds = BACKOFF.pause(self._failures)
         if trouble.retry_after is not None:
             seconds = max(seconds, trouble.retry_after.total_seconds())
-        self._failures = min(self._failures + 1, 10)  # the pause is at its longest by then
+        self._failures += 1
         self._until = now + seconds
         return seconds
 

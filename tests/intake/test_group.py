@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from service.intake import group as intake
-from service.intake import start_position
 from service.kafka.journal_api import StopReason
 from service.sandbox.kafka import Kafka
 from service.sync import SubmitAnswer
@@ -77,10 +75,8 @@ async def test_an_emptied_journal_is_refused(station: Station) -> None:
     assert "Restore the journal topic; or" in says
 
 
-async def test_a_requests_topic_that_was_made_anew_is_refused(
-    station: Station, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(start_position, "LEADER_SETTLES", timedelta(seconds=0.2))
+async def test_a_requests_topic_that_was_made_anew_is_refused(station: Station) -> None:
+    station.set_timings(leader_settles=timedelta(seconds=0.2))
     first = await station.service()
     await station.ask("op-1", "op-2")
     await station.settled("op-1", "op-2")
@@ -141,9 +137,9 @@ async def test_requests_that_were_deleted_unread_are_counted(station: Station) -
 
 
 async def test_the_groups_offset_is_past_what_holds_no_requests(
-    station: Station, kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+    station: Station, kafka: Kafka, topic_name: TopicNamer
 ) -> None:
-    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.2))
+    station.set_timings(report=timedelta(seconds=0.2))
     await station.service()
     upstream = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("upstream"))
     await upstream.start()
@@ -202,10 +198,8 @@ def count_commits(service: Service, monkeypatch: pytest.MonkeyPatch) -> list[dic
     return told
 
 
-async def test_a_member_that_quiesces_for_too_long_is_succeeded_and_tells_nothing_more(
-    station: Station, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(intake, "REBALANCE_TIMEOUT", timedelta(seconds=1))
+async def test_a_member_that_quiesces_for_too_long_is_succeeded_and_tells_nothing_more(station: Station) -> None:
+    station.set_timings(rebalance_timeout=timedelta(seconds=1))
     old = await station.service("old", late=timedelta(seconds=10))
     old.vcda.script["op-1"] = ["lost-answer"]
     old.vcda.latency = 3.0  # the task is there after half of it, the end of the POST after the whole
@@ -292,7 +286,7 @@ async def test_members_come_and_go_while_posts_are_in_flight_and_nothing_is_in_d
 async def test_a_partition_that_has_its_share_in_flight_is_read_on_when_there_is_room(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "AT_ONCE", 1)
+    station.set_timings(records_at_once=1)
     station.world.lasts = lambda _: 1e6
     service = await station.service(max_in_flight=10)
     partition, consumer = service.partition(), service.consumer
@@ -312,7 +306,7 @@ async def test_a_partition_that_has_its_share_in_flight_is_read_on_when_there_is
         made.lasts = 0.0
         left = len(partition) - 1
         await until(lambda: len(partition) <= left, what="it has ended")
-        service.intake._hold_back(service.intake._supervisors[0], partition)  # as it does by itself, sooner or later
+        service.intake._hold_back(service.intake._supervisors[0])  # as it does by itself, sooner or later
 
     await end_one()  # 9
     await end_one()  # 8
@@ -328,9 +322,9 @@ async def test_a_partition_that_has_its_share_in_flight_is_read_on_when_there_is
 
 
 async def test_partitions_that_were_added_without_widening_the_journal_wait_and_the_others_work(
-    station: Station, monkeypatch: pytest.MonkeyPatch
+    station: Station,
 ) -> None:
-    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.3))
+    station.set_timings(mismatch_recheck=timedelta(seconds=0.3))
     station.connection["metadata_max_age_ms"] = 300
     service = await station.service()
     await station.widen(station.topics.requests, 2)

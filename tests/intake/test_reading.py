@@ -9,7 +9,6 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaConnectionError
 
-from service.intake import group as intake
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.support.kafka_harness import Service, Station, good, until
@@ -19,11 +18,10 @@ LIMIT = 1.0
 
 
 @pytest.fixture
-async def station(kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
-    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.2))
-    monkeypatch.setattr(intake, "UNREAD_LIMIT", timedelta(seconds=LIMIT))
-    monkeypatch.setattr(intake, "ASSIGNMENT_LIMIT", timedelta(seconds=LIMIT))
+async def station(kafka: Kafka, topic_name: TopicNamer) -> AsyncIterator[Station]:
+    limit = timedelta(seconds=LIMIT)
     async with Station(kafka.bootstrap, topic_name("reading")) as station:
+        station.set_timings(report=timedelta(seconds=0.2), unread_limit=limit, assignment_limit=limit)
         yield station
 
 
@@ -43,7 +41,7 @@ async def test_records_that_are_not_read_are_a_reason_to_restart(station: Statio
     await until(lambda: bool(service.intake.stalled()), what="it is noticed")
     assert service.intake.stalled()[0].startswith("partition 0 has unread records, and none was read for ")
     assert service.metric("reading_stalled_seconds") > LIMIT / 2  # told at each look
-    service.intake._note_refusal(None, PermissionError())
+    service.intake._refusals.note(None, PermissionError())
     assert service.intake.stalled() == []  # a restart would not give the right back
     await until(lambda: not service.intake.refused(), what="it is over")
     assert service.intake.stalled() != []

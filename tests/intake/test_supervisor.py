@@ -1,4 +1,4 @@
-"""A partition's keeper ends when it is let go of, whatever Kafka's client does with its cancellation."""
+"""A partition's supervisor: it opens, opens again, and ends when it is let go of, whatever Kafka's client does."""
 
 import asyncio
 from contextlib import suppress
@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
-from service.intake.group import COMPARE_LIMIT, Intake, PartitionSupervisor, Plan
+from service.intake.group import Intake, Plan
 from service.intake.start_position import Looked, Start
+from service.intake.supervisor import PartitionSupervisor
+from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka.journal_api import Batch, JournalLost, Opened
 from service.kafka.journal_codec import Cursor
 from service.kafka.journal_replay import EndedSyncs
 from service.messages.kafka_record import Event
-from service.partition.balance import Balance
 from service.partition.partition import Memory
 from tests.support.virtual_time import VirtualClock, VirtualLoop
 
@@ -68,14 +69,50 @@ def intake_of(journals: Swallowing) -> Intake:
             positions=Fitting(),
             open_journal=journals.open,
         ),
-        dependencies=SimpleNamespace(requests="requests", random=Random(1)),  # type: ignore[arg-type] # all that is asked for
+        dependencies=dependencies(),
         metrics=Quiet(),
         clock=VirtualClock(loop),
     )
 
 
+def dependencies() -> Any:
+    """All that is asked for."""
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return SimpleNamespace(requests="requests", random=Random(1), clock=VirtualClock(loop))
+
+
+class Member:
+    """Confirms that the partition is its process's own; nothing is ever read."""
+
+    async def committed(self, place: TopicPartition) -> int | None:  # noqa: ARG002 - no group was ever told anything
+        return None
+
+    async def commit(self, place: TopicPartition, offset: int) -> None:
+        pass
+
+    def read_from(self, place: TopicPartition, offset: int) -> int | None:  # noqa: ARG002 - nothing is assigned
+        return None
+
+    def supervised(self) -> None:
+        pass
+
+
+def supervisor_of(journals: Swallowing) -> PartitionSupervisor:
+    (place,) = PLACES
+    return PartitionSupervisor(
+        place,
+        member=Member(),
+        positions=Fitting(),
+        open_journal=journals.open,
+        dependencies=dependencies(),
+        timings=DEFAULT_TIMINGS,
+        metrics=Quiet(),
+    )
+
+
 @pytest.mark.parametrize("stopping", [False, True])
-def test_a_keeper_whose_cancellation_was_swallowed_ends_all_the_same(stopping: bool) -> None:
+def test_a_supervisor_whose_cancellation_was_swallowed_ends_all_the_same(stopping: bool) -> None:
     async def play() -> None:
         journals = Swallowing()
         intake = intake_of(journals)
@@ -123,7 +160,7 @@ def test_whoever_is_told_to_stop_while_it_joins_lets_go_of_what_it_was_given() -
     async def play() -> None:
         journals = Swallowing()
         intake = intake_of(journals)
-        intake.broker = HalfStarted(intake)  # type: ignore[assignment] # all that is asked of it
+        intake._subscriber.broker = HalfStarted(intake)  # type: ignore[assignment] # all that is asked of it
         starting = asyncio.create_task(intake.start())
         await asyncio.sleep(2)
         assert journals.opened == 1
@@ -147,7 +184,7 @@ def test_leaving_ends_in_time_although_a_cancellation_is_swallowed(monkeypatch: 
                 with suppress(asyncio.CancelledError):
                     await asyncio.shield(released)
 
-        monkeypatch.setattr(intake.broker, "stop", never)
+        monkeypatch.setattr(intake._subscriber, "stop", never)
         began = loop.time()
         await intake._leave(3.0)
         took = loop.time() - began
@@ -183,16 +220,14 @@ def test_what_was_written_back_into_a_new_journal_is_not_published_again_if_the_
         )
 
     async def play() -> None:
-        intake = intake_of(Swallowing())
-        (place,) = PLACES
+        supervisor = supervisor_of(Swallowing())
         cursor = Cursor("requests", 5)
         batch = Batch(events=[Event(topic="completed", key=None, value=b"{}")], cursor=cursor)
-        keeper = PartitionSupervisor(place, Balance(Quiet()), 0.0, memory=Memory(batch, EndedSyncs(), end=100))
         first, second = Remade(1), Remade(6)
-        assert keeper.memory is not None
-        await intake._write_back(keeper, opened(first, None), keeper.memory)
+        await supervisor._write_back(opened(first, None), Memory(batch, EndedSyncs(), end=100))
         assert [len(batch.events) for batch in first.commits] == [1]
-        await intake._write_back(keeper, opened(second, cursor), keeper.memory)
+        assert supervisor._memory is not None
+        await supervisor._write_back(opened(second, cursor), supervisor._memory)
         assert second.commits == []
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -204,12 +239,11 @@ def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too
         intake = intake_of(Swallowing())
         failed: list[str] = []
         partition = SimpleNamespace(disown_cursor=asyncio.get_running_loop().create_future, fail=failed.append)
-        (place,) = PLACES
-        keeper = PartitionSupervisor(place, Balance(Quiet()), 0.0, reading=1)
-        keeper.partition = partition  # type: ignore[assignment] # all that is asked of it
+        supervisor = supervisor_of(Swallowing())
+        supervisor.partition = partition  # type: ignore[assignment] # all that is asked of it
         with suppress(TimeoutError):
-            async with asyncio.timeout(COMPARE_LIMIT.total_seconds()):
-                await intake._replaced(keeper, keeper.partition)  # type: ignore[arg-type]
+            async with asyncio.timeout(DEFAULT_TIMINGS.compare_limit.total_seconds()):
+                await intake._comparison._replaced(supervisor, supervisor.partition)  # type: ignore[arg-type]
         return failed
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
@@ -219,12 +253,9 @@ def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too
 def test_a_partition_whose_journal_can_not_be_opened_for_long_is_named_with_its_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def member(*_: object) -> None:
-        """The group says so."""
-
     async def play() -> tuple[list[str], list[str]]:
         intake = intake_of(Swallowing())
-        monkeypatch.setattr(intake, "_still_a_member", member)
+        monkeypatch.setattr(intake, "committed", Member().committed)
         await intake._assign(PLACES)
         await asyncio.sleep(120)
         early = intake.unopened()

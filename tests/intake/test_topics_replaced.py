@@ -10,8 +10,7 @@ import pytest
 from aiokafka import TopicPartition
 
 from service.clock import Clock
-from service.intake import group as intake
-from service.intake import start_position
+from service.intake.start_position import KafkaStartPositions
 from service.kafka.consumer import SteadyConsumer, probe_consumer
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened, StopReason
@@ -22,9 +21,9 @@ from tests.support.kafka_harness import Service, Station, until
 
 
 @pytest.fixture
-async def station(kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Station]:
-    monkeypatch.setattr(start_position, "LEADER_SETTLES", timedelta(seconds=0.2))
+async def station(kafka: Kafka, topic_name: TopicNamer) -> AsyncIterator[Station]:
     async with Station(kafka.bootstrap, topic_name("replaced")) as station:
+        station.set_timings(leader_settles=timedelta(seconds=0.2))
         yield station
 
 
@@ -63,9 +62,9 @@ async def test_a_record_below_the_cursor_is_never_dropped_silently(
 
 
 async def test_a_requests_topic_that_is_gone_is_said_and_found_again_within_seconds(
-    station: Station, monkeypatch: pytest.MonkeyPatch
+    station: Station,
 ) -> None:
-    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.3))
+    station.set_timings(report=timedelta(seconds=0.3))
     service = await station.service()
     await station.drop(station.topics.requests)
     await until(lambda: service.intake.missing() is not None, what="it is missed")
@@ -81,8 +80,8 @@ async def test_a_requests_topic_that_is_gone_is_said_and_found_again_within_seco
 async def test_a_requests_topic_that_is_recreated_and_filled_past_the_cursor_at_once_is_refused_for_good(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "COMPARE", timedelta(hours=1))  # until it is called for
-    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
+    by_hand = timedelta(hours=1)
+    station.set_timings(compare=by_hand, mismatch_recheck=timedelta(seconds=0.2))
     service = await station.service()
     await station.ask("op-1", "op-2")
     await station.settled("op-1", "op-2")
@@ -98,7 +97,7 @@ async def test_a_requests_topic_that_is_recreated_and_filled_past_the_cursor_at_
     service.consumer.resume(place)
     # Taken for the old one: nothing but the topic's id shows the difference.
     await station.told_of("new-3", "new-4")
-    await service.intake._compare()
+    await service.intake._comparison.compare()
 
     await until(lambda: bool(service.intake.mismatched()), what="it refuses")
     assert "this topic was created again" in service.intake.mismatched()[0]
@@ -116,7 +115,7 @@ async def test_a_requests_topic_that_is_recreated_and_filled_past_the_cursor_at_
 async def test_a_requests_topic_that_lost_its_end_is_noticed_while_nothing_is_read(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "COMPARE", timedelta(seconds=0.3))
+    station.set_timings(compare=timedelta(seconds=0.3))
     service = await station.service()
     await station.ask("op-1", "op-2")
     await station.settled("op-1", "op-2")
@@ -133,10 +132,9 @@ async def test_a_requests_topic_that_lost_its_end_is_noticed_while_nothing_is_re
 
 
 async def test_requests_that_retention_takes_from_under_a_full_partition_are_counted_and_the_rest_is_read(
-    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    station: Station, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(intake, "COMPARE", timedelta(seconds=0.3))
-    monkeypatch.setattr(intake, "AT_ONCE", 1)
+    station.set_timings(compare=timedelta(seconds=0.3), records_at_once=1)
     station.world.lasts = lambda _: 1e6
     service = await station.service(max_in_flight=2)
     await station.ask("op-1", "op-2")
@@ -172,10 +170,10 @@ def making_kafka() -> Iterator[EmbeddedKafka]:
 
 @pytest.mark.kafka
 async def test_a_topic_that_is_deleted_does_not_come_back_by_being_asked_for(
-    making_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+    making_kafka: EmbeddedKafka, topic_name: TopicNamer
 ) -> None:
-    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.3))
     async with Station(making_kafka.bootstrap, topic_name("asked-for"), partitions=2) as station:
+        station.set_timings(report=timedelta(seconds=0.3))
         service = await station.service()
         await station.ask("op-1")
         await station.settled("op-1")
@@ -191,9 +189,9 @@ async def test_a_topic_that_is_deleted_does_not_come_back_by_being_asked_for(
 
 
 async def test_a_deployment_with_another_requests_topic_refuses_the_journal_without_fencing_its_owner(
-    station: Station, monkeypatch: pytest.MonkeyPatch
+    station: Station,
 ) -> None:
-    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
+    station.set_timings(mismatch_recheck=timedelta(seconds=0.2))
     owner = await station.service("owner")
     await station.ask("op-1")
     await station.settled("op-1")
@@ -210,9 +208,9 @@ async def test_a_deployment_with_another_requests_topic_refuses_the_journal_with
 
 
 async def test_of_two_groups_on_one_journal_one_works_and_the_other_names_it_until_it_is_gone(
-    station: Station, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    station: Station, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
+    station.set_timings(mismatch_recheck=timedelta(seconds=0.2))
     first = await station.service("first", group=f"{station.prefix}-one")
     await station.ask("op-1")
     await station.settled("op-1")
@@ -239,8 +237,8 @@ async def test_of_two_groups_that_may_not_be_described_the_silent_one_is_taken_o
     async def forbidden(*_: object) -> None:
         return None
 
-    monkeypatch.setattr(intake, "MISMATCH_RECHECK", timedelta(seconds=0.2))
-    monkeypatch.setattr(start_position.KafkaStartPositions, "_holds", forbidden)
+    station.set_timings(mismatch_recheck=timedelta(seconds=0.2))
+    monkeypatch.setattr(KafkaStartPositions, "_holds", forbidden)
     first = await station.service("first", group=f"{station.prefix}-one")
     await station.ask("op-1")
     await station.settled("op-1")
@@ -254,12 +252,11 @@ async def test_of_two_groups_that_may_not_be_described_the_silent_one_is_taken_o
 
 
 async def test_the_last_cursor_is_found_however_far_it_lies_before_the_journals_end(
-    station: Station, monkeypatch: pytest.MonkeyPatch
+    station: Station,
 ) -> None:
-    monkeypatch.setattr(start_position, "TAIL", 2)
     one, journal = TopicPartition(station.topics.requests, 0), station.topics.journal
-    positions = start_position.KafkaStartPositions(
-        connection=station.connection, requests=one.topic, journal=journal, group_id="g", clock=Clock()
+    positions = KafkaStartPositions(
+        connection=station.connection, requests=one.topic, journal=journal, group_id="g", clock=Clock(), tail=2
     )
 
     async def committed() -> int | None:
@@ -361,7 +358,8 @@ async def opened_without_end(station: Station, service: Service, monkeypatch: py
     await until(lambda: service.owned == {0} and service.partition() is not fenced, what="it is open again")
     end(station, "op-1")
     await station.told_of("op-1")
-    open_journal = service.intake._plan.open_journal
+    supervisor = service.intake._supervisors[0]
+    open_journal = supervisor._open_journal
 
     async def as_before(partition: int) -> Opened:
         opened = await open_journal(partition)
@@ -370,7 +368,7 @@ async def opened_without_end(station: Station, service: Service, monkeypatch: py
         cut.set()
         return replace(opened, in_flight=before.in_flight, cursor=before.cursor, ended=before.ended, begin=1)
 
-    monkeypatch.setattr(service.intake, "_plan", replace(service.intake._plan, open_journal=as_before))
+    monkeypatch.setattr(supervisor, "_open_journal", as_before)
     service.partition().fail("its journal is gone")
     return cut
 

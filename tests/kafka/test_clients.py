@@ -10,7 +10,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
-from service.intake import group as intake
+from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka import clients as connection
 from service.kafka.clients import end
 from service.kafka.connection import KafkaConnection
@@ -112,7 +112,7 @@ async def test_a_producer_whose_connection_was_forgotten_costs_one_time_out_and_
 
             print(f"from request to POST: {took}")  # noqa: T201
             assert dropped > 0
-            assert took < intake.KAFKA_REQUEST_TIMEOUT.total_seconds() + 6.0
+            assert took < DEFAULT_TIMINGS.kafka_request_timeout.total_seconds() + 6.0
             await station.settled("op-1")
 
 
@@ -121,9 +121,8 @@ async def test_a_producer_whose_connection_was_forgotten_costs_one_time_out_and_
 
 @pytest.mark.kafka
 async def test_a_kafka_that_comes_back_at_another_address_is_found_through_the_bootstrap_servers(
-    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer
 ) -> None:
-    monkeypatch.setattr(intake, "ASK_BOOTSTRAP", timedelta(seconds=3))
     async with (
         relay_to(relayed_kafka) as bootstrap,
         relay_to(relayed_kafka) as before,
@@ -131,6 +130,7 @@ async def test_a_kafka_that_comes_back_at_another_address_is_found_through_the_b
     ):
         await restart(relayed_kafka, advertised=before.address)
         async with behind(bootstrap, relayed_kafka, topic_name("moved"), partitions=3) as station:
+            station.set_timings(ask_bootstrap=timedelta(seconds=3))
             service = await station.service()
             await until(lambda: len(service.reading) == 3, what="all partitions are open")
             await station.ask("op-1")
@@ -152,11 +152,10 @@ async def test_a_kafka_that_comes_back_at_another_address_is_found_through_the_b
 async def test_a_process_that_kafka_does_not_answer_although_it_answers_others_ends(
     relayed_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(intake, "ASK_BOOTSTRAP", timedelta(seconds=0.5))
-    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.5))
-    monkeypatch.setattr(intake, "GIVE_UP", timedelta(seconds=1))
     await restart(relayed_kafka, advertised=relayed_kafka.address("RELAYED"))
     async with Station(relayed_kafka.bootstrap, topic_name("deaf")) as station:
+        often = timedelta(seconds=0.5)
+        station.set_timings(ask_bootstrap=often, report=often, give_up=timedelta(seconds=1))
         service = await station.service()
 
         async def unanswered() -> None:

@@ -11,7 +11,6 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from service.clock import Clock
-from service.intake import group as intake
 from service.kafka import journal
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
@@ -259,11 +258,9 @@ async def test_an_outcome_that_the_broker_refuses_for_its_size_comes_with_fewer_
         assert station.world.tasks_of() == {"op-1": 1}
 
 
-async def test_what_can_not_be_told_at_all_is_tried_less_and_less_often(
-    kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(intake, "REOPEN_FIRST", timedelta(milliseconds=40))
+async def test_what_can_not_be_told_at_all_is_tried_less_and_less_often(kafka: Kafka, topic_name: TopicNamer) -> None:
     station = Station(kafka.bootstrap, topic_name("mute"), partitions=2)
+    station.set_timings(reopen=replace(station.timings.reopen, first=timedelta(milliseconds=40)))
     station.settings[station.topics.completed] = {"max.message.bytes": "100"}
     async with station:
         service = await station.service()

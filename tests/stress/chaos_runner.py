@@ -33,7 +33,7 @@ from aiokafka.errors import KafkaError, for_code
 from aiokafka.partitioner import murmur2
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
-from service.intake.group import REBALANCE_TIMEOUT
+from service.intake.timings import DEFAULT_TIMINGS
 from service.sandbox.kafka import EmbeddedKafka
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Durations, Plan, User
@@ -88,7 +88,7 @@ FORGETS: Final = 2.0
 STOPPED: Final = 35.0
 """Seconds for a clean stop: the drain's limit of 25 s, and a busy machine."""
 
-MEMBERS_ARE_MISSED: Final = REBALANCE_TIMEOUT.total_seconds() + 2 * SESSION_TIMEOUT
+MEMBERS_ARE_MISSED: Final = DEFAULT_TIMINGS.rebalance_timeout.total_seconds() + 2 * SESSION_TIMEOUT
 """Seconds after which the group has noticed that its members are dead: one that died in the middle of a rebalance is
 waited for until the service's rebalance timeout is over."""
 

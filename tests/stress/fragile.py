@@ -25,7 +25,7 @@ class Fragile(Intake):
         asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, self._stop_reading)
 
     def _stop_reading(self) -> None:
-        for task in self._subscriber.tasks:
+        for task in self._subscriber._subscriber.tasks:
             task.cancel()
 
 

@@ -27,6 +27,7 @@ from prometheus_client import CollectorRegistry
 from service.clock import Clock
 from service.intake.group import Intake, Plan
 from service.intake.start_position import KafkaStartPositions
+from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.consumer import SteadyConsumer
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened, StopReason
@@ -90,6 +91,7 @@ class Service:
         )
         refusals = Refusals()
         requests = plan.get("requests", station.topics.requests)
+        timings = station.timings
 
         async def open_journal(partition: int) -> Opened:
             self.opened.append(partition)
@@ -113,8 +115,10 @@ class Service:
                     journal=station.topics.journal,
                     group_id=group,
                     clock=clock,
+                    timings=timings,
                 ),
                 open_journal=open_journal,
+                timings=timings,
             ),
             dependencies=Dependencies(
                 api=self.vcda,
@@ -170,8 +174,8 @@ class Service:
         """The partitions that are open here and read from."""
         return {
             n
-            for n, keeper in self.intake._supervisors.items()
-            if keeper.partition is not None and keeper.reading is not None
+            for n, supervisor in self.intake._supervisors.items()
+            if supervisor.partition is not None and supervisor.reading is not None
         }
 
     def metric(self, name: str, **labels: str) -> float:
@@ -216,6 +220,8 @@ class Station:
         self.partitions = partitions
         self.connection: dict[str, Any] = {"bootstrap_servers": [bootstrap]}
         """What all clients of the services take; a test may add to it."""
+        self.timings: IntakeTimings = DEFAULT_TIMINGS
+        """Of the services that are yet to be started."""
         self.topics = TopicNames(
             requests=f"{prefix}.requests",
             completed=f"{prefix}.completed",
@@ -322,6 +328,10 @@ class Station:
             await asyncio.sleep(0.02)
 
     # ------------------------------------------------------------ services
+
+    def set_timings(self, **timings: Any) -> None:
+        """Let the services that are yet to be started be less patient."""
+        self.timings = replace(self.timings, **timings)
 
     async def service(self, name: str = "A", **how: Any) -> Service:
         """Start one more service, and wait until it reads."""

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from service.intake import group as intake
 from service.messages.record_fate import Fate
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
@@ -122,10 +121,9 @@ async def test_records_that_are_read_and_do_not_arrive_are_missed_by_the_next_an
 async def test_records_that_do_not_arrive_are_missed_and_read_again_though_nothing_follows_them(
     station: Station,
     dropped: Callable[[Service], asyncio.Event],
-    monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(intake, "SHOW_PROGRESS", timedelta(seconds=0.2))
+    station.set_timings(report=timedelta(seconds=0.2))
     service = await station.service()
     await until(lambda: service.reading == {0, 1}, what="both partitions are read")
     done = dropped(service)

@@ -1,0 +1,363 @@
+"""One assigned partition: its journal is opened, opened again whenever it is lost, and closed once it is let go of.
+
+    assigned --journal opened--> open, read from its cursor --let go of--> closed
+                  |    ^                    |
+                  |    |                    | journal lost, or its reading distrusted: closed
+                  |    +--the group confirms that the partition is ours--pause that doubles
+                  |
+                  +--journal and requests topic don't belong together--> refused, checked again each half minute
+
+It never fences an owner whose journal doesn't fit, and never opens a partition again that the group may have given to
+somebody else.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Final, Protocol
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from service.intake.start_position import Looked, Start, StartPositions
+from service.intake.timings import IntakeTimings
+from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened
+from service.partition.balance import Balance, BalanceMeter
+from service.partition.dependencies import Dependencies
+from service.partition.partition import Memory, Partition
+from service.sync import Ended
+
+log = logging.getLogger(__name__)
+
+NAMED: Final = 20
+"""How many syncs a log line names."""
+
+ASK_GROUP_AGAIN: Final = 1.0
+"""Seconds until the group is asked once more whether the partition is ours, unless it is assigned before."""
+
+
+class SupervisorMeter(BalanceMeter, Protocol):
+    """What is counted here."""
+
+    def restored(self, seconds: float) -> None: ...  # noqa: D102 - the names say it
+    def reopened(self) -> None: ...  # noqa: D102
+    def rewritten(self) -> None: ...  # noqa: D102
+
+
+class GroupMember(Protocol):
+    """What a supervisor needs of this process as a member of the consumer group."""
+
+    async def committed(self, place: TopicPartition) -> int | None:
+        """Ask the group how far it has read; None: it never has.
+
+        Raises:
+            KafkaError: the group could not be asked.
+        """
+
+    async def commit(self, place: TopicPartition, offset: int) -> None:
+        """Commit an offset, which the group takes from members only.
+
+        Raises:
+            KafkaError: this process is no member any more, or the group could not be asked.
+        """
+
+    def read_from(self, place: TopicPartition, offset: int) -> int | None:
+        """Read on from there, and drop what was fetched before; return the seek's number.
+
+        None: the partition is not assigned here, or the process stops.
+        """
+
+    def supervised(self) -> None:
+        """Take notice: a partition was opened or closed, or refuses to work."""
+
+
+class PartitionSupervisor:
+    """Keeps one assigned partition open. `start` and `let_go` once each."""
+
+    def __init__(
+        self,
+        place: TopicPartition,
+        *,
+        member: GroupMember,
+        positions: StartPositions,
+        open_journal: Callable[[int], Awaitable[Opened]],
+        dependencies: Dependencies,
+        timings: IntakeTimings,
+        metrics: SupervisorMeter,
+    ) -> None:
+        self.place = place
+        self.partition: Partition | None = None
+        self.reading: int | None = None
+        """The seek under which records are admitted; None: none are."""
+        self.mismatched: JournalMismatch | None = None
+        """Why the partition refuses to work, while it does."""
+        self.trouble = "opening is still under way"
+        """Why it is not open, while it isn't."""
+        self.closed_since = dependencies.clock.monotonic()
+        """Since when (monotonic) it is not open, while it isn't."""
+        self.cursor: int | None = None
+        """The last one that the group was told, or that was opened with: the group is asked with it."""
+        self.topic_id: str | None = None
+        """Of the requests topic as it was opened; None: the brokers tell none."""
+        self._member = member
+        self._positions = positions
+        self._open_journal = open_journal
+        self._dependencies = dependencies
+        self._clock = dependencies.clock
+        self._timings = timings
+        self._metrics = metrics
+        self._balance = Balance(metrics)
+        self._memory: Memory | None = None
+        """What was known here when the journal was lost, until it is open again."""
+        self._returned = asyncio.Event()
+        self._gone = False
+        """It was let go of. Its task was cancelled, too, but a producer that is being stopped swallows that (read in
+        the source, and seen): such a supervisor would live on, and its partition's next one would wait for it for
+        ever."""
+
+    # ------------------------------------------------------------ what the group wants
+
+    def start(self, *, after: "asyncio.Task[None] | None" = None) -> "asyncio.Task[None]":
+        """Begin, once the partition's earlier supervisor has ended; return the task, which ends by `let_go` alone."""
+        self._task = asyncio.create_task(self._run(after))
+        self._task.add_done_callback(lambda _: self._balance.give_up())
+        return self._task
+
+    def let_go(self) -> "asyncio.Task[None]":
+        """Close: the partition is assigned elsewhere, or the process stops. Returns the task, which ends soon."""
+        self._gone = True
+        self._task.cancel()
+        return self._task
+
+    def revoke(self) -> Partition | None:
+        """Admit nothing more until the partition is assigned again; return it, if it is open, to be quiesced."""
+        self.reading = None
+        return self.partition
+
+    def assign_again(self) -> None:
+        """Go on: the group has given the partition back."""
+        self._returned.set()
+        if self.partition is not None:
+            self._read_on(self.partition)
+
+    def distrust(self, reason: str) -> None:
+        """Close a partition whose position is no longer one of the topic as it was: opening it again checks both."""
+        self.reading = None
+        if self.partition is not None:
+            self.partition.fail(reason)
+
+    def unopened_for(self, now: float) -> float:
+        """Return for how many seconds the partition has not been open; 0 where it is, or refuses to work."""
+        return now - self.closed_since if self.partition is None and self.mismatched is None else 0.0
+
+    # ------------------------------------------------------------ the task
+
+    async def _run(self, after: "asyncio.Task[None] | None") -> None:
+        """Open the partition, again and again as its journal is lost, until it is let go of."""
+        await _ended(after)
+        repeats = 0
+        while True:
+            self._check()
+            try:
+                lasted = await self._keep_open()
+            except JournalMismatch as error:
+                await self._refuse(error)
+                continue
+            if lasted > self._timings.proven.total_seconds():
+                repeats = 0
+            await asyncio.sleep(self._timings.reopen.pause(repeats, chance=self._dependencies.random.random()))
+            repeats += 1
+            await self._until_confirmed()
+
+    def _check(self) -> None:
+        """End the task whose cancellation may have been swallowed meanwhile."""
+        if self._gone:
+            raise asyncio.CancelledError
+
+    async def _keep_open(self) -> float:
+        """Open the partition, and close it when it is lost; return for how many seconds it was open.
+
+        Raises:
+            JournalMismatch: it must not be opened from here.
+        """
+        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        partition: Partition | None = None
+        number = self.place.partition
+        try:
+            partition = await self._open(lost)
+            opened_at = self._clock.monotonic()
+            self.trouble = await lost
+            log.warning("Partition %d is closed and will be reopened: %s", number, self.trouble)
+            self._metrics.reopened()
+            return self._clock.monotonic() - opened_at
+        except JournalLost as error:
+            self.trouble = str(error)
+            log.warning("Opening partition %d failed; trying again: %s", number, error)
+            return 0.0
+        finally:
+            self.reading = None
+            if self.partition is not None:
+                self.partition, self.closed_since = None, self._clock.monotonic()
+            self._member.supervised()
+            if partition is not None:
+                await partition.close()
+                self._memory = partition.memory()
+
+    async def _refuse(self, error: JournalMismatch) -> None:
+        """Say why the partition refuses to work, and wait until it is time to check again."""
+        if self.mismatched is None or str(self.mismatched) != str(error):
+            log.error("Partition %d is stopped: %s", self.place.partition, error)
+        self.mismatched = error
+        self._member.supervised()
+        try:
+            await asyncio.sleep(self._timings.mismatch_recheck.total_seconds())
+        except asyncio.CancelledError:
+            self.mismatched = None
+            self._member.supervised()
+            raise
+
+    async def _until_confirmed(self) -> None:
+        """Wait until the group confirms that the partition is ours.
+
+        A member that was thrown out would otherwise fence its successor: its own transactions still commit (measured).
+        """
+        while True:
+            self._check()
+            self._returned.clear()
+            try:
+                offset = self.cursor
+                if offset is None:
+                    offset = await self._member.committed(self.place)
+                if offset is not None:  # otherwise nobody has ever read here: there is nobody to fence
+                    await self._member.commit(self.place, offset)
+            except KafkaError as error:
+                log.info(
+                    "Partition %d waits for the consumer group to accept a commit: %r", self.place.partition, error
+                )
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ASK_GROUP_AGAIN):
+                        await self._returned.wait()
+            else:
+                return
+
+    # ------------------------------------------------------------ opening
+
+    async def _open(self, lost: "asyncio.Future[str]") -> Partition:
+        """Open the partition and read from its cursor; `lost` is set when its journal is lost, to the reason."""
+        began = self._clock.monotonic()
+        committed = partial(self._member.committed, self.place)
+        looked = await self._positions.look(self.place, committed=committed, remembered=self._memory is not None)
+        self._check()
+        opened = await self._open_journal(self.place.partition)
+        try:
+            self._check()
+            if (memory := self._memory) is not None:
+                opened = await self._write_back(opened, memory)
+                self._check()
+            start = await self._start(looked, opened)
+            partition = self._make(opened, start, lost)
+        except BaseException:
+            await opened.journal.close()
+            raise
+        try:
+            await partition.start()
+            self._check()
+        except BaseException:
+            await partition.close()
+            raise
+        self.partition, self.mismatched, self._memory = partition, None, None
+        self._metrics.restored(self._clock.monotonic() - began)
+        self._member.supervised()
+        log.info(
+            "Partition %d is open: %d requests in flight, reading from offset %d",
+            self.place.partition,
+            len(partition),
+            start.offset,
+        )
+        self._read_on(partition)
+        return partition
+
+    async def _start(self, looked: Looked, opened: Opened) -> Start:
+        """Return where reading begins; checked again where the cursor has moved since the journal was looked at."""
+        start = looked.start
+        if opened.cursor != looked.cursor or (opened.cursor is None and self._memory is not None):
+            committed = partial(self._member.committed, self.place)
+            start = await self._positions.of(self.place, opened.cursor, committed=committed)
+            self._check()
+        if start.lost:
+            log.error(
+                "Up to %d requests of partition %d were deleted from the topic before they were read: the retention of "
+                "%s (retention.ms, retention.bytes) is shorter than the time that the service was down, or that the "
+                "partition was full (VM_SYNC_SYNC__MAX_IN_FLIGHT)",
+                start.lost,
+                self.place.partition,
+                self.place.topic,
+            )
+        return start
+
+    def _make(self, opened: Opened, start: Start, lost: "asyncio.Future[str]") -> Partition:
+        self.cursor, self.topic_id = start.offset, start.topic_id
+        return Partition(
+            self.place.partition,
+            opened=opened,
+            dependencies=self._dependencies,
+            balance=self._balance,
+            start_at=start.offset,
+            on_lost=partial(_settle, lost),
+            topic_id=start.topic_id,
+        )
+
+    def _read_on(self, partition: Partition) -> None:
+        """Read from the partition's own cursor."""
+        if (seek := self._member.read_from(self.place, partition.cursor)) is not None:
+            self.reading = seek
+            partition.resume()
+
+    async def _write_back(self, opened: Opened, memory: Memory) -> Opened:
+        """Write what is remembered into a journal that has lost it: it was deleted and made again, or cut at its end.
+
+        Nobody else can have worked here meanwhile: the group says that the partition has been ours, and whoever opens
+        an empty journal refuses.
+        """
+        batch = memory.batch
+        if opened.begin >= memory.end or batch.cursor is None:
+            return opened  # the usual case: it goes on where it was lost
+        if opened.cursor is not None and opened.cursor.offset > batch.cursor.offset:
+            return opened
+        changes = {state.request.identity: None for state in opened.in_flight} | batch.changes
+        in_flight = [state for state in changes.values() if state is not None and not isinstance(state, Ended)]
+        log.error(
+            "The journal of partition %d was deleted and created again, or truncated at its end: it begins at offset "
+            "%d, but offset %d had been reached. It is being rewritten from memory, with %d syncs in flight (%s). "
+            "Duplicates of requests that have ended are recognised only until this process ends; after that, a "
+            "repeated request runs again. Check that the topic is compacted: vm-sync topics check",
+            self.place.partition,
+            opened.begin,
+            memory.end,
+            len(in_flight),
+            ", ".join(state.request.identity for state in in_flight[:NAMED]) + ", ..." * (len(in_flight) > NAMED),
+        )
+        await opened.journal.commit(Batch(changes, batch.events, batch.cursor))
+        # It stands, and what it publishes is published: that is not to be repeated if the opening fails from here on.
+        self._memory = replace(memory, batch=replace(batch, events=[]), end=opened.journal.end)
+        self._metrics.rewritten()
+        return replace(opened, cursor=batch.cursor, in_flight=in_flight, ended=memory.ended)
+
+
+async def _ended(earlier: "asyncio.Task[None] | None") -> None:
+    """Wait until the partition's earlier supervisor has ended: opening and closing one partition are serialised."""
+    if earlier is None:
+        return
+    try:
+        await asyncio.wait([earlier])
+    except asyncio.CancelledError:
+        await asyncio.wait([earlier])  # whoever is next waits for us alone
+        raise
+
+
+def _settle(future: "asyncio.Future[str]", reason: str) -> None:
+    if not future.done():
+        future.set_result(reason)

@@ -1,0 +1,91 @@
+"""How patient the intake is: every number of it, with its reason. Tests hand in their own."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+from service.backoff import Backoff
+
+REOPEN: Final = Backoff(first=timedelta(milliseconds=100), longest=timedelta(seconds=10), jitter=0.5)
+"""Pauses between attempts to open a partition again."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IntakeTimings:
+    """The defaults are those of every process; none of them is a setting."""
+
+    # ------------------------------------------------------------ Kafka's client
+
+    heartbeat: timedelta = timedelta(milliseconds=500)
+    """Members hear of a join at once, instead of after aiokafka's 3 s."""
+
+    rebalance_timeout: timedelta = timedelta(seconds=30)
+    """How long the group waits for a member that quiesces. aiokafka's default is the session timeout: a joiner then
+    took over while the old member still quiesced (measured)."""
+
+    kafka_request_timeout: timedelta = timedelta(seconds=10)
+    """A killed broker leaves requests hanging for so long; with aiokafka's 40 s the service stood still with them."""
+
+    records_at_once: int = 500
+    """Records a `getmany` returns for one partition: some 20 ms of work between two turns of the event loop."""
+
+    # ------------------------------------------------------------ one partition
+
+    quiesce_limit: timedelta = timedelta(seconds=20)
+    """How long a revoked partition may take to let its POSTs be answered; well within the rebalance timeout."""
+
+    reopen: Backoff = REOPEN
+
+    proven: timedelta = timedelta(minutes=1)
+    """A partition that was lost sooner than this after it was opened has come to nothing again: the pauses go on
+    doubling, so that what can't be done isn't tried ten times a second."""
+
+    opening_limit: timedelta = timedelta(minutes=2)
+    """How long a partition may be closed before the process is not ready: its predecessor's hand-over takes half a
+    minute at most, reading the journal of half a million requests some seconds."""
+
+    mismatch_recheck: timedelta = timedelta(seconds=30)
+    """How often a journal that doesn't fit is checked again, so that its partition goes on by itself once it fits."""
+
+    leader_settles: timedelta = timedelta(seconds=10)
+    """A new leader's end of the topic may lag behind for a moment: only after this does a cursor beyond it count."""
+
+    # ------------------------------------------------------------ the group and Kafka
+
+    report: timedelta = timedelta(seconds=5)
+    """How often the cursors are committed to the group, and Kafka is asked whether it is there."""
+
+    ask_bootstrap: timedelta = timedelta(seconds=10)
+    """Kafka silent for so long may have other addresses: the bootstrap servers are asked. A broker's restart takes
+    5 s."""
+
+    give_up: timedelta = timedelta(minutes=2)
+    """A Kafka that answers new clients, but not ours for so long, is there: then it is this process that is broken."""
+
+    # ------------------------------------------------------------ reading
+
+    refusal_counts: timedelta = timedelta(seconds=5)
+    """A refusal is over when it has not been heard again for so long; while it lasts, it is asked again each second."""
+
+    refusal_again: timedelta = timedelta(minutes=1)
+    """How often a refusal that lasts is logged."""
+
+    unread_limit: timedelta = timedelta(seconds=90)
+    """A partition that has records and room, and that nothing was read of for so long, is not read any more, whatever
+    the cause: a slow broker answers within `kafka_request_timeout`, and records come with its next answer."""
+
+    assignment_limit: timedelta = timedelta(minutes=2)
+    """How long the group may take to assign partitions: each member has the rebalance timeout, and some join late."""
+
+    say_paused: timedelta = timedelta(minutes=1)
+    """How often at most the log says that a partition's reading pauses: with a slow Kafka it does so all the time."""
+
+    compare: timedelta = timedelta(seconds=5)
+    """How often the requests topic is compared with what was read of it: three requests, for all partitions
+    together."""
+
+    compare_limit: timedelta = timedelta(seconds=10)
+    """How long that may take. A leader that is away lets it fail, and the next time comes soon."""
+
+
+DEFAULT_TIMINGS: Final = IntakeTimings()

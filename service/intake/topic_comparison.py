@@ -1,0 +1,100 @@
+"""The requests topic, compared with what was read of it.
+
+For what reading alone doesn't show: a topic that was deleted and made again, that has lost records at its end, or
+whose retention has outrun a partition that is paused. What it finds closes the partition; opening it again checks both
+(`start_position`). It never moves a position.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+
+from aiokafka import TopicPartition
+from aiokafka.errors import KafkaError
+
+from service.intake.subscriber import Subscriber
+from service.intake.supervisor import PartitionSupervisor
+from service.intake.timings import IntakeTimings
+from service.kafka.journal_api import JournalLost
+from service.partition.partition import Partition
+
+log = logging.getLogger(__name__)
+
+
+class TopicComparison:
+    """Compares again and again. `reached` returns where reading has come to, given a partition and its cursor."""
+
+    def __init__(
+        self,
+        topic: str,
+        *,
+        subscriber: Subscriber,
+        supervisors: Callable[[], Iterable[PartitionSupervisor]],
+        reached: Callable[[TopicPartition, int], int],
+        timings: IntakeTimings,
+    ) -> None:
+        self._topic = topic
+        self._subscriber = subscriber
+        self._supervisors = supervisors
+        self._reached = reached
+        self._timings = timings
+        self._beyond_end: dict[TopicPartition, Partition] = {}
+        """Opened partitions whose cursor the last comparison found beyond the topic's end, as a new leader may show it
+        for a moment."""
+
+    async def run(self) -> None:
+        """Compare until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._timings.compare.total_seconds())
+            try:
+                async with asyncio.timeout(self._timings.compare_limit.total_seconds()):
+                    await self.compare()
+            except (TimeoutError, KafkaError) as error:
+                log.debug("Comparing the requests topic with the cursors failed: %r", error)
+
+    async def compare(self) -> None:
+        """Compare once.
+
+        Raises:
+            KafkaError: Kafka could not be asked.
+        """
+        opened = {
+            supervisor.place: (supervisor, supervisor.partition, supervisor.reading, supervisor.partition.cursor)
+            for supervisor in self._supervisors()
+            if supervisor.partition is not None and supervisor.reading is not None
+        }
+        if not opened:
+            return
+        consumer = self._subscriber.consumer
+        identity, begins, ends = await asyncio.gather(
+            consumer.topic_id(self._topic),
+            consumer.beginning_offsets(list(opened)),
+            consumer.end_offsets(list(opened)),
+        )
+        before, self._beyond_end = self._beyond_end, {}
+        replaced: list[Awaitable[None]] = []
+        for place, (supervisor, partition, reading, cursor) in opened.items():
+            if supervisor.partition is not partition or supervisor.reading != reading:
+                continue  # opened again meanwhile, or assigned
+            if identity is not None and supervisor.topic_id not in {None, identity}:
+                supervisor.reading = None  # before anything is awaited, of all of them
+                replaced.append(self._replaced(supervisor, partition))
+            elif begins[place] > self._reached(place, partition.cursor):
+                supervisor.distrust(
+                    f"offset {partition.cursor} was deleted: the requests topic begins at {begins[place]}"
+                )
+            elif ends[place] < cursor and before.get(place) is partition:
+                supervisor.distrust(f"offset {cursor} is beyond the end: the requests topic ends at {ends[place]}")
+            elif ends[place] < cursor:
+                self._beyond_end[place] = partition
+        await asyncio.gather(*replaced)
+
+    async def _replaced(self, supervisor: PartitionSupervisor, partition: Partition) -> None:
+        """What was read since the last comparison may be the new topic's, so that the cursor would pass for its own."""
+        supervisor.reading = None
+        try:
+            with suppress(JournalLost):
+                await partition.disown_cursor()
+        finally:  # also where a slow Kafka makes it too late: nothing is read here until it is opened again
+            supervisor.distrust("the requests topic was deleted and created again")
