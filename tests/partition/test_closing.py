@@ -60,7 +60,7 @@ def holds(process: Process) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize("steps", range(16))
-def test_a_keeper_that_is_cancelled_while_it_closes_a_lost_partition_gives_everything_back(
+def test_a_supervisor_that_is_cancelled_while_it_closes_a_lost_partition_gives_everything_back(
     steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journals = Journals(monkeypatch)
@@ -68,13 +68,13 @@ def test_a_keeper_that_is_cancelled_while_it_closes_a_lost_partition_gives_every
     @deployed
     async def play(d: Deployment) -> None:
         p0, partition = await busy(d)
-        keeper = p0._supervisors[0].task
+        supervisor = p0._tasks[0]
         d.group.owners.clear()
         partition.fail("lost")
         for _ in range(steps):
             await asyncio.sleep(0)
         p0.let_go(0)
-        await asyncio.wait([keeper])
+        await asyncio.wait([supervisor])
 
         assert holds(p0) == (0, 0, 0, 0)
         assert (journals.closing, journals.closed) == (1, 1)

@@ -1,9 +1,9 @@
 """A whole deployment in virtual time: a broker, a group and several processes, each with real partitions at work.
 
-Real: `Partition`, `Lanes`, `Poller`, the sync core and the journal's records. Not real: what lies behind the wire. The
-journal of a partition is a `Log` that refuses who has been fenced and can lose answers; `Group` says who owns what;
-`Process` keeps its partitions as the intake does. A process can crash, which leaves only what it had sent, and freeze:
-then all its timers and all answers to it are held back until it thaws, while the world goes on.
+Real: `PartitionSupervisor`, `Partition`, `Lanes`, `Poller`, the sync core and the journal's records. Not real: what is
+behind the wire. The journal of a partition is a `Log` that refuses who has been fenced and can lose answers; `Group`
+says who owns what; `Process` gives its supervisors what the intake would. A process can crash, which leaves only what
+it had sent, and freeze: all its timers and all answers to it are then held back until it thaws; the world goes on.
 """
 
 # ruff: noqa: ARG002 - a fake takes what the real one takes
@@ -19,16 +19,21 @@ from functools import partial
 from random import Random
 from typing import Any, ParamSpec, Self, TypeVar
 
+from aiokafka import TopicPartition
+from aiokafka.errors import UnknownMemberIdError
 from typing_extensions import override
 
 from service import sync
+from service.backoff import Backoff
+from service.intake.start_position import Committed, Looked, Start
+from service.intake.supervisor import PartitionSupervisor
+from service.intake.timings import IntakeTimings
 from service.kafka.journal_api import Batch, Entry, JournalLost, Opened
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode, encode, encode_cursor, read
 from service.kafka.journal_replay import Replay
 from service.messages.kafka_record import Event, Record
 from service.messages.outcomes import OutcomeTopics
 from service.messages.record_fate import NEVER_READ, Fate
-from service.partition.balance import Balance
 from service.partition.dependencies import Dependencies
 from service.partition.partition import Partition
 from service.sync import Policy
@@ -57,6 +62,9 @@ SESSION = 10.0
 
 REBALANCE = 30.0
 """How long the group waits for a member that quiesces."""
+
+TIMINGS = IntakeTimings(reopen=Backoff(first=timedelta(seconds=0.1), longest=timedelta(seconds=0.1)))
+"""Pauses that don't grow: what a scenario loses again and again is its own affair."""
 
 
 # ---------------------------------------------------------------- freezing
@@ -405,6 +413,15 @@ class Meter:
     def replication_held(self, site: str | None, *, held: bool) -> None:
         self.counts["held"] += 1 if held else -1
 
+    def restored(self, seconds: float) -> None:
+        self.counts["restored"] += 1
+
+    def reopened(self) -> None:
+        self.counts["reopened"] += 1
+
+    def rewritten(self) -> None:
+        self.counts["rewritten"] += 1
+
     def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None:
         self.counts["outcome"] += 1
         self.lags.append(lag)
@@ -422,11 +439,18 @@ class Meter:
         self.counts["poll"] += 1
 
 
-@dataclass(slots=True, eq=False)
-class _Keeper:
-    task: "asyncio.Task[None]"
-    balance: Balance
-    partition: Partition | None = None
+class _Positions:
+    """Finds that each journal fits; reading begins at its cursor."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
+        cursor = self._broker.log(place.partition).cursor
+        return Looked(cursor, await self.of(place, cursor, committed=committed))
+
+    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: Committed) -> Start:
+        return Start(0 if cursor is None else cursor.offset)
 
 
 class Process:
@@ -459,7 +483,9 @@ class Process:
         self._group = group
         self._context = contextvars.copy_context()
         self._context.run(_AT.set, self)
-        self._supervisors: dict[int, _Keeper] = {}
+        self.supervisors: dict[int, PartitionSupervisor] = {}
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        """Of the supervisors, the last one of each partition."""
         self._ended: list[asyncio.Task[None]] = []
         random = Random(seed)
         self.lanes = Lanes(
@@ -522,8 +548,8 @@ class Process:
         self.dead = self.vcda.dead = True
         if self.frozen:
             self.thaw()
-        for number, keeper in list(self._supervisors.items()):
-            for task in () if keeper.partition is None else tuple(keeper.partition._tasks):
+        for number, supervisor in list(self.supervisors.items()):
+            for task in () if supervisor.partition is None else tuple(supervisor.partition._tasks):
                 task.cancel()  # its commits, too, which a living process waits for
             self.let_go(number)
         self._polling.cancel()
@@ -536,88 +562,85 @@ class Process:
         """Assigned: keep the partition, from now on or still."""
         if self.dead:
             return
-        keeper = self._supervisors.get(number)
-        if keeper is None:
-            self._supervisors[number] = keeper = _Keeper(self.spawn(asyncio.sleep(0)), Balance(self.meter))
-            keeper.task = self.spawn(self._supervise(number, keeper))
-            keeper.task.add_done_callback(lambda _: keeper.balance.give_up())
-        elif keeper.partition is not None:
-            keeper.partition.resume()
+        supervisor = self.supervisors.get(number)
+        if supervisor is not None:
+            supervisor.assign_again()
+            return
+        self.supervisors[number] = supervisor = PartitionSupervisor(
+            TopicPartition(REQUESTS, number),
+            member=_Member(self, number, broker=self._broker, group=self._group),
+            positions=_Positions(self._broker),
+            open_journal=partial(self._broker.open, process=self),
+            dependencies=self._dependencies,
+            timings=TIMINGS,
+            metrics=self.meter,
+        )
+        self._tasks[number] = supervisor.start(after=self._tasks.get(number))
 
     async def quiesce(self, number: int) -> bool:
         """Revoked: begin nothing."""
-        partition = self.partition(number)
+        supervisor = self.supervisors.get(number)
+        partition = None if supervisor is None else supervisor.revoke()
         return partition is None or await partition.quiesce(REBALANCE * 2 / 3)
 
     def let_go(self, number: int) -> None:
         """Assigned elsewhere: close."""
         if self._group.owners.get(number) is self and not self.dead:
             return
-        keeper = self._supervisors.pop(number, None)
-        if keeper is not None:
-            keeper.task.cancel()
-            self._ended.append(keeper.task)
+        supervisor = self.supervisors.pop(number, None)
+        if supervisor is not None:
+            self._ended.append(supervisor.let_go())
 
     def partition(self, number: int = 0) -> Partition | None:
         """The partition, if it is open here."""
-        keeper = self._supervisors.get(number)
-        return None if keeper is None else keeper.partition
+        supervisor = self.supervisors.get(number)
+        return None if supervisor is None else supervisor.partition
 
-    # ------------------------------------------------------------ one partition's keeper
 
-    async def _supervise(self, number: int, keeper: _Keeper) -> None:
-        for earlier in self._ended:
-            await asyncio.wait([earlier])
-        while True:
-            lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-            partition: Partition | None = None
-            reader: asyncio.Task[None] | None = None
-            try:
-                opened = await self._broker.open(number, process=self)
-                partition = Partition(
-                    number,
-                    opened=opened,
-                    dependencies=self._dependencies,
-                    balance=keeper.balance,
-                    start_at=0 if opened.cursor is None else opened.cursor.offset,
-                    on_lost=partial(_settle, lost),
-                )
-                await partition.start()
-                keeper.partition = partition
-                reader = self.spawn(self._read(number, partition))
-                self.closings.append(await lost)
-            except JournalLost as error:
-                self.closings.append(str(error))
-            finally:
-                keeper.partition = None
-                if reader is not None:
-                    reader.cancel()
-                if partition is not None:
-                    await partition.close()
-            await asyncio.sleep(0.1)
-            while not await self._group.confirms(number, self):
-                await asyncio.sleep(1.0)
+class _Member:
+    """What the supervisor of one partition needs of its process; see `supervisor.GroupMember`."""
 
-    async def _read(self, number: int, partition: Partition) -> None:
-        log = self._broker.log(number)
-        while True:
-            if partition.quiescing:
-                await asyncio.sleep(0.5)
-            elif partition.behind:
+    def __init__(self, process: Process, number: int, *, broker: Broker, group: Group) -> None:
+        self._process = process
+        self._number = number
+        self._broker = broker
+        self._group = group
+        self._seeks = 0
+
+    @property
+    def _supervisor(self) -> PartitionSupervisor | None:
+        return self._process.supervisors.get(self._number)
+
+    async def committed(self, place: TopicPartition) -> int | None:
+        cursor = self._broker.log(place.partition).cursor
+        return None if cursor is None else cursor.offset
+
+    async def commit(self, place: TopicPartition, offset: int) -> None:
+        if not await self._group.confirms(self._number, self._process):
+            raise UnknownMemberIdError
+
+    def read_from(self, place: TopicPartition, offset: int) -> int | None:
+        self._seeks += 1
+        _ = self._process.spawn(self._read(self._seeks))
+        return self._seeks
+
+    def supervised(self) -> None:
+        if (supervisor := self._supervisor) is not None and supervisor.partition is None:
+            self._process.closings.append(supervisor.trouble)
+
+    async def _read(self, seek: int) -> None:
+        log, supervisor = self._broker.log(self._number), self._supervisor
+        while supervisor is not None and supervisor.reading == seek and (partition := supervisor.partition) is not None:
+            if partition.behind:
                 await asyncio.sleep(0.2)
             elif partition.cursor < len(log.requests):
                 records = _fetched(log.requests[partition.cursor :])
-                self.meter.records_read(len(records))
+                self._process.meter.records_read(len(records))
                 partition.admit(records)
             else:
                 log.readers.append(asyncio.get_running_loop().create_future())
                 await log.readers[-1]
                 await asyncio.sleep(0.01)
-
-
-def _settle(future: "asyncio.Future[str]", reason: str) -> None:
-    if not future.done():  # or cancelled, by who lets the partition go meanwhile
-        future.set_result(reason)
 
 
 FETCH = 1024 * 1024
