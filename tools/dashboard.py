@@ -177,7 +177,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Messages read",
-                about="By what became of them: accepted, known already, or not understood.",
+                about="By result: accepted, duplicate, or invalid.",
                 queries=(
                     (f"sum by (result) (rate(vm_sync_requests_total{{{HERE}}}[$__rate_interval]))", "{{result}}"),
                 ),
@@ -207,7 +207,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Time from acceptance to outcome",
-                about="Nearly all of it is VCDA at work, and waiting for one's turn.",
+                about="Most of it is the sync at VCDA, and waiting for a slot.",
                 queries=quantiles("vm_sync_duration_seconds", "outcome", SITE, 0.5, 0.95),
                 unit=SECONDS,
                 bad=21_600,
@@ -220,14 +220,14 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
         (
             Graph(
                 title="In flight, by site",
-                about="A site that only grows doesn't answer, or gets more than it can do.",
+                about="A site whose number only grows doesn't answer, or is overloaded.",
                 queries=((f"sum by (site) (vm_sync_in_flight{{{SITE}}})", "{{site}}"),),
                 alert="VmSyncSiteFillsCapacity",
                 stacked=True,
             ),
             Graph(
                 title="In flight, by state",
-                about="Waiting for a turn; being submitted; in doubt, until its task is found or not; running.",
+                about="Waiting for a slot; submitting; in doubt, until a look-up is conclusive; running.",
                 queries=((f"sum by (state) (vm_sync_in_flight{{{SITE}}})", "{{state}}"),),
                 stacked=True,
             ),
@@ -275,7 +275,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Most overdue poll",
-                about="How late the next question after a running sync is. Long while a site is held back.",
+                about="Delay of the most overdue poll. Long while a site is paused.",
                 queries=((f"max by (site) (vm_sync_poll_overdue_seconds{{{SITE}}})", "{{site}}"),),
                 unit=SECONDS,
                 warn=60,
@@ -289,7 +289,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
         (
             Graph(
                 title="Calls, by operation and answer",
-                about="A few 401 of polls and submits are everyday life: the session had run out.",
+                about="A few 401 of polls and submits are normal: the session had expired.",
                 queries=(
                     (
                         f"sum by (operation, status) (rate(vm_sync_api_requests_total{{{HERE}}}[$__rate_interval]))",
@@ -319,7 +319,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Tasks asked after in one call",
-                about="Mean; 100 at most. More is better: fewer calls for the same news.",
+                about="Mean; 100 at most. More is better: fewer calls for the same number of tasks.",
                 queries=(
                     (
                         ratio(
@@ -332,7 +332,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Adopted tasks, repeated POSTs, unknown states",
-                about="Adopted: found instead of POSTing again. Repeated: not found. Unknown: the log has the word.",
+                about="Adopted: a look-up found the task. Repeated: no task was found. Unknown: the log has the state.",
                 queries=(
                     (f"sum(increase(vm_sync_tasks_adopted_total{{{HERE}}}[$__rate_interval]))", "adopted"),
                     (f"sum(increase(vm_sync_posts_repeated_total{{{HERE}}}[$__rate_interval]))", "repeated"),
@@ -356,7 +356,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Stopped and reopened partitions",
-                about="Stopped: refuses to work until somebody decides. Reopened: helped itself.",
+                about="Stopped: waits for an operator. Reopened: recovered by itself.",
                 queries=(
                     (f"sum by (reason) (vm_sync_partitions_stopped{{{HERE}}})", "stopped: {{reason}}"),
                     (f"sum(increase(vm_sync_partitions_reopened_total{{{HERE}}}[$__rate_interval]))", "reopened"),
@@ -372,7 +372,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Reading at a standstill",
-                about="For how long a partition has had records, and room for them, without one being read.",
+                about="How long a partition has had unread records, and room for them, without a read.",
                 queries=((f"vm_sync_reading_stalled_seconds{{{HERE}}}", "{{instance}}"),),
                 unit=SECONDS,
                 bad=60,
@@ -380,7 +380,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Time of a transaction",
-                about="3 to 25 ms are good. All that a request does waits for one.",
+                about="3 to 25 ms are good. Each step of a request waits for one.",
                 queries=quantiles("vm_sync_journal_commit_seconds", "", HERE, 0.5, 0.99),
                 unit=SECONDS,
                 bad=1,
@@ -401,7 +401,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Dead letters, and requests without key",
-                about="What could not be understood, by reason; and what has no order among its siblings.",
+                about="Invalid messages by reason; and requests without a key, whose order Kafka does not keep.",
                 queries=(
                     (
                         f"sum by (reason) (increase(vm_sync_dead_letters_total{{{HERE}}}[$__rate_interval]))",
@@ -413,7 +413,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Records read, by fate",
-                about="What became of each offset of the requests topic. Unaccounted: read, and nothing became of it.",
+                about="Offsets of the requests topic by the record's fate. Unaccounted: read and skipped.",
                 queries=(
                     (f"sum by (fate) (increase(vm_sync_records_total{{{HERE}}}[$__rate_interval]))", "{{fate}}"),
                     (f"sum(vm_sync_records_unaccounted{{{HERE}}})", "unaccounted"),
@@ -441,7 +441,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Log lines dropped",
-                about="Lines of the log that its reader left no room for.",
+                about="Log lines dropped, since their reader was too slow.",
                 queries=((f"increase(vm_sync_log_lines_dropped_total{{{HERE}}}[$__rate_interval])", "{{instance}}"),),
                 warn=1,
                 alert="VmSyncLogLinesDropped",
@@ -461,7 +461,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Instances and versions",
-                about="Two versions for long are an upgrade that got stuck.",
+                about="Two versions for a long time mean a stuck upgrade.",
                 queries=(
                     (f"count by (version, python) (vm_sync_build_info{{{HERE}}})", "{{version}}, Python {{python}}"),
                 ),

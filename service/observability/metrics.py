@@ -60,21 +60,26 @@ class Metric:
 
 METRICS: Final = (
     Metric("vm_sync_requests_total", "counter", "Messages read from the requests topic, by result.", ("result",)),
-    Metric("vm_sync_requests_without_key_total", "counter", "Requests without a key: they have no order among them."),
-    Metric("vm_sync_requests_lost_total", "counter", "Requests gone from the topic before they could be read."),
+    Metric("vm_sync_requests_without_key_total", "counter", "Requests without a key; Kafka does not keep their order."),
+    Metric("vm_sync_requests_lost_total", "counter", "Requests deleted from the topic before they were read."),
     Metric(
         "vm_sync_records_total",
         "counter",
-        "What became of each offset of the requests topic; all but `reread` add up to the offsets passed.",
+        "Offsets of the requests topic, by the record's fate; all but `reread` add up to the offsets passed.",
         ("fate",),
     ),
     Metric(
         "vm_sync_records_unaccounted",
         "gauge",
-        "Records read that have no fate and wait for no commit: if not 0 again in a moment, a record was skipped.",
+        "Records read that have no fate and wait for no commit; a value that stays above 0 means a skipped record.",
         at_scrape=True,
     ),
-    Metric("vm_sync_dead_letters_total", "counter", "Messages that could not be understood, by reason.", ("reason",)),
+    Metric(
+        "vm_sync_dead_letters_total",
+        "counter",
+        "Invalid messages, written to the dead-letter topic, by reason.",
+        ("reason",),
+    ),
     Metric(
         "vm_sync_outcomes_total",
         "counter",
@@ -122,36 +127,45 @@ METRICS: Final = (
     Metric(
         "vm_sync_poll_overdue_seconds",
         "gauge",
-        "How late the most overdue poll is; 0 when none is.",
+        "Delay of the most overdue poll; 0 when no poll is overdue.",
         ("site",),
         at_scrape=True,
     ),
     Metric(
         "vm_sync_poll_batch_size",
         "histogram",
-        "Tasks asked after in one call; at most 100.",
+        "Tasks polled in one call; at most 100.",
         ("site",),
         buckets=(1, 2, 5, 10, 20, 35, 50, 75, 100),
     ),
-    Metric("vm_sync_api_requests_total", "counter", "Calls of VCDA's API, by answer.", ("operation", "status")),
+    Metric(
+        "vm_sync_api_requests_total", "counter", "Calls to VCDA's API, by the answer's status.", ("operation", "status")
+    ),
     Metric(
         "vm_sync_api_request_duration_seconds",
         "histogram",
-        "Time of one call of VCDA's API, whole.",
+        "Duration of a complete call to VCDA's API.",
         ("operation",),
         buckets=BRIEF,
     ),
-    Metric("vm_sync_api_paused", "gauge", "1 while Retry-After or the circuit breaker holds requests back.", ("site",)),
-    Metric("vm_sync_tasks_adopted_total", "counter", "Tasks found instead of POSTing again."),
+    Metric("vm_sync_api_paused", "gauge", "1 while Retry-After or the circuit breaker delays calls.", ("site",)),
+    Metric("vm_sync_tasks_adopted_total", "counter", "Tasks that a look-up found for a POST in doubt."),
     Metric(
         "vm_sync_posts_repeated_total",
         "counter",
-        "POSTs made again after look-ups have found no task of a POST in doubt.",
+        "POSTs repeated after look-ups found no task of a POST in doubt.",
         ("site",),
     ),
-    Metric("vm_sync_unknown_task_states_total", "counter", "Task states never heard of; taken as still running."),
+    Metric(
+        "vm_sync_unknown_task_states_total", "counter", "Polls that returned an unknown task state; treated as running."
+    ),
     Metric("vm_sync_session_logins_total", "counter", "Logins at VCDA, by result.", ("result",)),
-    Metric("vm_sync_journal_commit_seconds", "histogram", "Time of one transaction, sends included.", buckets=BRIEF),
+    Metric(
+        "vm_sync_journal_commit_seconds",
+        "histogram",
+        "Duration of one transaction, including its sends.",
+        buckets=BRIEF,
+    ),
     Metric(
         "vm_sync_journal_commit_records",
         "histogram",
@@ -161,39 +175,39 @@ METRICS: Final = (
     Metric(
         "vm_sync_journal_restore_seconds",
         "histogram",
-        "From the opening of a partition to its resumption.",
+        "Duration of opening a partition and restoring its syncs.",
         # 50,000 records are read in 0.2 s; what lasts for minutes is Kafka being away.
         buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
     ),
     Metric("vm_sync_identities_remembered", "gauge", "Ended requests remembered to recognise duplicates."),
     Metric("vm_sync_partitions", "gauge", "Partitions of the requests topic."),
     Metric("vm_sync_partitions_owned", "gauge", "Partitions open in this process."),
-    Metric("vm_sync_partitions_stopped", "gauge", "Partitions that refuse to work, by reason.", ("reason",)),
-    Metric("vm_sync_partitions_reopened_total", "counter", "Partitions opened again after a producer's failure."),
+    Metric("vm_sync_partitions_stopped", "gauge", "Stopped partitions, by reason.", ("reason",)),
+    Metric("vm_sync_partitions_reopened_total", "counter", "Partitions reopened after a failure of their journal."),
     Metric(
         "vm_sync_journals_rewritten_total",
         "counter",
-        "Partitions whose journal was made anew, or cut, while in use, and was written again from memory.",
+        "Journals rewritten from memory after they were deleted and created again, or truncated, while in use.",
     ),
     Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers."),
     Metric(
         "vm_sync_reading_stalled_seconds",
         "gauge",
-        "For how long a partition has had records, and room for them, without one being read; 0 while reading goes on.",
+        "How long a partition has had unread records, and room for them, without a read; 0 while reading goes on.",
     ),
     Metric(
         "vm_sync_event_loop_lag_seconds",
         "histogram",
-        "How much later than asked the event loop wakes a sleeper.",
+        "Delay with which the event loop runs a due timer.",
         buckets=(0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
     ),
     Metric(
         "vm_sync_log_lines_dropped_total",
         "counter",
-        "Log lines that were never written: the log's reader was too slow, or away.",
+        "Log lines dropped: the reader of standard error was too slow, or has closed it.",
         at_scrape=True,
     ),
-    Metric("vm_sync_build_info", "gauge", "Always 1; the labels tell the build.", ("version", "python")),
+    Metric("vm_sync_build_info", "gauge", "Always 1; the labels identify the build.", ("version", "python")),
 )
 
 

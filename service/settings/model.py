@@ -78,21 +78,21 @@ class Topics(Part):
     """The Kafka topics."""
 
     requests: Topic = "vm-sync.requests"
-    """Where requests come from."""
+    """Topic from which requests are read."""
     completed: Topic = "vm-sync.completed"
-    """Where completed syncs are told."""
+    """Topic to which the outcomes of completed syncs are published."""
     failed: Topic = "vm-sync.failed"
-    """Where failed requests are told; may be the same topic as COMPLETED.
+    """Topic to which the outcomes of failed requests are published; may be the same topic as COMPLETED.
 
-    Apart, since most consumers want one of the two."""
+    Separate, since most consumers want one of the two."""
     dead_letter: Topic = "vm-sync.dead-letter"
-    """Where messages go that can't be understood."""
+    """Topic to which invalid messages are written."""
     journal: Topic = "vm-sync.journal"
-    """The service's own state, compacted; private."""
+    """Topic that holds the service's own state; compacted; private to the service."""
     progress: Topic | None = None
-    """Where the progress of running syncs is told; empty: nowhere.
+    """Topic to which the progress of running syncs is published; empty: progress is not published.
 
-    Off, since most want outcomes only, and `/syncs` shows progress too."""
+    Off, since most consumers want outcomes only, and `/syncs` shows progress too."""
 
     @override
     def faults(self) -> Iterator[Fault]:
@@ -114,7 +114,7 @@ class Kafka(Part):
     """How to reach Kafka, and how to be a member of its group."""
 
     bootstrap_servers: Servers = "localhost:9092"
-    """Brokers to begin with, as host:port, comma-separated."""
+    """Bootstrap servers, as host:port, comma-separated."""
     group_id: Name = "vm-sync"
     """Consumer group."""
     session_timeout: Annotated[Duration, Field(ge=timedelta(seconds=6), le=timedelta(minutes=30))] = timedelta(
@@ -123,7 +123,7 @@ class Kafka(Part):
     """How long a dead member keeps its partitions; at least 6 s.
 
     Long enough for a pause of a second or two, short enough that a crash goes unnoticed by people; brokers refuse less
-    than 6 s and more than 30 min unless told otherwise."""
+    than 6 s and more than 30 min unless they are configured otherwise."""
     start_limit: Positive = timedelta(minutes=5)
     """How long to keep trying to reach Kafka at the start.
 
@@ -137,11 +137,11 @@ class Kafka(Part):
 
     Divides evenly among 1, 2, 3, 4, 6 and 12 processes; widening later moves keys."""
     security_protocol: SecurityProtocol = "PLAINTEXT"
-    """How to talk to brokers.
+    """Protocol of the brokers' listener.
 
-    What an unconfigured broker speaks."""
+    What a broker uses by default."""
     sasl_mechanism: SaslMechanism | None = None
-    """How to prove who we are; needed with SASL_PLAINTEXT and SASL_SSL."""
+    """SASL mechanism; required with SASL_PLAINTEXT and SASL_SSL."""
     sasl_username: str | None = None
     """User name for SASL."""
     sasl_password: SecretStr | None = None
@@ -149,9 +149,9 @@ class Kafka(Part):
     ssl_ca_file: FilePath | None = None
     """Certificates of the authorities that sign the brokers' certificates, PEM; empty: those of the system."""
     ssl_cert_file: FilePath | None = None
-    """Our own certificate, PEM, where brokers want one."""
+    """The service's client certificate, PEM, where brokers require one."""
     ssl_key_file: FilePath | None = None
-    """The key of our own certificate, PEM, not encrypted; empty: it stands in the certificate's file."""
+    """Private key of the client certificate, PEM, not encrypted; empty: the key is in the certificate's file."""
 
     @property
     def servers(self) -> list[str]:
@@ -177,21 +177,21 @@ CredentialsType: TypeAlias = Literal["localUser", "vcdCredentials", "ssoCredenti
 
 
 class Credentials(Part):
-    """Who we are at VCDA."""
+    """The service's account at VCDA."""
 
     type: CredentialsType = "vcdCredentials"
     """Kind of credentials, in VCDA's own words.
 
     A Cloud Director account is what a tenant has; the others are for providers and for API tokens."""
     user: Name | None = None
-    """User name; for vcdCredentials with its organization, as in `admin@org`, or with ORG beside it. Needed but for
+    """User name; for vcdCredentials with its organization, as in `admin@org`, or with ORG set. Required except for
     vcdAccessToken."""
     password: SecretStr | None = None
-    """Password; needed but for vcdAccessToken."""
+    """Password; required except for vcdAccessToken."""
     token: SecretStr | None = None
-    """API token; needed for vcdAccessToken."""
+    """API token; required for vcdAccessToken."""
     org: Name | None = None
-    """Organization; needed for vcdAccessToken, and for vcdCredentials unless USER names it."""
+    """Organization; required for vcdAccessToken, and for vcdCredentials unless USER contains it."""
 
     @override
     def faults(self) -> Iterator[Fault]:
@@ -241,7 +241,7 @@ class Vcda(Part):
     """JSON list of `{name, user, password}` (or `token`): credentials to extend the session to remote sites; also as
     `VM_SYNC_VCDA__SITES__0__NAME` and so on, which win over the list's.
 
-    None: the login's own site needs no more."""
+    None: the local site needs only the login."""
     ca_file: FilePath | None = None
     """Certificates of the authority that signs VCDA's certificate, PEM.
 
@@ -253,7 +253,7 @@ class Vcda(Part):
     request_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(minutes=10))] = timedelta(
         seconds=30
     )
-    """For one HTTP call, whole.
+    """Time limit of one complete HTTP call.
 
     Generous for one answer through a proxy or two; what a POST without an answer leaves in doubt waits for it."""
 
@@ -271,15 +271,15 @@ class Sync(Part):
     """How syncs are driven."""
 
     deadline: Positive = timedelta(hours=6)
-    """From acceptance to `timed-out` or `not-started`.
+    """Time from acceptance after which a request fails as `timed-out` or `not-started`.
 
-    A first sync of a large VM takes hours; a request may bring its own deadline."""
+    A first sync of a large VM takes hours; a request may set its own deadline."""
     deduplicate_for: Duration = timedelta(hours=24)
     """How long an ended request's identity is remembered.
 
-    Whoever repeats messages mostly does so within a day."""
+    Senders that repeat messages mostly do so within a day."""
     settle: Duration = timedelta(minutes=1)
-    """Grace for a task that VCDA creates late, before a doubtful POST is repeated.
+    """Time in which VCDA may still create the task of a POST in doubt; the POST is not repeated before.
 
     Waiting a minute is cheaper than syncing twice."""
     lost_after: Duration = timedelta(minutes=10)
@@ -287,17 +287,17 @@ class Sync(Part):
 
     Outlasts an appliance's restart."""
     max_in_flight: Annotated[int, Field(ge=1)] = 50_000
-    """Per process; past it, consuming pauses.
+    """Most requests in flight, per process; at this number, reading the requests topic pauses.
 
-    So many are read back from the journal within seconds."""
+    This many are restored from the journal within seconds."""
     max_concurrent_submits: Annotated[int, Field(ge=1)] = 16
     """POSTs at once, per site and process.
 
-    Moves a backlog along without crowding out the people who use the same appliance."""
+    Works off a backlog without slowing down other users of the same appliance."""
     max_running: Annotated[int, Field(ge=0)] = 200
-    """Syncs running at VCDA at once, per site and process; past it, requests wait; 0 = no limit.
+    """Syncs running at VCDA at once, per site and process; at this number, requests wait; 0 = no limit.
 
-    Syncs share the appliance with everybody else's; raise it once you know what yours carries."""
+    Other users' syncs share the appliance; raise the limit once you know the appliance's capacity."""
     poll_min: Positive = timedelta(seconds=1)
     """Shortest polling interval.
 
@@ -305,7 +305,7 @@ class Sync(Part):
     poll_max: Positive = timedelta(minutes=1)
     """Longest polling interval.
 
-    The most by which the news of a long sync may be late."""
+    The longest delay with which the end of a long sync is noticed."""
 
     @override
     def faults(self) -> Iterator[Fault]:
@@ -323,7 +323,7 @@ class Ops(Part):
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """Port that the operations server listens on; 0 picks a free one and logs it."""
     drain_limit: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=25)
-    """The longest a clean stop may take.
+    """Time limit of a clean shutdown.
 
     Under Kubernetes' grace period of 30 s."""
 
@@ -332,11 +332,11 @@ class Log(Part):
     """Logs."""
 
     format: Literal["json", "text"] = "json"
-    """`text` for people.
+    """Format of the log on standard error: `json` for log collectors, `text` for people.
 
-    Machines read most logs."""
+    Most logs are read by log collectors."""
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
-    """Least level to log.
+    """Lowest level that is logged.
 
     A line for each outcome, none for each poll."""
 
