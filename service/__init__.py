@@ -12,7 +12,7 @@ The modules and folders, in the order in which they are best read; docs/architec
 - `certificates`: those that TLS takes from files, read again once the files have changed.
 - `clock`, `backoff`, `event_loop`: the only place that asks for the time, pauses that double, and the choice of the
   event loop.
-- `settings`, `app`, `cli`: what can be set, the life of a process, the commands.
+- `settings`, `wiring`, `app`, `cli`: what can be set, the making of all parts, the life of a process, the commands.
 - `sandbox`: a Kafka and a simulated VCDA for people who have neither; it knows nothing of the service.
 
 Imports go down only; pyproject.toml has the rules, `make check` enforces them, docs/architecture.md draws them.

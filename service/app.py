@@ -1,4 +1,4 @@
-"""Wires everything and runs it: the only module that reads settings, and the only one that knows all the others.
+"""Runs the service: the life of a process, from its start to its exit code. `wiring` makes the parts.
 
 A process' life, told line by line in its log:
 
@@ -18,47 +18,30 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from importlib.metadata import version
-from random import Random
 
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 
-from service import asyncapi
+from service import asyncapi, wiring
 from service import event_loop as loop
 from service.backoff import Backoff
-from service.certificates import Unusable
 from service.clock import Clock
-from service.intake.group import Intake, Plan
-from service.intake.start_position import KafkaStartPositions
+from service.intake.group import Intake
 from service.kafka.connection import KafkaConnection
 from service.kafka.diagnosis import diagnosis, overheard
-from service.kafka.journal import KafkaJournal, Refusals
-from service.kafka.journal_api import Opened, StopReason
-from service.kafka.progress_publisher import KafkaWire, Progress, Progressing
+from service.kafka.journal_api import StopReason
 from service.kafka.topics import Advice, Refusal, TopicNames, ensure_topics
-from service.messages.outcomes import OutcomeTopics
 from service.messages.requests import DeadLetterReason
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import tracing
 from service.ops import health, server
-from service.partition.dependencies import Dependencies
 from service.partition.in_flight_view import in_flight_views, oldest_accepted
 from service.partition.partition import Partition
-from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets, secrets_of
-from service.sync import Policy
-from service.vcda.client import Vcda
-from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
-from service.vcda.http import Tls
-from service.vcda.lanes import LaneLimits, Lanes
-from service.vcda.poller import Poller
+from service.settings import Settings, secrets
+from service.wiring import Misfit
 
 log = logging.getLogger(__name__)
-
-SUBMIT_WINDOW = timedelta(seconds=2)
-"""W: a POST begins within this of the sending of a commit that stood. Commits take 3-25 ms and connections some more;
-every doubt that a successor restores waits for it as well, so it should not be long."""
 
 START_BACKOFF = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=10))
 """Pauses between attempts to reach Kafka at the start."""
@@ -85,10 +68,6 @@ OPS_SHARE = timedelta(seconds=2)
 
 class NotReached(Exception):
     """Kafka can't be used yet; the text says why, and what to look at."""
-
-
-class Misfit(Exception):
-    """The process can't work with what it was given; exit code 2. Each line says what to do."""
 
 
 def serve(settings: Settings) -> int:
@@ -133,7 +112,6 @@ class App:
         self._metrics.set_oldest(lambda: oldest_accepted(self._partitions()))
         self._metrics.set_log_lines_dropped(output.dropped)
         self._health = health.Health(away_for_long=AWAY_FOR_LONG)
-        self._credentials = CredentialsReader(settings)
         self._tracing = tracing()
         self._intake: Intake | None = None
 
@@ -170,19 +148,24 @@ class App:
                 lag.cancel()
 
     async def _work(self, stop: asyncio.Event) -> int:
-        api = self._vcda()
-        lanes, poller = self._ways_to(api)
-        connection = self._connection()
-        progress = self._progress(connection)
-        polling = asyncio.create_task(poller.run())
+        parts = wiring.for_service(
+            self._settings,
+            clock=self._clock,
+            metrics=self._metrics,
+            tracing=self._tracing,
+            redactor=self._redactor,
+            version=self._version,
+        )
+        syncs = parts.syncs
+        polling = asyncio.create_task(syncs.poller.run())
         watching: asyncio.Task[None] | None = None
         try:
-            if not await self._topics(connection, stop):
+            if not await self._topics(parts.kafka, parts.topics, stop):
                 return 0 if stop.is_set() else 1
-            intake = self._intake = self._make_intake(api, lanes, poller, connection, progress)
+            intake = self._intake = syncs.make_intake()
             if not await self._until_reached(stop, intake.start):
                 return 0 if stop.is_set() else 1
-            progress.open()
+            syncs.progress.open()
             watching = asyncio.create_task(self._watch(intake))
             code = await self._until_over(stop, intake, polling)
             self._health.draining()
@@ -193,143 +176,11 @@ class App:
             for task in (watching, polling):
                 if task is not None:
                     task.cancel()
-            lanes.close()
+            syncs.lanes.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(OPS_SHARE.total_seconds()):
-                    await asyncio.gather(api.close(), progress.close(), self._tracing.close())
+                    await asyncio.gather(parts.vcda.close(), syncs.progress.close(), self._tracing.close())
             log.info("Stopped")
-
-    # ------------------------------------------------------------ making the parts
-
-    def _vcda(self) -> Vcda:
-        settings = self._settings.vcda
-        try:
-            return Vcda(
-                settings.url,
-                credentials=self._login,
-                request_timeout=settings.request_timeout,
-                clock=self._clock,
-                meter=self._metrics,
-                version=self._version,
-                tls=Tls(ca_file=settings.ca_file, thumbprint=settings.thumbprint),
-            )
-        except Unusable as error:
-            raise Misfit(str(error)) from None
-
-    def _login(self) -> Credentials:
-        """Read the credentials as they are now; the log must know new secrets before anybody uses them."""
-        logins = self._credentials()
-        for line in self._credentials.trouble:
-            log.warning("New credentials are invalid (%s); continuing with the previous ones", line)
-        self._redactor.hide(secrets_of(logins))
-        given = logins.credentials
-        return Credentials(
-            type=CredentialType(given.type),
-            user=given.login,
-            password=_text(given.password),
-            token=_text(given.token),
-            org=given.org,
-            sites=tuple(
-                SiteCredentials(name=site.name, user=site.user, password=_text(site.password), token=_text(site.token))
-                for site in logins.sites
-            ),
-        )
-
-    def _ways_to(self, api: Vcda) -> tuple[Lanes, Poller]:
-        settings = self._settings.sync
-        lanes = Lanes(
-            limits=LaneLimits(
-                max_concurrent_submits=settings.max_concurrent_submits,
-                max_running=settings.max_running,
-                slots_ahead=settings.max_concurrent_submits,
-            ),
-            clock=self._clock,
-            metrics=self._metrics,
-            random=Random(),  # noqa: S311 - jitter
-            home=api.home,
-        )
-        poller = Poller(
-            api=api,
-            lane=lanes.lane,
-            clock=self._clock,
-            metrics=self._metrics,
-            random=Random(),  # noqa: S311 - jitter
-            shortest=settings.poll_min,
-            longest=settings.poll_max,
-            tracing=self._tracing,
-        )
-        self._metrics.set_overdue(poller.overdue)
-        return lanes, poller
-
-    def _connection(self) -> KafkaConnection:
-        try:
-            security = kafka_security(self._settings)
-        except SettingsError as error:
-            raise Misfit("\n".join(error.lines)) from None
-        return KafkaConnection(bootstrap_servers=tuple(self._settings.kafka.servers), security=security)
-
-    def _progress(self, connection: KafkaConnection) -> Progress:
-        topic = self._settings.topics.progress
-        if topic is None:
-            return Progress()
-        arguments = connection.arguments()
-        return Progressing(topic=topic, wire=lambda: KafkaWire(arguments), clock=self._clock)
-
-    def _make_intake(
-        self, api: Vcda, lanes: Lanes, poller: Poller, connection: KafkaConnection, progress: Progress
-    ) -> Intake:
-        kafka, topics, settings = self._settings.kafka, self._settings.topics, self._settings.sync
-        arguments = connection.arguments()
-
-        refusals = Refusals()
-
-        async def open_journal(partition: int) -> Opened:
-            return await KafkaJournal.open(
-                topic=topics.journal,
-                partition=partition,
-                connection=arguments,
-                clock=self._clock,
-                refusals=refusals,
-            )
-
-        return Intake(
-            connection=arguments,
-            plan=Plan(
-                group_id=kafka.group_id,
-                session_timeout=kafka.session_timeout,
-                max_in_flight=settings.max_in_flight,
-                positions=KafkaStartPositions(
-                    connection=arguments,
-                    requests=topics.requests,
-                    journal=topics.journal,
-                    group_id=kafka.group_id,
-                    clock=self._clock,
-                ),
-                open_journal=open_journal,
-            ),
-            dependencies=Dependencies(
-                api=api,
-                lanes=lanes,
-                poller=poller,
-                clock=self._clock,
-                policy=Policy(
-                    window=SUBMIT_WINDOW,
-                    late=self._settings.vcda.request_timeout + settings.settle,
-                    lost_after=settings.lost_after,
-                    deduplicate_for=settings.deduplicate_for,
-                ),
-                metrics=self._metrics,
-                requests=topics.requests,
-                outcomes=OutcomeTopics(completed=topics.completed, failed=topics.failed),
-                dead_letters=topics.dead_letter,
-                deadline=settings.deadline,
-                group=kafka.group_id,
-                tracing=self._tracing,
-                progress=progress,
-            ),
-            metrics=self._metrics,
-            clock=self._clock,
-        )
 
     def _documents(self) -> Mapping[str, Callable[[], server.Document]]:
         topics, kafka = self._settings.topics, self._settings.kafka
@@ -357,22 +208,13 @@ class App:
 
     # ------------------------------------------------------------ starting
 
-    async def _topics(self, connection: KafkaConnection, stop: asyncio.Event) -> bool:
+    async def _topics(self, kafka: KafkaConnection, names: TopicNames, stop: asyncio.Event) -> bool:
         """Make and check the topics, as soon as Kafka is there."""
-        topics = self._settings.topics
-        names = TopicNames(
-            requests=topics.requests,
-            completed=topics.completed,
-            failed=topics.failed,
-            dead_letter=topics.dead_letter,
-            journal=topics.journal,
-            progress=topics.progress,
-        )
         refusals: list[str] = []
 
         async def ensure() -> None:
             found = await ensure_topics(
-                connection,
+                kafka,
                 names=names,
                 partitions=self._settings.kafka.partitions,
                 create=self._settings.kafka.create_topics,
@@ -492,7 +334,3 @@ async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> boo
         for one in (task, stopped):
             one.cancel()
         await asyncio.gather(task, stopped, return_exceptions=True)
-
-
-def _text(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret is not None else None

@@ -11,7 +11,7 @@ from datetime import timedelta
 
 from typing_extensions import override
 
-from service import app
+from service import app, wiring
 from service.intake.group import Intake
 from service.settings import load
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
     for name, _, seconds in (argument.partition("=") for argument in arguments if "=" in argument):
         assert isinstance(getattr(app, name), timedelta)
         setattr(app, name, timedelta(seconds=float(seconds)))
-    setattr(app, Intake.__name__, Fragile)
+    setattr(wiring, Intake.__name__, Fragile)
     return app.serve(load())
 
 

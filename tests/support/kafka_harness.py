@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from itertools import count
 from random import Random
 from typing import Any, Final, Self
 
@@ -24,22 +25,17 @@ from aiokafka.record.default_records import DefaultRecordBase, DefaultRecordBatc
 from aiokafka.record.util import calc_crc32c
 from prometheus_client import CollectorRegistry
 
+from service import wiring
 from service.clock import Clock
-from service.intake.group import Intake, Plan
-from service.intake.start_position import KafkaStartPositions
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.consumer import SteadyConsumer
-from service.kafka.journal import KafkaJournal, Refusals
-from service.kafka.journal_api import Opened, StopReason
+from service.kafka.journal_api import StopReason
 from service.kafka.topics import JOURNAL_SETTINGS, TopicNames
-from service.messages.outcomes import OutcomeTopics
 from service.messages.requests import DeadLetterReason
 from service.observability.metrics import Metrics
-from service.partition.dependencies import Dependencies
 from service.partition.partition import Partition
 from service.sync import Policy
-from service.vcda.lanes import LaneLimits, Lanes
-from service.vcda.poller import Poller
+from service.vcda.lanes import LaneLimits
 from tests.support.fake_vcda import ScriptedVcda, World
 
 POLICY: Final = Policy(
@@ -77,66 +73,28 @@ class Service:
             self._registry, clock=clock, version="0", dead_reasons=list(DeadLetterReason), stop_reasons=list(StopReason)
         )
         self.vcda = ScriptedVcda(station.world, late=policy.late)
-        self._lanes = Lanes(
-            limits=LaneLimits(max_concurrent_submits=16, max_running=0), clock=clock, metrics=metrics, random=Random(1)
-        )
-        self._poller = Poller(
-            api=self.vcda,
-            lane=self._lanes.lane,
-            clock=clock,
-            metrics=metrics,
-            random=Random(2),
-            shortest=timedelta(milliseconds=50),
-            longest=timedelta(milliseconds=200),
-        )
-        refusals = Refusals()
-        requests = plan.get("requests", station.topics.requests)
-        timings = station.timings
-
-        async def open_journal(partition: int) -> Opened:
-            self.opened.append(partition)
-            return await KafkaJournal.open(
-                topic=station.topics.journal,
-                partition=partition,
-                connection=station.connection,
-                clock=clock,
-                refusals=refusals,
-            )
-
-        self.intake = Intake(
+        seeds = count(1)
+        parts = wiring.for_tests(
+            self.vcda,
             connection=station.connection,
-            plan=Plan(
+            topics=replace(station.topics, requests=plan.get("requests", station.topics.requests)),
+            tuning=wiring.Tuning(
                 group_id=group,
                 session_timeout=SESSION,
                 max_in_flight=plan.get("max_in_flight", 1000),
-                positions=KafkaStartPositions(
-                    connection=station.connection,
-                    requests=requests,
-                    journal=station.topics.journal,
-                    group_id=group,
-                    clock=clock,
-                    timings=timings,
-                ),
-                open_journal=open_journal,
-                timings=timings,
-            ),
-            dependencies=Dependencies(
-                api=self.vcda,
-                lanes=self._lanes,
-                poller=self._poller,
-                clock=clock,
-                policy=policy,
-                metrics=metrics,
-                requests=requests,
-                outcomes=OutcomeTopics(completed=station.topics.completed, failed=station.topics.failed),
-                dead_letters=station.topics.dead_letter,
                 deadline=plan.get("deadline", timedelta(hours=1)),
-                group=group,
-                random=Random(3),
+                policy=policy,
+                limits=LaneLimits(max_concurrent_submits=16, max_running=0),
+                poll_min=timedelta(milliseconds=50),
+                poll_max=timedelta(milliseconds=200),
+                intake=station.timings,
             ),
-            metrics=metrics,
             clock=clock,
+            metrics=metrics,
+            random=lambda: Random(next(seeds)),
+            opening=self.opened.append,
         )
+        self._lanes, self._poller, self.intake = parts.lanes, parts.poller, parts.make_intake()
         self._polling: asyncio.Task[None] | None = None
         self._awake: asyncio.Future[None]
 

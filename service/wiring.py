@@ -1,0 +1,319 @@
+"""Makes the parts of a process and connects them: the only place that does. It runs nothing.
+
+It has two doors. `for_service` makes everything from the settings; `for_tests` is given what stands for VCDA, and the
+numbers that a test chooses. Behind them the wiring is the same.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from random import Random
+from typing import Any, Protocol
+
+from pydantic import SecretStr
+
+from service.certificates import Unusable
+from service.clock import Clock
+from service.intake.group import Intake, Plan
+from service.intake.start_position import KafkaStartPositions
+from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
+from service.kafka.connection import KafkaConnection
+from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal_api import Opened
+from service.kafka.progress_publisher import KafkaWire, Progress, Progressing
+from service.kafka.topics import TopicNames
+from service.messages.outcomes import OutcomeTopics
+from service.observability.logs import Redactor
+from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing
+from service.partition import dependencies
+from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets_of
+from service.sync import Policy
+from service.vcda import poller
+from service.vcda.client import Vcda
+from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
+from service.vcda.http import Tls
+from service.vcda.lanes import LaneLimits, Lanes
+
+log = logging.getLogger(__name__)
+
+SUBMIT_WINDOW = timedelta(seconds=2)
+"""W: a POST begins within this of the sending of a commit that stood. Commits take 3-25 ms and connections some more;
+every doubt that a successor restores waits for it as well, so it should not be long."""
+
+
+class Misfit(Exception):
+    """The process can't work with what it was given; exit code 2. Each line says what to do."""
+
+
+class Api(dependencies.Api, poller.PollApi, Protocol):
+    """All that is asked of VCDA."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """The numbers that decide how much is done at once, how long is waited, and who shares the work."""
+
+    group_id: str
+    session_timeout: timedelta
+    max_in_flight: int
+    deadline: timedelta
+    """Of requests that name none."""
+    policy: Policy
+    limits: LaneLimits
+    poll_min: timedelta
+    poll_max: timedelta
+    intake: IntakeTimings = DEFAULT_TIMINGS
+    """How patient the intake is; no setting."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What works on syncs, whatever stands for VCDA."""
+
+    lanes: Lanes
+    poller: poller.Poller
+    progress: Progress
+    make_intake: Callable[[], Intake]
+    """Call it once the topics are there: the intake counts from then on how long Kafka is silent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceParts:
+    """All parts of a process of the service."""
+
+    vcda: Vcda
+    kafka: KafkaConnection
+    topics: TopicNames
+    syncs: Parts
+
+
+# ---------------------------------------------------------------- the two doors
+
+
+def for_service(
+    settings: Settings, *, clock: Clock, metrics: Metrics, tracing: Tracing, redactor: Redactor, version: str
+) -> ServiceParts:
+    """Make the parts of the service. Nothing is connected to yet.
+
+    Raises:
+        Misfit: certificates can't be used.
+    """
+    vcda = _vcda(settings, clock=clock, metrics=metrics, redactor=redactor, version=version)
+    kafka = _kafka(settings)
+    topics = TopicNames(
+        requests=settings.topics.requests,
+        completed=settings.topics.completed,
+        failed=settings.topics.failed,
+        dead_letter=settings.topics.dead_letter,
+        journal=settings.topics.journal,
+        progress=settings.topics.progress,
+    )
+    syncs = _connected(
+        vcda,
+        connection=kafka.arguments(),
+        topics=topics,
+        tuning=_tuning(settings),
+        clock=clock,
+        metrics=metrics,
+        tracing=tracing,
+        random=Random,
+        home=vcda.home,
+        opening=_unheard,
+    )
+    return ServiceParts(vcda=vcda, kafka=kafka, topics=topics, syncs=syncs)
+
+
+def for_tests(
+    api: Api,
+    *,
+    connection: Mapping[str, Any],
+    topics: TopicNames,
+    tuning: Tuning,
+    clock: Clock,
+    metrics: Metrics,
+    random: Callable[[], Random],
+    opening: Callable[[int], None],
+) -> Parts:
+    """Make the parts that work on syncs around what stands for VCDA, as the service does.
+
+    `connection` are aiokafka's arguments; `opening` is told the partition of each journal that is to be opened.
+    """
+    return _connected(
+        api,
+        connection=connection,
+        topics=topics,
+        tuning=tuning,
+        clock=clock,
+        metrics=metrics,
+        tracing=Tracing(),
+        random=random,
+        home=lambda site: site,
+        opening=opening,
+    )
+
+
+# ---------------------------------------------------------------- behind both
+
+
+def _connected(
+    api: Api,
+    *,
+    connection: Mapping[str, Any],
+    topics: TopicNames,
+    tuning: Tuning,
+    clock: Clock,
+    metrics: Metrics,
+    tracing: Tracing,
+    random: Callable[[], Random],
+    home: Callable[[str | None], str | None],
+    opening: Callable[[int], None],
+) -> Parts:
+    lanes = Lanes(limits=tuning.limits, clock=clock, metrics=metrics, random=random(), home=home)
+    polls = poller.Poller(
+        api=api,
+        lane=lanes.lane,
+        clock=clock,
+        metrics=metrics,
+        random=random(),
+        shortest=tuning.poll_min,
+        longest=tuning.poll_max,
+        tracing=tracing,
+    )
+    metrics.set_overdue(polls.overdue)
+    progress = _progress(topics, connection, clock=clock)
+    refusals = Refusals()
+
+    async def open_journal(partition: int) -> Opened:
+        opening(partition)
+        return await KafkaJournal.open(
+            topic=topics.journal, partition=partition, connection=connection, clock=clock, refusals=refusals
+        )
+
+    def make_intake() -> Intake:
+        return Intake(
+            connection=connection,
+            plan=Plan(
+                group_id=tuning.group_id,
+                session_timeout=tuning.session_timeout,
+                max_in_flight=tuning.max_in_flight,
+                positions=KafkaStartPositions(
+                    connection=connection,
+                    requests=topics.requests,
+                    journal=topics.journal,
+                    group_id=tuning.group_id,
+                    clock=clock,
+                    timings=tuning.intake,
+                ),
+                open_journal=open_journal,
+                timings=tuning.intake,
+            ),
+            dependencies=dependencies.Dependencies(
+                api=api,
+                lanes=lanes,
+                poller=polls,
+                clock=clock,
+                policy=tuning.policy,
+                metrics=metrics,
+                requests=topics.requests,
+                outcomes=OutcomeTopics(completed=topics.completed, failed=topics.failed),
+                dead_letters=topics.dead_letter,
+                deadline=tuning.deadline,
+                group=tuning.group_id,
+                random=random(),
+                tracing=tracing,
+                progress=progress,
+            ),
+            metrics=metrics,
+            clock=clock,
+        )
+
+    return Parts(lanes=lanes, poller=polls, progress=progress, make_intake=make_intake)
+
+
+def _progress(topics: TopicNames, connection: Mapping[str, Any], *, clock: Clock) -> Progress:
+    if topics.progress is None:
+        return Progress()
+    return Progressing(topic=topics.progress, wire=lambda: KafkaWire(connection), clock=clock)
+
+
+def _unheard(partition: int) -> None:
+    """Nobody wants to know of it."""
+
+
+# ---------------------------------------------------------------- from the settings
+
+
+def _tuning(settings: Settings) -> Tuning:
+    sync = settings.sync
+    return Tuning(
+        group_id=settings.kafka.group_id,
+        session_timeout=settings.kafka.session_timeout,
+        max_in_flight=sync.max_in_flight,
+        deadline=sync.deadline,
+        policy=Policy(
+            window=SUBMIT_WINDOW,
+            late=settings.vcda.request_timeout + sync.settle,
+            lost_after=sync.lost_after,
+            deduplicate_for=sync.deduplicate_for,
+        ),
+        limits=LaneLimits(
+            max_concurrent_submits=sync.max_concurrent_submits,
+            max_running=sync.max_running,
+            slots_ahead=sync.max_concurrent_submits,
+        ),
+        poll_min=sync.poll_min,
+        poll_max=sync.poll_max,
+    )
+
+
+def _vcda(settings: Settings, *, clock: Clock, metrics: Metrics, redactor: Redactor, version: str) -> Vcda:
+    try:
+        return Vcda(
+            settings.vcda.url,
+            credentials=_login(CredentialsReader(settings), redactor),
+            request_timeout=settings.vcda.request_timeout,
+            clock=clock,
+            meter=metrics,
+            version=version,
+            tls=Tls(ca_file=settings.vcda.ca_file, thumbprint=settings.vcda.thumbprint),
+        )
+    except Unusable as error:
+        raise Misfit(str(error)) from None
+
+
+def _login(reader: CredentialsReader, redactor: Redactor) -> Callable[[], Credentials]:
+    """Return what reads the credentials as they are now; the log knows new secrets before they are used."""
+
+    def read() -> Credentials:
+        logins = reader()
+        for line in reader.trouble:
+            log.warning("New credentials are invalid (%s); continuing with the previous ones", line)
+        redactor.hide(secrets_of(logins))
+        given = logins.credentials
+        return Credentials(
+            type=CredentialType(given.type),
+            user=given.login,
+            password=_text(given.password),
+            token=_text(given.token),
+            org=given.org,
+            sites=tuple(
+                SiteCredentials(name=site.name, user=site.user, password=_text(site.password), token=_text(site.token))
+                for site in logins.sites
+            ),
+        )
+
+    return read
+
+
+def _text(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None else None
+
+
+def _kafka(settings: Settings) -> KafkaConnection:
+    try:
+        security = kafka_security(settings)
+    except SettingsError as error:
+        raise Misfit("\n".join(error.lines)) from None
+    return KafkaConnection(bootstrap_servers=tuple(settings.kafka.servers), security=security)
