@@ -1,0 +1,62 @@
+"""What operators are shown of the syncs in flight: each with its state, and how long the oldest request waits."""
+
+from service.partition.in_flight_view import InFlightView, in_flight_views, oldest_accepted
+from service.partition.partition import Partition
+from service.vcda.lanes import LaneLimits
+from tests.support.simulated_deployment import Deployment, Process, deployed, moment
+
+
+def opened(process: Process) -> Partition:
+    partition = process.partition()
+    assert partition is not None
+    return partition
+
+
+def views(process: Process) -> dict[str, InFlightView]:
+    return {view.operation_id: view for view in in_flight_views([opened(process)])}
+
+
+@deployed
+async def test_running_and_waiting_syncs_are_shown_as_the_driver_has_them(d: Deployment) -> None:
+    d.world.lasts = lambda _: 50.0
+    p0 = d.owner()
+    d.broker.ask("C4-1", "first")
+    d.broker.ask("C4-1", "second")
+    await d.until(3.0)
+
+    first, second = views(p0).values()
+
+    assert (first.identity, first.replication_id, first.site, first.partition) == ("op:C4-1:first", "C4-1", None, 0)
+    assert (first.state, first.attempts, first.task_id, first.held) == ("running", 1, "task-1", False)
+    assert first.accepted_at == moment(0.03)
+    assert first.submitted_at is not None
+    assert first.deadline > first.accepted_at
+    assert (second.state, second.attempts, second.task_id, second.submitted_at) == ("waiting", 0, None, None)
+
+
+@deployed
+async def test_a_view_of_a_sync_that_has_ended_meanwhile_says_so(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1.0
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1")
+    await d.until(0.5)
+    view = views(p0)["a1"]
+    await d.settled()
+
+    assert (view.state, view.task_id) == ("ended", None)
+    assert views(p0) == {}
+
+
+@deployed
+async def test_the_oldest_request_is_one_that_has_no_outcome_yet(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1e6
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=4, max_running=0))
+    d.broker.ask("C4-1", "lingers", deadline=10)
+    await d.until(5.0)
+    d.broker.ask("C4-2", "runs")
+    await d.until(6.0)
+    assert oldest_accepted([opened(p0)]) == {None: views(p0)["lingers"].accepted_at}
+    await d.until(15.0)
+
+    assert (views(p0)["lingers"].state, views(p0)["lingers"].attempts) == ("running", 1)
+    assert oldest_accepted([opened(p0)]) == {None: views(p0)["runs"].accepted_at}

@@ -1,0 +1,112 @@
+"""The wiring: the settings reach the parts, both doors lead to the same parts, and what doesn't fit is said."""
+
+from datetime import timedelta
+from pathlib import Path
+from random import Random
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service import wiring
+from service.clock import Clock
+from service.intake.group import Intake
+from service.kafka.journal_api import StopReason
+from service.kafka.progress_publisher import Progress, Progressing
+from service.kafka.topics import TopicNames
+from service.messages.requests import DeadLetterReason
+from service.observability.logs import Redactor
+from service.observability.metrics import Metrics
+from service.observability.tracing import Tracing
+from service.settings import load
+from service.sync import Policy
+from service.vcda.lanes import LaneLimits
+from tests.support.fake_vcda import ScriptedVcda, World
+
+ENVIRONMENT = {
+    "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "localhost:9092",
+    "VM_SYNC_VCDA__URL": "https://vcda.example",
+    "VM_SYNC_VCDA__CREDENTIALS__USER": "sync@org1",
+    "VM_SYNC_VCDA__CREDENTIALS__PASSWORD": "a-password-for-tests",
+}
+
+
+def metrics() -> Metrics:
+    return Metrics(
+        CollectorRegistry(),
+        clock=Clock(),
+        version="0",
+        dead_reasons=list(DeadLetterReason),
+        stop_reasons=list(StopReason),
+    )
+
+
+def for_service(**changes: str) -> wiring.ServiceParts:
+    return wiring.for_service(
+        load(ENVIRONMENT | changes),
+        clock=Clock(),
+        metrics=metrics(),
+        tracing=Tracing(),
+        redactor=Redactor(),
+        version="0",
+    )
+
+
+async def test_the_settings_reach_the_parts() -> None:
+    parts = for_service(
+        VM_SYNC_TOPICS__PROGRESS="sync.progress",
+        VM_SYNC_TOPICS__JOURNAL="sync.journal",
+        VM_SYNC_SYNC__MAX_CONCURRENT_SUBMITS="7",
+    )
+
+    assert (parts.topics.journal, parts.topics.progress) == ("sync.journal", "sync.progress")
+    assert parts.kafka.arguments()["bootstrap_servers"] == ["localhost:9092"]
+    assert isinstance(parts.syncs.progress, Progressing)
+    assert isinstance(parts.syncs.make_intake(), Intake)
+    await parts.vcda.close()
+
+
+async def test_without_a_topic_for_it_no_progress_is_published() -> None:
+    parts = for_service()
+
+    assert type(parts.syncs.progress) is Progress
+    await parts.vcda.close()
+
+
+async def test_a_certificate_that_cannot_be_used_is_a_misfit(tmp_path: Path) -> None:
+    broken = tmp_path / "ca.pem"
+    broken.write_text("no certificate")
+
+    with pytest.raises(wiring.Misfit, match="VM_SYNC_VCDA__CA_FILE"):
+        for_service(VM_SYNC_VCDA__CA_FILE=str(broken))
+    with pytest.raises(wiring.Misfit, match="VM_SYNC_KAFKA__SSL_"):
+        for_service(VM_SYNC_KAFKA__SECURITY_PROTOCOL="SSL", VM_SYNC_KAFKA__SSL_CA_FILE=str(broken))
+
+
+async def test_tests_get_the_same_parts_around_what_stands_for_vcda() -> None:
+    parts = wiring.for_tests(
+        ScriptedVcda(World(Clock()), late=timedelta(seconds=1)),
+        connection={"bootstrap_servers": ["localhost:9092"]},
+        topics=TopicNames(requests="r", completed="c", failed="f", dead_letter="d", journal="j"),
+        tuning=wiring.Tuning(
+            group_id="g",
+            session_timeout=timedelta(seconds=6),
+            max_in_flight=10,
+            deadline=timedelta(hours=1),
+            policy=Policy(
+                window=timedelta(seconds=2),
+                late=timedelta(seconds=1),
+                lost_after=timedelta(minutes=10),
+                deduplicate_for=timedelta(hours=24),
+            ),
+            limits=LaneLimits(max_concurrent_submits=4, max_running=0),
+            poll_min=timedelta(seconds=1),
+            poll_max=timedelta(minutes=1),
+        ),
+        clock=Clock(),
+        metrics=metrics(),
+        random=Random,
+        opening=lambda _: None,
+    )
+
+    assert type(parts.progress) is Progress
+    assert isinstance(parts.make_intake(), Intake)
