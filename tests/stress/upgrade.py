@@ -1,0 +1,120 @@
+"""A rolling upgrade from an earlier release, and a rollback, under load and with `kill -9`; then everything is counted.
+
+`python -m tests.stress.upgrade [--before REVISION] [--requests N]`: processes of both releases share a consumer group,
+a journal and a simulated VCDA. Four rounds change all processes to the other release, one of them by SIGTERM and one by
+SIGKILL. What the journal's format promises is judged from outside: one outcome and at most one task for each request.
+"""
+
+import argparse
+import asyncio
+import io
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from service.sandbox.kafka import EmbeddedKafka
+from service.sandbox.vcda.simulator import Simulator
+from service.sandbox.vcda.world import Durations, Plan
+from tests.support.process_harness import Ledger, Process, appliance, counts
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+BEFORE: Final = "474f8ce"
+"""The release before. There is none yet, so a revision from before the layout, the site accounts and the topic ids."""
+
+ENV: Final = shutil.which("env") or "env"
+"""It starts a process in another folder, whose package Python then finds first."""
+
+WITHIN: Final = 180.0
+"""Seconds for all outcomes after the last round: a restored doubt waits for the request timeout and SETTLE."""
+
+PLAN: Final = Plan(queued=Durations.of("0.1"), duration=Durations.of("uniform:0.5:3"))
+
+
+class Deployment:
+    """Two processes of a release at a time. `folders` has each release's tree; the one that is worked in by default."""
+
+    def __init__(self, ledger: Ledger, *, before: Path) -> None:
+        self._ledger = ledger
+        self._folders = {"before": before, "now": ROOT}
+        self.running: list[Process] = []
+
+    def start(self, release: str) -> Process:
+        """Start a process of a release."""
+        process = self._ledger.start(command=(ENV, "-C", str(self._folders[release])))
+        self.running.append(process)
+        return process
+
+    async def change_to(self, release: str) -> None:
+        """Replace all processes, one of them as a deployment does it, and one as if its node died."""
+        stopped, killed = self.running
+        for old, ends in ((stopped, "stop"), (killed, "kill")):
+            await self._ledger.ready(self.start(release))
+            self.running.remove(old)
+            await (old.kill() if ends == "kill" else old.stop())
+
+
+async def upgrade(*, before: Path, requests: int, console: Console) -> list[str]:
+    """Go through the rounds, and return what is wrong."""
+    replications = [f"C4-{uuid.uuid4()}" for _ in range(requests // 4)]
+    pairs = [(f"op-{number}", replications[number % len(replications)]) for number in range(requests)]
+    rounds = ("now", "before", "now", "before")
+    share = -(-requests // (len(rounds) + 1))
+    config = appliance(PLAN, submit_latency=Durations.of("0.05"))
+    with EmbeddedKafka() as kafka:
+        async with (
+            Simulator(config) as vcda,
+            Ledger(bootstrap=kafka.bootstrap, simulator=vcda, prefix="upgrade", partitions=6) as ledger,
+        ):
+            deployment = Deployment(ledger, before=before)
+            for _ in range(2):
+                await ledger.ready(deployment.start("before"))
+            await ledger.ask_all(pairs[:share])
+            for number, release in enumerate(rounds, 1):
+                changing = asyncio.create_task(deployment.change_to(release))
+                await ledger.ask_all(pairs[number * share : (number + 1) * share])
+                await changing
+                console.print(f"round {number}: all processes are of the release {release!r}")
+            told = await ledger.wait(within=WITHIN)
+            verdict = await ledger.judge()
+            found = dict(counts(told))
+            console.print(f"{requests} requests: {found}; {vcda.world.counters()['calls'].get('submit', 0)} POSTs")
+            wrong = list(verdict.violations)
+            if found != {"completed": requests}:
+                wrong.append(f"not all requests are completed: {found}")
+            return wrong
+
+
+def extract(revision: str, folder: Path) -> None:
+    """Write the package as it was at a revision."""
+    git = shutil.which("git") or "git"
+    archive = subprocess.run([git, "archive", revision, "service"], cwd=ROOT, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        files.extractall(folder, filter="data")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Upgrade, roll back, and twice again."""
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.upgrade", description=__doc__.splitlines()[0])
+    parser.add_argument("--before", default=BEFORE, help="the revision of the earlier release")
+    parser.add_argument("--requests", type=int, default=2_000)
+    given = parser.parse_args(arguments)
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        extract(given.before, Path(folder))
+        wrong = asyncio.run(upgrade(before=Path(folder), requests=given.requests, console=console))
+    for sentence in wrong:
+        console.print(sentence, style="bold red", markup=False)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
