@@ -15,7 +15,9 @@ import logging
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from typing import Final
 
+from service.backoff import Backoff
 from service.clock import Clock
 from service.observability.tracing import Tracing
 from service.partition.dependencies import Api
@@ -32,8 +34,8 @@ TRIES_TO_TELL_OF = 3
 SAY_AGAIN = timedelta(minutes=1)
 """How often that is said of a partition while it lasts, however many POSTs it holds back."""
 
-FIRST_PAUSE, LONGEST_PAUSE = timedelta(milliseconds=100), timedelta(seconds=10)
-"""Before the ownership is proved once more, doubling: each proof is a commit for a Kafka that is too slow already. By
+BACKOFF: Final = Backoff(first=timedelta(milliseconds=100), longest=timedelta(seconds=10))
+"""Pauses before the ownership is proved once more: each proof is a commit for a Kafka that is too slow already. By
 ten seconds nobody notices that Kafka is well again."""
 
 LOOK = timedelta(milliseconds=500)
@@ -104,9 +106,8 @@ class Submitter:
         finally:
             self._held.pop(tracked, None)
 
-    async def _pause(self, tracked: TrackedSync, doublings: int) -> None:
-        pause = min(FIRST_PAUSE.total_seconds() * 2 ** min(doublings, 16), LONGEST_PAUSE.total_seconds())
-        until = self._clock.monotonic() + pause
+    async def _pause(self, tracked: TrackedSync, repeats: int) -> None:
+        until = self._clock.monotonic() + BACKOFF.pause(repeats)
         while self._may_begin(tracked) and (left := until - self._clock.monotonic()) > 0:  # noqa: ASYNC110 - see LOOK
             await asyncio.sleep(min(left, LOOK.total_seconds()))
 

@@ -23,7 +23,7 @@ from service.partition.deduplication import SWEEP
 from service.partition.driver import EXPIRED_AT_ONCE, OWN_BACKOFF
 from service.partition.in_flight import TrackedSync
 from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE
-from service.partition.submitter import LONGEST_PAUSE, LOOK
+from service.partition.submitter import BACKOFF, LOOK
 from service.sync import MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Ended, Lingering, Running, Submitting, Waiting
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import DEAD, POLICY, UNKNOWN, Deployment, Process, deployed, moment, run
@@ -771,7 +771,7 @@ async def slowly(d: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     assert partition is not None
     assert p0.vcda.sent == []
     assert partition.held_since == pytest.approx(5.0, abs=5.0)
-    assert p0.meter.counts["commit"] - before < 600 / LONGEST_PAUSE.total_seconds() + 20, "it pauses between proofs"
+    assert p0.meter.counts["commit"] - before < 600 / BACKOFF.longest.total_seconds() + 20, "it pauses between proofs"
     said = [record.getMessage() for record in caplog.records if "missed their submit windows" in record.getMessage()]
     assert len(said) == 9, "about once a minute, however many POSTs wait"
     assert re.fullmatch(
@@ -784,7 +784,7 @@ async def slowly(d: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     await d.settled()
     left = [at for at, _ in p0.vcda.sent]
     assert len(left) == 3
-    assert max(left) < 601.0 + LONGEST_PAUSE.total_seconds() + 4.0
+    assert max(left) < 601.0 + BACKOFF.longest.total_seconds() + 4.0
     assert partition.held_since is None
 
 
@@ -1102,7 +1102,7 @@ async def test_a_look_up_under_another_account_concludes_nothing(d: Deployment) 
     (doubt,) = in_flight(p1)
     assert isinstance(doubt, Submitting)
     assert doubt.trouble is not None
-    assert "was made as admin@org, and VCDA is asked as somebody@else" in doubt.trouble.msg
+    assert "was sent as admin@org; the look-up is made as somebody@else" in doubt.trouble.msg
     p1.vcda.user = d.world.user
     await d.until(600.0 + LOOK_SELDOM.total_seconds())
     assert len(p1.vcda.sent) == 1
@@ -1271,7 +1271,7 @@ async def test_a_task_that_names_no_replication_keeps_its_post_in_doubt_until_th
     assert len(p0.vcda.sent) == 1
     (told,) = d.log.told
     assert told.verdict == "timed-out"
-    assert "Task task-1 doesn't say of which replication it is" in told.data["error"]["msg"]
+    assert "Task task-1 has no replication id" in told.data["error"]["msg"]
     assert isinstance(in_flight(p0)[0], Lingering)
 
 
