@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from service import sync
+from service.backoff import Backoff
 from service.messages.outcomes import write_outcome
 from service.messages.trace_context import context_of
 from service.partition.deadlines import Deadlines
@@ -40,14 +41,14 @@ seconds, a remote site's clock is its own, and NTP keeps both well within a minu
 UNCALIBRATED_MARGIN = timedelta(minutes=15)
 """The same while VCDA has not answered yet, so that nothing is known of its clock."""
 
-OWN_BACKOFF = (timedelta(seconds=10), timedelta(minutes=5))
+OWN_BACKOFF = Backoff(first=timedelta(seconds=10), longest=timedelta(minutes=5))
 """How long a replication that is busy (409) is left alone: at first, doubling, and at most; jittered. A sync that
 somebody else began takes minutes at least, and a site with hundreds of busy replications has others to serve."""
 
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
-REPEAT_PAUSE = (timedelta(seconds=30), timedelta(minutes=10))
+REPEAT_BACKOFF = Backoff(first=timedelta(seconds=30), longest=timedelta(minutes=10))
 """How long a request waits before its second POST after a doubt, and at most before the later ones: its first such POST
 goes at once. A request whose POSTs come to nothing again and again meets a VCDA that takes them too late to be seen:
 each further one may be a second sync, and does not help."""
@@ -501,16 +502,15 @@ class Driver:
 
     def _wait_to_repeat(self, tracked: TrackedSync, waiting: Waiting) -> None:
         """Let time pass before another POST of a request whose POSTs come to nothing, each time more."""
-        self._wait_alone(tracked, REPEAT_PAUSE, times=waiting.repeats - 2)
+        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2))
 
     def _wait_busy(self, tracked: TrackedSync) -> None:
         """Let the site's other requests go on, and this one ask for a turn again in a while, longer each time."""
-        self._wait_alone(tracked, OWN_BACKOFF, times=tracked.busy)
+        self._wait_alone(tracked, OWN_BACKOFF.pause(tracked.busy))
         tracked.busy += 1
 
-    def _wait_alone(self, tracked: TrackedSync, pauses: tuple[timedelta, timedelta], *, times: int) -> None:
-        first, longest = (pause.total_seconds() for pause in pauses)
-        pause = min(first * 2 ** min(times, 16), longest) * self._dependencies.random.uniform(0.5, 1.5)
+    def _wait_alone(self, tracked: TrackedSync, seconds: float) -> None:
+        pause = seconds * self._dependencies.random.uniform(0.5, 1.5)
         tracked.not_before = self._dependencies.clock.monotonic() + pause
 
         async def then() -> None:
