@@ -1,4 +1,4 @@
-"""The event loop that the service runs on: uvloop where there is one, cured of its slow farewells.
+"""The event loop that the service runs on: uvloop where it is installed, without its slow closing of TLS connections.
 
 And how to wait in it for what must not stop half-way.
 """

@@ -1,4 +1,4 @@
-"""Whether reading gets on: partitions that have room, records that never arrive, and records that nobody reads.
+"""Watches reading: partitions that have room, records that never arrive, and records that are not read.
 
 - `BackPressure` pauses a partition that has its share in flight, or whose commits lag behind, and lets it read on.
 - `Arrivals` finds records that the consumer handed out and that never reached their partition.

@@ -1,4 +1,4 @@
-"""What Kafka refuses the consumer at present: a right that is missing, of the group or of a topic.
+"""What Kafka refuses to the consumer at present: missing rights on the group or on a topic.
 
 The consumer asks again by itself, and reports each answer; here a refusal that goes on is logged once a minute, and
 is over when nothing was heard of it for some seconds. It never decides what follows from a refusal.

@@ -86,7 +86,7 @@ class StartPositions(Protocol):
 
 
 class KafkaStartPositions:
-    """See the module; on a real Kafka."""
+    """Checks journal and requests topic on a real Kafka, and returns the offset where reading begins."""
 
     def __init__(
         self,

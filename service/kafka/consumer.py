@@ -1,4 +1,4 @@
-"""A Kafka consumer that neither a record that its own library can't read, nor a refusal that passes, can stop.
+"""A Kafka consumer that keeps reading past unreadable records and after temporary refusals of the brokers.
 
 aiokafka decodes header names while records are handed out, and decompresses batches then, too. A name that isn't
 UTF-8, or an unknown codec, makes `getmany` raise: for ever, for all partitions, while records of the others that were
@@ -77,7 +77,7 @@ class UnreadableRecord(ConsumerRecord):  # type: ignore[misc] # aiokafka is unty
 
 
 class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is untyped
-    """See the module.
+    """A consumer that skips over unreadable records, and restarts the tasks that a refusal of Kafka has ended.
 
     `seeks` counts the seeks of each partition, and `fetched_under` says under which count the last `getmany` began to
     fetch it: records of one count follow each other without a gap, those of another don't. `handed_out` is the offset

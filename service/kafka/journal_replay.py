@@ -1,4 +1,4 @@
-"""What a journal's records come to: taken one by one in the order of writing, a later one replaces an earlier.
+"""Replays a journal: takes its records in the order of writing; a later record of a key replaces an earlier one.
 
     cursor      where reading the requests goes on
     in flight   the syncs that have not ended, each as its last record says
@@ -27,7 +27,7 @@ class EndedSyncs:
 
 
 class Replay:
-    """See the module. What expires by `now` isn't remembered any more."""
+    """Builds a partition's state from its journal's records. Identities that have expired by `now` are left out."""
 
     def __init__(self, *, now: datetime) -> None:
         self._now = epoch(now)

@@ -1,4 +1,4 @@
-"""How far running syncs are, told on a topic of its own for those who show a bar. Off unless a topic is named.
+"""Publishes the progress of running syncs to a topic of its own. Off unless the settings name the topic.
 
     started, seen --> what is due --> a bounded queue --> one task, with a producer of its own --> the topic
 

@@ -1,10 +1,6 @@
-"""What other programs say to this one, and hear from it: bytes <-> values.
+"""Reads requests: a record of the requests topic becomes a SyncRequested or an InvalidRequest.
 
-    a Kafka record --read_request--> SyncRequested, or Unreadable and why
-    an outcome     --write_outcome-----> Event (a CloudEvent in Kafka's binary mode)
-    Progressed     --write_progress----> Event (the same)
-    Unreadable     --write_dead_letter-> Event (the original, and why it couldn't be understood)
-    a dead letter  --put_back----------> Event (the original again, counted)
+    a Kafka record --read_request--> SyncRequested, or InvalidRequest and why
 
 What a message looks like is said in `schemas.py`; how it travels, and how it is understood, here.
 

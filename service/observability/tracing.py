@@ -1,4 +1,4 @@
-"""Traces of a request's life, for whoever follows one through several services. Off unless it is asked for.
+"""OpenTelemetry traces of a request through several services. Off unless the environment asks for them.
 
 A sync lasts for hours and survives its process, so no span of ours stands open from its beginning to its end: each
 step is a short span of its own, a child of the context that the request brought along, which stands in the journal.

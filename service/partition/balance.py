@@ -1,4 +1,4 @@
-"""What becomes of each record read from the requests topic, counted once, and only when it is certain.
+"""Counts the fate of each record read from the requests topic, once, when the fate is committed.
 
 A partition takes records up in memory; that stands only once a commit has moved the journal's cursor past them. So
 the fates of what was taken up are held back until then, and counted with the commit:

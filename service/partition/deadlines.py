@@ -1,4 +1,4 @@
-"""When to look at what again: moments of wall time, the earliest first. Pure: it is told what time it is.
+"""When each sync has to be looked at again, by wall time, the earliest first. Pure: the time is handed in.
 
 Most syncs end hours before their deadlines. What is no longer wanted then is cleared away now and then, so that memory
 holds little more than what is in flight.

@@ -1,4 +1,4 @@
-"""What has ended in a partition, for as long as it matters: to know a duplicate, and whose a task is.
+"""A partition's ended requests, remembered to recognise duplicates, and to know to which request a task belongs.
 
 An ended request's record stays in the journal for the time of deduplication, then gets a tombstone. Memory holds only
 hashes of the identities (`dedup_index`), so the journal is read again, seldom, to find whose time is over.
@@ -35,7 +35,7 @@ class DeduplicationMeter(Protocol):
 
 
 class Deduplication:
-    """See the module. `in_flight` says whether an identity is: such a one may have come again after it expired."""
+    """Ended requests' identities. `in_flight` says whether one is in flight: it may be sent again after it expired."""
 
     def __init__(
         self,

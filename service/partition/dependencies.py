@@ -72,9 +72,10 @@ class Meter(JournalWriterMeter, DeduplicationMeter, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dependencies:
-    """See the module. `requests` and `dead_letters` are topics; `deadline` is for requests that name none.
+    """What a partition needs from its process.
 
-    `group` is the consumer group, for the cursors in the journals.
+    `requests` and `dead_letters` are topics; `deadline` is for requests that name none; `group` is the consumer group,
+    for the cursors in the journals.
     """
 
     api: Api

@@ -1,4 +1,4 @@
-"""What changes in a partition, on its way into the journal: gathered, committed, and only then acted on.
+"""Group commit: a partition's changes are gathered, committed to the journal together, and only then acted on.
 
 While one batch commits, the next gathers. What must wait for its batch to stand, such as a POST for its intent, is
 called once it does, in the order it was handed in. A commit that stood proves that the partition is still ours, and
@@ -65,7 +65,7 @@ class _Gathering(Batch):
 
 
 class JournalWriter:
-    """See the module. `here` is asked for the cursor that a proof carries: an empty commit would prove nothing."""
+    """Group commit. `here` returns the cursor that confirms the ownership: an empty commit would confirm nothing."""
 
     def __init__(
         self,

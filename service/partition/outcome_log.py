@@ -1,4 +1,4 @@
-"""An outcome that stands in the journal: counted, and told to operators in one sentence."""
+"""Counts an outcome that is committed to the journal, and logs it in one sentence."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""POSTs in doubt: their tasks are looked for, again and again, until each is found or known not to be.
+"""Looks up the tasks of POSTs in doubt, repeatedly, until each task is found or known not to exist.
 
 A POST is in doubt when it may have been received and there is no whole, understood answer: its connection broke, or
 its process did. Each site has a search of its own, so a dead site delays nobody else. What a look-up has seen is
@@ -116,7 +116,7 @@ class _Seen:
 
 
 class Reconciler:
-    """See the module. `spawn` runs a search beside the caller; `looked_up` takes what was seen of a work's POST."""
+    """Looks up tasks of POSTs in doubt. `spawn` runs a look-up as a task; `looked_up` takes the result for a sync."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""POSTs on their way: each within the submit window of a commit that stood, checked as late as possible.
+"""Sends POSTs, each within the submit window of a successful commit, which is checked as late as possible.
 
 A process that was suspended, or cut off from Kafka, doesn't know that its partition has been taken over. It may have
 a commit in hand that stood; so a POST leaves only for a short while after the sending of such a commit, and whoever

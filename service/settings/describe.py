@@ -1,4 +1,4 @@
-"""What the settings are, told to people: for `vm-sync settings` and for the tables of the documentation.
+"""Describes the settings to people: for `vm-sync settings` and for the tables of the documentation.
 
 A secret's value is never in a row.
 """

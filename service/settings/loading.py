@@ -1,4 +1,4 @@
-"""Reading the settings, once at the start, from variables and files; what is wrong is told all at once.
+"""Reads the settings, once at the start, from variables and files; all errors are reported together.
 
 A setting is an environment variable, or a file of that name without its prefix in `VM_SYNC_SECRETS_DIR`; the variable
 wins. Both are read alike: as UTF-8, without a byte order mark and without newlines at the end. No value of a secret is

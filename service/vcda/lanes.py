@@ -1,4 +1,4 @@
-"""One site's traffic rules: how many may call it at once, and when nobody may.
+"""One site's limits: concurrent POSTs and syncs, pauses, and the circuit breaker.
 
 Each site has a lane of its own, so a dead site delays nobody else. A lane counts two things, turns to POST that are
 taken and syncs that VCDA has, and hands out turns in the order they were asked for; `posts` lets so many of them POST

@@ -1,4 +1,4 @@
-"""Whose turn it is to be asked: every running task is watched here, and asked after together with others.
+"""Polls the running tasks of all partitions, in batches for each site.
 
 When a task is due is decided in `poll_policy`; here, those due share calls of up to 100 ids, and the calls are made.
 Each site has a loop of its own, so a dead site delays nobody else. This module draws no conclusion from an answer: it

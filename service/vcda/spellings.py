@@ -1,4 +1,4 @@
-"""How VCDA names our user on tasks, as far as it has shown: not always as it names the session's. Pure.
+"""How VCDA spells the service's user on tasks, learnt from its answers; it may differ from the session's user. Pure.
 
 VCDA's documentation shows sessions of "admin1@Org1" and tasks of "org2@site2", and a remote site knows the user that
 the session was extended with. Learnt is a name from a task that was given for a POST, which is ours for certain: as
@@ -19,7 +19,7 @@ ALL: Final = 64
 
 
 class Spellings:
-    """See the module."""
+    """The names under which VCDA shows this service's user on tasks, learnt from its answers, for each site."""
 
     def __init__(self) -> None:
         self.known: tuple[Spelling, ...] = ()
