@@ -1,6 +1,8 @@
 """What tests share: a real Kafka for those that ask for it, topic names that nobody else has, and CI's strictness."""
 
 import os
+import sys
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeAlias
@@ -10,6 +12,12 @@ import pytest
 from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaElsewhere, KafkaError
 
 TopicNamer: TypeAlias = Callable[[str], str]
+
+if sys.version_info < (3, 12):
+    # To mark the place in a line, Python 3.11 parses it whenever a traceback is formatted. Garbage that is collected
+    # while pytest parses a test file may log a traceback; parsing within parsing ends in "SystemError: AST constructor
+    # recursion depth mismatch", in whatever test runs by then (seen with 3.11.7). Without the marks nothing is parsed.
+    traceback._extract_caret_anchors_from_line_segment = lambda _: None  # type: ignore[attr-defined]
 
 
 def missing(reason: str) -> NoReturn:
