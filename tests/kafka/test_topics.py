@@ -33,11 +33,11 @@ def test_topics_that_fit_leave_nothing_to_say() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"requests": replace(GOOD, partitions=13)}, "Widen journal to 13"),
-        ({"requests": replace(GOOD, partitions=11)}, "Widen requests to 12"),
+        ({"requests": replace(GOOD, partitions=13)}, "Raise journal to 13"),
+        ({"requests": replace(GOOD, partitions=11)}, "Raise requests to 12"),
         ({"journal": GOOD}, "cleanup.policy=delete"),
         ({"journal": _with(GOOD, cleanup_policy="compact,delete")}, "cleanup.policy=compact,delete"),
-        ({"failed": replace(GOOD, replicas=1)}, "Nothing can be written to failed"),
+        ({"failed": replace(GOOD, replicas=1)}, "Nothing can be written to the topic failed"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Topic], says: str) -> None:
