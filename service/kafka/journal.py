@@ -2,11 +2,11 @@
 
 The journal holds a record for each sync, keyed by the request's identity, and a cursor: where reading the requests
 goes on. A `Batch` changes any number of them, together with the events that tell of it, in one transaction: all of
-it, or nothing. Opening fences whoever had the partition before; from then on their commits are refused.
+it, or nothing. Opening fences the previous owner; from then on its commits are refused.
 
 It never decides anything about a sync, never repeats a commit whose fate is unknown, and never tells one failure
 from another: Kafka's errors can't say whether a successor exists, so every failure is `JournalLost`, and the owner
-starts anew from what the journal says.
+starts again from what the journal says.
 
 What its records look like is said in `journal_codec`.
 """
@@ -86,7 +86,7 @@ class Refusals:
     """What the brokers have refused for its size, so that it isn't tried for ever. One for all journals of a process.
 
     A limit may be hidden from us, and is changed while we work: so it is learnt by being refused, which costs opening
-    the partition anew, and forgotten when the process ends.
+    the partition again, and forgotten when the process ends.
     """
 
     def __init__(self) -> None:

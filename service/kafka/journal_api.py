@@ -12,7 +12,7 @@ from service.sync import InFlight, Sync
 
 
 class JournalLost(Exception):
-    """The journal can't be written any more, or it isn't known what was: drop the memory, open anew."""
+    """The journal can't be written any more, or it isn't known what was: drop the memory and reopen the partition."""
 
 
 class StopReason(StrEnum):

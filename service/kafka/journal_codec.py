@@ -37,7 +37,7 @@ CURSOR_KEY = b"cursor"
 """Where reading the requests goes on."""
 
 OPENED_KEY = b"opened"
-"""Written by whoever opens the journal, to know its end."""
+"""Written by each process that opens the journal, to know the end."""
 
 
 def is_sync(key: bytes) -> bool:
@@ -50,7 +50,7 @@ class Cursor:
     """The next offset to read, and the topic it belongs to.
 
     `stamp` is the timestamp (ms) of the record before it, and `topic_id` Kafka's id of the topic, by which a topic that
-    was made anew and filled past the cursor is told from the one that was read. `group` is the consumer group that
+    was created again and filled past the cursor differs from the one that was read. `group` is the consumer group that
     wrote the cursor. None where it isn't known; versions before 0.1 knew neither of the last two, and ignore them.
 
     `spellings` are what the writer knew of how VCDA names our user on tasks. They survive restarts here, since versions

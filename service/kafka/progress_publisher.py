@@ -143,7 +143,7 @@ class Progressing(Progress):
     # ------------------------------------------------------------ the one task
 
     async def _send(self) -> None:
-        """Connect once there is something to tell, and anew after any failure, which costs the lot on its way."""
+        """Connect once there is something to publish, and again after each failure, which costs the lot on its way."""
         repeats = 0
         while True:
             first = await self._queue.get()

@@ -1,7 +1,7 @@
 """Logs: a line for each event, as JSON for machines or as text for people, to standard error.
 
 Fields come from `extra=`; their names are the metrics' and the events' words (`site`, `replication_id`, `reason` ...).
-Whoever logs keeps secrets out of it; the `Redactor` here is the last line of defence, not the first: it hides the
+The code that logs keeps secrets out; the `Redactor` here is the last line of defence, not the first: it hides the
 values it was told of, in any of their usual spellings, and whatever follows a header or a field known to hold one.
 
 Libraries that repeat themselves hundreds of times a minute while Kafka is away are held to one line of a kind in
@@ -40,7 +40,7 @@ FLOODING: Final = ("aiokafka", "faststream", "opentelemetry")
 OpenTelemetry for each batch of spans that its collector is away."""
 
 KINDS: Final = 500
-"""How many kinds of messages are remembered at most; texts that defy counting start anew instead of growing."""
+"""How many kinds of messages are remembered at most; texts that defy counting start again instead of growing."""
 
 TAMED: Final = {
     "aiokafka": logging.WARNING,  # INFO tells of each metadata update and each step of a rebalance
@@ -87,7 +87,7 @@ FIELDS: Final = re.compile(
 
 
 class Redactor:
-    """Hides secrets in texts. Whoever reads new credentials tells it of them."""
+    """Hides secrets in texts. The code that reads new credentials hands them to it."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._spellings: set[str] = set()

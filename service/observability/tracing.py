@@ -8,7 +8,7 @@ outcome carries the context of its own span on.
     the upstream's span
      +-- vm-sync accept        written down
      +-- vm-sync submit        one POST, its answer awaited
-     +-- vm-sync outcome       told; whoever reads the outcome continues here
+     +-- vm-sync outcome       published; the reader of the outcome continues here
     vm-sync poll               links to the requests asked about
 
 It never puts a secret, a site's password or a task's result into a span, and decides nothing.

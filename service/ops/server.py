@@ -63,7 +63,7 @@ def operations(
     documents: Mapping[str, Callable[[], Document]],
     in_flight: Callable[[], Iterable[InFlight]],
 ) -> Starlette:
-    """Return the application. `documents` are further paths, made anew for each who asks."""
+    """Return the application. `documents` are further paths, made for each request."""
 
     async def livez(_: Request) -> Response:
         return _condition("alive", health.not_alive(clock.monotonic()))
@@ -183,7 +183,7 @@ async def serving(app: Starlette, *, host: str, port: int) -> AsyncIterator[int]
             server_header=False,
             proxy_headers=False,
             workers=1,  # else it looks for a number in WEB_CONCURRENCY
-            timeout_keep_alive=5,  # probes come every few seconds, anybody else may connect anew
+            timeout_keep_alive=5,  # probes come every few seconds, other clients may connect again
             timeout_graceful_shutdown=int(LEAVE_WITHIN.total_seconds()),
         )
     )

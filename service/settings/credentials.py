@@ -43,7 +43,7 @@ class CredentialsReader:
 
 
 def secrets(settings: Settings) -> frozenset[str]:
-    """Return the values that must never be seen, for whoever redacts."""
+    """Return the values that must never be seen, for the redaction of logs."""
     found: list[SecretStr | None] = [leaf.of(settings) for leaf in leaves() if leaf.secret]
     return secrets_of(Logins(settings.vcda.credentials, settings.vcda.sites)) | {
         secret.get_secret_value() for secret in found if secret is not None

@@ -218,7 +218,7 @@ class Vcda:
             task = translate.read_task(reply.seen.body, local=reply.local)
             return task if task is not None and task.id == task_id else _unreadable(reply.seen)
         trouble = self._trouble(reply.seen, site)
-        # A site that isn't known (paired anew, say) is a 404 too, and says nothing of its tasks.
+        # A site that isn't known (paired again, say) is a 404 too, and says nothing of its tasks.
         if trouble.http_status == 404 and trouble.error is not None and trouble.error.code != "SiteNotFound":  # noqa: PLR2004
             return Gone(self._clock.monotonic(), reply.account)
         return trouble

@@ -231,7 +231,7 @@ class Wire:
         self, way: AiohttpTransport, request: httpx.Request, departure: "_Departure", *, limit: int
     ) -> Answer | NoAnswer:
         try:
-            # Around everything, the reading of the body too: the libraries' own timeouts begin anew with each byte.
+            # Around everything, the reading of the body too: the libraries' own timeouts start again with each byte.
             async with asyncio.timeout(self._timeout):
                 response = await way.handle_async_request(request)
                 try:

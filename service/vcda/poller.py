@@ -2,7 +2,7 @@
 
 When a task is due is decided in `poll_policy`; here, those due share calls of up to 100 ids, and the calls are made.
 Each site has a loop of its own, so a dead site delays nobody else. This module draws no conclusion from an answer: it
-hands each to whoever watches, and is told whether to go on.
+hands each to its watcher, which says whether to go on.
 
 A call that fails may be the site's trouble, or that of a single task which breaks each call that asks for it. So a
 call that fails again is made in halves, until what fails is alone. Where the site answers other calls meanwhile, the
@@ -63,7 +63,7 @@ OWN_PAUSE = (timedelta(seconds=10), timedelta(minutes=10))
 
 
 class Verdict(Enum):
-    """What whoever watches makes of an answer."""
+    """What the watcher of a task decides after an answer."""
 
     GO_ON = auto()
     DONE = auto()
@@ -271,7 +271,7 @@ class _Site:
 
 
 class Poller:
-    """Asks after every watched task until whoever watches is done with it."""
+    """Polls every watched task until its watcher is done with it."""
 
     def __init__(
         self,
