@@ -162,7 +162,7 @@ async def test_the_setting_is_named_of(name: str, place: Place, topic_name: Topi
     sentence = diagnosis(raised.value, errors, kafka=settings.kafka)
 
     assert re.search(expected, sentence)
-    assert "VM_SYNC_KAFKA__" in sentence or "the brokers need" in sentence
+    assert "VM_SYNC_KAFKA__" in sentence or "on the brokers" in sentence
     assert not [secret for secret in SECRETS if secret in sentence]
 
 
