@@ -135,10 +135,12 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
         Raises:
             KafkaError: Kafka can't be reached, or refuses us.
+            TimeoutError: the group has assigned nothing in time.
         """
         self._stopping = False
         try:
-            await self._subscriber.start()
+            async with asyncio.timeout(self._timings.assignment_limit.total_seconds()):
+                await self._join()
         except BaseException:
             # A consumer half started would go on trying, and may have been given partitions already.
             self._stopping = True
@@ -147,6 +149,18 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._comparison.run())]
         for task in self._tasks:
             task.add_done_callback(self._note_death)
+
+    async def _join(self) -> None:
+        """Join the group; while that takes long, look for Kafka elsewhere: aiokafka waits for the broker it knows."""
+        joining = asyncio.create_task(self._subscriber.start())
+        try:
+            while not (await asyncio.wait([joining], timeout=self._timings.ask_bootstrap.total_seconds()))[0]:
+                if self._subscriber.started:
+                    await self._ask_bootstrap_servers()
+            await joining
+        finally:
+            joining.cancel()  # where it is still running; leaving the group then stops the consumer
+            joining.add_done_callback(_forget)
 
     async def stop(self, limit: float) -> None:
         """Stop reading, quiesce, let everything stand in the journals, leave the group; within `limit` seconds."""
@@ -454,6 +468,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         else:
             self._answers_others_since = None
 
+    async def _ask_bootstrap_servers(self) -> bool | None:
+        """Let the consumer know the brokers' addresses of now. Returns whether they changed; None: no answer."""
+        try:
+            return await rebootstrap(self._consumer.client, connection=self._connection)
+        except Exception as error:  # noqa: BLE001 - a source of tokens may raise anything, and Kafka is away already
+            log.debug("Asking the bootstrap servers for the brokers' addresses failed: %r", error)
+            return None
+
     async def _look_elsewhere(self) -> None:
         """Ask the bootstrap servers where the brokers are: aiokafka knows only the addresses that it has heard last.
 
@@ -463,10 +485,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         Raises:
             RuntimeError: Kafka answers a new client, and for long has not answered ours.
         """
-        try:
-            moved = await rebootstrap(self._consumer.client, connection=self._connection)
-        except Exception as error:  # noqa: BLE001 - a source of tokens may raise anything, and Kafka is away already
-            log.debug("Asking the bootstrap servers for the brokers' addresses failed: %r", error)
+        moved = await self._ask_bootstrap_servers()
+        if moved is None:
             return
         if moved:
             log.warning("The addresses of Kafka's brokers have changed; all partitions are reopened with the new ones")
@@ -478,3 +498,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if now - self._answers_others_since > self._timings.give_up.total_seconds():
             msg = f"Kafka has answered new clients, but not the consumer, for {now - self._answers_others_since:.0f} s"
             raise RuntimeError(msg)
+
+
+def _forget(task: "asyncio.Task[None]") -> None:
+    """Look at what a task raised that nobody waits for any more, so that asyncio does not complain of it."""
+    if not task.cancelled():
+        task.exception()

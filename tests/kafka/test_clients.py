@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import KafkaConnectionError
 
 from service.intake.timings import DEFAULT_TIMINGS
@@ -146,6 +147,60 @@ async def test_a_kafka_that_comes_back_at_another_address_is_found_through_the_b
             await until(lambda: service.metric("kafka_connected") == 1, what="it says so")
             assert len(service.reading) == 3
             assert not service.intake.died.is_set()
+
+
+class HoldsUp(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
+    """A member's listener that lets no rebalance go on."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def on_partitions_revoked(self, revoked: object) -> None:
+        del revoked
+        if self.asked.is_set():
+            await asyncio.get_running_loop().create_future()
+
+    async def on_partitions_assigned(self, assigned: object) -> None:
+        del assigned
+        self.asked.set()
+
+
+@pytest.mark.kafka
+async def test_a_kafka_that_moves_while_a_process_joins_is_found_through_the_bootstrap_servers(
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer
+) -> None:
+    async with (
+        relay_to(relayed_kafka) as bootstrap,
+        relay_to(relayed_kafka) as before,
+        relay_to(relayed_kafka) as after,
+    ):
+        await restart(relayed_kafka, advertised=before.address)
+        async with behind(bootstrap, relayed_kafka, topic_name("joining"), partitions=3) as station:
+            station.set_timings(ask_bootstrap=timedelta(seconds=1))
+            held_up = HoldsUp()
+            holder = AIOKafkaConsumer(
+                bootstrap_servers=bootstrap.address,
+                group_id=station.prefix,
+                session_timeout_ms=6000,
+                partition_assignment_strategy=[RoundRobinPartitionAssignor],
+            )
+            holder.subscribe([station.topics.requests], listener=held_up)
+            await holder.start()
+            await held_up.asked.wait()
+            joining = asyncio.create_task(station.begin())
+            await until(lambda: any(waits_for_the_group(one) for one in station.services), what="it joins", within=60)
+
+            before.close()
+            await end(holder, within=timedelta())
+            await restart(relayed_kafka, advertised=after.address)
+
+            service = await asyncio.wait_for(joining, 60)
+            await until(lambda: len(service.reading) == 3, what="all partitions are open", within=60)
+
+
+def waits_for_the_group(service: Service) -> bool:
+    subscriber = service.intake._subscriber
+    return subscriber.started and getattr(subscriber.consumer._coordinator, "coordinator_id", None) is not None
 
 
 @pytest.mark.kafka

@@ -425,6 +425,13 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_consumer.py",),
     ),
     Mutant(
+        name="a Kafka that moves while a process joins is not looked for",
+        file="service/intake/group.py",
+        old="                if self._subscriber.started:\n                    await self._ask_bootstrap_servers()\n",
+        new="                pass\n",
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
         name="one partition's error costs the records of others",
         file="service/kafka/consumer.py",
         old="            self._report(errors, self._refused)\n",
