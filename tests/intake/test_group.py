@@ -206,7 +206,7 @@ async def test_a_member_that_quiesces_for_too_long_is_succeeded_and_tells_nothin
     await station.ask("op-1")
     await until(lambda: old.vcda.posts.total() == 1, what="the POST has left")
 
-    new = await station.service("new")
+    new = await station.begin("new")  # it may have handed over already when one looks whether it is open
     await station.settled("op-1")
     await until(lambda: not old.owned or not new.owned, what="the old one knows")
     await station.ask("op-2")
