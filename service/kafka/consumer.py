@@ -30,6 +30,7 @@ from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import (
     ConsumerStoppedError,
     CorruptRecordException,
+    KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
     OffsetOutOfRangeError,
@@ -120,6 +121,10 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
                 # A request that times out after its connection was given up: aiokafka looks for it to close it, and
                 # what it raises instead ends the task that fetches, for good (seen with a broker that froze).
                 raise RequestTimedOutError from error
+            except RuntimeError as error:
+                # uvloop refuses to write to a transport that was closed in this very moment, where asyncio would raise
+                # a ConnectionResetError: ordinary trouble, and not a reason to end (seen with a Kafka that moved).
+                raise KafkaConnectionError from error
 
         self._client.send = send_or_time_out
 

@@ -7,7 +7,7 @@ import aiokafka.codec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.client import ConnectionGroup
-from aiokafka.errors import RequestTimedOutError
+from aiokafka.errors import KafkaConnectionError, RequestTimedOutError
 
 from service.clock import Clock
 from service.kafka.consumer import SteadyConsumer, probe_consumer, timestamp_of
@@ -165,6 +165,26 @@ async def test_a_request_that_times_out_on_a_connection_given_up_is_ordinary_tro
     connections = consumer._client._conns
     connections[1, ConnectionGroup.DEFAULT] = GivenUp(connections)
     with pytest.raises(RequestTimedOutError):
+        await consumer._client.send(1, object())
+    connections.clear()
+    await consumer.stop()
+
+
+async def test_a_connection_that_closes_in_the_moment_of_a_write_is_ordinary_trouble() -> None:
+    class Closed:
+        def send(self, *_: object, **__: object) -> None:
+            msg = "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
+            raise RuntimeError(msg)
+
+    consumer = SteadyConsumer(bootstrap_servers="127.0.0.1:1", group_id="group", clock=Clock())
+
+    async def ready(*_: object, **__: object) -> bool:
+        return True
+
+    consumer._client.ready = ready
+    connections = consumer._client._conns
+    connections[1, ConnectionGroup.DEFAULT] = Closed()
+    with pytest.raises(KafkaConnectionError):
         await consumer._client.send(1, object())
     connections.clear()
     await consumer.stop()
