@@ -155,8 +155,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         joining = asyncio.create_task(self._subscriber.start())
         try:
             while not (await asyncio.wait([joining], timeout=self._timings.ask_bootstrap.total_seconds()))[0]:
-                if self._subscriber.started:
-                    await self._ask_bootstrap_servers()
+                if self._subscriber.started and await self._ask_bootstrap_servers():
+                    log.warning("The addresses of Kafka's brokers have changed; joining the group with the new ones")
             await joining
         finally:
             joining.cancel()  # where it is still running; leaving the group then stops the consumer

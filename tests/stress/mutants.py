@@ -427,8 +427,8 @@ MUTANTS: Final = (
     Mutant(
         name="a Kafka that moves while a process joins is not looked for",
         file="service/intake/group.py",
-        old="                if self._subscriber.started:\n                    await self._ask_bootstrap_servers()\n",
-        new="                pass\n",
+        old="if self._subscriber.started and await self._ask_bootstrap_servers():",
+        new="if not joining:",
         tests=("tests/kafka/test_clients.py",),
     ),
     Mutant(
