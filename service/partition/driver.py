@@ -176,19 +176,19 @@ class Driver:
             return told
         if (
             isinstance(tracked.state, Waiting)
-            and tracked.turn is None
+            and tracked.slot_request is None
             and tracked.not_before <= self._dependencies.clock.monotonic()
         ):
             # One that its site turned away, or that was held back, keeps its place before those that never had a
-            # turn; one that was turned away for its own sake goes behind them.
+            # slot; one that was turned away for its own sake goes behind them.
             tried = tracked.pauses is not None or tracked.state.attempts > 0
-            turn = self._lane(tracked).queue(partial(self._slot, tracked), first=tried and not tracked.busy)
-            tracked.turn = turn if turn.waits else None
+            request = self._lane(tracked).queue(partial(self._slot, tracked), first=tried and not tracked.busy)
+            tracked.slot_request = request if request.waits else None
         return True
 
     def _slot(self, tracked: TrackedSync) -> bool:
         """A slot is free: form the intent, or decline."""
-        tracked.turn = None
+        tracked.slot_request = None
         now = self._dependencies.clock.now()
         if self._stopped or self.quiescing or not isinstance(tracked.state, Waiting) or now >= tracked.request.deadline:
             return False
@@ -489,9 +489,9 @@ class Driver:
         self._dependencies.progress.ended(tracked.request)
         lane = self._lane(tracked)
         tracked.vacate(lane)
-        if tracked.turn is not None:
-            lane.withdraw(tracked.turn)
-            tracked.turn = None
+        if tracked.slot_request is not None:
+            lane.withdraw(tracked.slot_request)
+            tracked.slot_request = None
         if tracked.held:
             tracked.held = False
             self._dependencies.metrics.replication_held(tracked.request.site, held=False)
@@ -505,7 +505,7 @@ class Driver:
         self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2))
 
     def _wait_busy(self, tracked: TrackedSync) -> None:
-        """Let the site's other requests go on, and this one ask for a turn again in a while, longer each time."""
+        """Let the site's other requests go on, and this one ask for a slot again in a while, longer each time."""
         self._wait_alone(tracked, OWN_BACKOFF.pause(tracked.busy))
         tracked.busy += 1
 

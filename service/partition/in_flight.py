@@ -12,7 +12,7 @@ from itertools import islice
 
 from service import sync
 from service.sync import Ended, Lingering, Running, Submitting, Waiting
-from service.vcda.lanes import Lane, Turn
+from service.vcda.lanes import Lane, SlotRequest
 from service.vcda.poller import Watch
 
 LONG = 16
@@ -29,22 +29,22 @@ class TrackedSync:
 
     state: sync.Sync
     submitting: bool = False
-    """Counted among the site's POSTs on their way: from its turn until the answer."""
+    """Counted among the site's POSTs on their way: from its slot until the answer."""
     posting: Task[None] | None = None
     left: bool = False
     """The POST's bytes may have left."""
     occupies: bool = False
     """Counted among the site's syncs at VCDA."""
-    turn: Turn | None = None
+    slot_request: SlotRequest | None = None
     """Its place in the lane's queue, while it has one."""
     pauses: int | None = None
-    """How many pauses of its lane had begun when it had its last turn; None: it never had one."""
+    """How many pauses of its lane had begun when it had its last slot; None: it never had one."""
     held: bool = False
     """Its outcome was told LINGER_LIMIT ago, and VCDA still shows its task as unfinished: its replication is held."""
     busy: int = 0
     """How many times in a row VCDA said that the replication is busy (409)."""
     not_before: float = 0.0
-    """The replication is busy (409), or its POSTs come to nothing: no turn is asked for until then (monotonic)."""
+    """The replication is busy (409), or its POSTs come to nothing: no slot is asked for until then (monotonic)."""
     repeats: int = 0
     """Up to which of its doubts a repeated POST has been told of."""
     behind: str | None = None

@@ -230,7 +230,7 @@ class Reconciler:
             doubts = [doubt for one in sought if (doubt := one.tracked.doubt) is not None]
             if not doubts:
                 return _Seen((), began=0.0, account=None, settled=False)
-            if lane.pause_left() == 0.0:
+            if lane.try_acquire():
                 break
         began, account = self._clock.monotonic(), api.account(name)
         tasks = await api.find(

@@ -1,7 +1,7 @@
 """One site's limits: concurrent POSTs and syncs, pauses, and the circuit breaker.
 
-Each site has a lane of its own, so a dead site delays nobody else. A lane counts two things, turns to POST that are
-taken and syncs that VCDA has, and hands out turns in the order they were asked for; `posts` lets so many of them POST
+Each site has a lane of its own, so a dead site delays nobody else. A lane counts two things, slots to POST that are
+taken and syncs that VCDA has, and hands out slots in the order they were asked for; `posts` lets so many of them POST
 at once. It pauses the whole site, submits and polls alike, when a call to it came to nothing:
 
     free --trouble--> paused --time passes--> free
@@ -10,7 +10,7 @@ at once. It pauses the whole site, submits and polls alike, when a call to it ca
                                ^                                                       |           |
                                +-----------------------trouble-------------------------+           +--good--> free
 
-It never makes a call, and never repeats one: whoever called decides whether and when to ask for another turn. Limits
+It never makes a call, and never repeats one: the caller decides whether and when to ask for another slot. Limits
 on POSTs don't touch polls. Everything happens on the event loop, without threads or polling: a pause ends by a timer.
 """
 
@@ -55,7 +55,7 @@ class LaneLimits:
     max_running: int
     """Syncs at VCDA at once; 0: no limit."""
     slots_ahead: int = 0
-    """Turns handed out beyond the POSTs at once, so that their intents are committed while the others POST. Without
+    """Slots handed out beyond the POSTs at once, so that their intents are committed while the others POST. Without
     them a place for a POST stands empty while its intent is committed; each is one more to look for after a crash."""
 
 
@@ -66,8 +66,8 @@ class LaneMetrics(Protocol):
         """Show whether requests to the site are held back."""
 
 
-class Turn:
-    """A turn to POST that was asked for; it waits until the lane takes it, or whoever asked withdraws it."""
+class SlotRequest:
+    """A slot to POST that was asked for; the request waits until the lane grants it, or the asker withdraws it."""
 
     __slots__ = ("take",)
 
@@ -82,7 +82,7 @@ class Turn:
 
 
 class Lane:
-    """The way to one site. Whoever calls the site tells each result to `heard`: the lane knows nothing else of it."""
+    """The way to one site. Each caller of the site reports its result to `record_result`: the lane makes no calls."""
 
     def __init__(
         self,
@@ -102,10 +102,10 @@ class Lane:
         self._random = random
         self._submitting = 0
         self._occupied = 0
-        self._first: deque[Turn] = deque()
-        self._rest: deque[Turn] = deque()
+        self._first: deque[SlotRequest] = deque()
+        self._rest: deque[SlotRequest] = deque()
         self._withdrawn = 0
-        """Turns in the queues that were withdrawn."""
+        """Slot requests in the queues that were withdrawn."""
         self.posts = asyncio.Semaphore(limits.max_concurrent_submits)
         """Held while a POST is on its way."""
         self.pauses = 0
@@ -123,7 +123,7 @@ class Lane:
 
     @property
     def submitting(self) -> int:
-        """Turns taken whose POSTs are not answered yet, be they on their way or their intents being committed."""
+        """Slots taken whose POSTs are not answered yet: they are on their way, or their intents are being committed."""
         return self._submitting
 
     @property
@@ -133,7 +133,7 @@ class Lane:
 
     @property
     def queued(self) -> int:
-        """Turns waiting, those that will decline included."""
+        """Slot requests that wait, those that will decline included."""
         return len(self._first) + len(self._rest) - self._withdrawn
 
     @property
@@ -147,42 +147,42 @@ class Lane:
         busy = self._submitting or self._occupied or self.queued or self._callers
         return not busy and self._troubles == 0 and not self.paused and not self._reported_paused
 
-    # ------------------------------------------------------------ turns to POST
+    # ------------------------------------------------------------ slots to POST
 
-    def queue(self, take: Callable[[], bool], *, first: bool = False) -> Turn:
-        """Ask for a turn to POST; `first`: before all that aren't.
+    def queue(self, take: Callable[[], bool], *, first: bool = False) -> SlotRequest:
+        """Ask for a slot to POST; `first`: before all that aren't.
 
         `take` is called once, in order, when a slot is free and the lane isn't paused: before `queue` returns if that
         is now, else from the event loop, never from within another's call. It returns True to take the slot, which
         counts as a POST (until `answered`) and as a sync at VCDA (until `vacate`), or False if it isn't wanted.
         """
-        turn = Turn(take)
+        request = SlotRequest(take)
         busy = self.queued or self._granting or self._soon is not None
-        if not busy and self._has_slot() and self._held() == 0.0:
-            self._grant(turn)
+        if not busy and self._has_slot() and self.held_for() == 0.0:
+            self._grant(request)
         else:
-            (self._first if first else self._rest).append(turn)
+            (self._first if first else self._rest).append(request)
             self._wake()
-        return turn
+        return request
 
-    def withdraw(self, turn: Turn) -> None:
-        """Give up a turn that waits: at once nothing of who asked is held here, and soon nothing of the turn."""
-        if not turn.waits:
+    def withdraw(self, request: SlotRequest) -> None:
+        """Give up a request that waits: at once nothing of who asked is held here, and soon nothing of the request."""
+        if not request.waits:
             return
-        turn.take = None
+        request.take = None
         self._withdrawn += 1
-        if self._withdrawn > self.queued:  # so that each turn is passed over once or twice, however long the pause
-            self._first = deque(turn for turn in self._first if turn.waits)
-            self._rest = deque(turn for turn in self._rest if turn.waits)
+        if self._withdrawn > self.queued:  # so that each request is passed over once or twice, however long the pause
+            self._first = deque(request for request in self._first if request.waits)
+            self._rest = deque(request for request in self._rest if request.waits)
             self._withdrawn = 0
 
     def answered(self) -> None:
         """Count one POST less: answered, or given up. If VCDA has no sync of it, `vacate` as well."""
-        self._submitting = _one_less(self._submitting, "answered() without a turn that was taken")
+        self._submitting = _one_less(self._submitting, "answered() without a slot that was taken")
         self._wake()
 
     def occupy(self) -> None:
-        """Count a sync that VCDA has already, a restored one; past the limit too, then no turn comes until below it."""
+        """Count a sync that VCDA has already, a restored one, even past the limit. No slot is free until below it."""
         self._occupied += 1
 
     def vacate(self) -> None:
@@ -195,7 +195,7 @@ class Lane:
     def record_result(self, trouble: Trouble | None) -> None:
         """Learn from a call's result; None: a good answer. Trouble that is a request's own says nothing of the site.
 
-        During a pause no call begins, so what is heard then was begun before it and is out of date: it can't shorten
+        During a pause no call begins, so what is recorded then was begun before it and is out of date: it can't shorten
         the pause nor add to the backoff. Only a Retry-After still counts, if it asks for longer.
         """
         now = self._clock.monotonic()
@@ -232,33 +232,33 @@ class Lane:
             self._pause(until)
 
     def held_for(self) -> float:
-        """Return the seconds until a call may go, without leave for one."""
-        return self._held()
+        """Return the seconds until a call may go. What holds it back may end sooner, when the probe succeeds."""
+        until = max(self._paused_until, self._probe_until if self._half_open else 0.0)
+        return max(0.0, until - self._clock.monotonic())
 
-    def pause_left(self) -> float:
-        """Return the seconds until a call may go; 0.0 is leave for one call now, whose result must be `heard`.
+    def try_acquire(self) -> bool:
+        """Ask for leave to make one call now; the result of a call that got it must be reported to `record_result`.
 
-        In half-open state whoever gets 0.0 is the probe, and the others are told to wait. What holds them back may end
-        sooner than said, when the probe fares well: `clear` waits no longer than needed.
+        In half-open state that call is the probe, and until its result is known nobody else gets leave.
         """
-        left = self._held()
-        if left == 0.0:
-            self._take()
-        return left
+        if self.held_for() > 0.0:
+            return False
+        self._begin_probe()
+        return True
 
     async def wait_until_open(self) -> None:
-        """Wait until a call may go. That isn't yet leave for it: ask `pause_left`, without an await in between.
+        """Wait until a call may go. That isn't yet leave for it: `try_acquire` it, without an await in between.
 
-        Whoever waits here comes before the turns to POST. So the probe is a poll where there is one: a poll that hangs
-        does no harm, a POST that hangs leaves a doubt. A poll that keeps failing leaves some probes to others.
+        Callers that wait here come before the slots to POST. So the probe is a poll where there is one: a poll that
+        hangs does no harm, a POST that hangs leaves a doubt. A poll that keeps failing leaves some probes to others.
         """
-        while self._held() > 0.0:
+        while self.held_for() > 0.0:
             caller = asyncio.get_running_loop().create_future()
             self._callers.append(caller)
             await caller
 
     def close(self) -> None:
-        """Hand out no more turns, and leave no timer behind."""
+        """Grant no more slots, and leave no timer behind."""
         self._first.clear()
         self._rest.clear()
         self._withdrawn = 0
@@ -279,17 +279,13 @@ class Lane:
             limits.max_running == 0 or self._occupied < limits.max_running
         )
 
-    def _held(self) -> float:
-        until = max(self._paused_until, self._probe_until if self._half_open else 0.0)
-        return max(0.0, until - self._clock.monotonic())
-
-    def _take(self) -> None:
+    def _begin_probe(self) -> None:
         if self._half_open:
             self._probe_until = self._clock.monotonic() + PROBE_PATIENCE.total_seconds()
             self._set_timer(self._probe_until)
 
-    def _grant(self, turn: Turn) -> None:
-        take, turn.take = turn.take, None
+    def _grant(self, request: SlotRequest) -> None:
+        take, request.take = request.take, None
         if take is None:
             self._withdrawn -= 1
             return
@@ -301,7 +297,7 @@ class Lane:
         if taken:
             self._submitting += 1
             self._occupied += 1
-            self._take()
+            self._begin_probe()
 
     def _pause(self, until: float) -> None:
         if self._clock.monotonic() >= self._paused_until:
@@ -333,9 +329,9 @@ class Lane:
             self._soon = asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        """Let go whoever may, callers before turns."""
+        """Let go what may: callers before slots."""
         self._soon = None
-        left = self._held()
+        left = self.held_for()
         if left > 0.0:  # the loop's timers may be a nanosecond early
             self._set_timer(self._clock.monotonic() + left)
             return
@@ -345,13 +341,13 @@ class Lane:
                 if not caller.done():
                     caller.set_result(None)
             self._callers.clear()
-            self._soon = asyncio.get_running_loop().call_soon(self._go_on)  # the turns' turn comes after them
+            self._soon = asyncio.get_running_loop().call_soon(self._go_on)  # the slots come after them
             return
         try:
-            while (self._first or self._rest) and self._has_slot() and self._held() == 0.0:
+            while (self._first or self._rest) and self._has_slot() and self.held_for() == 0.0:
                 self._grant((self._first or self._rest).popleft())
         except BaseException:
-            self._wake()  # one turn's bug is not its neighbours' misfortune
+            self._wake()  # a bug of one asker must not stop the others
             raise
 
 

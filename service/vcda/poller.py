@@ -162,14 +162,14 @@ class PollLane(Protocol):
     async def wait_until_open(self) -> None:
         """Wait until a call may go."""
 
-    def pause_left(self) -> float:
-        """Return the seconds until a call may go; 0.0 is leave for one."""
+    def try_acquire(self) -> bool:
+        """Ask for leave to make one call now."""
 
     def record_result(self, trouble: Trouble | None) -> None:
         """Learn from a call's result."""
 
     def held_for(self) -> float:
-        """Return the seconds until a call may go, without leave for one."""
+        """Return the seconds until a call may go."""
 
     @property
     def good_answers(self) -> int:
@@ -347,7 +347,7 @@ class Poller:
             await self._until_due(site)
             lane = self._lane(site.name)
             await lane.wait_until_open()
-            if self._is_due(site) and lane.pause_left() == 0.0:
+            if self._is_due(site) and lane.try_acquire():
                 now = self._clock.monotonic()
                 # Those due a moment later come along.
                 question = site.take(now, until=now + self._moment)

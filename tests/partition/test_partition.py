@@ -753,7 +753,7 @@ async def test_what_was_about_to_post_when_its_site_paused_waits_for_the_pause_t
     await d.until(0.06)
     assert (lane.paused, p0.vcda.sent) == (True, [(p0.vcda.sent[0][0], "a0")])
     assert not any(isinstance(state, Submitting) for state in in_flight(p0)), "taken back"
-    await d.until(0.06 + lane.pause_left())
+    await d.until(0.06 + lane.held_for())
     await d.settled()
     assert [operation for _, operation in p0.vcda.sent] == ["a0", "a0", "a1", "a2", "a3"], "nobody lost its place"
     assert {told.data["attempts"] for told in d.log.told if told.operation_id != "a0"} == {1}

@@ -205,15 +205,15 @@ MUTANTS: Final = (
         new="first=tried)",
     ),
     Mutant(
-        name="all that has expired is told in one turn of the event loop",
+        name="the outcomes of all expired requests are recorded in one turn of the event loop",
         file="service/partition/driver.py",
         old="                if not told or number % EXPIRED_AT_ONCE == 0:\n",
         new="                if False:\n",
     ),
     Mutant(
-        name="turns of a closed partition stay in the lane",
+        name="slot requests of a closed partition stay in the lane",
         file="service/partition/driver.py",
-        old="            lane.withdraw(tracked.turn)\n",
+        old="            lane.withdraw(tracked.slot_request)\n",
         new="",
     ),
     Mutant(
@@ -230,7 +230,7 @@ MUTANTS: Final = (
         new="            if expires_at > self._now:\n",
     ),
     Mutant(
-        name="a deadline is told before the elders' outcomes",
+        name="a deadline's outcome is recorded before those of older requests",
         rule="9",
         file="service/partition/driver.py",
         old="            if not isinstance(step.state, Lingering | Ended):\n                break\n",
@@ -325,7 +325,7 @@ MUTANTS: Final = (
             async with""",
     ),
     Mutant(
-        name="a partition's keeper trusts that its cancellation arrives",
+        name="a partition's supervisor trusts that its cancellation arrives",
         file="service/intake/supervisor.py",
         old="        self._gone = True\n",
         new="",
@@ -339,7 +339,7 @@ MUTANTS: Final = (
         tests=("tests/intake/test_supervisor.py",),
     ),
     Mutant(
-        name="a member that was thrown out opens anew without asking the group",
+        name="a member that was removed opens its partitions again without asking the group",
         file="service/intake/supervisor.py",
         old="            await self._until_confirmed()\n",
         new="",
@@ -650,7 +650,7 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_poller.py",),
     ),
     Mutant(
-        name="what had its turn before a pause POSTs into it",
+        name="a POST that had its slot before a pause leaves during the pause",
         file="service/partition/driver.py",
         old="            and tracked.pauses == self._lane(tracked).pauses\n",
         new="",
@@ -790,7 +790,7 @@ MUTANTS: Final = (
         new="isinstance(of, Running) and",
     ),
     Mutant(
-        name="outcomes of deadlines are told however much waits for its commit",
+        name="outcomes of deadlines are recorded however much waits for its commit",
         file="service/partition/driver.py",
         old="                while self._journal_writer.behind:",
         new="                while False:",
@@ -836,7 +836,7 @@ MUTANTS: Final = (
         new="",
     ),
     Mutant(
-        name="POSTs that a slow Kafka holds back are said once",
+        name="POSTs that a slow Kafka holds back are logged once",
         file="service/partition/submitter.py",
         old="        self._say_at = now + SAY_AGAIN.total_seconds()\n",
         new="        self._say_at = float('inf')\n",
@@ -848,7 +848,7 @@ MUTANTS: Final = (
         new=" if False else None\n",
     ),
     Mutant(
-        name="a pausing POST holds up whoever quiesces",
+        name="a pausing POST holds quiescing up",
         file="service/partition/submitter.py",
         old="        while self._may_begin(tracked) and (left",
         new="        while (left",
@@ -868,7 +868,7 @@ MUTANTS: Final = (
         tests=("tests/observability/test_logs.py",),
     ),
     Mutant(
-        name="log lines are dropped without a word",
+        name="dropped log lines are not reported",
         file="service/observability/logs.py",
         old="                elif not self._queue:\n                    self._report_dropped()\n",
         new="",

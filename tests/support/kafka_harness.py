@@ -63,7 +63,17 @@ async def until(holds: Callable[[], bool], *, within: float = PATIENCE, what: st
 class Service:
     """What a process would be."""
 
-    def __init__(self, station: "Station", name: str, *, group: str, policy: Policy, **plan: Any) -> None:
+    def __init__(
+        self,
+        station: "Station",
+        name: str,
+        *,
+        group: str | None = None,
+        requests: str | None = None,
+        policy: Policy = POLICY,
+        max_in_flight: int = 1000,
+    ) -> None:
+        """Prepare; the group's name and the requests topic are the station's unless others are given."""
         self.name = name
         self.opened: list[int] = []
         """Partitions whose journals were opened here, in order."""
@@ -77,12 +87,12 @@ class Service:
         parts = wiring.for_tests(
             self.vcda,
             connection=station.connection,
-            topics=replace(station.topics, requests=plan.get("requests", station.topics.requests)),
+            topics=replace(station.topics, requests=requests or station.topics.requests),
             tuning=wiring.Tuning(
-                group_id=group,
+                group_id=group or station.prefix,
                 session_timeout=SESSION,
-                max_in_flight=plan.get("max_in_flight", 1000),
-                deadline=plan.get("deadline", timedelta(hours=1)),
+                max_in_flight=max_in_flight,
+                deadline=timedelta(hours=1),
                 policy=policy,
                 limits=LaneLimits(max_concurrent_submits=16, max_running=0),
                 poll_min=timedelta(milliseconds=50),
@@ -297,11 +307,9 @@ class Station:
         await until(lambda: bool(service.reading) and not service.intake.opening(), what=f"{name} is open")
         return service
 
-    async def begin(
-        self, name: str = "A", *, group: str | None = None, policy: Policy = POLICY, **plan: Any
-    ) -> Service:
-        """Start one more service, and wait for nothing."""
-        service = Service(self, name, group=group or self.prefix, policy=policy, **plan)
+    async def begin(self, name: str = "A", **how: Any) -> Service:
+        """Start one more service, as `Service` takes it, and wait for nothing."""
+        service = Service(self, name, **how)
         self.services.append(service)
         await service.start()
         return service

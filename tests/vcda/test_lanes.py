@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from typing_extensions import override
 
 from service.sync import Trouble
-from service.vcda.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, Turn
+from service.vcda.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, SlotRequest
 from tests.support.virtual_time import VirtualClock, run_virtual, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
@@ -84,7 +84,7 @@ async def open_breaker(lane: Lane) -> None:
     """Let BREAKER_AFTER calls come to nothing, and wait until the pause is over."""
     for _ in range(BREAKER_AFTER):
         lane.record_result(BAD)
-        await asyncio.sleep(lane.pause_left())
+        await asyncio.sleep(lane.held_for())
 
 
 # ---------------------------------------------------------------- turns
@@ -296,7 +296,7 @@ async def test_turns_resume_by_themselves_the_moment_a_pause_ends() -> None:
     lane.record_result(asked_to_wait(7.25))
     lane.queue(book.turn("a"))
     lane.queue(book.turn("b"))
-    assert (lane.pause_left(), lane.paused) == (7.25, True)
+    assert (lane.held_for(), lane.paused) == (7.25, True)
     await asyncio.sleep(100)
     assert book.turns == [("a", 7.25), ("b", 7.25)]
 
@@ -306,7 +306,7 @@ async def test_retry_after_holds_polls_to_the_moment_as_well() -> None:
     lane = some_lanes().lane(None)
     lane.record_result(asked_to_wait(90))
     await lane.wait_until_open()
-    assert (now(), lane.pause_left()) == (90.0, 0.0)
+    assert (now(), lane.try_acquire()) == (90.0, True)
 
 
 @virtual
@@ -315,7 +315,7 @@ async def test_a_full_lane_holds_no_poll_back() -> None:
     for name in "abc":
         lane.queue(book.turn(name))
     await lane.wait_until_open()
-    assert (now(), lane.pause_left()) == (0.0, 0.0)
+    assert (now(), lane.try_acquire()) == (0.0, True)
 
 
 @virtual
@@ -336,7 +336,7 @@ async def test_good_news_from_before_the_pause_does_not_shorten_it() -> None:
     lane.record_result(asked_to_wait(10))
     await asyncio.sleep(4)
     lane.record_result(None)
-    assert lane.pause_left() == 6.0
+    assert lane.held_for() == 6.0
 
 
 @virtual
@@ -353,13 +353,13 @@ async def test_retry_after_holds_for_the_local_site_by_whatever_name() -> None:
     lanes = some_lanes(home=lambda site: None if site == "site1" else site)
     unnamed, named, remote = lanes.lane(None), lanes.lane("site1"), lanes.lane("site2")
     named.record_result(asked_to_wait(10))
-    assert (unnamed.pause_left(), named.pause_left(), remote.pause_left()) == (10.0, 10.0, 0.0)
+    assert (unnamed.held_for(), named.held_for(), remote.held_for()) == (10.0, 10.0, 0.0)
     remote.record_result(None)
     await asyncio.sleep(4)
     unnamed.record_result(asked_to_wait(2))
-    assert (unnamed.pause_left(), named.pause_left()) == (6.0, 6.0)
+    assert (unnamed.held_for(), named.held_for()) == (6.0, 6.0)
     remote.record_result(asked_to_wait(3))
-    assert (unnamed.pause_left(), remote.pause_left()) == (6.0, 3.0)
+    assert (unnamed.held_for(), remote.held_for()) == (6.0, 3.0)
 
 
 @virtual
@@ -367,9 +367,9 @@ async def test_a_later_retry_after_prolongs_a_pause_and_an_earlier_one_does_not_
     lane = some_lanes().lane(None)
     lane.record_result(asked_to_wait(10))
     lane.record_result(asked_to_wait(3))
-    assert lane.pause_left() == 10.0
+    assert lane.held_for() == 10.0
     lane.record_result(asked_to_wait(30))
-    assert lane.pause_left() == 30.0
+    assert lane.held_for() == 30.0
 
 
 @virtual
@@ -378,12 +378,12 @@ async def test_pauses_double_up_to_a_minute_and_a_good_answer_forgets_them() -> 
     pauses = []
     for _ in range(9):
         lane.record_result(BAD)
-        pauses.append(lane.pause_left())
+        pauses.append(lane.held_for())
         await asyncio.sleep(pauses[-1])
     lane.record_result(None)
     lane.record_result(BAD)
     assert pauses == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
-    assert lane.pause_left() == 1.0
+    assert lane.held_for() == 1.0
 
 
 @virtual
@@ -396,7 +396,7 @@ async def test_jitter_is_full() -> None:
 
     lane = some_lanes(dice=Middle()).lane(None)
     lane.record_result(BAD)
-    assert lane.pause_left() == 0.5
+    assert lane.held_for() == 0.5
 
 
 @virtual
@@ -427,20 +427,20 @@ async def test_half_open_lets_exactly_one_turn_go_until_its_answer_is_good() -> 
 async def test_in_half_open_state_only_one_of_many_callers_gets_leave() -> None:
     lane = some_lanes().lane(None)
     await open_breaker(lane)
-    assert [lane.pause_left() for _ in range(3)] == [0.0, 60.0, 60.0]
+    assert [(lane.try_acquire(), lane.held_for()) for _ in range(3)] == [(True, 60.0), (False, 60.0), (False, 60.0)]
 
 
 @virtual
 async def test_a_poll_is_the_probe_where_there_is_one() -> None:
     lane, book = some_lanes().lane(None), Book()
     for _ in range(BREAKER_AFTER):
-        await asyncio.sleep(lane.pause_left())
+        await asyncio.sleep(lane.held_for())
         lane.record_result(BAD)
     lane.queue(book.turn("a"))
 
     async def poll() -> float:
         await lane.wait_until_open()
-        assert lane.pause_left() == 0.0
+        assert lane.try_acquire()
         await asyncio.sleep(2)
         assert book.names == []
         lane.record_result(None)
@@ -468,7 +468,7 @@ async def test_the_breaker_stays_open_while_probes_come_to_nothing() -> None:
 async def test_a_probe_that_nobody_reports_on_holds_the_others_back_for_a_minute_only() -> None:
     lane, book = some_lanes().lane(None), Book()
     await open_breaker(lane)
-    assert lane.pause_left() == 0.0
+    assert lane.try_acquire()
     lane.queue(book.turn("a"))
     await asyncio.sleep(1000)
     assert book.turns == [("a", 7.0 + PROBE_PATIENCE.total_seconds())]
@@ -538,7 +538,7 @@ async def test_a_turn_that_is_withdrawn_is_never_taken_and_nothing_of_who_asked_
     lane, book = some_lanes(submits=1).lane(None), Book()
     lane.record_result(asked_to_wait(10))
 
-    def asked_for(name: str) -> tuple[Turn, "weakref.ref[Callable[[], bool]]"]:
+    def asked_for(name: str) -> tuple[SlotRequest, "weakref.ref[Callable[[], bool]]"]:
         take = book.turn(name)
         return lane.queue(take), weakref.ref(take)
 

@@ -112,8 +112,8 @@ class LateLane:
         await asyncio.sleep(self.late)
         await self.lane.wait_until_open()
 
-    def pause_left(self) -> float:
-        return self.lane.pause_left()
+    def try_acquire(self) -> bool:
+        return self.lane.try_acquire()
 
     def record_result(self, trouble: Trouble | None) -> None:
         self.lane.record_result(trouble)
