@@ -1,10 +1,11 @@
 """What tests share: a real Kafka for those that ask for it, topic names that nobody else has, and CI's strictness."""
 
+import faulthandler
 import os
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import NoReturn, TypeAlias
 
 import pytest
@@ -12,6 +13,10 @@ import pytest
 from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaElsewhere, KafkaError
 
 TopicNamer: TypeAlias = Callable[[str], str]
+
+TEARDOWN_LIMIT = 120.0
+"""Seconds. The time-out of a test ends its call; what it leaves behind, such as a task that can't be cancelled, may
+hold up its end for ever, and with it the whole run."""
 
 if sys.version_info < (3, 12):
     # To mark the place in a line, Python 3.11 parses it whenever a traceback is formatted. Garbage that is collected
@@ -79,3 +84,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and {"kafka", "own_kafka"} & set(item.fixturenames):
             item.add_marker("kafka")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    """End a process whose teardown hangs, so that xdist names the test and goes on."""
+    faulthandler.dump_traceback_later(TEARDOWN_LIMIT, exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+class _AtOnce:
+    """Names each failed test when it fails: a run that is cut off would else end without a word about them."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            text = getattr(report.longrepr, "reprcrash", None)
+            message = text.message.partition("\n")[0] if text else str(report.longrepr)[-300:]
+            self._terminal.ensure_newline()
+            self._terminal.write_line(f"{report.when} of {report.nodeid} after {report.duration:.1f} s: {message}")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    if terminal and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_AtOnce(terminal))

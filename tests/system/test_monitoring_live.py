@@ -9,7 +9,8 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from tests.support.expressions import MONITORING, Expression, all_expressions
 from tests.support.process_harness import Ledger, Process, appliance
 
 pytestmark = pytest.mark.e2e
+
+SCRAPED_EVERY = 1
+"""Seconds; a scrape may take as long."""
 
 NAMESPACE = "vm-sync"
 """The one that the autoscaling asks for."""
@@ -118,11 +122,12 @@ async def _look(bootstrap: str, *, program: str, folder: Path) -> Seen:
             # Three scrapes, so that whatever was counted last has a rate.
             last = "(sum(vm_sync_partitions_stopped) > 0 and sum(vm_sync_requests_lost_total) > 0)"
             await prometheus.yields(f"count_over_time({last}[10m:1s]) > 2")
+            moment = await prometheus.good_moment(targets)
             queries = {_moved(metric) for metric in METRICS}
             for expression in EXPRESSIONS:
                 queries |= {unconditional(expression.promql), *selectors(expression.promql)}
             return Seen(
-                answers={query: await prometheus.ask(query) for query in queries},
+                answers={query: await prometheus.ask(query, moment=moment) for query in queries},
                 unhealthy=await prometheus.unhealthy_rules(),
             )
 
@@ -191,9 +196,10 @@ class Prometheus:
 
     client: httpx.AsyncClient
 
-    async def ask(self, query: str) -> list[float] | str:
-        """Return the values that a query yields now, or what is wrong with it."""
-        response = await self.client.get("/api/v1/query", params={"query": query})
+    async def ask(self, query: str, *, moment: float | None = None) -> list[float] | str:
+        """Return the values that a query yields now or at a moment, or what is wrong with it."""
+        params = {"query": query} | ({} if moment is None else {"time": str(moment)})
+        response = await self.client.get("/api/v1/query", params=params)
         if response.headers.get("content-type", "").partition(";")[0] != "application/json":
             return response.text  # it says in plain words that it is still starting
         answer = response.json()
@@ -218,6 +224,19 @@ class Prometheus:
         except TimeoutError:
             pytest.fail(f"{query}: {answer}")
 
+    async def good_moment(self, targets: Collection[str], *, within: float = 60.0) -> float:
+        """Return a moment of the last seconds at which all targets had been scraped.
+
+        On a busy machine a scrape now and then takes longer than it may, and the target's series are then gone until
+        the next one. A scrape that has begun can't change anything any more at a moment longer ago than its limit.
+        """
+        async with asyncio.timeout(within):
+            while True:
+                moment = time.time() - 2 * SCRAPED_EVERY
+                if await self.ask("count(up == 1)", moment=moment) == [len(targets)]:
+                    return moment
+                await asyncio.sleep(0.5)
+
     async def unhealthy_rules(self) -> list[str]:
         """Return the rules that could not be evaluated."""
         groups: list[Any] = (await self.client.get("/api/v1/rules")).json()["data"]["groups"]
@@ -234,7 +253,7 @@ async def _prometheus(program: str, *, targets: Mapping[str, str], folder: Path)
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     config = {
-        "global": {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"},
+        "global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{SCRAPED_EVERY}s"),
         "rule_files": [str(MONITORING / "rules.yaml")],
         "scrape_configs": [
             {"job_name": job, "static_configs": [{"targets": [target], "labels": {"namespace": NAMESPACE}}]}

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
@@ -82,34 +82,37 @@ async def test_the_fates_add_up_to_what_was_produced_whatever_is_opened_again_an
 
 
 @pytest.fixture
-def dropped(station: Station, monkeypatch: pytest.MonkeyPatch) -> Callable[[Service], asyncio.Event]:
-    """Let a service lose the records that its consumer returns next."""
+def dropping(station: Station, monkeypatch: pytest.MonkeyPatch) -> Callable[[Service], Awaitable[list[int]]]:
+    """Let a service lose the records that its consumer returns next; the list then says how many they were."""
 
-    def drop(service: Service) -> asyncio.Event:
-        getmany, done = service.consumer.getmany, asyncio.Event()
+    async def drop(service: Service) -> list[int]:
+        getmany, asked, dropped = service.consumer.getmany, asyncio.Event(), list[int]()
 
         async def dropping(*places: Any, **options: Any) -> Any:
+            asked.set()
             got = await getmany(*places, **options)
-            if got and not done.is_set():
-                done.set()
+            if got and not dropped:
+                dropped.append(sum(map(len, got.values())))
                 return {}
             return got
 
         monkeypatch.setattr(service.consumer, "getmany", dropping)
-        return done
+        # A call that was already under way would return the next records as ever.
+        await until(asked.is_set, what="the next call to the consumer")
+        return dropped
 
     return drop
 
 
 async def test_records_that_are_read_and_do_not_arrive_are_missed_by_the_next_and_read_again(
-    station: Station, dropped: Callable[[Service], asyncio.Event], caplog: pytest.LogCaptureFixture
+    station: Station, dropping: Callable[[Service], Awaitable[list[int]]], caplog: pytest.LogCaptureFixture
 ) -> None:
     service = await station.service()
     await until(lambda: service.reading == {0, 1}, what="both partitions are read")
-    done = dropped(service)
+    dropped = await dropping(service)
     await station.ask("op-1", partition=0)
-    await done.wait()
-    assert service.metric("records_unaccounted") == 1
+    await until(lambda: dropped == [1], what="a record is lost")
+    await until(lambda: service.metric("records_unaccounted") == 1, what="it is missed")
     await station.ask("op-2", partition=0)
     await station.settled("op-1", "op-2")
 
@@ -120,15 +123,15 @@ async def test_records_that_are_read_and_do_not_arrive_are_missed_by_the_next_an
 
 async def test_records_that_do_not_arrive_are_missed_and_read_again_though_nothing_follows_them(
     station: Station,
-    dropped: Callable[[Service], asyncio.Event],
+    dropping: Callable[[Service], Awaitable[list[int]]],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     station.set_timings(report=timedelta(seconds=0.2))
     service = await station.service()
     await until(lambda: service.reading == {0, 1}, what="both partitions are read")
-    done = dropped(service)
+    dropped = await dropping(service)
     await station.ask("op-1", partition=0)
-    await done.wait()
+    await until(lambda: dropped == [1], what="a record is lost")
     await station.settled("op-1")
 
     assert "records 0 to 0 were fetched, but did not arrive at the partition" in caplog.text
