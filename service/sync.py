@@ -605,7 +605,7 @@ def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | Non
                 ended_at=now,
                 policy=policy,
                 error=state.trouble
-                or ApiError("NotStarted", behind or "The deadline passed before it could be submitted."),
+                or ApiError("NotStarted", behind or "The deadline passed before the request was submitted."),
             )
         case Submitting() | Running():
             outcome = _outcome(

@@ -372,7 +372,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Reading at a standstill",
-                about="How long a partition has had unread records, and room for them, without a read.",
+                about="How long unread records of a partition have not been read although the partition is not full.",
                 queries=((f"vm_sync_reading_stalled_seconds{{{HERE}}}", "{{instance}}"),),
                 unit=SECONDS,
                 bad=60,

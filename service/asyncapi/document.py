@@ -19,7 +19,7 @@ _IN_COMPONENTS: Final = "#/components/schemas/{model}"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topics:
-    """The topics that others see. `completed` and `failed` may be the same; without `progress` none is told."""
+    """The topics that other teams use. `completed` and `failed` may be the same; `progress` None: not published."""
 
     requests: str = "vm-sync.requests"
     completed: str = "vm-sync.completed"
@@ -30,7 +30,7 @@ class Topics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """The Kafka that the topics are on, in Kafka's own words for security."""
+    """The Kafka cluster of the topics; security protocol and SASL mechanism as Kafka names them."""
 
     hosts: Sequence[str] = ("localhost:9092",)
     security_protocol: str = "PLAINTEXT"
@@ -73,9 +73,11 @@ def document(
         channels["progress"] = _channel(
             topics.progress,
             title="Progress",
-            description="How far running syncs are, for those who show a bar: at most once for every 5 percent or 30 "
-            "seconds, a sync's in their order. Nothing here is promised: some may be missing, come twice, or come "
-            "after the outcome, which alone says how a request ended.",
+            description=(
+                "How far running syncs are, for progress displays: at most one event for every 5 percent or 30 "
+                "seconds, in order for each sync. Delivery is not guaranteed: an event may be missing, arrive twice, "
+                "or arrive after the outcome. Only the outcome says how a request ended."
+            ),
             messages=("syncProgressed",),
         )
     channels["deadLetters"] = _channel(
@@ -109,8 +111,8 @@ def _info(version: str) -> Object:
     return {
         "title": "vm-sync",
         "version": version,
-        "description": "Asks VMware Cloud Director Availability for one sync of a VM replication for each request, "
-        "and tells how each ended. Requests for one replication run one after another, in the order of the topic; "
+        "description": "Starts one sync of a VM replication at VMware Cloud Director Availability for each request, "
+        "and publishes how it ended. Requests for one replication run one after another, in the order of the topic; "
         "different replications run side by side.",
         "license": {"name": "Apache-2.0"},
         "tags": [{"name": "kafka"}, {"name": "cloudevents"}],
@@ -157,8 +159,8 @@ def _requests_channel(topics: Topics, *, partitions: int | None, replicas: int |
         description="Partitioned by murmur2 of the key, the replicationId, as Java and aiokafka do (librdkafka: "
         "`partitioner=murmur2_random`), so that all requests for one replication share a partition. Requests without a "
         f"key have no order among them. Largest message: {MAX_MESSAGE // 1024} KiB, key and headers included. "
-        "What can't be understood goes to the dead letters, and nothing behind it waits. A second message with an "
-        "identity that is in flight, or ended not long ago, is a duplicate: nothing happens.",
+        "An invalid message goes to the dead-letter topic and does not delay the messages behind it. A second "
+        "message whose identity is in flight, or ended recently, is a duplicate and is dropped.",
         messages=("syncRequested", "syncRequestedCloudEvent", "syncRequestedStructured"),
         partitions=partitions,
         replicas=replicas,
@@ -189,13 +191,13 @@ def _channel(
 
 
 def _operations(channels: Object, *, group_id: str) -> Object:
-    """Tell what this service does, as AsyncAPI 3 wants it: it receives requests, and sends the rest."""
+    """Build the document's operations: the service receives requests and sends all other messages."""
     summaries = {
         "syncRequested": "Accept requests",
-        "syncCompleted": "Tell of completed syncs",
-        "syncFailed": "Tell of failed requests",
-        "syncProgressed": "Tell how far running syncs are",
-        "deadLetter": "Set aside what can't be understood",
+        "syncCompleted": "Publish the outcomes of completed syncs",
+        "syncFailed": "Publish the outcomes of failed requests",
+        "syncProgressed": "Publish the progress of running syncs",
+        "deadLetter": "Write invalid messages to the dead-letter topic",
     }
     operations: Object = {}
     for channel, described in channels.items():
@@ -246,15 +248,25 @@ def _headers(properties: Object, *required: str) -> Object:
 
 _TRACE: Final[Object] = {
     "traceparent": _text(
-        "W3C trace context. Malformed: dropped.", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        "W3C trace context; ignored if malformed.", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     ),
     "tracestate": _text("W3C trace state.", "rojo=1"),
 }
 _ATTRIBUTES: Final[Object] = {
-    "specversion": _text("CloudEvents version; any other goes to the dead letters.", const="1.0"),
-    "id": _text("With the source, the request's identity.", "0f4e2c1a-17", minLength=1, maxLength=MAX_IDENTITY_PART),
-    "source": _text("Where it comes from.", "/scheduler/nightly", minLength=1, maxLength=MAX_IDENTITY_PART),
-    "type": _text("Free: it means nothing here.", "scheduler.sync-wanted"),
+    "specversion": _text("CloudEvents version; with any other version the message is invalid.", const="1.0"),
+    "id": _text(
+        "The id; together with the source it is the request's identity.",
+        "0f4e2c1a-17",
+        minLength=1,
+        maxLength=MAX_IDENTITY_PART,
+    ),
+    "source": _text(
+        "The CloudEvent's source; together with the id it is the request's identity.",
+        "/scheduler/nightly",
+        minLength=1,
+        maxLength=MAX_IDENTITY_PART,
+    ),
+    "type": _text("Any value; the service ignores it.", "scheduler.sync-wanted"),
 }
 _REQUEST_ID: Final = {
     "description": "The operationID, which its outcome carries as the header `correlation_id`.",
@@ -267,7 +279,9 @@ def _messages(*, progress: bool) -> Object:
         "syncRequested": _message(
             title="Sync requested",
             summary="A request as plain JSON. Its identity is its replicationId and operationID.",
-            headers=_headers({"content-type": _text("Anything but a CloudEvent's.", "application/json"), **_TRACE}),
+            headers=_headers(
+                {"content-type": _text("Any content type other than a CloudEvent's.", "application/json"), **_TRACE}
+            ),
             payload="SyncRequested",
             correlation=_REQUEST_ID,
             samples=examples.PLAIN,
@@ -277,7 +291,7 @@ def _messages(*, progress: bool) -> Object:
             summary="A request whose identity is the CloudEvent's source and id.",
             headers=_headers(
                 {
-                    "content-type": _text("Of the value.", "application/json"),
+                    "content-type": _text("Content type of the value.", "application/json"),
                     **{f"ce_{name}": rule for name, rule in _ATTRIBUTES.items()},
                     **_TRACE,
                 },
@@ -291,7 +305,10 @@ def _messages(*, progress: bool) -> Object:
             title="Sync requested, as a CloudEvent in structured mode",
             summary="A request whose identity is the CloudEvent's source and id, everything in the value.",
             content_type=STRUCTURED,
-            headers=_headers({"content-type": _text("Parameters don't matter.", STRUCTURED), **_TRACE}, "content-type"),
+            headers=_headers(
+                {"content-type": _text("Parameters such as charset are ignored.", STRUCTURED), **_TRACE},
+                "content-type",
+            ),
             payload=_structured(),
             correlation={**_REQUEST_ID, "location": "$message.payload#/data/operationID"},
             samples=examples.STRUCTURED_MODE,
@@ -316,7 +333,10 @@ def _messages(*, progress: bool) -> Object:
             summary="A message that could not be understood: value, key and headers are the original's.",
             content_type="application/octet-stream",
             headers=_headers(_DEAD_LETTER_HEADERS, *_ALWAYS_ON_DEAD_LETTERS),
-            payload={"description": "The original bytes; none where Kafka couldn't give or take them."},
+            payload={
+                "description": "The original bytes; empty if Kafka's client could not read them, or Kafka refused them "
+                "for their size."
+            },
             key="The original key.",
             samples=examples.DEAD_LETTERS,
         ),
@@ -332,7 +352,7 @@ def _message(
     samples: Sequence[Example],
     correlation: Object | None = None,
     content_type: str = "application/json",
-    key: str = "The replicationId: it keeps a replication's messages in order.",
+    key: str = "The replicationId, so that all messages about a replication are in order.",
 ) -> Object:
     return {
         "title": title,
@@ -368,7 +388,7 @@ def _progressed() -> Object:
         title="Sync progressed",
         summary="How far a sync is, as a CloudEvent in binary mode.",
         kind=PROGRESS_TYPE,
-        identity="Of this event: the same, were it told again.",
+        identity="Id of this event; a repetition of the event has the same id.",
         samples=examples.PROGRESS,
     )
 
@@ -380,16 +400,16 @@ def _told(
     summary: str,
     kind: str,
     samples: Sequence[Example],
-    identity: str = "Derived from the request's identity: the same, were it told again.",
+    identity: str = "Derived from the request's identity, so a repetition of the event has the same id.",
 ) -> Object:
     properties: Object = {
-        "content-type": _text("Of the value.", const="application/json"),
+        "content-type": _text("Content type of the value.", const="application/json"),
         "ce_specversion": _text("CloudEvents version.", const="1.0"),
         "ce_type": _text("The event's type.", const=kind),
-        "ce_source": _text("Who tells it.", const=SOURCE),
+        "ce_source": _text("The service that published the event.", const=SOURCE),
         "ce_id": _text(identity, pattern="^[0-9a-f]{32}$"),
         "ce_subject": _text("The replicationId."),
-        "ce_time": _text("When it was told.", format="date-time"),
+        "ce_time": _text("When the event was created.", format="date-time"),
         "correlation_id": _text("The operationID."),
     }
     return _message(
@@ -403,18 +423,18 @@ def _told(
 
 
 _CONTINUED: Final[Object] = {
-    name: {**rule, "description": "As in the request, where it had one."} for name, rule in _TRACE.items()
+    name: {**rule, "description": "As in the request, if the request had one."} for name, rule in _TRACE.items()
 }
 _ALWAYS_ON_DEAD_LETTERS: Final = tuple(
     f"vm-sync-{name}" for name in ("reason", "detail", "topic", "partition", "offset", "timestamp", "redriven")
 )
 _DEAD_LETTER_HEADERS: Final[Object] = {
-    "vm-sync-reason": _text("Why it could not be understood.", enum=[reason.value for reason in DeadLetterReason]),
-    "vm-sync-detail": _text("A sentence that names the field, and repeats no content."),
-    "vm-sync-topic": _text("The topic that it was read from."),
+    "vm-sync-reason": _text("Why the message is invalid.", enum=[reason.value for reason in DeadLetterReason]),
+    "vm-sync-detail": _text("A sentence that names the field and contains nothing of the message."),
+    "vm-sync-topic": _text("The topic from which the message was read."),
     "vm-sync-partition": _text("The partition.", pattern="^[0-9]+$"),
     "vm-sync-offset": _text("The offset.", pattern="^[0-9]+$"),
     "vm-sync-timestamp": _text("The record's Kafka timestamp, in milliseconds since 1970.", pattern="^-?[0-9]+$"),
-    "vm-sync-redriven": _text("How often it was put back.", pattern="^[0-9]+$"),
-    "vm-sync-truncated": _text("There, and `true`, where the value was too large to keep.", const="true"),
+    "vm-sync-redriven": _text("How often the message was redriven.", pattern="^[0-9]+$"),
+    "vm-sync-truncated": _text("Present, with the value `true`, if the value was too large to keep.", const="true"),
 }

@@ -52,17 +52,17 @@ _ATTRIBUTES: Final = {
 }
 
 PLAIN: Final = (
-    Example(name="request-minimal", summary="What must be there", key=_REPLICATION, headers={}, value=_DATA),
+    Example(name="request-minimal", summary="Required fields only", key=_REPLICATION, headers={}, value=_DATA),
     Example(
         name="request-full",
-        summary="Every field, and a trace to continue",
+        summary="All fields, and a trace context",
         key=_REPLICATION,
         headers={"content-type": "application/json", **_TRACE},
         value={**_DATA, "site": "Site B", "deadlineSeconds": 3600},
     ),
     Example(
         name="request-without-key",
-        summary="Accepted, but in no order among its replication's requests",
+        summary="Without a key: accepted, but not ordered among the requests for its replication",
         key=None,
         headers={},
         value=_DATA,
@@ -129,15 +129,15 @@ _COMPLETED: Final = sync.Completed(
 _FAILED: Final = sync.Failed(request=_REQUEST, reason=sync.Reason.TASK_FAILED, ended_at=_ENDED_AT, attempts=1)
 
 _OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
-    ("completed", "A sync that made a new instance", _COMPLETED),
+    ("completed", "A sync that created a new instance", _COMPLETED),
     (
         "completed-with-warnings",
-        "A sync that VCDA had something to say about",
+        "A sync that VCDA completed with a warning",
         replace(_COMPLETED, warnings=(sync.ApiError("QuiesceFailed", "The guest could not be quiesced."),)),
     ),
     (
         "completed-without-instance",
-        "A sync of the local site whose result told of no instance, and whose start VCDA didn't tell",
+        "A sync of the local site, without an instance and without a start time from VCDA",
         replace(_COMPLETED, request=replace(_REQUEST, site=None), submitted_at=None, instance=None),
     ),
     (
@@ -174,7 +174,7 @@ _OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
     ),
     (
         "failed-timed-out",
-        "The deadline passed while the task was running; it may still be",
+        "The deadline passed while the task was running; the task may still run",
         replace(
             _FAILED,
             reason=sync.Reason.TIMED_OUT,
@@ -185,7 +185,7 @@ _OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
     ),
     (
         "failed-timed-out-in-doubt",
-        "The deadline passed while nobody could say whether VCDA had taken the request",
+        "The deadline passed while a POST was in doubt",
         replace(
             _FAILED,
             reason=sync.Reason.TIMED_OUT,
@@ -200,27 +200,27 @@ _OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
     ),
     (
         "failed-not-started",
-        "The deadline passed before the request had its turn",
+        "The deadline passed before the request was submitted",
         replace(
             _FAILED,
             reason=sync.Reason.NOT_STARTED,
             ended_at=_DEADLINE,
             attempts=0,
-            error=sync.ApiError("NotStarted", "The deadline passed before it could be submitted."),
+            error=sync.ApiError("NotStarted", "The deadline passed before the request was submitted."),
         ),
     ),
 )
 _STARTED: Final = Progressed(request=_REQUEST, task_id=_TASK, state="started", percent=None, at=_SUBMITTED_AT)
 _PROGRESSED: Final = (
-    ("progress-started", "VCDA has taken a request", _STARTED),
+    ("progress-started", "VCDA has accepted a request", _STARTED),
     (
         "progress-running",
-        "A sync that is half done",
+        "A sync at 50 percent",
         replace(_STARTED, state="running", percent=50, at=_SUBMITTED_AT + timedelta(minutes=3)),
     ),
 )
 _BAD: Final = (
-    ("dead-letter-bad-field", "A field that breaks its rule", json.dumps({**_DATA, "deadlineSeconds": "PT1H"})),
+    ("dead-letter-bad-field", "A field with an invalid value", json.dumps({**_DATA, "deadlineSeconds": "PT1H"})),
     ("dead-letter-not-json", "A value that is not JSON", "sync C4-5a6ccf7a, please"),
 )
 

@@ -22,7 +22,7 @@ app = typer.Typer(
     "2 the command line or a setting is invalid, 3 no answer.",
 )
 letters = typer.Typer(no_args_is_help=True, help="List and redrive dead letters: messages that are not valid requests.")
-topics = typer.Typer(no_args_is_help=True, help="The topics that the service needs.")
+topics = typer.Typer(no_args_is_help=True, help="Check or create the service's topics.")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(topics, name="topics")
 
@@ -48,7 +48,7 @@ def run() -> None:
 @app.command(epilog="Example: vm-sync demo --requests 200 --keep")
 def demo(
     *,
-    requests: Annotated[int, typer.Option(min=1, help="How many requests.")] = 60,
+    requests: Annotated[int, typer.Option(min=1, help="Number of requests.")] = 60,
     keep: Annotated[bool, typer.Option("--keep", help="Keep everything running after the demo, until Ctrl-C.")] = False,
 ) -> None:
     """Run a demo on this machine: a real Kafka, a simulated VCDA, the service, and requests with a live view.
@@ -66,18 +66,24 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one and prints it.")] = 8046,
     duration: Annotated[str | None, typer.Option(help=f"How long a sync takes: {DURATION}.")] = None,
-    queued: Annotated[str | None, typer.Option(help="How long a task stays QUEUED first, in the same form.")] = None,
+    queued: Annotated[
+        str | None, typer.Option(help=("How long a task is QUEUED before it runs, in the same form."))
+    ] = None,
     submit_latency: Annotated[
-        str | None, typer.Option(help="How long answering a POST takes, in the same form.")
+        str | None, typer.Option(help="How long a POST takes to be answered, in the same form.")
     ] = None,
     failing: Annotated[float, typer.Option(min=0, max=1, help="Share of syncs that fail.")] = 0.0,
     warned: Annotated[float, typer.Option(min=0, max=1, help="Share of syncs with a warning.")] = 0.0,
-    password: Annotated[str | None, typer.Option(help="Password of administrator@System, at every site.")] = None,
-    cert: Annotated[Path | None, typer.Option(help="Certificate chain, PEM: serve https.")] = None,
+    password: Annotated[
+        str | None, typer.Option(help=("Password of the user administrator@System, at every site."))
+    ] = None,
+    cert: Annotated[
+        Path | None, typer.Option(help=("Certificate chain, PEM; with it the simulator serves https."))
+    ] = None,
     key: Annotated[Path | None, typer.Option(help="The certificate's private key, PEM.")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same durations and failures.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the random durations and failures.")] = 1,
 ) -> None:
-    """Run a simulated VCDA until Ctrl-C. It checks calls strictly, and injects faults on demand."""
+    """Run a simulated VCDA until Ctrl-C. It rejects undocumented calls, and injects faults on demand."""
     from service.cli import run as running
 
     given = {
@@ -99,7 +105,7 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
 
 @app.command(epilog="Example: vm-sync kafka")
 def kafka() -> None:
-    """Run a real Kafka of one node until Ctrl-C, without Docker or an installed Java; its data is removed at the end.
+    """Run Apache Kafka with one node until Ctrl-C, without Docker or an installed Java; its data is removed at the end.
 
     Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS. The first run downloads Kafka, some 45 MB.
     """
@@ -142,10 +148,10 @@ def request(
 @app.command("list", epilog="Example: vm-sync list --state running --state waiting --site site2")
 def list_(
     *,
-    state: Annotated[list[State] | None, typer.Option(help="Only those in this state; repeatable.")] = None,
-    site: Annotated[str | None, typer.Option(help='Only those of this site; "" for the local site.')] = None,
-    replication: Annotated[str | None, typer.Option(help="Only those of this replicationId.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most this many, the latest accepted.")] = 50,
+    state: Annotated[list[State] | None, typer.Option(help="Show only requests in this state; repeatable.")] = None,
+    site: Annotated[str | None, typer.Option(help='Show only requests for this site; "" is the local site.')] = None,
+    replication: Annotated[str | None, typer.Option(help="Show only requests for this replicationId.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many requests, the latest ones.")] = 50,
     as_json: AsJson = False,
 ) -> None:
     """List requests in flight and requests that ended recently, from the journal; works while the service is down."""
@@ -157,7 +163,7 @@ def list_(
 @app.command(epilog="Example: vm-sync show nightly-2026-08-17")
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="ID", help="An operationID, a replicationId, or a whole identity (requestId).")
+        str, typer.Argument(metavar="ID", help="operationID, replicationId or identity (requestId) of the request.")
     ],
     *,
     as_json: AsJson = False,
@@ -173,16 +179,18 @@ def show(
 
 # ---------------------------------------------------------------- dead letters
 
-Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only those of this reason; repeatable.")]
-Since = Annotated[datetime | None, typer.Option("--since", help="Only those written since then, UTC.")]
-Until = Annotated[datetime | None, typer.Option("--until", help="Only those written before then, UTC.")]
-Key = Annotated[str | None, typer.Option("--key", help="Only those with this key.")]
+Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only dead letters with this reason; repeatable.")]
+Since = Annotated[
+    datetime | None, typer.Option("--since", help="Only dead letters written at this time or later, UTC.")
+]
+Until = Annotated[datetime | None, typer.Option("--until", help="Only dead letters written before this time, UTC.")]
+Key = Annotated[str | None, typer.Option("--key", help="Only dead letters with this key.")]
 At = Annotated[
     list[str] | None,
     typer.Option(
         "--at",
         metavar="PARTITION[:OFFSET]",
-        help="Only those at this partition or offset of the dead-letter topic; repeatable.",
+        help="Only dead letters at this partition or offset of the dead-letter topic; repeatable.",
     ),
 ]
 
@@ -197,7 +205,7 @@ def list_dead_letters(
     at: At = None,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters with their reason, their origin, and whether they were redriven."""
+    """List dead letters with reason, original topic and offset, and number of redrives."""
     from service.cli import dead_letters
 
     chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
@@ -213,9 +221,9 @@ def redrive(
     key: Key = None,
     at: At = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be redriven.")] = False,
-    at_most: Annotated[int, typer.Option(min=1, help="Refuse letters that were redriven this often already.")] = 3,
+    at_most: Annotated[int, typer.Option(min=1, help="Refuse letters that were redriven this many times already.")] = 3,
     force: Annotated[
-        bool, typer.Option("--force", help="Redrive however often a letter was redriven already.")
+        bool, typer.Option("--force", help="Redrive a letter regardless of its number of redrives.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -234,7 +242,7 @@ def redrive(
 
 @topics.command("check", epilog="Example: vm-sync topics check")
 def check_topics(*, as_json: AsJson = False) -> None:
-    """Compare the topics with what the service needs; exit code 1 if it would refuse to start."""
+    """Compare the topics with the service's requirements; exit code 1 if the service would refuse to start."""
     from service.cli import describe as describing
 
     describing.topics(create=False, as_json=as_json)
@@ -242,7 +250,7 @@ def check_topics(*, as_json: AsJson = False) -> None:
 
 @topics.command("create", epilog="Example: VM_SYNC_KAFKA__PARTITIONS=24 vm-sync topics create")
 def create_topics(*, as_json: AsJson = False) -> None:
-    """Create the missing topics, and compare all topics with what the service needs. Existing topics never change."""
+    """Create the missing topics, then check all of them. Existing topics are never changed."""
     from service.cli import describe as describing
 
     describing.topics(create=True, as_json=as_json)
@@ -262,7 +270,7 @@ def settings(*, as_json: AsJson = False) -> None:
 @app.command(epilog="Example: vm-sync asyncapi --format html > asyncapi.html")
 def asyncapi(
     *,
-    form: Annotated[Format, typer.Option("--format", help="JSON, YAML, or a page for people.")] = Format.YAML,
+    form: Annotated[Format, typer.Option("--format", help="Format: JSON, YAML, or an HTML page.")] = Format.YAML,
     as_json: AsJson = False,
 ) -> None:
     """Print the AsyncAPI 3.0 document: the topics with their keys, headers and messages. Needs no Kafka."""

@@ -76,7 +76,7 @@ class Letter:
     def refusal(self, *, at_most: int | None) -> str | None:
         """Say why it must not be redriven; None: it may."""
         if self.said("truncated") == "true" or self.said("reason") == DeadLetterReason.UNREADABLE:
-            return "the message's bytes could not be kept, so there is nothing to redrive"
+            return "the dead letter does not contain the original bytes"
         if at_most is not None and self.times >= at_most:
             return f"redriven {self.times} times already; --force redrives it nevertheless"
         return None

@@ -101,7 +101,7 @@ def delivering() -> Iterator[None]:
             output.flush()
     except Undelivered as error:
         if not error.unread:
-            say(f"Writing the answer failed: {error}.")
+            say(f"Writing the output failed: {error}.")
         raise SystemExit(Exit.NO_ANSWER) from None
 
 

@@ -28,7 +28,7 @@ def kafka() -> None:
     try:
         with EmbeddedKafka() as embedded:
             print(embedded.bootstrap, flush=True)
-            say("Kafka is ready at the address above; Ctrl-C stops it and removes its data.")
+            say("Kafka is ready at the address above; Ctrl-C stops Kafka and removes its data.")
             stop.wait()
     except KafkaError as error:
         raise NoAnswer(str(error)) from None

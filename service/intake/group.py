@@ -173,7 +173,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         done = await asyncio.gather(*(partition.quiesce(limit * 0.6) for partition in opened))
         if not all(done):
             log.warning(
-                "%d partitions stop with POSTs in doubt; their next owners will look for the tasks", done.count(False)
+                "%d partitions are closed with POSTs in doubt; their next owners will look up the tasks",
+                done.count(False),
             )
         await self._report()
         for task in self._tasks:
@@ -192,7 +193,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             if not task.cancelled() and (error := task.exception()) is not None:
                 log.debug("Leaving the consumer group failed: %r", error)
         if late:
-            log.warning("Leaving the consumer group timed out; the group removes this member by its session timeout")
+            log.warning("Leaving the consumer group timed out; the group removes this member after the session timeout")
             for task in late:
                 task.cancel()
 

@@ -185,8 +185,8 @@ class KafkaStartPositions:
     def _check_topic(self, cursor: Cursor | None) -> None:
         if cursor is not None and cursor.topic != self._requests:
             msg = (
-                f"the journal belongs to the requests topic {cursor.topic}, not to {self._requests}: "
-                "give each requests topic its own journal (VM_SYNC_TOPICS__JOURNAL)"
+                f"the journal belongs to the requests topic {cursor.topic}, not to {self._requests}: configure a "
+                "journal of its own for each requests topic (VM_SYNC_TOPICS__JOURNAL)"
             )
             raise JournalMismatch(msg, reason=StopReason.OTHER_TOPIC)
 
@@ -206,7 +206,8 @@ class KafkaStartPositions:
             )
             raise JournalMismatch(msg, reason=StopReason.OTHER_GROUP)
         log.warning(
-            "Taking partition %d over from the consumer group %s, of which no process has it assigned any more",
+            "Taking over partition %d from the consumer group %s: no member of that group has the partition assigned "
+            "any more",
             place.partition,
             cursor.group,
         )
@@ -263,8 +264,8 @@ class KafkaStartPositions:
                 raise self._replaced(cursor)
             if self._clock.monotonic() >= until:
                 msg = (
-                    f"the journal's cursor is at offset {cursor.offset}, but {self._requests} ends at {end}: the topic "
-                    f"was created again, or truncated at its end. {self._way_out()}"
+                    f"the journal's cursor is at offset {cursor.offset}, but {self._requests} ends at {end}: the "
+                    f"topic was deleted and created again, or truncated at its end. {self._way_out()}"
                 )
                 raise JournalMismatch(msg, reason=StopReason.CURSOR_BEYOND_END)
             await asyncio.sleep(1.0)
@@ -282,7 +283,7 @@ class KafkaStartPositions:
             if stamp is None:
                 raise self._replaced(cursor)
             log.warning(
-                "%s has another topic id than the topic that was read before, but the same record at offset %d of "
+                "Topic %s has a different topic id than when it was last read, but the same record at offset %d of "
                 "partition %d; treated as a copy of that topic",
                 self._requests,
                 cursor.offset - 1,
@@ -292,7 +293,8 @@ class KafkaStartPositions:
     def _replaced(self, cursor: Cursor) -> JournalMismatch:
         msg = (
             f"the journal's cursor is at offset {cursor.offset} of another topic {self._requests}: this topic was "
-            f"created again, or has lost records; its requests below that offset were never read. {self._way_out()}"
+            "deleted and created again, or has lost records; the requests below that offset were never read. "
+            f"{self._way_out()}"
         )
         return JournalMismatch(msg, reason=StopReason.REQUESTS_REPLACED)
 

@@ -109,7 +109,7 @@ def _telling(error: BaseException, kafka: KafkaSettings) -> str | None:
             )
         case TopicAuthorizationFailedError() | GroupAuthorizationFailedError():
             return (
-                f"Kafka denies this to the service's user: grant the user the right by an ACL ({type(error).__name__})."
+                f"Kafka denies the service's user access: grant the missing right by an ACL ({type(error).__name__})."
             )
         case TransactionalIdAuthorizationFailed():
             return (
@@ -124,7 +124,7 @@ def _cure(code: int) -> str:
     if code == EXPIRED:
         return "install a new certificate on the brokers"
     if code in MISNAMED:
-        return "write the brokers' names in VM_SYNC_KAFKA__BOOTSTRAP_SERVERS as their certificates spell them"
+        return "use the host names of the brokers' certificates in VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"
     return "set VM_SYNC_KAFKA__SSL_CA_FILE to the certificates of its authority"
 
 

@@ -194,7 +194,8 @@ def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
     if requests and dead_letter and 0 < dead_letter.largest < requests.largest:
         yield Advice(
             f"{names.dead_letter} accepts messages of {dead_letter.largest} bytes, {names.requests} of "
-            f"{requests.largest}: larger dead letters are written without their value. Raise max.message.bytes of "
+            f"{requests.largest}: a dead letter larger than that is written without its value. Raise "
+            "max.message.bytes of "
             f"{names.dead_letter}."
         )
 

@@ -43,8 +43,10 @@ OperationId = Annotated[
     Field(
         alias="operationID",
         title="Operation id",
-        description="Sent to VCDA as the `operationID` header. Where the request is not a CloudEvent, it and the "
-        "replicationId are the request's identity.",
+        description=(
+            "Id of the request, sent to VCDA as the `operationID` header. Unless the request is a CloudEvent, "
+            "operationID and replicationId are its identity."
+        ),
         pattern="^[A-Za-z0-9._:-]+$",
         min_length=1,
         max_length=128,
@@ -56,8 +58,8 @@ ReplicationId = Annotated[
     Field(
         alias="replicationId",
         title="Replication id",
-        description='What to sync: in VCDA "C4-" and a UUID. Also the record\'s key, which keeps the requests for one '
-        "replication in order.",
+        description="VCDA's id of the replication: \"C4-\" and a UUID. Also the record's key, so that requests for one "
+        "replication are in order.",
         pattern="^[A-Za-z0-9_-]+$",
         min_length=1,
         max_length=128,
@@ -68,7 +70,7 @@ Site = Annotated[
     str,
     Field(
         title="Site",
-        description="The VCDA site to ask, sent as the `site` query parameter. Without it the local one is asked.",
+        description="Site of the replication, sent to VCDA as the `site` query parameter; without it, the local site.",
         pattern=f"^[^{_UNPRINTABLE}]+$",
         min_length=1,
         max_length=255,
@@ -96,8 +98,10 @@ class SyncRequestedModel(BaseModel):
         Field(
             alias="deadlineSeconds",
             title="Deadline",
-            description="Seconds from acceptance until the request fails as `timed-out` or `not-started`. Without it "
-            "the service's own deadline counts (`VM_SYNC_SYNC__DEADLINE`).",
+            description=(
+                "Seconds from acceptance until the request fails as `timed-out` or `not-started`. Default: the "
+                "service's deadline, `VM_SYNC_SYNC__DEADLINE`."
+            ),
             ge=1,
             le=604_800,
             examples=[3600],
@@ -116,7 +120,7 @@ class Warned(BaseModel):
 
 
 class Error(BaseModel):
-    """What went wrong, in VCDA's words where it said something. Never a stack trace."""
+    """An error, in VCDA's words if VCDA gave any. Never contains a stack trace."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -126,12 +130,14 @@ class Error(BaseModel):
 
 
 class Instance(BaseModel):
-    """The replication's latest instance, as the task's result told it."""
+    """The replication's latest instance, from the task's result."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
     sequence_number: Annotated[int | None, Field(alias="sequenceNumber", title="Sequence number")]
-    timestamp: Annotated[Moment | None, Field(title="Timestamp", description="The point in time that it holds.")]
+    timestamp: Annotated[
+        Moment | None, Field(title="Timestamp", description="The point in time that the instance holds.")
+    ]
     transfer_bytes: Annotated[int | None, Field(alias="transferBytes", title="Bytes transferred")]
     transfer_seconds: Annotated[float | None, Field(alias="transferSeconds", title="Seconds of transfer")]
 
@@ -146,7 +152,7 @@ class _About(BaseModel):
         Field(
             alias="requestId",
             title="Request id",
-            description="The request's identity: `ce:<source>:<id>` where it was a CloudEvent, else "
+            description="The request's identity: `ce:<source>:<id>` for a CloudEvent, else "
             "`op:<replicationId>:<operationID>`, parts percent-encoded.",
             pattern="^(ce|op):[^:]+:[^:]+$",
             examples=["op:C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55:nightly-2026-03-01.17"],
@@ -154,7 +160,7 @@ class _About(BaseModel):
     ]
     operation_id: OperationId
     replication_id: ReplicationId
-    site: Annotated[Site | None, Field(description="As in the request; null where it named none.")]
+    site: Annotated[Site | None, Field(description="As in the request; null if the request named no site.")]
 
 
 class _Outcome(_About):
@@ -163,7 +169,7 @@ class _Outcome(_About):
         Field(
             alias="taskId",
             title="Task id",
-            description="VCDA's task; null where none is known.",
+            description="Id of VCDA's task; null if no task is known.",
             examples=["6f5d31f2-3b0e-4c53-9a53-0f3e6f3ed1c4"],
         ),
     ]
@@ -176,7 +182,7 @@ class _Outcome(_About):
         Field(
             alias="submittedAt",
             title="Submitted at",
-            description="When VCDA accepted it: the task's `startTime`, by VCDA's clock.",
+            description="When VCDA accepted the request: the task's `startTime`, by VCDA's clock.",
         ),
     ]
     ended_at: Annotated[
@@ -200,7 +206,7 @@ class _Outcome(_About):
 
 
 class SyncCompleted(_Outcome):
-    """A sync that VCDA carried out. Consumers ignore fields that they don't know."""
+    """A sync that VCDA completed. Consumers ignore fields that they don't know."""
 
     task_id: Annotated[
         str,
@@ -213,38 +219,39 @@ class SyncCompleted(_Outcome):
     ]
     instance: Annotated[
         Instance | None,
-        Field(title="Instance", description="The latest instance; null where the task's result told of none."),
+        Field(title="Instance", description="The latest instance; null if the task's result has none."),
     ]
 
 
 class SyncFailed(_Outcome):
-    """A request that is not fulfilled, or is not known to be, and why. Consumers ignore fields that they don't know."""
+    """A request whose sync failed, or has an unknown result, and the reason. Consumers ignore unknown fields."""
 
     reason: Annotated[
         str,
         Field(
             title="Reason",
-            description="`task-failed`: the task ended FAILED. `rejected`: VCDA refused in a way that repeating won't "
-            "change, or the site has no credentials. `timed-out`: the deadline passed while a task was running, or "
-            "may have been; it may still be. `task-lost`: VCDA no longer knows a task that it had accepted. "
+            description="`task-failed`: the task ended FAILED. `rejected`: VCDA refused the request and a repetition "
+            "will not change that, or the service has no credentials for the site. `timed-out`: the deadline passed "
+            "while a task was, or may have been, running; the task may still run. `task-lost`: VCDA no longer knows "
+            "a task that it had accepted. "
             "`not-started`: the deadline passed and VCDA is known not to have accepted the request.",
             json_schema_extra={"enum": [reason.value for reason in sync.Reason]},
         ),
     ]
-    error: Annotated[Error | None, Field(title="Error", description="What went wrong, where anybody said so.")]
+    error: Annotated[Error | None, Field(title="Error", description="The error, if VCDA or the service gave one.")]
     http_status: Annotated[
         int | None,
         Field(
             alias="httpStatus",
             title="HTTP status",
-            description="Where an HTTP answer decided it.",
+            description="HTTP status of the answer that decided the outcome, if there was one.",
             examples=[400],
         ),
     ]
 
 
 class SyncProgressed(_About):
-    """How far a sync is that VCDA is at work on. Some may be missing; consumers ignore fields that they don't know."""
+    """Progress of a running sync. Events may be missing; consumers ignore fields that they don't know."""
 
     task_id: Annotated[
         str,
@@ -259,7 +266,9 @@ class SyncProgressed(_About):
         str,
         Field(
             title="State",
-            description="`started`: VCDA has just taken it. `running`: it is further than when it was last told.",
+            description=(
+                "`started`: VCDA has accepted the request. `running`: the progress has changed since the last event."
+            ),
             json_schema_extra={"enum": ["started", "running"]},
         ),
     ]
@@ -267,13 +276,15 @@ class SyncProgressed(_About):
         int | None,
         Field(
             title="Progress",
-            description="Percent, as VCDA tells it: it may stand still, or fall back. Null where VCDA told none yet.",
+            description=(
+                "Percent, as VCDA reports it; it may stand still or decrease. Null while VCDA has reported none."
+            ),
             ge=0,
             le=100,
             examples=[45],
         ),
     ]
-    at: Annotated[Moment, Field(title="At", description="When the service saw it, by its own clock.")]
+    at: Annotated[Moment, Field(title="At", description="When the service read the progress, by the service's clock.")]
 
 
 # ---------------------------------------------------------------- as JSON Schema

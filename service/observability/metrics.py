@@ -60,7 +60,7 @@ class Metric:
 
 METRICS: Final = (
     Metric("vm_sync_requests_total", "counter", "Messages read from the requests topic, by result.", ("result",)),
-    Metric("vm_sync_requests_without_key_total", "counter", "Requests without a key; Kafka does not keep their order."),
+    Metric("vm_sync_requests_without_key_total", "counter", "Requests without a key; they have no order."),
     Metric("vm_sync_requests_lost_total", "counter", "Requests deleted from the topic before they were read."),
     Metric(
         "vm_sync_records_total",
@@ -89,29 +89,30 @@ METRICS: Final = (
     Metric(
         "vm_sync_in_flight",
         "gauge",
-        "Requests accepted here whose sync is not over, by state. Those whose intent is being written count "
-        "as submitting, too: up to twice MAX_CONCURRENT_SUBMITS.",
+        "Requests in flight in this process, by state. `submitting` includes requests whose intent is being "
+        "committed: up to twice MAX_CONCURRENT_SUBMITS.",
         ("state", "site"),
         at_scrape=True,
     ),
     Metric(
         "vm_sync_replications_held",
         "gauge",
-        "Replications held by a request that timed out more than 24 h ago, as VCDA still shows its task as unfinished.",
+        "Replications held by a request that timed out more than 24 h ago and whose task VCDA still shows as "
+        "unfinished.",
         ("site",),
         at_scrape=True,
     ),
     Metric(
         "vm_sync_oldest_in_flight_seconds",
         "gauge",
-        "Age, since its acceptance, of the oldest request that has no outcome yet; 0 when there is none.",
+        "Time since the acceptance of the oldest request without an outcome; 0 when there is none.",
         ("site",),
         at_scrape=True,
     ),
     Metric(
         "vm_sync_duration_seconds",
         "histogram",
-        "From acceptance to the outcome's commit.",
+        "Time from a request's acceptance to the commit of its outcome.",
         ("outcome", "site"),
         # A sync takes minutes to hours; the default deadline, 6 h, is a bound so that it can be told apart.
         buckets=(5, 15, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 28800, 43200, 86400),
@@ -119,7 +120,7 @@ METRICS: Final = (
     Metric(
         "vm_sync_detection_lag_seconds",
         "histogram",
-        "From the task's end, corrected by the clocks' difference, to the outcome's commit.",
+        "Time from a task's end to the commit of its outcome, corrected by the difference between the clocks.",
         ("site",),
         # From a commit's own time to POLL_MAX, 60 s by default: what lies beyond is late by definition.
         buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60),
@@ -148,7 +149,12 @@ METRICS: Final = (
         ("operation",),
         buckets=BRIEF,
     ),
-    Metric("vm_sync_api_paused", "gauge", "1 while Retry-After or the circuit breaker delays calls.", ("site",)),
+    Metric(
+        "vm_sync_api_paused",
+        "gauge",
+        "1 while Retry-After or the circuit breaker holds back calls to the site, else 0.",
+        ("site",),
+    ),
     Metric("vm_sync_tasks_adopted_total", "counter", "Tasks that a look-up found for a POST in doubt."),
     Metric(
         "vm_sync_posts_repeated_total",
@@ -181,7 +187,7 @@ METRICS: Final = (
     ),
     Metric("vm_sync_identities_remembered", "gauge", "Ended requests remembered to recognise duplicates."),
     Metric("vm_sync_partitions", "gauge", "Partitions of the requests topic."),
-    Metric("vm_sync_partitions_owned", "gauge", "Partitions open in this process."),
+    Metric("vm_sync_partitions_owned", "gauge", "Partitions that are open in this process."),
     Metric("vm_sync_partitions_stopped", "gauge", "Stopped partitions, by reason.", ("reason",)),
     Metric("vm_sync_partitions_reopened_total", "counter", "Partitions reopened after a failure of their journal."),
     Metric(
@@ -189,11 +195,12 @@ METRICS: Final = (
         "counter",
         "Journals rewritten from memory after they were deleted and created again, or truncated, while in use.",
     ),
-    Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers."),
+    Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers, else 0."),
     Metric(
         "vm_sync_reading_stalled_seconds",
         "gauge",
-        "How long a partition has had unread records, and room for them, without a read; 0 while reading goes on.",
+        "How long unread records of a partition have not been read although the partition is not full; 0 while "
+        "reading goes on.",
     ),
     Metric(
         "vm_sync_event_loop_lag_seconds",
@@ -204,7 +211,7 @@ METRICS: Final = (
     Metric(
         "vm_sync_log_lines_dropped_total",
         "counter",
-        "Log lines dropped: the reader of standard error was too slow, or has closed it.",
+        "Log lines dropped because the reader of standard error was too slow or closed it.",
         at_scrape=True,
     ),
     Metric("vm_sync_build_info", "gauge", "Always 1; the labels identify the build.", ("version", "python")),

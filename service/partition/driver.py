@@ -436,7 +436,7 @@ class Driver:
             if isinstance(tracked.state, Submitting) and not tracked.state.in_doubt and not tracked.left:
                 break  # its POST has not begun and now won't: the answer will say so, and it comes back here
             elder = elder or tracked.behind
-            behind = None if elder is None else f"It waited behind {elder} of the same replication."
+            behind = None if elder is None else f"The request waited behind {elder} of the same replication."
             step = sync.expired(tracked.state, now=now, policy=policy, behind=behind)
             if step.state is not tracked.state:
                 self._become(tracked, step)

@@ -42,7 +42,7 @@ LOOK = timedelta(milliseconds=500)
 """How soon a pausing POST notices that it isn't wanted any more: whoever quiesces waits for it."""
 
 
-HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="The POST was withdrawn before it was sent."), sent=False)
+HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="The POST was cancelled before it was sent."), sent=False)
 """What comes of a POST whose turn at the wire came too late: the site has paused, the partition quiesces."""
 
 

@@ -65,7 +65,7 @@ def _numbered(value: object) -> object:
     if not isinstance(value, dict):
         return value
     if sorted(value) != sorted(str(number) for number in range(len(value))):
-        msg = "number the sites from 0 on, without gaps"
+        msg = "number the sites 0, 1, 2 ... without gaps"
         raise ValueError(msg)
     return [value[str(number)] for number in range(len(value))]
 
@@ -84,7 +84,7 @@ class Topics(Part):
     failed: Topic = "vm-sync.failed"
     """Topic to which the outcomes of failed requests are published; may be the same topic as COMPLETED.
 
-    Separate, since most consumers want one of the two."""
+    Two topics, since most consumers need only one of them."""
     dead_letter: Topic = "vm-sync.dead-letter"
     """Topic to which invalid messages are written."""
     journal: Topic = "vm-sync.journal"
@@ -92,7 +92,7 @@ class Topics(Part):
     progress: Topic | None = None
     """Topic to which the progress of running syncs is published; empty: progress is not published.
 
-    Off, since most consumers want outcomes only, and `/syncs` shows progress too."""
+    Empty, since most consumers need outcomes only, and `/syncs` shows the progress as well."""
 
     @override
     def faults(self) -> Iterator[Fault]:
@@ -122,24 +122,24 @@ class Kafka(Part):
     )
     """How long a dead member keeps its partitions; at least 6 s.
 
-    Long enough for a pause of a second or two, short enough that a crash goes unnoticed by people; brokers refuse less
-    than 6 s and more than 30 min unless they are configured otherwise."""
+    Longer than a pause of a second or two, and short enough that a crash delays outcomes only briefly; brokers refuse
+    less than 6 s and more than 30 min by default."""
     start_limit: Positive = timedelta(minutes=5)
     """How long to keep trying to reach Kafka at the start.
 
-    Outlasts a broker's restart; after it, exit code 1 lets the orchestrator show that something is wrong."""
+    Longer than a broker's restart; then exit code 1 makes the failure visible in the orchestrator."""
     create_topics: bool = True
     """Whether to create missing topics.
 
-    They need particular settings, and the journal the requests topic's number of partitions."""
+    The topics need particular settings, and the journal needs as many partitions as the requests topic."""
     partitions: Annotated[int, Field(ge=1, le=10_000)] = 12
-    """How many partitions created topics get.
+    """Number of partitions of created topics.
 
-    Divides evenly among 1, 2, 3, 4, 6 and 12 processes; widening later moves keys."""
+    12 divides evenly among 1, 2, 3, 4, 6 and 12 processes; adding partitions later moves keys."""
     security_protocol: SecurityProtocol = "PLAINTEXT"
     """Protocol of the brokers' listener.
 
-    What a broker uses by default."""
+    A broker's default."""
     sasl_mechanism: SaslMechanism | None = None
     """SASL mechanism; required with SASL_PLAINTEXT and SASL_SSL."""
     sasl_username: str | None = None
@@ -151,7 +151,7 @@ class Kafka(Part):
     ssl_cert_file: FilePath | None = None
     """The service's client certificate, PEM, where brokers require one."""
     ssl_key_file: FilePath | None = None
-    """Private key of the client certificate, PEM, not encrypted; empty: the key is in the certificate's file."""
+    """Private key of the client certificate, PEM, not encrypted; empty: the file of SSL_CERT_FILE contains it."""
 
     @property
     def servers(self) -> list[str]:
@@ -182,7 +182,7 @@ class Credentials(Part):
     type: CredentialsType = "vcdCredentials"
     """Kind of credentials, in VCDA's own words.
 
-    A Cloud Director account is what a tenant has; the others are for providers and for API tokens."""
+    Tenants have a Cloud Director account; the other kinds are for providers and for API tokens."""
     user: Name | None = None
     """User name; for vcdCredentials with its organization, as in `admin@org`, or with ORG set. Required except for
     vcdAccessToken."""
@@ -238,16 +238,17 @@ class Vcda(Part):
     """The API's address, `https://host[:port]`; plain http is refused unless the host is loopback."""
     credentials: Credentials
     sites: Annotated[tuple[Site, ...], BeforeValidator(_numbered)] = ()
-    """JSON list of `{name, user, password}` (or `token`): credentials to extend the session to remote sites; also as
-    `VM_SYNC_VCDA__SITES__0__NAME` and so on, which win over the list's.
+    """Remote sites and their credentials: a JSON list of `{name, user, password}` or `{name, token}`. Variables such as
+    `VM_SYNC_VCDA__SITES__0__NAME` override the list.
 
-    None: the local site needs only the login."""
+    The local site needs no entry: the login is enough."""
     ca_file: FilePath | None = None
     """Certificates of the authority that signs VCDA's certificate, PEM.
 
     Empty: the system's authorities."""
     thumbprint: Thumbprint | None = None
-    """SHA-256 of a self-signed appliance's certificate, in hexadecimal, instead of CA_FILE. There is no "don't verify".
+    """SHA-256 of the certificate of a self-signed appliance, in hexadecimal, instead of CA_FILE. Verification can't be
+    switched off.
 
     Empty: the certificate is verified as usual."""
     request_timeout: Annotated[Duration, Field(ge=timedelta(seconds=1), le=timedelta(minutes=10))] = timedelta(
@@ -255,7 +256,7 @@ class Vcda(Part):
     )
     """Time limit of one complete HTTP call.
 
-    Generous for one answer through a proxy or two; what a POST without an answer leaves in doubt waits for it."""
+    Long enough for an answer through several proxies. A POST in doubt waits for it before it can be repeated."""
 
     @override
     def faults(self) -> Iterator[Fault]:
@@ -277,35 +278,37 @@ class Sync(Part):
     deduplicate_for: Duration = timedelta(hours=24)
     """How long an ended request's identity is remembered.
 
-    Senders that repeat messages mostly do so within a day."""
+    Senders that repeat a message usually do so within a day."""
     settle: Duration = timedelta(minutes=1)
-    """Time in which VCDA may still create the task of a POST in doubt; the POST is not repeated before.
+    """How long after VCDA__REQUEST_TIMEOUT VCDA may still create the task of a POST in doubt; the POST is not repeated
+    earlier.
 
-    Waiting a minute is cheaper than syncing twice."""
+    Waiting a minute costs less than a second sync."""
     lost_after: Duration = timedelta(minutes=10)
-    """How long VCDA must deny a task before it counts as lost.
+    """How long VCDA must answer without a task, or with 404, before the task counts as lost.
 
-    Outlasts an appliance's restart."""
+    Longer than an appliance's restart."""
     max_in_flight: Annotated[int, Field(ge=1)] = 50_000
-    """Most requests in flight, per process; at this number, reading the requests topic pauses.
+    """Maximum number of requests in flight per process; at this number, reading the requests topic pauses.
 
-    This many are restored from the journal within seconds."""
+    A journal with this many requests is restored within seconds."""
     max_concurrent_submits: Annotated[int, Field(ge=1)] = 16
-    """POSTs at once, per site and process.
+    """Maximum number of POSTs at once, per site and process.
 
-    Works off a backlog without slowing down other users of the same appliance."""
+    Enough to work off a backlog without slowing down other users of the same appliance."""
     max_running: Annotated[int, Field(ge=0)] = 200
-    """Syncs running at VCDA at once, per site and process; at this number, requests wait; 0 = no limit.
+    """Maximum number of syncs running at VCDA at once, per site and process; at this number, requests wait; 0 = no
+    limit.
 
     Other users' syncs share the appliance; raise the limit once you know the appliance's capacity."""
     poll_min: Positive = timedelta(seconds=1)
     """Shortest polling interval.
 
-    Short syncs are noticed within a second; a batch of up to 100 tasks costs one call."""
+    The end of a short sync is noticed within a second; a batch of up to 100 tasks costs one call."""
     poll_max: Positive = timedelta(minutes=1)
     """Longest polling interval.
 
-    The longest delay with which the end of a long sync is noticed."""
+    The end of a long sync is noticed with at most this delay."""
 
     @override
     def faults(self) -> Iterator[Fault]:
@@ -319,13 +322,13 @@ class Ops(Part):
     host: Name = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from outside of the container
     """Address that the operations server listens on.
 
-    All, since probes and Prometheus come from outside of the container."""
+    All addresses, since probes and Prometheus come from outside the container."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8080
     """Port that the operations server listens on; 0 picks a free one and logs it."""
     drain_limit: Annotated[Duration, Field(ge=timedelta(seconds=1))] = timedelta(seconds=25)
     """Time limit of a clean shutdown.
 
-    Under Kubernetes' grace period of 30 s."""
+    Shorter than Kubernetes' grace period of 30 s."""
 
 
 class Log(Part):
@@ -338,7 +341,7 @@ class Log(Part):
     level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], BeforeValidator(_upper)] = "INFO"
     """Lowest level that is logged.
 
-    A line for each outcome, none for each poll."""
+    INFO logs a line for each outcome and none for a poll."""
 
 
 CONFIG: Final = SettingsConfigDict(
@@ -373,10 +376,10 @@ class Settings(BaseSettings):
     ops: Ops = Ops()
     log: Log = Log()
     secrets_dir: Path = Path("/run/secrets/vm-sync")
-    """Folder of files that stand for variables; `VM_SYNC_VCDA__CREDENTIALS__PASSWORD` as `vcda__credentials__password`,
-    case ignored.
+    """Folder whose files are read as settings: the file `vcda__credentials__password` (case ignored) stands for
+    `VM_SYNC_VCDA__CREDENTIALS__PASSWORD`.
 
-    Where Docker and Kubernetes mount secrets by convention."""
+    Docker and Kubernetes mount secrets there by convention."""
 
     _given: Mapping[str, Given] = PrivateAttr(default_factory=dict)
 
@@ -388,7 +391,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.sync.settle >= self.sync.deadline:
-            raise Misfit((("sync__settle", "less than SYNC__DEADLINE, or no doubt can be resolved in time"),))
+            raise Misfit(
+                (
+                    (
+                        "sync__settle",
+                        "must be less than SYNC__DEADLINE, or no POST in doubt can be resolved before its deadline",
+                    ),
+                )
+            )
         return self
 
     @classmethod

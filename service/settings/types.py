@@ -18,7 +18,7 @@ def _duration(value: object) -> object:
         return value
     iso8601 = r"P(?=.)(\d+W)?(\d+D)?(T(?=.)(\d+H)?(\d+M)?(\d+(\.\d+)?S)?)?"
     if not (isinstance(value, str) and re.fullmatch(iso8601, value)):
-        msg = "write it as an ISO 8601 duration, such as PT30S, PT5M or PT6H"
+        msg = "write an ISO 8601 duration, such as PT30S, PT5M or PT6H"
         raise ValueError(msg)
     return value
 

@@ -240,7 +240,9 @@ class Wire:
                     await response.aclose()
         except _Withheld:
             return NoAnswer(
-                label="withheld", detail="The call was withheld: its time to be sent was over.", sent_at=None
+                label="withheld",
+                detail="The call was not sent: the time in which it may be sent was over.",
+                sent_at=None,
             )
         except TimeoutError:
             return NoAnswer(
@@ -253,7 +255,7 @@ class Wire:
             if departure.at is None:
                 raise
             # Whatever a library makes of an answer, the request may have been received: that must not get lost.
-            logger.exception("Unexpected error while reading an answer of VCDA")
+            logger.exception("Unexpected error while reading an answer from VCDA")
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
         if body is None:
             detail = f"VCDA's answer is longer than the limit of {limit // SMALL} MiB."

@@ -253,7 +253,7 @@ def test_an_answer_that_a_full_disk_does_not_take_is_one_sentence(command: tuple
         code, said = whole(*command, stdout=full, PYTHONUNBUFFERED=unbuffered)
 
     assert code == 3
-    assert said == "Writing the answer failed: No space left on device.\n"
+    assert said == "Writing the output failed: No space left on device.\n"
 
 
 def test_a_closed_standard_output_is_one_sentence() -> None:
@@ -261,7 +261,7 @@ def test_a_closed_standard_output_is_one_sentence() -> None:
     done = subprocess.run(shell, env=os.environ | VCDA, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
 
     assert done.returncode == 3
-    assert done.stderr == "Writing the answer failed: standard output is closed.\n"
+    assert done.stderr == "Writing the output failed: standard output is closed.\n"
 
 
 def test_a_reader_that_has_left_is_no_news() -> None:

@@ -342,7 +342,7 @@ async def test_rule_9_a_waiting_requests_deadline_is_told_only_after_its_elders_
     await d.settled()
     assert d.verdicts() == [("a1", "completed"), ("a2", "not-started"), ("a3", "not-started")]
     assert [told.at for told in d.log.told] == sorted(told.at for told in d.log.told)
-    assert d.log.told[1].data["error"]["msg"] == "It waited behind a1 of the same replication."
+    assert d.log.told[1].data["error"]["msg"] == "The request waited behind a1 of the same replication."
 
 
 @deployed

@@ -121,7 +121,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     now = "from the environment"
     assert lines == [
         f"VM_SYNC_OPS__PORT: Input should be less than or equal to 65535 (now '70000', {now})",
-        f"VM_SYNC_SYNC__DEADLINE: write it as an ISO 8601 duration, such as PT30S, PT5M or PT6H (now '6h', {now})",
+        f"VM_SYNC_SYNC__DEADLINE: write an ISO 8601 duration, such as PT30S, PT5M or PT6H (now '6h', {now})",
         f"VM_SYNC_TOPICS__JOURNAL: name a topic of its own, not that of REQUESTS (now 'vm-sync.requests', {now})",
     ]
 

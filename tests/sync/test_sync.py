@@ -213,7 +213,8 @@ def test_a_request_refused_before_any_post_was_made_tells_of_no_attempt() -> Non
 def test_a_post_held_back_here_leaves_the_trouble_that_vcda_had_told_of() -> None:
     earlier = replace(SUBMITTING, trouble=ApiError("Busy", "A sync is running."))
     held_back = NotTaken(
-        Trouble(label=sync.WITHHELD, detail="The call was withheld: its time to be sent was over."), sent=False
+        Trouble(label=sync.WITHHELD, detail="The call was not sent: the time in which it may be sent was over."),
+        sent=False,
     )
     assert answered(earlier, held_back).state == Waiting(
         request=REQUEST, attempts=0, trouble=ApiError("Busy", "A sync is running.")
@@ -447,7 +448,7 @@ def test_before_the_deadline_nothing_expires(state: sync.InFlight) -> None:
     [
         (WARNING, "It waited.", WARNING),
         (None, "It waited behind sync-0.", ApiError("NotStarted", "It waited behind sync-0.")),
-        (None, None, ApiError("NotStarted", "The deadline passed before it could be submitted.")),
+        (None, None, ApiError("NotStarted", "The deadline passed before the request was submitted.")),
     ],
 )
 def test_a_waiting_request_past_its_deadline_was_not_started_and_says_why(

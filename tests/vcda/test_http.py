@@ -110,7 +110,8 @@ async def test_what_may_not_leave_does_not_leave_by_a_single_byte() -> None:
         assert there.received == before
 
     assert answer == NotTaken(
-        Trouble(label="withheld", detail="The call was withheld: its time to be sent was over."), sent=False
+        Trouble(label="withheld", detail="The call was not sent: the time in which it may be sent was over."),
+        sent=False,
     )
     assert us.meter.requests == [("login", "2xx"), ("submit", "2xx")]
 

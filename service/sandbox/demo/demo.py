@@ -73,7 +73,7 @@ def run(*, requests: int, keep: bool) -> int:
         say(str(error))
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
-        say("Stopped; nothing is left running.")
+        say("Stopped; no process is left running.")
         return 130
 
 
@@ -105,7 +105,7 @@ async def _keep(bootstrap: str, service: "Service") -> None:
         "\n".join(
             [
                 "",
-                "All of it keeps running until Ctrl-C. In another shell:",
+                "Kafka, the simulated VCDA and the service keep running until Ctrl-C. In another shell:",
                 "",
                 f"  export VM_SYNC_KAFKA__BOOTSTRAP_SERVERS={bootstrap} VM_SYNC_OPS__PORT={service.port}",
                 f"  vm-sync request {example} --wait",
@@ -199,7 +199,7 @@ class Service:
                         return
                 if self.exit_code is not None or time.monotonic() > give_up:
                     last = self.log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-                    msg = "\n".join(["The service doesn't start. The end of its log:", *last])
+                    msg = "\n".join(["The service does not start. The end of the service's log:", *last])
                     raise DemoError(msg)
                 await asyncio.sleep(0.1)
 

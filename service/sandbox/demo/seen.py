@@ -82,12 +82,12 @@ def broken_promises(seen: Seen, counters: Mapping[str, Any], *, exit_code: int |
     if several := [identity for identity, count in seen.told.items() if count > 1]:
         yield f"{len(several)} requests have more than one outcome, {several[0]} for instance"
     if strange := seen.told.keys() - seen.sent.keys():
-        yield f"there is an outcome of {min(strange)}, which nobody asked for"
+        yield f"there is an outcome for {min(strange)}, which was never requested"
     if seen.dead_letters != 1:
         yield f"there are {seen.dead_letters} dead letters instead of 1"
     if counters["repeated"]:
-        yield f"VCDA was asked more than once for {counters['repeated']}"
+        yield f"VCDA got more than one POST for {counters['repeated']}"
     if counters["overlapping"]:
-        yield f"{counters['overlapping']} syncs began while another of their replication was running"
+        yield f"{counters['overlapping']} syncs began while another sync of the same replication was running"
     if exit_code not in {None, 0}:
         yield f"the service ended with exit code {exit_code}"

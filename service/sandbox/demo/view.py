@@ -74,7 +74,7 @@ class View:
             "in flight: " + (", ".join(f"{state} {count}" for state, count in sorted(states.items())) or "none"),
             "ended: " + (", ".join(f"{word} {count}" for word, count in sorted(words.items())) or "none"),
             f"dead letters {seen.dead_letters}",
-            f"told {seen.lags[0]:.1f} s after the task's end",
+            f"lag from task end to outcome {seen.lags[0]:.1f} s",
         ]
         return " | ".join(parts)
 
@@ -105,14 +105,14 @@ def _line(outcome: Outcome) -> str:
 
 def summary(seen: Seen, counters: Mapping[str, Any], broken: Sequence[str]) -> None:
     """Print how it went."""
-    table = Table(box=box.SIMPLE, show_header=False, title="What was seen", title_justify="left")
+    table = Table(box=box.SIMPLE, show_header=False, title="Result", title_justify="left")
     for name, fact in _facts(seen, counters):
         table.add_row(name, fact)
     console = Console()
     console.print(table)
     if broken:
         for sentence in broken:
-            console.print(Text(f"Not as promised: {sentence}.", style="bold red"))
+            console.print(Text(f"Guarantee broken: {sentence}.", style="bold red"))
     else:
         console.print(Text("Every request has exactly one outcome, and had exactly one task.", style="bold green"))
 
@@ -125,8 +125,11 @@ def _facts(seen: Seen, counters: Mapping[str, Any]) -> Iterator[tuple[str, str]]
     if seen.outcomes:
         yield "first outcome", f"{seen.outcomes[0].at:.1f} s after the start"
         yield "last outcome", f"{seen.outcomes[-1].at:.1f} s after the start"
-        yield "told after the task's end", f"{seen.lags[0]:.2f} s median, {seen.lags[1]:.2f} s 95th percentile"
+        yield "lag from task end to outcome", f"{seen.lags[0]:.2f} s median, {seen.lags[1]:.2f} s 95th percentile"
     yield "tasks at VCDA", str(counters["tasks"])
-    yield "most at once", ", ".join(f"{count} at {site}" for site, count in sorted(counters["mostRunning"].items()))
+    yield (
+        "most running at once",
+        ", ".join(f"{count} at {site}" for site, count in sorted(counters["mostRunning"].items())),
+    )
     calls = counters["calls"]
     yield "calls to VCDA", ", ".join(f"{count} {name}" for name, count in sorted(calls.items()))

@@ -514,11 +514,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8046)
     parser.add_argument("--cert", help="certificate chain, PEM: serve https")
     parser.add_argument("--key", help="its private key, PEM")
-    parser.add_argument("--password", default=None, help="of administrator@System, at every site")
+    parser.add_argument("--password", default=None, help="password of the user administrator@System, at every site")
     durations = "seconds, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA or lognormal-mean:MEAN:SIGMA"
-    parser.add_argument("--duration", type=Durations.of, default=Plan().duration, help=f"of a sync: {durations}")
-    parser.add_argument("--queued", type=Durations.of, default=Plan().queued, help="time in QUEUED, likewise")
-    parser.add_argument("--submit-latency", type=Durations.of, default=None, help="time to answer a POST, likewise")
+    parser.add_argument(
+        "--duration", type=Durations.of, default=Plan().duration, help=f"how long a sync takes: {durations}"
+    )
+    parser.add_argument(
+        "--queued",
+        type=Durations.of,
+        default=Plan().queued,
+        help="how long a task is QUEUED before it runs, in the same form",
+    )
+    parser.add_argument(
+        "--submit-latency",
+        type=Durations.of,
+        default=None,
+        help="how long a POST takes to be answered, in the same form",
+    )
     parser.add_argument("--failing", type=float, default=0.0, help="share of syncs that fail")
     parser.add_argument("--warned", type=float, default=0.0, help="share of syncs with a warning")
     parser.add_argument("--seed", type=int, default=1)
