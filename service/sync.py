@@ -346,6 +346,8 @@ class Waiting:
     request: Request
     attempts: int = 0
     trouble: ApiError | None = None
+    http_status: int | None = None
+    """Of the answer that `trouble` is from; None: there was none."""
     repeats: int = 0
     """How many POSTs of it were in doubt, and then concluded not to have been taken."""
 
@@ -366,8 +368,9 @@ class Submitting:
     conclusive_from: float | None = None
     """In doubt: a look-up that began earlier can't conclude that the task isn't there. None: not in doubt."""
     trouble: ApiError | None = None
+    http_status: int | None = None
+    """As in `Waiting`, here and below."""
     repeats: int = 0
-    """As in `Waiting`."""
 
     @property
     def in_doubt(self) -> bool:
@@ -428,6 +431,9 @@ class Ended:
     task_id: str | None = None
     submitted_at: datetime | None = None
     adopted: bool = False
+    error: ApiError | None = None
+    """What the outcome said of the failure, and `http_status` with it."""
+    http_status: int | None = None
 
 
 InFlight: TypeAlias = Waiting | Submitting | Running | Lingering
@@ -456,6 +462,7 @@ def begin(
         account=account,
         passed_over=passed_over,
         trouble=waiting.trouble,
+        http_status=waiting.http_status,
         repeats=waiting.repeats,
     )
 
@@ -488,12 +495,14 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
                 tried, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
             )
         case NotTaken(trouble, sent):
+            # What we held back ourselves says nothing of why the request had to wait so long.
+            withheld = trouble.label == WITHHELD
             return Step(
                 Waiting(
                     request=state.request,
                     attempts=state.attempts if sent else state.attempts - 1,
-                    # What we held back ourselves says nothing of why the request had to wait so long.
-                    trouble=state.trouble if trouble.label == WITHHELD else _words(trouble),
+                    trouble=state.trouble if withheld else _words(trouble),
+                    http_status=state.http_status if withheld else trouble.http_status,
                     repeats=state.repeats,
                 )
             )
@@ -504,6 +513,7 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
                     conclusive_from=sent_at + policy.late.total_seconds(),
                     account=account or state.account,
                     trouble=_words(trouble),
+                    http_status=trouble.http_status,
                 )
             )
         case _:
@@ -520,9 +530,10 @@ def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, pol
         case _ if state.conclusive_from is None or seen.began < state.conclusive_from:
             return Step(state)
         case Unclear(why):
-            return Step(replace(state, trouble=ApiError(UNCLEAR, why)))
+            return Step(replace(state, trouble=ApiError(UNCLEAR, why), http_status=None))
         case OnlyOne(account=account) | NotFound(account=account) if not _may_conclude(state, account):
-            return Step(replace(state, trouble=ApiError(UNCLEAR, _another(state.account, account))))
+            unclear = ApiError(UNCLEAR, _another(state.account, account))
+            return Step(replace(state, trouble=unclear, http_status=None))
         case OnlyOne(task, _, account):
             return Step(_running(state, task, account, adopted=True))
         case NotFound():
@@ -531,6 +542,7 @@ def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, pol
                     request=state.request,
                     attempts=state.attempts,
                     trouble=state.trouble,
+                    http_status=state.http_status,
                     repeats=state.repeats + 1,
                 )
             )
@@ -608,9 +620,7 @@ def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | Non
                 or ApiError("NotStarted", behind or "The deadline passed before the request was submitted."),
             )
         case Submitting() | Running():
-            outcome = _outcome(
-                state, Reason.TIMED_OUT, ended_at=now, error=state.trouble if isinstance(state, Submitting) else None
-            )
+            outcome = _outcome(state, Reason.TIMED_OUT, ended_at=now, error=_told_error(state))
             return Step(Lingering(of=state, told_at=now, seen_at=now), outcome)
         case _:
             assert_never(state)
@@ -702,14 +712,21 @@ def _lingering(state: Lingering, step: Step, *, now: datetime, policy: Policy) -
         case Waiting() | Lingering():  # the latter never comes: nothing lingers of what lingers
             return _let_go(state, now=now, policy=policy)
         case Ended() as ended:
-            return Step(replace(ended, reason=Reason.TIMED_OUT, ended_at=state.told_at))
+            told = _told_error(state.of)
+            return Step(replace(ended, reason=Reason.TIMED_OUT, ended_at=state.told_at, error=told, http_status=None))
         case _:
             assert_never(step.state)
 
 
 def _let_go(state: Lingering, *, now: datetime, policy: Policy) -> Step:
     """End what lingers, and so free its replication, without another word: its outcome is told."""
-    return Step(_ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy))
+    ended = _ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy)
+    return Step(replace(ended, error=_told_error(state.of)))
+
+
+def _told_error(of: Submitting | Running) -> ApiError | None:
+    """Return the error of the outcome `timed-out`."""
+    return of.trouble if isinstance(of, Submitting) else None
 
 
 def _another(made_as: Account | None, asked_as: Account | None) -> str:
@@ -762,7 +779,8 @@ def _failed(
     warnings: tuple[ApiError, ...] = (),
 ) -> Step:
     outcome = _outcome(state, reason, ended_at=ended_at, error=error, http_status=http_status, warnings=warnings)
-    return Step(_ended(state, reason, ended_at=ended_at, now=now, policy=policy), outcome)
+    ended = _ended(state, reason, ended_at=ended_at, now=now, policy=policy)
+    return Step(replace(ended, error=error, http_status=http_status), outcome)
 
 
 def _outcome(

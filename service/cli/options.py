@@ -4,10 +4,11 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """What can be true of a request, in the journal's own words."""
+    """What can be true of a request, in the words of `/syncs` and the metrics."""
 
     WAITING = "waiting"
     SUBMITTING = "submitting"
+    IN_DOUBT = "in_doubt"
     RUNNING = "running"
     LINGERING = "lingering"
     COMPLETED = "completed"

@@ -17,6 +17,7 @@ from service.cli import kafka
 from service.cli.options import State
 from service.cli.output import NoAnswer, moment, printable, rfc3339, say, show_facts, show_json, show_table
 from service.kafka.journal_codec import is_sync, read, restore
+from service.messages.outcomes import describe_error
 from service.sync import ApiError, Ended, Lingering, Reason, Running, Submitting, Sync, Waiting
 
 COLUMNS: Final = ("operationID", "replicationId", "site", "state", "accepted", "submitted", "ended", "POSTs", "task")
@@ -28,6 +29,8 @@ class JournalEntry:
 
     sync: Sync
     partition: int
+    in_doubt: bool = False
+    """Of what is submitting: its POST was in doubt when it was written."""
     newer_reason: str | None = None
     """Why it failed, in a word that only a newer version knows; the sync's own reason means nothing then."""
 
@@ -49,7 +52,7 @@ class JournalEntry:
             case Waiting():
                 return State.WAITING
             case Submitting():
-                return State.SUBMITTING
+                return State.IN_DOUBT if self.in_doubt else State.SUBMITTING
             case Running():
                 return State.RUNNING
             case Lingering():
@@ -89,9 +92,18 @@ class JournalEntry:
         return self.at.adopted if isinstance(self.at, Running | Ended) else False
 
     @property
-    def trouble(self) -> ApiError | None:
-        """Why the last attempt failed."""
-        return self.at.trouble if isinstance(self.at, Waiting | Submitting) else None
+    def error(self) -> ApiError | None:
+        """Why the last attempt failed, or why it ended as it did."""
+        match self.at:
+            case Waiting(trouble=error) | Submitting(trouble=error) | Ended(error=error):
+                return error
+            case Running():
+                return None
+
+    @property
+    def http_status(self) -> int | None:
+        """Of the answer that `error` is from."""
+        return None if isinstance(self.at, Running) else self.at.http_status
 
 
 def list_(*, states: Collection[State], site: str | None, replication: str | None, limit: int, as_json: bool) -> None:
@@ -157,7 +169,7 @@ def _told(key: bytes, value: bytes, partition: int) -> JournalEntry | None:
         newer = stored.reason if stored.reason not in {None, *Reason} else None
         if newer is not None:
             stored = replace(stored, reason=Reason.TASK_FAILED)
-        return JournalEntry(restore(key.decode(), stored), partition, newer)
+        return JournalEntry(restore(key.decode(), stored), partition, stored.in_doubt, newer)
     except (ValueError, KeyError, TypeError):
         return None
 
@@ -171,7 +183,7 @@ def _show(found: Sequence[JournalEntry], *, as_json: bool) -> None:
 
 def _json(entry: JournalEntry) -> dict[str, Any]:
     """Tell of it in the contract's words."""
-    request = entry.sync.request
+    request, error = entry.sync.request, entry.error
     return {
         "requestId": request.identity,
         "operationID": request.operation_id,
@@ -189,8 +201,14 @@ def _json(entry: JournalEntry) -> dict[str, Any]:
         "attempts": entry.at.attempts,
         "taskId": entry.task_id,
         "adopted": entry.adopted,
-        "trouble": {"code": entry.trouble.code, "msg": entry.trouble.msg} if entry.trouble else None,
+        "error": {"code": error.code, "msg": error.msg, "httpStatus": entry.http_status} if error else None,
     }
+
+
+def _state(entry: JournalEntry) -> str:
+    """Say the state in short: with why it failed, or why the last attempt did."""
+    parts = [part for part in (entry.reason, entry.error.code if entry.error else None) if part]
+    return f"{entry.state}: {printable(', '.join(parts))}" if parts else entry.state
 
 
 def _row(entry: JournalEntry) -> tuple[str, ...]:
@@ -199,7 +217,7 @@ def _row(entry: JournalEntry) -> tuple[str, ...]:
         request.operation_id,
         request.replication_id,
         request.site or "local",
-        f"{entry.state}: {printable(entry.reason)}" if entry.reason else entry.state,
+        _state(entry),
         moment(request.accepted_at),
         moment(entry.submitted_at),
         moment(entry.ended_at),
@@ -223,14 +241,14 @@ def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
     yield "POSTs", str(entry.at.attempts)
     if entry.task_id:
         yield "task", entry.task_id + (", adopted for a POST in doubt" if entry.adopted else "")
-    if entry.trouble:
-        yield "trouble", f"{printable(entry.trouble.code)}: {printable(entry.trouble.msg)}"
     if entry.ended_at:
         lasted = entry.ended_at - request.accepted_at
         lasted -= timedelta(microseconds=lasted.microseconds)
         yield "ended", f"{moment(entry.ended_at)}, {lasted} after it was accepted"
     if entry.reason:
         yield "reason", printable(entry.reason)
+    if described := printable(describe_error(entry.error, entry.http_status)):
+        yield "error" if entry.reason else "last error", described
     if isinstance(entry.sync, Lingering):
         yield "lingering", "the task may still run at VCDA, so the replication's next request waits"
     if isinstance(entry.sync, Ended):

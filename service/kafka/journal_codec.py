@@ -152,6 +152,10 @@ class Stored(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, g
     traceparent: str | None = None
     tracestate: str | None = None
     trouble: tuple[str, str, tuple[str, ...]] | None = None
+    """Of what has ended: the error of its outcome."""
+    http_status: int | None = None
+    in_doubt: bool = False
+    """Of `submitting`: the POST was in doubt when this was written. Read back from a journal, it is so in any case."""
     account: str | None = None
     site_account: str | None = None
     repeats: int = 0
@@ -203,6 +207,8 @@ def encode(state: Sync) -> bytes:
                 "task_id": state.task_id,
                 "submitted_at": None if state.submitted_at is None else epoch(state.submitted_at),
                 "adopted": state.adopted,
+                "trouble": _words(state.error),
+                "http_status": state.http_status,
             }
             stored = _stored("ended", state.request, fields)
         case _:
@@ -239,7 +245,13 @@ def restore(identity: str, stored: Stored) -> Sync:
     )
     match stored.state:
         case "waiting":
-            return Waiting(request=request, attempts=stored.attempts, trouble=_trouble(stored), repeats=stored.repeats)
+            return Waiting(
+                request=request,
+                attempts=stored.attempts,
+                trouble=_trouble(stored),
+                http_status=stored.http_status,
+                repeats=stored.repeats,
+            )
         case "submitting":
             return _read_submitting(request, stored)
         case "running":
@@ -257,6 +269,8 @@ def restore(identity: str, stored: Stored) -> Sync:
                 task_id=stored.task_id,
                 submitted_at=_maybe(stored.submitted_at),
                 adopted=stored.adopted,
+                error=_trouble(stored),
+                http_status=stored.http_status,
             )
         case other:
             msg = f"a journal record in the unknown state {other!r}: it was written by a newer version"
@@ -281,7 +295,12 @@ def _stored(state: str, request: Request, fields: Mapping[str, Any]) -> Stored:
 
 
 def _waiting(state: Waiting) -> dict[str, Any]:
-    return {"attempts": state.attempts, "trouble": _words(state.trouble), "repeats": state.repeats}
+    return {
+        "attempts": state.attempts,
+        "trouble": _words(state.trouble),
+        "http_status": state.http_status,
+        "repeats": state.repeats,
+    }
 
 
 def _submitting(state: Submitting) -> dict[str, Any]:
@@ -291,6 +310,8 @@ def _submitting(state: Submitting) -> dict[str, Any]:
         **_of_account(state.account),
         "passed_over": state.passed_over,
         "trouble": _words(state.trouble),
+        "http_status": state.http_status,
+        "in_doubt": state.in_doubt,
         "repeats": state.repeats,
     }
 
@@ -303,6 +324,7 @@ def _read_submitting(request: Request, stored: Stored) -> Submitting:
         account=_account(stored.account, stored.site_account),
         passed_over=stored.passed_over,
         trouble=_trouble(stored),
+        http_status=stored.http_status,
         repeats=stored.repeats,
     )
 

@@ -34,6 +34,12 @@ BRIEF_TEXT: Final = 100
 _JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 
+def describe_error(error: sync.ApiError | None, http_status: int | None) -> str:
+    """Say for people what is known of a failure: code, message, HTTP status; empty where nothing is."""
+    parts = [] if error is None else [f"{error.code}: {error.msg}" if error.msg else error.code]
+    return " ".join([*parts, *([] if http_status is None else [f"(HTTP {http_status})"])])
+
+
 def write_outcome(
     outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime, trace: TraceContext | None = None
 ) -> Event:

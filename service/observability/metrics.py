@@ -34,7 +34,7 @@ OTHER: Final = "other"
 
 RESULTS: Final = {Fate.ADMITTED: "accepted", Fate.DUPLICATE: "duplicate", Fate.DEAD_LETTERED: "dead_lettered"}
 """The fates of records that are a request's result, too."""
-STATES: Final = ("waiting", "submitting", "in_doubt", "running")
+STATES: Final = ("waiting", "submitting", "in_doubt", "running", "lingering")
 OUTCOMES: Final = ("completed", "failed")
 OPERATIONS: Final = ("login", "extend", "submit", "poll", "find")
 STATUSES: Final = ("2xx", "401", "4xx", "429", "5xx", "timeout", "error")

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from service.observability.metrics import STATES
+from service.sync import ApiError
 
 LIMIT: Final = 100
 MOST: Final = 1_000
@@ -70,6 +71,14 @@ class InFlight(Protocol):
     @property
     def deadline(self) -> datetime:
         """When its outcome will be told at the latest."""
+
+    @property
+    def error(self) -> ApiError | None:
+        """Why the last attempt failed."""
+
+    @property
+    def http_status(self) -> int | None:
+        """Of the answer that `error` is from."""
 
     @property
     def held(self) -> bool:
@@ -158,7 +167,12 @@ def _shown(sync: InFlight) -> dict[str, object]:
         "submittedAt": _moment(sync.submitted_at),
         "deadline": _moment(sync.deadline),
         "held": sync.held,
+        "error": _error(sync.error, sync.http_status),
     }
+
+
+def _error(error: ApiError | None, http_status: int | None) -> dict[str, object] | None:
+    return None if error is None else {"code": error.code, "msg": error.msg, "httpStatus": http_status}
 
 
 def _moment(moment: datetime | None) -> str | None:

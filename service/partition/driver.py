@@ -117,7 +117,9 @@ class Driver:
         """Enter what was in flight, in the order of acceptance. The event loop turns meanwhile: nothing begins yet."""
         for number, state in enumerate(sorted(states, key=lambda state: state.request.offset), 1):
             now = self._dependencies.clock.now()
-            self._enter(sync.restored(state, opened_at=opened_at, now=now, policy=self._dependencies.policy))
+            tracked = self._enter(sync.restored(state, opened_at=opened_at, now=now, policy=self._dependencies.policy))
+            if isinstance(tracked.state, Submitting):  # in doubt from now on, and `vm-sync list` shall say so
+                self._journal_writer.put(tracked.request.identity, tracked.state)
             if number % RESTORED_AT_ONCE == 0:
                 await asyncio.sleep(0)
 

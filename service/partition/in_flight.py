@@ -150,7 +150,7 @@ class InFlight:
 
 
 def public_state(state: sync.Sync) -> str | None:
-    """The state's word on the outside: a lingering sync counts as what it lingers of, an ended one isn't in flight."""
+    """The state's word on the outside; an ended sync isn't in flight."""
     match state:
         case Waiting():
             return "waiting"
@@ -159,6 +159,6 @@ def public_state(state: sync.Sync) -> str | None:
         case Running():
             return "running"
         case Lingering():
-            return public_state(state.of)
+            return "lingering"
         case Ended():
             return None

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from service.partition.in_flight import TrackedSync, public_state
 from service.partition.partition import Partition
-from service.sync import Lingering, Running
+from service.sync import ApiError, Lingering, Running, Submitting, Waiting
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,18 @@ class InFlightView:
     @property
     def deadline(self) -> datetime:  # noqa: D102
         return self.tracked.request.deadline
+
+    @property
+    def error(self) -> ApiError | None:  # noqa: D102
+        state = self.tracked.state
+        state = state.of if isinstance(state, Lingering) else state
+        return state.trouble if isinstance(state, Waiting | Submitting) else None
+
+    @property
+    def http_status(self) -> int | None:  # noqa: D102
+        state = self.tracked.state
+        state = state.of if isinstance(state, Lingering) else state
+        return state.http_status if isinstance(state, Waiting | Submitting) else None
 
     @property
     def held(self) -> bool:  # noqa: D102

@@ -1,8 +1,9 @@
-"""Counts an outcome that is committed to the journal, and logs it in one sentence."""
+"""Counts an outcome that is committed to the journal, and logs it in one sentence: a failure with its error."""
 
 import logging
 
 from service import sync
+from service.messages.outcomes import describe_error
 from service.partition.dependencies import Dependencies
 
 log = logging.getLogger(__name__)
@@ -18,18 +19,39 @@ def record_outcome(outcome: sync.Outcome, *, dependencies: Dependencies, partiti
         there = dependencies.api.offset(request.site)
         lag = max(0.0, (now - outcome.ended_at).total_seconds() + (there.total_seconds() if there else 0.0))
     dependencies.metrics.outcome(outcome, site=request.site, duration=duration, lag=lag)
-    log.info(
-        "Sync %s of %s %s after %.1f s",
+    fields: dict[str, object] = {
+        "operation_id": request.operation_id,
+        "replication_id": request.replication_id,
+        "site": request.site,
+        "task_id": outcome.task_id,
+        "attempts": outcome.attempts,
+        "partition": partition,
+    }
+    sentence = "Sync %s of %s %s after %.1f s"
+    if isinstance(outcome, sync.Completed):
+        log.info(sentence, request.operation_id, request.replication_id, "completed", duration, extra=fields)
+        return
+    fields |= {"reason": outcome.reason.value, "http_status": outcome.http_status}
+    fields |= {"error_code": outcome.error.code if outcome.error else None}
+    log.warning(
+        f"{sentence}: %s",  # noqa: G004 - the same sentence as above
         request.operation_id,
         request.replication_id,
-        "completed" if isinstance(outcome, sync.Completed) else f"failed ({outcome.reason})",
+        f"failed ({outcome.reason})",
         duration,
-        extra={
-            "operation_id": request.operation_id,
-            "replication_id": request.replication_id,
-            "site": request.site,
-            "task_id": outcome.task_id,
-            "attempts": outcome.attempts,
-            "partition": partition,
-        },
+        describe_error(outcome.error, outcome.http_status) or _without_error(outcome),
+        extra=fields,
     )
+
+
+def _without_error(outcome: sync.Failed) -> str:
+    """Say why it failed where VCDA gave no error."""
+    match outcome.reason:
+        case sync.Reason.TIMED_OUT if outcome.task_id is not None:
+            return f"the deadline passed while task {outcome.task_id} was running; VCDA may still work on it"
+        case sync.Reason.TIMED_OUT:
+            return "the deadline passed while a POST was in doubt"
+        case sync.Reason.TASK_LOST:
+            return f"VCDA no longer knows task {outcome.task_id}"
+        case _:
+            return "VCDA gave no error"

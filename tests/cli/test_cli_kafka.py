@@ -10,7 +10,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
@@ -306,12 +306,12 @@ def ended(number: int, *, reason: Reason | None) -> Ended:
 
 
 SYNCS: tuple[Sync, ...] = (
-    Waiting(request=request(1), attempts=1, trouble=ApiError("Busy", "come\x1b[2J back later")),
-    Submitting(request=request(2, site="site2"), attempts=1, look_from=NOON),
+    Waiting(request=request(1), attempts=1, trouble=ApiError("Busy", "come\x1b[2J back later"), http_status=409),
+    Submitting(request=request(2, site="site2"), attempts=1, look_from=NOON, conclusive_from=1.0),
     running(3, adopted=True),
     Lingering(of=running(4), told_at=NOON + timedelta(hours=6)),
     ended(5, reason=None),
-    ended(6, reason=Reason.TASK_FAILED),
+    replace(ended(6, reason=Reason.REJECTED), error=ApiError("NotFound", "No such replication."), http_status=404),
     Waiting(request=request(7, replication_id="C4-1")),
 )
 
@@ -335,16 +335,21 @@ def test_the_journal_is_listed_in_the_order_of_acceptance_with_the_present_state
 
     assert [(sync["operationID"], sync["state"], sync["reason"]) for sync in told] == [
         ("op-1", "waiting", None),
-        ("op-2", "submitting", None),
+        ("op-2", "in_doubt", None),
         ("op-3", "running", None),
         ("op-4", "lingering", "timed-out"),
         ("op-5", "completed", None),
-        ("op-6", "failed", "task-failed"),
+        ("op-6", "failed", "rejected"),
         ("op-7", "waiting", None),
     ]
     assert told[2]["taskId"] == "t-3"
     assert told[2]["adopted"]
     assert told[4]["endedAt"] == "2026-08-17T12:02:00.000Z"
+    assert told[0]["error"] == {"code": "Busy", "msg": "come\x1b[2J back later", "httpStatus": 409}
+    assert told[5]["error"] == {"code": "NotFound", "msg": "No such replication.", "httpStatus": 404}
+    shown = journalled.run("list").stdout
+    assert "waiting: Busy" in shown
+    assert "failed: rejected, NotFound" in shown
 
 
 def test_the_list_can_be_narrowed(journalled: Scene) -> None:
@@ -386,11 +391,14 @@ def test_of_several_requests_a_table_is_shown(journalled: Scene) -> None:
 def test_each_state_has_its_story(journalled: Scene) -> None:
     stories = [journalled.run("show", f"op-{number}").stdout for number in range(1, 7)]
 
-    assert "come\\x1b[2J back later" in stories[0]
+    assert "last error" in stories[0]
+    assert "Busy: come\\x1b[2J back later (HTTP 409)" in stories[0]
+    assert "in_doubt" in stories[1]
     assert "site2" in stories[1]
     assert "may still run at VCDA" in stories[3]
     assert "0:01:55 after it was accepted" in stories[4]
-    assert "task-failed" in stories[5]
+    assert "rejected" in stories[5]
+    assert "NotFound: No such replication. (HTTP 404)" in stories[5]
 
 
 @pytest.mark.parametrize("name", ["op-8", "op-99", "\x1b[2J"])
@@ -412,7 +420,7 @@ def test_what_a_newer_version_has_written_does_not_hide_the_rest(journalled: Sce
     listed = journalled.run("list")
 
     assert told["newer"] == ("failed", "eaten")
-    assert told["op-6"] == ("failed", "task-failed")
+    assert told["op-6"] == ("failed", "rejected")
     assert len(told) == 8
     assert "1 of 9 records in the topic" in listed.stderr
     assert "failed: eaten" in listed.stdout

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.kafka.journal_codec import VERSION, Cursor, decode, decode_cursor, encode, encode_cursor
+from service.kafka.journal_codec import VERSION, Cursor, decode, decode_cursor, encode, encode_cursor, read
 from service.sync import (
     Account,
     ApiError,
@@ -51,7 +51,10 @@ requests = st.builds(
     traceparent=maybe_words,
     tracestate=maybe_words,
 )
-waiting = st.builds(Waiting, request=requests, attempts=attempts, trouble=troubles, repeats=attempts)
+statuses = st.none() | st.integers(100, 599)
+waiting = st.builds(
+    Waiting, request=requests, attempts=attempts, trouble=troubles, http_status=statuses, repeats=attempts
+)
 submitting = st.builds(
     Submitting,
     request=requests,
@@ -60,6 +63,7 @@ submitting = st.builds(
     account=accounts,
     passed_over=st.lists(words, max_size=3).map(tuple),
     trouble=troubles,
+    http_status=statuses,
     repeats=attempts,
 )
 running = st.builds(
@@ -83,6 +87,8 @@ ended = st.builds(
     task_id=maybe_words,
     submitted_at=maybe_moments,
     adopted=st.booleans(),
+    error=troubles,
+    http_status=statuses,
 )
 states = waiting | submitting | running | lingering | ended
 
@@ -114,6 +120,11 @@ def test_every_state_comes_back_as_it_was_written(state: Sync) -> None:
 def test_moments_are_kept_to_the_millisecond() -> None:
     odd = replace(REQUEST, accepted_at=NOON.replace(microsecond=123_456))
     assert read_back(Waiting(request=odd)).request.accepted_at == NOON
+
+
+def test_a_doubt_is_marked_for_those_who_only_read() -> None:
+    assert not read(encode(SUBMITTING)).in_doubt
+    assert read(encode(replace(SUBMITTING, conclusive_from=99.5))).in_doubt
 
 
 def test_what_only_this_process_knows_is_not_written() -> None:

@@ -20,9 +20,13 @@ from service.ops import server, syncs_page
 from service.ops.health import Health, probe_loop
 from service.ops.server import Document, operations, serving
 from service.ops.syncs_page import AT_ONCE, Query, read_query
+from service.sync import ApiError
 from tests.support.virtual_time import VirtualClock, run_virtual, virtual
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+BUSY = ApiError("Busy", "A sync is running.")
 
 
 @dataclass
@@ -40,6 +44,8 @@ class Shown:
     submitted_at: datetime | None = None
     deadline: datetime = NOW + timedelta(hours=6)
     held: bool = False
+    error: ApiError | None = BUSY
+    http_status: int | None = 409
 
 
 class HandClock(Clock):
@@ -275,6 +281,7 @@ def test_a_sync_is_shown_with_its_progress() -> None:
             "submittedAt": None,
             "deadline": "2026-01-01T06:00:00.000Z",
             "held": False,
+            "error": {"code": "Busy", "msg": "A sync is running.", "httpStatus": 409},
         }
     ]
 
@@ -361,7 +368,7 @@ def test_syncs_are_chosen_by_state_site_and_replication(given: dict[str, str], e
         ({"limit": "ten"}, "limit is a number from 1 to 1000."),
         ({"limit": "9" * 5000}, "limit is a number from 1 to 1000."),
         ({"limit": "²"}, "limit is a number from 1 to 1000."),
-        ({"state": "Running"}, "state is one of waiting, submitting, in_doubt, running."),
+        ({"state": "Running"}, "state is one of waiting, submitting, in_doubt, running, lingering."),
         ({"replicationID": "x"}, "There is no parameter 'replicationID'; there are "),
     ],
 )

@@ -1,7 +1,9 @@
 """What operators are shown of the syncs in flight: each with its state, and how long the oldest request waits."""
 
+from service.kafka.journal_codec import read
 from service.partition.in_flight_view import InFlightView, in_flight_views, oldest_accepted
 from service.partition.partition import Partition
+from service.sync import ApiError
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import Deployment, Process, deployed, moment
 
@@ -35,6 +37,37 @@ async def test_running_and_waiting_syncs_are_shown_as_the_driver_has_them(d: Dep
 
 
 @deployed
+async def test_a_sync_is_shown_with_the_error_of_its_last_attempt(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script = {"busy": ["409"], "doubtful": ["lost-post"]}
+    d.broker.ask("C4-1", "busy")
+    d.broker.ask("C4-2", "doubtful")
+    await d.until(5.0)
+
+    shown = views(p0)
+
+    assert (shown["busy"].state, shown["busy"].error) == ("waiting", ApiError("409", "not now"))
+    assert (shown["doubtful"].state, shown["doubtful"].error) == ("in_doubt", ApiError("timeout", "no answer"))
+    assert shown["doubtful"].http_status is None
+
+
+@deployed
+async def test_a_restored_intent_is_in_doubt_in_the_journal_as_well(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.latency = 1000.0
+    d.broker.ask("C4-1", "a1")
+    await d.until(1.0)
+    assert not read(d.log.records["op:C4-1:a1"]).in_doubt
+    await p0.crash()
+
+    p1 = d.owner("P1")
+    await d.until(2.0)
+
+    assert views(p1)["a1"].state == "in_doubt"
+    assert read(d.log.records["op:C4-1:a1"]).in_doubt
+
+
+@deployed
 async def test_a_view_of_a_sync_that_has_ended_meanwhile_says_so(d: Deployment) -> None:
     d.world.lasts = lambda _: 1.0
     p0 = d.owner()
@@ -58,5 +91,5 @@ async def test_the_oldest_request_is_one_that_has_no_outcome_yet(d: Deployment) 
     assert oldest_accepted([opened(p0)]) == {None: views(p0)["lingers"].accepted_at}
     await d.until(15.0)
 
-    assert (views(p0)["lingers"].state, views(p0)["lingers"].attempts) == ("running", 1)
+    assert (views(p0)["lingers"].state, views(p0)["lingers"].attempts) == ("lingering", 1)
     assert oldest_accepted([opened(p0)]) == {None: views(p0)["runs"].accepted_at}

@@ -23,7 +23,7 @@ _SIGNS: Final = re.compile(
     r"^(vm_sync_(?:outcomes_total|requests_total|api_requests_total|journal_commit_seconds_count)[{ ].*)$", re.MULTILINE
 )
 _IN_FLIGHT: Final = re.compile(
-    r'^vm_sync_in_flight\{(?![^}]*site="other",state="in_doubt"|[^}]*state="in_doubt",site="other")[^}]*\} (\S+)$',
+    r'^vm_sync_in_flight\{(?!(?=[^}]*site="other")[^}]*state="(?:in_doubt|lingering)")[^}]*\} (\S+)$',
     re.MULTILINE,
 )
 """All but doubts at sites that nobody knows: nothing can be done about them until their deadline."""

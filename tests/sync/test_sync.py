@@ -179,6 +179,8 @@ def test_a_refused_post_fails_the_request_in_vcdas_own_words() -> None:
             reason=Reason.REJECTED,
             ended_at=LATER,
             expires_at=remembered_until(LATER, deduplicate_for=POLICY.deduplicate_for),
+            error=error,
+            http_status=404,
         ),
         Failed(
             request=REQUEST,
@@ -225,6 +227,35 @@ def test_trouble_is_remembered_in_vcdas_words_where_it_had_any() -> None:
     busy = replace(TROUBLE, error=ApiError("Busy", "A sync is running."))
     step = answered(SUBMITTING, NotTaken(busy, sent=True))
     assert step.state == Waiting(request=REQUEST, attempts=1, trouble=ApiError("Busy", "A sync is running."))
+
+
+def test_the_status_of_the_answer_is_kept_with_the_trouble_through_the_next_attempt() -> None:
+    busy = replace(TROUBLE, http_status=409, error=ApiError("Busy", "A sync is running."))
+    waiting = answered(SUBMITTING, NotTaken(busy, sent=True)).state
+    assert isinstance(waiting, Waiting)
+    assert waiting.http_status == 409
+    intent = sync.begin(waiting, look_from=NOON, account=ME, passed_over=())
+    assert (intent.trouble, intent.http_status) == (busy.error, 409)
+    held_back = NotTaken(Trouble(label=sync.WITHHELD, detail="Held back."), sent=False)
+    assert answered(intent, held_back).state == replace(waiting, attempts=1)
+    doubt = answered(intent, Unanswered(replace(TROUBLE, http_status=503), 10.0, ME)).state
+    assert isinstance(doubt, Submitting)
+    assert doubt.http_status == 503
+    unclear = looked_up(doubt, Unclear("Nothing is known.", 200.0)).state
+    assert isinstance(unclear, Submitting)
+    assert unclear.http_status is None
+
+
+def test_a_lingering_post_that_was_not_taken_keeps_the_error_that_its_outcome_told() -> None:
+    step = answered(lingering(replace(SUBMITTING, trouble=WARNING)), Refused(ApiError("No", "Never."), 403))
+    assert isinstance(step.state, Ended)
+    assert (step.state.error, step.state.http_status) == (WARNING, None)
+
+
+def test_a_lingering_doubt_that_is_let_go_keeps_the_error_that_its_outcome_told() -> None:
+    step = expired(lingering(replace(DOUBT, trouble=WARNING)), now=LIMIT)
+    assert isinstance(step.state, Ended)
+    assert step.state.error == WARNING
 
 
 def test_an_unanswered_post_is_in_doubt_until_vcda_cannot_take_it_any_more() -> None:
@@ -464,6 +495,7 @@ def test_a_waiting_request_past_its_deadline_was_not_started_and_says_why(
         reason=Reason.NOT_STARTED,
         ended_at=DEADLINE,
         expires_at=remembered_until(DEADLINE, deduplicate_for=POLICY.deduplicate_for),
+        error=error,
     )
 
 

@@ -1,0 +1,48 @@
+"""What the log says of an outcome: a failure is a warning, with its error, so that nobody has to look elsewhere."""
+
+import pytest
+
+from tests.support.simulated_deployment import Deployment, run
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> dict[str, tuple[str, str]]:
+    """By operation: the level and the sentence."""
+    return {
+        vars(record)["operation_id"]: (record.levelname, record.getMessage())
+        for record in caplog.records
+        if record.name == "service.partition.outcome_log"
+    }
+
+
+def test_a_failure_is_a_warning_with_code_message_and_status_and_a_success_is_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.fate = lambda operation_id: "FAILED" if operation_id == "fails" else "SUCCEEDED"
+            d.world.lasts = lambda operation_id: 1e6 if operation_id == "late" else 1.0
+            p0 = d.owner()
+            p0.vcda.script["refused"] = ["rejected"]
+            d.broker.ask("C4-1", "well")
+            d.broker.ask("C4-2", "fails")
+            d.broker.ask("C4-3", "refused")
+            d.broker.ask("C4-4", "late", deadline=60)
+            await d.until(100.0)
+
+    caplog.set_level("INFO")
+    run(play())
+
+    said = logged(caplog)
+    assert said["well"][0] == "INFO"
+    assert said["well"][1].startswith("Sync well of C4-1 completed after ")
+    assert said["fails"][0] == said["refused"][0] == said["late"][0] == "WARNING"
+    assert said["fails"][1].startswith("Sync fails of C4-2 failed (task-failed) after ")
+    assert said["fails"][1].endswith(" s: Boom: It broke.")
+    assert said["refused"][1].endswith(" s: Forbidden: Permission denied. (HTTP 403)")
+    assert said["late"][1].endswith("while task task-2 was running; VCDA may still work on it")
+    (record,) = (one for one in caplog.records if "Sync refused" in one.getMessage())
+    assert (vars(record)["reason"], vars(record)["error_code"], vars(record)["http_status"]) == (
+        "rejected",
+        "Forbidden",
+        403,
+    )
