@@ -40,7 +40,8 @@ LATEST_START = timedelta(hours=1)
 end is needed: without one there are more and more tasks to page through while a doubt lasts."""
 
 OWN_AFTER = 3
-"""So many failures of one look-up in a row are its own, not the site's: the site's other calls need not wait for it."""
+"""So many look-ups that fail in a row, whichever they are, are a trouble of look-ups, not the site's: the site's other
+calls need not wait for it. The second is already, where the site has answered another call since the first."""
 
 
 class FindApi(Protocol):
@@ -88,10 +89,6 @@ class _Site:
     """In a row, of looking among all tasks."""
     alone: int = 0
     """So many of these while looking among one replication's worked."""
-    failed: int = 0
-    """Look-ups of any kind that failed in a row."""
-    rests_until: float = 0.0
-    """No look-up begins before this moment: the end of the site's pause is left to others."""
 
 
 class _Seen:
@@ -149,8 +146,6 @@ class Reconciler:
         """Look for the tasks of the POSTs in doubt at a site until none is left."""
         while True:
             site.more.clear()
-            if (rest := site.rests_until - self._clock.monotonic()) > 0.0:
-                await asyncio.sleep(rest)
             await self._look(name, site, self._due(site))
             site.sought = {tracked: one for tracked, one in site.sought.items() if tracked.doubt is not None}
             if not site.sought:
@@ -192,9 +187,8 @@ class Reconciler:
 
     async def _look_together(self, name: str | None, site: _Site, sought: list[_Sought]) -> bool:
         """Look among all sync tasks; return whether they were shown."""
-        seen = await self._find(name, None, sought, own=site.failures + 1 >= OWN_AFTER)
+        seen = await self._find(name, None, sought)
         failed = isinstance(seen, Trouble)
-        self._note(name, site, seen)
         site.failures = site.failures + 1 if failed else 0
         site.alone = site.alone if failed else 0
         for one in sought:
@@ -206,27 +200,26 @@ class Reconciler:
 
     async def _look_alone(self, name: str | None, site: _Site, one: _Sought) -> bool:
         """Look among the tasks of its replication; return whether they were shown."""
-        own = one.failures + 1 >= OWN_AFTER
-        seen = await self._find(name, one.tracked.request.replication_id, [one], own=own)
-        self._note(name, site, seen)
+        seen = await self._find(name, one.tracked.request.replication_id, [one])
         if isinstance(seen, Trouble):
             one.failures += 1
-            self._look_again(one, seldom=own)
+            self._look_again(one, seldom=one.failures >= OWN_AFTER)
             return False
         one.failures = 0
         self._hand_on(name, one, seen, conclude=site.alone >= OWN_AFTER)
         return True
 
-    async def _find(
-        self, name: str | None, replication_id: str | None, sought: list[_Sought], *, own: bool
-    ) -> _Seen | Trouble:
-        """Make one look-up, which may come to nothing. `own`: that says nothing of the site.
+    async def _find(self, name: str | None, replication_id: str | None, sought: list[_Sought]) -> _Seen | Trouble:
+        """Make one look-up, which may come to nothing.
 
         The account is compared before and after: a look-up under two accounts concludes nothing.
         """
         api, lane = self._api, self._lane(name)
         while True:
             await lane.wait_until_open()
+            if (rest := lane.look_ups.rest_until - self._clock.monotonic()) > 0.0:
+                await asyncio.sleep(rest)
+                continue
             doubts = [doubt for one in sought if (doubt := one.tracked.doubt) is not None]
             if not doubts:
                 return _Seen((), began=0.0, account=None, settled=False)
@@ -240,10 +233,9 @@ class Reconciler:
             until=self._latest_start(name, doubts),
             operation_id=doubts[0].request.operation_id if len(doubts) == 1 else None,
         )
+        self._record_result(lane, tasks if isinstance(tasks, Trouble) else None)
         if isinstance(tasks, Trouble):
-            lane.record_result(replace(tasks, own=tasks.own or (own and tasks.retry_after is None)))
             return tasks
-        lane.record_result(None)
         now = api.account(name)
         return _Seen(tasks, began=began, account=now, settled=account is not None and account == now)
 
@@ -268,18 +260,25 @@ class Reconciler:
         if isinstance(look_up, Found) or (conclude and seen.settled):
             self._looked_up(one.tracked, look_up)
 
-    def _note(self, name: str | None, site: _Site, seen: _Seen | Trouble) -> None:
-        """Let others be the first to call after the pauses that failing look-ups ask for (Retry-After).
+    def _record_result(self, lane: Lane, trouble: Trouble | None) -> None:
+        """Report a look-up's result to the lane, and decide whether its trouble is the site's or that of look-ups.
 
-        Such a pause is obeyed, so the next failure would begin the next one. The rest is as long as the pause was.
+        A pause that an answer asks for (Retry-After) is obeyed in any case. Look-ups that keep asking for one would
+        begin the next pause at the end of each, so they rest then for as long again, and other calls come first.
         """
-        if not isinstance(seen, Trouble):
-            site.failed = 0
+        look_ups = lane.look_ups
+        if trouble is None:
+            look_ups.failed = 0
+            lane.record_result(None)
             return
-        site.failed += 1
-        if site.failed >= OWN_AFTER and seen.retry_after is not None:
-            paused = self._lane(name).held_for()
-            site.rests_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())
+        if look_ups.failed == 0:
+            look_ups.good_answers = lane.good_answers
+        own = look_ups.failed + 1 >= OWN_AFTER or lane.good_answers > look_ups.good_answers
+        look_ups.failed += 1
+        lane.record_result(replace(trouble, own=trouble.own or (own and trouble.retry_after is None)))
+        if own and trouble.retry_after is not None:
+            paused = lane.held_for()
+            look_ups.rest_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())
 
     def _look_again(self, one: _Sought, *, seldom: bool) -> None:
         """Say when it is looked for again."""

@@ -66,6 +66,21 @@ class LaneMetrics(Protocol):
         """Show whether requests to the site are held back."""
 
 
+@dataclass(slots=True)
+class LookUps:
+    """What a site's look-ups for POSTs in doubt met last, those of all partitions: they fail, and rest, together.
+
+    The lane only keeps it; `partition.reconciler` decides by it.
+    """
+
+    failed: int = 0
+    """How many failed in a row."""
+    good_answers: int = 0
+    """How many good answers the site had given when the first of them failed."""
+    rest_until: float = 0.0
+    """No look-up begins before this moment: the end of the site's pause is left to other calls."""
+
+
 class SlotRequest:
     """A slot to POST that was asked for; the request waits until the lane grants it, or the asker withdraws it."""
 
@@ -112,6 +127,7 @@ class Lane:
         """How many have begun: what was to be POSTed before one began is not to be POSTed in it, or right after it."""
         self.good_answers = 0
         """How many calls of the site went well: whether it answered others while one call failed again and again."""
+        self.look_ups = LookUps()
         self._troubles = 0
         self._paused_until = 0.0
         self._probe_until = 0.0

@@ -4,21 +4,25 @@ The sync core has a property test of its own (`test_sync.py`); here the partitio
 have to bring it about, through restarts, in virtual time.
 """
 
+import asyncio
 import math
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from unittest.mock import patch
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.partition import driver
-from service.sync import LINGER_LIMIT, Lingering, Running
+from service.partition.driver import EXPIRED_AT_ONCE
+from service.sync import LINGER_LIMIT, MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Lingering, Running
 from service.vcda.lanes import LaneLimits
-from tests.support.simulated_deployment import Deployment, Process, run
+from tests.support.simulated_deployment import POLICY, Deployment, Process, deployed, run, sent, tracked_syncs
 
 HOUR = 3600.0
+DAY = 24 * HOUR
 LATEST = 2 * HOUR
 """The latest deadline, counted from the start."""
 
@@ -124,3 +128,126 @@ async def play(given_habits: Habits) -> None:
 def test_everything_is_told_and_let_go_of_in_time(habits: Habits) -> None:
     with patch.object(driver, "TICK", timedelta(minutes=1)):  # a day has fewer ticks then
         run(play(habits))
+
+
+@deployed
+async def test_tasks_that_vcda_forgets_together_are_lost_after_a_multiple_of_the_usual_time(d: Deployment) -> None:
+    d.world.lasts = lambda _: 3600.0
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=8, max_running=8))
+    for n in range(8):
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    await d.until(30.0)
+    d.world.forgotten |= set(d.world.made)
+    usual = POLICY.lost_after.total_seconds()
+    await d.until(30.0 + MISSING_TOGETHER_FACTOR * usual - 1.0)
+    assert d.verdicts() == [], "it may be trouble that passes"
+    await d.until(30.0 + MISSING_TOGETHER_FACTOR * usual + 120.0)
+    assert sorted(d.verdicts()) == [(f"a{n}", "task-lost") for n in range(8)]
+    assert p0.lanes.lane(None).occupied == 0
+
+
+@deployed
+async def test_tasks_that_are_missing_together_for_a_while_are_not_lost(d: Deployment) -> None:
+    d.world.lasts = lambda _: 600.0
+    d.owner(limits=LaneLimits(max_concurrent_submits=8, max_running=8))
+    for n in range(8):
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    await d.until(30.0)
+    d.world.forgotten |= set(d.world.made)
+    await d.until(30.0 + MISSING_TOGETHER_FACTOR * POLICY.lost_after.total_seconds() - 1.0)
+    d.world.forgotten.clear()
+    await d.settled()
+    assert sorted(d.verdicts()) == [(f"a{n}", "completed") for n in range(8)]
+
+
+@deployed
+async def test_a_task_that_never_ends_gives_its_place_back_a_day_after_its_deadline_and_keeps_its_replication(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda operation: math.inf if operation == "stuck" else 1.0
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    lane, limit = p0.lanes.lane(None), 60.0 + DAY
+    d.broker.ask("C4-1", "stuck", deadline=60)
+    d.broker.ask("C4-1", "behind", deadline=120)
+    d.broker.ask("C4-2", "other", deadline=7 * 24 * 3600)
+    await d.until(limit - 1.0)
+    assert d.verdicts() == [("stuck", "timed-out"), ("behind", "not-started")]
+    assert (lane.occupied, p0.meter.counts["held"], sent(p0, "other")) == (1, 0, [])
+    await d.until(limit + 3.0)
+    assert d.verdicts()[2:] == [("other", "completed")], "its place at the site is free"
+    assert (lane.occupied, p0.meter.counts["held"]) == (0, 1)
+    d.broker.ask("C4-1", "next")
+    await d.until(limit + DAY)
+    assert d.verdicts()[3:] == [("next", "not-started")], "two syncs of one replication never overlap"
+    assert [work.held for work in tracked_syncs(p0)] == [True]
+    d.world.task_of("stuck").lasts = 0.0
+    await d.settled(300.0)
+    assert (lane.occupied, p0.meter.counts["held"]) == (0, 0)
+
+
+@deployed
+async def test_a_task_that_nobody_sees_frees_its_replication_a_day_after_its_deadline(d: Deployment) -> None:
+    d.world.lasts = lambda operation: math.inf if operation == "unseen" else 1.0
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    d.broker.ask("C4-1", "unseen", deadline=60)
+    d.broker.ask("C4-1", "next", deadline=7 * 24 * 3600)
+    await d.until(30.0)
+    d.world.forgotten.add(d.world.task_of("unseen").task.id)
+    p0.vcda.user = "somebody else"  # whose 404 proves nothing
+    await d.until(60.0 + DAY - 1.0)
+    assert sent(p0, "next") == []
+    await d.until(60.0 + DAY + 1.5)
+    assert len(sent(p0, "next")) == 1
+    await d.settled()
+    assert d.verdicts() == [("unseen", "timed-out"), ("next", "completed")]
+    assert p0.meter.counts["held"] == 0
+
+
+@deployed
+async def test_a_restart_a_day_after_the_deadline_gives_vcda_time_to_show_the_task_before_its_replication_is_free(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda _: math.inf
+    p0 = d.owner()
+    d.broker.ask("C4-1", "stuck", deadline=60)
+    d.broker.ask("C4-1", "next", deadline=7 * 24 * 3600)
+    await d.until(70.0)
+    await p0.crash()
+    restart = 60.0 + 2 * DAY
+    await d.until(restart)
+    p1 = d.owner("P1", limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    await d.until(restart + 120.0)
+    assert (sent(p1, "next"), p1.lanes.lane(None).occupied, p1.meter.counts["held"]) == ([], 0, 1)
+    d.world.forgotten.add(d.world.task_of("stuck").task.id)
+    p1.vcda.user = "somebody else"
+    await d.until(restart + UNSEEN_LIMIT.total_seconds() - 60.0)
+    assert sent(p1, "next") == []
+    await d.until(restart + UNSEEN_LIMIT.total_seconds() + 180.0)
+    assert len(sent(p1, "next")) == 1
+    assert p1.meter.counts["held"] == 0
+
+
+@deployed
+async def test_tens_of_thousands_that_expire_at_once_hold_the_event_loop_for_moments_only(d: Deployment) -> None:
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=1, max_running=1))
+    p0.lanes.lane(None).hold(1e6)  # nothing is begun
+    many = 4 * EXPIRED_AT_ONCE
+    for n in range(many):
+        d.broker.ask("C4-one", f"one{n}", deadline=60)
+    for n in range(many):
+        d.broker.ask(f"C4-{n}", f"each{n}", deadline=60)
+    await d.until(59.0)
+    partition = p0.partition()
+    assert partition is not None
+    left = [len(partition)]
+    while len(partition):
+        for _ in range(4 * many // EXPIRED_AT_ONCE):  # turns of the event loop, at one moment
+            left.append(len(partition))
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+    assert max(before - after for before, after in pairwise(left)) < 2 * EXPIRED_AT_ONCE
+    assert d.loop.time() < 63.0
+    await d.settled()
+    one = [operation for operation, _ in d.verdicts() if operation.startswith("one")]
+    assert one == [f"one{n}" for n in range(many)], "one replication's in order"
+    assert Counter(verdict for _, verdict in d.verdicts()) == {"not-started": 2 * many}

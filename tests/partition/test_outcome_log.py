@@ -1,8 +1,10 @@
-"""What the log says of an outcome: a failure is a warning, with its error, so that nobody has to look elsewhere."""
+"""Outcomes: how they are counted, how late VCDA's end of a task is noticed, and what the log says of them."""
+
+from datetime import timedelta
 
 import pytest
 
-from tests.support.simulated_deployment import Deployment, run
+from tests.support.simulated_deployment import Deployment, deployed, run, told_at
 
 
 def logged(caplog: pytest.LogCaptureFixture) -> dict[str, tuple[str, str]]:
@@ -46,3 +48,36 @@ def test_a_failure_is_a_warning_with_code_message_and_status_and_a_success_is_no
         "Forbidden",
         403,
     )
+
+
+@deployed
+async def test_an_outcome_is_counted_once_it_stands_with_its_lag(d: Deployment) -> None:
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert p0.meter.counts["outcome"] == 1
+    (lag,) = p0.meter.lags
+    ended = d.world.task_of("a1").ends
+    assert lag == pytest.approx(told_at(d, "a1") + 0.005 - ended, abs=0.002)
+
+
+@pytest.mark.parametrize("skew", [-100.0, 100.0])
+def test_the_lag_is_measured_on_one_clock(skew: float) -> None:
+    async def play() -> None:
+        async with Deployment(vcda_skew=timedelta(seconds=skew)) as d:
+            p0 = d.owner()
+            d.broker.ask("C4-1", "a1")
+            await d.settled()
+            (lag,) = p0.meter.lags
+            assert lag == pytest.approx(0.05, abs=0.1)
+
+    run(play())
+
+
+@deployed
+async def test_outcomes_decided_here_have_no_lag(d: Deployment) -> None:
+    d.world.lasts = lambda _: 5.0
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1", deadline=2)
+    await d.settled()
+    assert p0.meter.lags == [None]

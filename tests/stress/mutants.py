@@ -25,7 +25,7 @@ BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 PATIENCE: Final = 100
 """Seconds for one test; that it hangs is noticed, too."""
 
-PARTITION: Final = "tests/partition/test_partition.py"
+RULES: Final = "tests/partition/test_protocol_rules.py"
 SIMULATION: Final = "tests/partition/test_simulation.py"
 REPLACED: Final = "tests/intake/test_topics_replaced.py"
 
@@ -38,7 +38,7 @@ class Mutant:
     file: str
     old: str
     new: str
-    tests: tuple[str, ...] = (PARTITION,)
+    tests: tuple[str, ...] = (RULES,)
     rule: str = ""
 
 
@@ -197,24 +197,28 @@ MUTANTS: Final = (
         file="service/partition/driver.py",
         old="        tracked.vacate(self._lane(tracked))\n        self._deadlines.add(max(",
         new="        self._deadlines.add(max(",
+        tests=("tests/partition/test_exits.py",),
     ),
     Mutant(
         name="a busy replication keeps its place before the others",
         file="service/partition/driver.py",
         old="first=tried and not tracked.busy)",
         new="first=tried)",
+        tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="the outcomes of all expired requests are recorded in one turn of the event loop",
         file="service/partition/driver.py",
         old="                if not told or number % EXPIRED_AT_ONCE == 0:\n",
         new="                if False:\n",
+        tests=("tests/partition/test_exits.py",),
     ),
     Mutant(
         name="slot requests of a closed partition stay in the lane",
         file="service/partition/driver.py",
         old="            lane.withdraw(tracked.slot_request)\n",
         new="",
+        tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="a lane for each site that was ever named",
@@ -271,7 +275,7 @@ MUTANTS: Final = (
         batch.cursor = None
         await self._journal.commit(batch)
 """,
-        tests=(PARTITION, SIMULATION),
+        tests=(RULES, SIMULATION),
     ),
     Mutant(
         name="no deduplication of what is in flight",
@@ -303,7 +307,7 @@ MUTANTS: Final = (
         await self._journal.commit(batch)
         await self._journal.commit(Batch(events=events))
 """,
-        tests=(PARTITION, SIMULATION),
+        tests=(RULES, SIMULATION),
     ),
     Mutant(
         name="sends are not awaited before the commit",
@@ -323,6 +327,7 @@ MUTANTS: Final = (
         new="""        return True
         try:
             async with""",
+        tests=("tests/partition/test_hand_over.py",),
     ),
     Mutant(
         name="a partition's supervisor trusts that its cancellation arrives",
@@ -505,13 +510,14 @@ MUTANTS: Final = (
         file="service/partition/driver.py",
         old="            and self._dependencies.clock.now() < tracked.request.deadline\n",
         new="",
+        tests=("tests/partition/test_driver.py",),
     ),
     Mutant(
         name="another account's look-up concludes",
         file="service/sync.py",
         old="    return account == doubt.account\n",
         new="    return True\n",
-        tests=(PARTITION, "tests/sync/test_sync.py"),
+        tests=("tests/partition/test_reconciler.py", "tests/sync/test_sync.py"),
     ),
     Mutant(
         name="another account of the remote site concludes",
@@ -525,13 +531,14 @@ MUTANTS: Final = (
         file="service/partition/submitter.py",
         old="        if not self._is_intended(tracked, account):\n            return False\n",
         new="",
+        tests=("tests/partition/test_submitter.py",),
     ),
     Mutant(
         name="a task by an unknown user is passed over before VCDA has shown how it spells ours",
         file="service/sync.py",
         old="        and (task.user is None or task.user in names.names or not names.learnt)\n",
         new="        and (task.user is None or task.user in names.names)\n",
-        tests=(PARTITION, "tests/sync/test_sync.py"),
+        tests=("tests/partition/test_adoption.py", "tests/sync/test_sync.py"),
     ),
     Mutant(
         name="a task that may be ours is adopted before ours would have to be seen",
@@ -545,12 +552,14 @@ MUTANTS: Final = (
         file="service/partition/partition.py",
         old="            dependencies.api.learn(opened.cursor.spellings)\n",
         new="            pass\n",
+        tests=("tests/partition/test_adoption.py",),
     ),
     Mutant(
         name="a task that names no replication is passed over",
         file="service/partition/reconciler.py",
         old="[*self._named.get(replication_id.casefold(), ()), *self._nameless]",
         new="[*self._named.get(replication_id.casefold(), ())]",
+        tests=("tests/partition/test_adoption.py",),
     ),
     Mutant(
         name="that no task of its replication is shown counts as none",
@@ -559,12 +568,14 @@ MUTANTS: Final = (
         "alone = [one for one in due if len(due) <= ONE_BY_ONE and not _could_conclude(one, now)]\n",
         new="        site.alone = OWN_AFTER\n        together = [one for one in due if len(due) > ONE_BY_ONE]\n        "
         "alone = due if not together else []\n",
+        tests=("tests/partition/test_adoption.py",),
     ),
     Mutant(
         name="repeated POSTs wait for nothing",
         file="service/partition/driver.py",
         old="        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2))\n",
         new="        self._take_up(tracked)\n",
+        tests=("tests/partition/test_driver.py",),
     ),
     Mutant(
         name="a cache's answers count",
@@ -654,12 +665,14 @@ MUTANTS: Final = (
         file="service/partition/driver.py",
         old="            and tracked.pauses == self._lane(tracked).pauses\n",
         new="",
+        tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="more POSTs at once than allowed",
         file="service/partition/submitter.py",
         old="        async with self._lane(tracked).posts:\n",
         new="        if True:\n",
+        tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="Retry-After is not obeyed",
@@ -680,7 +693,7 @@ MUTANTS: Final = (
         file="service/vcda/lanes.py",
         old="        lane = self._lanes.get(site)\n",
         new="        site = None\n        lane = self._lanes.get(site)\n",
-        tests=("tests/vcda/test_lanes.py", PARTITION),
+        tests=("tests/vcda/test_lanes.py", "tests/partition/test_slots.py"),
     ),
     Mutant(
         name="a proxy's error page is a refusal",
@@ -782,12 +795,14 @@ MUTANTS: Final = (
         file="service/partition/driver.py",
         old="            self._learn_name(state.of if isinstance(state, Lingering) else state, seen)\n",
         new="            pass\n",
+        tests=("tests/partition/test_adoption.py",),
     ),
     Mutant(
         name="the user of a task that was taken for ours is learnt",
         file="service/partition/driver.py",
         old="isinstance(of, Running) and not of.adopted and",
         new="isinstance(of, Running) and",
+        tests=("tests/partition/test_adoption.py",),
     ),
     Mutant(
         name="outcomes of deadlines are recorded however much waits for its commit",
@@ -799,14 +814,30 @@ MUTANTS: Final = (
     Mutant(
         name="look-ups that fail are the first at the end of each pause",
         file="service/partition/reconciler.py",
-        old="        if site.failed >= OWN_AFTER and seen.retry_after is not None:\n",
+        old="        if own and trouble.retry_after is not None:\n",
         new="        if False:\n",
+        tests=("tests/partition/test_reconciler.py",),
+    ),
+    Mutant(
+        name="each look-up that fails speaks for its site, however many fail in a row",
+        file="service/partition/reconciler.py",
+        old="own = look_ups.failed + 1 >= OWN_AFTER or lane.good_answers > look_ups.good_answers",
+        new="own = False",
+        tests=("tests/partition/test_reconciler.py",),
+    ),
+    Mutant(
+        name="a site's answers to other calls do not excuse it for a look-up that fails",
+        file="service/partition/reconciler.py",
+        old=" or lane.good_answers > look_ups.good_answers\n",
+        new="\n",
+        tests=("tests/partition/test_reconciler.py",),
     ),
     Mutant(
         name="a replication in another letter case is another one",
         file="service/partition/in_flight.py",
         old="        key = tracked.request.replication_id.casefold()\n",
         new="        key = tracked.request.replication_id\n",
+        tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="a sweep is one commit",
@@ -834,24 +865,28 @@ MUTANTS: Final = (
         file="service/partition/submitter.py",
         old="                    await self._pause(tracked, tries - TRIES_TO_TELL_OF)\n",
         new="",
+        tests=("tests/partition/test_submitter.py",),
     ),
     Mutant(
         name="POSTs that a slow Kafka holds back are logged once",
         file="service/partition/submitter.py",
         old="        self._say_at = now + SAY_AGAIN.total_seconds()\n",
         new="        self._say_at = float('inf')\n",
+        tests=("tests/partition/test_submitter.py",),
     ),
     Mutant(
         name="POSTs that a slow Kafka holds back are not seen",
         file="service/partition/submitter.py",
         old=" if self._journal_writer.took > self._window / 2 else None\n",
         new=" if False else None\n",
+        tests=("tests/partition/test_submitter.py",),
     ),
     Mutant(
         name="a pausing POST holds quiescing up",
         file="service/partition/submitter.py",
         old="        while self._may_begin(tracked) and (left",
         new="        while (left",
+        tests=("tests/partition/test_submitter.py",),
     ),
     Mutant(
         name="/syncs looks through all that is in flight in one go",
@@ -1011,7 +1046,7 @@ def try_out(mutant: Mutant) -> Found:
 
 def _choices(mutant: Mutant) -> list[tuple[str, ...]]:
     """Return what to run: the rule's own tests first, then all."""
-    own = [(*mutant.tests, "-k", f"rule_{mutant.rule}_")] if mutant.rule and PARTITION in mutant.tests else []
+    own = [(*mutant.tests, "-k", f"rule_{mutant.rule}_")] if mutant.rule and RULES in mutant.tests else []
     return [*own, mutant.tests]
 
 

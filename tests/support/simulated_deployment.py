@@ -35,6 +35,7 @@ from service.messages.kafka_record import Event, Record
 from service.messages.outcomes import OutcomeTopics
 from service.messages.record_fate import NEVER_READ, Fate
 from service.partition.dependencies import Dependencies
+from service.partition.in_flight import TrackedSync
 from service.partition.partition import Partition
 from service.sync import Policy
 from service.vcda.lanes import LaneLimits, Lanes
@@ -53,6 +54,8 @@ POLICY = Policy(
     lost_after=timedelta(seconds=30),
     deduplicate_for=timedelta(hours=24),
 )
+
+WINDOW, LATE = POLICY.window.total_seconds(), POLICY.late.total_seconds()
 
 UNKNOWN = 3.0
 """How long a commit whose answer is lost is waited for."""
@@ -731,6 +734,40 @@ def moment(seconds: float) -> datetime:
     """The wall time of a virtual moment."""
     return EPOCH + timedelta(seconds=seconds)
 
+
+# ---------------------------------------------------------------- what a scenario looks at
+
+
+def in_flight(process: Process) -> list[sync.Sync]:
+    """What is in flight in partition 0, which is open there, in the order of acceptance."""
+    return [tracked.state for tracked in tracked_syncs(process)]
+
+
+def tracked_syncs(process: Process) -> list[TrackedSync]:
+    """The same, with what is true of each here and now."""
+    partition = process.partition()
+    assert partition is not None
+    return list(partition.tracked_syncs())
+
+
+def sent(process: Process, operation_id: str) -> list[float]:
+    """When the POSTs of an operation left this process."""
+    return [at for at, which in process.vcda.sent if which == operation_id]
+
+
+def ask_at(d: Deployment, site: str, replication_id: str, operation_id: str) -> None:
+    """Put a request for a remote site on the topic."""
+    asked = {"replicationId": replication_id, "operationID": operation_id, "site": site}
+    d.broker.ask(replication_id, operation_id, value=json.dumps(asked).encode())
+
+
+def told_at(d: Deployment, operation_id: str) -> float:
+    """When a reader saw the operation's only outcome."""
+    (at,) = (told.at for told in d.log.told if told.operation_id == operation_id)
+    return at
+
+
+# ---------------------------------------------------------------- scenarios as tests
 
 Scenario = Callable[[Deployment], Coroutine[Any, Any, None]]
 

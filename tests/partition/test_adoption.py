@@ -1,0 +1,148 @@
+"""Whose a task is: how VCDA spells the service's user and the replication, and which tasks are adopted."""
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from service.sync import Lingering, Running
+from tests.support.simulated_deployment import Deployment, deployed, in_flight, run, sent
+
+
+@deployed
+async def test_a_task_whose_user_vcda_spells_in_its_own_way_is_found_after_a_crash(d: Deployment) -> None:
+    d.world.spelled = lambda _: "org2@site2"
+    d.world.lasts = lambda _: 1000.0
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(0.1)
+    await p0.crash()
+    p1 = d.owner("P1")
+    await d.settled()
+    assert p1.vcda.sent == []
+    assert d.verdicts() == [("a1", "completed")]
+    assert p1.meter.counts["adopted"] == 1
+
+
+@deployed
+async def test_how_vcda_spells_our_user_is_known_to_who_comes_next(d: Deployment) -> None:
+    d.world.spelled = lambda _: "org2@site2"
+    p0 = d.owner()
+    p0.vcda.script["b1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    d.world.lasts = lambda _: 1000.0
+    d.broker.ask("C4-2", "b1")
+    await d.until(d.loop.time() + 0.1)
+    await p0.crash()
+    at = d.loop.time()
+    p1 = d.owner("P1")
+    d.world.make("C4-2", None, "by hand", user="somebody@else")
+    await d.until(at + 1.0)
+    assert isinstance(in_flight(p1)[0], Running), "found at once: there is nothing to wait for"
+    d.world.overlaps.clear()
+    await d.settled()
+    assert [verdict for _, verdict in d.verdicts()] == ["completed", "completed"]
+    assert p1.vcda.sent == []
+
+
+@deployed
+async def test_how_vcda_spells_our_user_is_learnt_from_polls_too(d: Deployment) -> None:
+    look = d.world.look
+    d.world.look = lambda made: replace(look(made), user="org2@site2")  # type: ignore[method-assign] # unlike for POSTs
+    d.world.lasts = lambda _: 100.0
+    p0 = d.owner()
+    p0.vcda.script["b1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(50.0)
+    d.broker.ask("C4-2", "b1")
+    await d.settled()
+    assert d.world.tasks_of() == {"a1": 1, "b1": 1}
+    assert d.verdicts() == [("a1", "completed"), ("b1", "completed")]
+
+
+@deployed
+async def test_the_user_of_a_task_that_was_only_taken_for_ours_is_not_learnt(d: Deployment) -> None:
+    d.world.spelled = lambda user: user.upper()
+    d.world.lasts = lambda _: 100.0
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(1.0)
+    made = d.world.make("C4-1", None, "by hand", user="one@else")
+    d.world.made[made.id].owner = d.world.user  # an administrator sees everybody's
+    await d.settled()
+    assert p0.meter.counts["adopted"] == 1
+    assert p0.vcda.spellings() == ()
+
+
+@deployed
+async def test_a_vcda_whose_answers_come_too_late_has_one_task_for_each_request_however_it_spells_us(
+    d: Deployment,
+) -> None:
+    """Seen before: 173 POSTs for 30 requests in a minute, 143 of them beside a running sync of the same replication."""
+    d.world.spelled = lambda _: "org2@site2"
+    d.world.lasts = lambda _: 300.0
+    p0 = d.owner(meets=lambda kind: "lost-answer" if kind == "submit" else "well")
+    for n in range(30):
+        d.broker.ask(f"C4-{n}", f"sync-{n}")
+    await d.settled()
+    assert d.world.tasks_of() == {f"sync-{n}": 1 for n in range(30)}
+    assert len(p0.vcda.sent) == 30
+    assert d.world.overlaps == []
+    assert Counter(verdict for _, verdict in d.verdicts()) == {"completed": 30}
+    assert p0.meter.counts["repeated"] == 0
+
+
+@deployed
+async def test_a_task_that_names_its_replication_in_another_letter_case_is_found(d: Deployment) -> None:
+    d.world.shows = lambda task: replace(task, replication_id=str(task.replication_id).lower())
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert len(p0.vcda.sent) == 1
+    assert d.verdicts() == [("a1", "completed")]
+
+
+@deployed
+async def test_a_task_that_names_no_replication_keeps_its_post_in_doubt_until_the_deadline(d: Deployment) -> None:
+    d.world.shows = lambda task: replace(task, replication_id=None)
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1", deadline=600)
+    await d.until(650.0)
+    assert len(p0.vcda.sent) == 1
+    (told,) = d.log.told
+    assert told.verdict == "timed-out"
+    assert "Task task-1 has no replication id" in told.data["error"]["msg"]
+    assert isinstance(in_flight(p0)[0], Lingering)
+
+
+def test_tasks_that_may_be_ours_are_told_apart_once_vcda_has_shown_how_it_spells_us(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.spelled = lambda user: user.upper()
+            p0 = d.owner()
+            p0.vcda.script["a1"] = ["lost-post"]
+            d.broker.ask("C4-1", "a1")
+            await d.until(1.0)
+            for user in ("one@else", "two@else"):
+                d.world.make("C4-1", None, "by hand", user=user)
+                d.world.made[f"task-{len(d.world.made)}"].owner = d.world.user  # an administrator sees everybody's
+            d.world.overlaps.clear()
+            await d.until(60.0)
+            assert len(p0.vcda.sent) == 1
+            assert (
+                "Look-ups for the POST in doubt of op:C4-1:a1 are inconclusive: One of 2 tasks by ONE@ELSE, TWO@ELSE"
+                in caplog.text
+            )
+            d.broker.ask("C4-2", "b1")
+            await d.settled()
+            assert len(sent(p0, "a1")) == 2
+            assert d.verdicts() == [("b1", "completed"), ("a1", "completed")]
+
+    run(play())

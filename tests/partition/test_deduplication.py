@@ -1,0 +1,71 @@
+"""Ended requests are remembered for a time, and forgotten with tombstones."""
+
+import asyncio
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from service.partition.deduplication import SWEEP
+from tests.support.simulated_deployment import POLICY, Deployment, deployed, run
+
+FORGETFUL = replace(POLICY, deduplicate_for=timedelta(hours=1))
+
+
+@deployed
+async def test_expired_identities_get_tombstones_and_may_come_again(d: Deployment) -> None:
+    day = FORGETFUL.deduplicate_for.total_seconds()
+    p0 = d.owner(policy=FORGETFUL)
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert p0.meter.remembered == 1
+    await d.until(day + 2 * SWEEP.total_seconds())
+    assert d.log.records == {}
+    assert p0.meter.remembered == 0
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert d.verdicts() == [("a1", "completed"), ("a1", "completed")]
+    assert p0.meter.remembered == 1
+
+
+@deployed
+async def test_identities_that_expired_while_nobody_was_there_get_tombstones_when_it_opens(d: Deployment) -> None:
+    p0 = d.owner(policy=FORGETFUL)
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    await p0.crash()
+    await d.until(FORGETFUL.deduplicate_for.total_seconds() + 60.0)
+    d.owner("P1")
+    await d.until(d.loop.time() + 0.1)
+    assert d.log.records == {}
+
+
+@deployed
+async def test_an_identity_that_came_again_right_after_it_expired_counts_as_one(d: Deployment) -> None:
+    p0 = d.owner(policy=FORGETFUL)
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    await d.until(FORGETFUL.deduplicate_for.total_seconds() + 5.0)
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert len(d.verdicts()) == 2
+    assert p0.meter.remembered == 1
+
+
+@pytest.mark.parametrize("lasts", [1.0, 300.0])
+def test_an_identity_that_comes_again_while_the_journal_is_read_gets_no_tombstone(lasts: float) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.owner(policy=FORGETFUL)
+            d.broker.reading = 60.0
+            d.broker.ask("C4-1", "a1")
+            await d.settled()
+            expired = FORGETFUL.deduplicate_for.total_seconds() + 5.0
+            while not d.log.read_at or d.log.read_at[-1] < expired:
+                await asyncio.sleep(1.0)
+            d.world.lasts = lambda _: lasts
+            d.broker.ask("C4-1", "a1")
+            await d.until(d.loop.time() + 120.0)
+            assert "op:C4-1:a1" in d.log.records
+
+    run(play())

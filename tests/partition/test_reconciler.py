@@ -1,0 +1,260 @@
+"""Look-ups for POSTs in doubt: when, for which, as whom, and what follows where they fail."""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import replace
+from datetime import timedelta
+from itertools import pairwise
+
+import pytest
+
+from service import sync
+from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE, OWN_AFTER
+from service.sync import Lingering, Submitting
+from service.vcda.lanes import LaneLimits
+from tests.support.simulated_deployment import (
+    LATE,
+    POLICY,
+    Deployment,
+    Process,
+    ask_at,
+    deployed,
+    in_flight,
+    run,
+    sent,
+)
+
+
+@pytest.mark.parametrize("doubts", [ONE_BY_ONE, ONE_BY_ONE + 1])
+def test_few_doubts_are_looked_up_one_by_one_and_many_together(doubts: int) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.lasts = lambda _: 100.0
+            p0 = d.owner(limits=LaneLimits(max_concurrent_submits=100, max_running=0))
+            for n in range(doubts):
+                p0.vcda.script[f"a{n}"] = ["lost-answer"] if n % 2 else ["lost-post"]
+                d.broker.ask(f"C4-{n}", f"a{n}")
+            await d.until(0.06)
+            await p0.crash()
+            p1 = d.owner("P1", limits=LaneLimits(max_concurrent_submits=100, max_running=0))
+            await d.until(0.1)
+            asked = {replication for _, replication in p1.vcda.asked}
+            if doubts <= ONE_BY_ONE:
+                assert None not in asked
+            else:
+                assert asked == {None}
+            await d.settled()
+            assert set(d.world.tasks_of().values()) == {1}
+            assert p1.meter.counts["adopted"] == doubts // 2
+
+    run(play())
+
+
+@deployed
+async def test_a_look_up_under_another_account_concludes_nothing(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post"]
+    d.broker.ask("C4-1", "a1", deadline=3600)
+    await d.until(0.1)
+    await p0.crash()
+    p1 = d.process("P1")
+    p1.vcda.user = "somebody@else"
+    d.group.hand(0, p1)
+    await d.until(600.0)
+    assert p1.vcda.sent == []
+    (doubt,) = in_flight(p1)
+    assert isinstance(doubt, Submitting)
+    assert doubt.trouble is not None
+    assert "was sent as admin@org; the look-up is made as somebody@else" in doubt.trouble.msg
+    p1.vcda.user = d.world.user
+    await d.until(600.0 + LOOK_SELDOM.total_seconds())
+    assert len(p1.vcda.sent) == 1
+
+
+@deployed
+async def test_nor_does_one_as_another_user_of_its_site(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.site_user = "us@west"
+    p0.vcda.script["a1"] = ["lost-post"]
+    ask_at(d, "west", "C4-1", "a1")
+    await d.until(0.1)
+    await p0.crash()
+    p1 = d.process("P1")
+    p1.vcda.site_user = "them@west"
+    d.group.hand(0, p1)
+    await d.until(600.0)
+    assert p1.vcda.sent == []
+    p1.vcda.site_user = "us@west"
+    await d.until(600.0 + LOOK_SELDOM.total_seconds())
+    assert len(p1.vcda.sent) == 1
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_doubt_of_an_account_that_never_comes_back_lets_go_of_its_replication_in_the_end(
+    restarted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sync, "LINGER_LIMIT", timedelta(minutes=20))
+
+    async def play() -> None:
+        async with Deployment() as d:
+            p0 = d.owner()
+            p0.vcda.script["a1"] = ["lost-post"]
+            d.broker.ask("C4-1", "a1", deadline=60)
+            await d.until(1.0)
+            p0.vcda.user = "somebody@else"
+            await d.until(62.0)
+            if restarted:
+                await p0.crash()
+                p0 = d.process("P1")
+                p0.vcda.user = "somebody@else"
+                d.group.hand(0, p0)
+            limit = 60.0 + sync.LINGER_LIMIT.total_seconds()
+            await d.until(limit - 5.0)
+            assert isinstance(in_flight(p0)[0], Lingering)
+            await d.until(limit + 2.0)
+            assert in_flight(p0) == []
+            assert d.verdicts() == [("a1", "timed-out")]
+
+    run(play())
+
+
+@deployed
+async def test_an_account_that_changes_during_a_look_up_concludes_nothing(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(LATE)
+    (at,) = sent(p0, "a1")
+    while p0.vcda.asked[-1][0] < at + LATE:
+        await asyncio.sleep(0.001)
+    p0.vcda.user = "somebody@else"  # the conclusive look-up is on its way, under the account that made the POST
+    await d.until(LATE + 60.0)
+    assert len(p0.vcda.sent) == 1
+
+
+def breaking(p0: Process, *, replications: Collection[str | None], retry_after: float | None = None) -> None:
+    """Let look-ups for these replications fail; None: for all at once. They ask for a pause, in seconds."""
+    find = p0.vcda.find
+    asks_for = None if retry_after is None else timedelta(seconds=retry_after)
+
+    async def broken(**asked: object) -> list[sync.Task] | sync.Trouble:
+        if asked["replication_id"] in replications:
+            return sync.Trouble(label="5xx", detail="This breaks VCDA.", retry_after=asks_for)
+        return await find(**asked)  # type: ignore[arg-type]
+
+    p0.vcda.find = broken  # type: ignore[method-assign]
+
+
+@deployed
+async def test_a_replication_whose_look_up_fails_is_told_of_by_the_look_up_for_all(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script |= {"a1": ["lost-post"], "b1": ["lost-post"]}
+    breaking(p0, replications={"C4-1"})
+    d.broker.ask("C4-1", "a1")
+    d.broker.ask("C4-2", "b1")
+    await d.until(120.0)
+    assert sorted(d.verdicts()) == [("a1", "completed"), ("b1", "completed")]
+
+
+@deployed
+async def test_one_whose_look_up_always_fails_holds_nobody_up(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script |= {"a1": ["lost-post"], "b1": ["lost-post"]}
+    find = p0.vcda.find
+    breaking(p0, replications={"C4-1", None})
+    d.broker.ask("C4-1", "a1")
+    d.broker.ask("C4-2", "b1")
+    await d.until(120.0)
+    assert d.verdicts() == [("b1", "completed")], "what its own look-up shows has to do"
+    for n in range(5):
+        d.broker.ask("C4-3", f"c{n}")
+    await d.until(180.0)
+    assert len(d.verdicts()) == 6
+    p0.vcda.find = find  # type: ignore[method-assign]
+    await d.settled()
+    assert ("a1", "completed") in d.verdicts()
+
+
+@deployed
+async def test_one_whose_look_up_always_fails_does_not_hold_an_idle_site_back(d: Deployment) -> None:
+    """Seen before: the circuit breaker's probe was always this look-up, so a POST waited for 154 s on average."""
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post"]
+    breaking(p0, replications={"C4-1", None})
+    d.broker.ask("C4-1", "a1")
+    await d.until(600.0)
+    for n in range(6):
+        at = d.loop.time()
+        d.broker.ask("C4-2", f"b{n}")
+        await d.until(at + 100.0)
+        assert sent(p0, f"b{n}")[0] - at < 10.0
+
+
+@pytest.mark.parametrize("partitions", [1, 12])
+@pytest.mark.parametrize("asked", [None, 30.0, 300.0])
+@pytest.mark.parametrize("many", [1, 3, 30])
+def test_however_many_look_ups_always_fail_and_whatever_pauses_they_ask_for_other_calls_go_on(
+    many: int, asked: float | None, partitions: int
+) -> None:
+    """Seen before: 30 counted as the site's trouble, twice each: 49 minutes; those of 12 partitions had no end."""
+
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.lasts = lambda _: 30.0
+            p0 = d.owner(limits=LaneLimits(max_concurrent_submits=many + 4, max_running=many + 20))
+            for number in range(1, partitions):
+                d.group.hand(number, p0)
+            bad = [f"C4-bad{n}" for n in range(many)]
+            breaking(p0, replications={*bad, None}, retry_after=asked)
+            for n, replication in enumerate(bad):
+                p0.vcda.script[replication] = ["lost-answer"]
+                d.broker.ask(replication, replication, number=n % partitions)
+            await d.until(60.0)
+            for n in range(60):
+                d.broker.ask(f"C4-{n}", f"a{n}", number=n % partitions)
+            await d.until(60.0 + 120.0 + 4 * (asked or 0.0))
+            told = {told.operation_id for log in d.broker.logs.values() for told in log.told}
+            assert told >= {f"a{n}" for n in range(60)}
+
+    run(play())
+
+
+@deployed
+async def test_a_second_failure_is_of_the_look_ups_where_the_site_answered_another_call_since_the_first(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda operation: 1000.0 if operation == "polled" else 1.0
+    p0 = d.owner()
+    d.broker.ask("C4-1", "polled")
+    await d.until(5.0)
+    breaking(p0, replications={"C4-2", None})
+    p0.vcda.script["a1"] = ["lost-answer"]
+    d.broker.ask("C4-2", "a1")
+    await d.until(500.0)
+    assert p0.meter.counts["paused"] == 2, "after the POST, and after the first look-up"
+
+
+@deployed
+async def test_a_site_that_answers_nothing_pauses_for_its_look_ups_too(d: Deployment) -> None:
+    p0 = d.owner(meets=lambda kind: "lost-post" if kind == "submit" else "down")
+    for n in range(3):
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    await d.until(30.0)
+    asked = [at for at, _ in p0.vcda.asked]
+    assert p0.lanes.lane(None).look_ups.failed == len(asked) >= OWN_AFTER
+    assert p0.meter.counts["paused"] >= 1
+
+
+@deployed
+async def test_look_ups_grow_seldom_but_the_conclusive_moment_is_never_slept_past(d: Deployment) -> None:
+    p0 = d.owner(policy=replace(POLICY, late=timedelta(seconds=90)))
+    p0.vcda.script["a1"] = ["lost-post"]
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    asked = [at for at, _ in p0.vcda.asked]
+    gaps = [later - earlier for earlier, later in pairwise(asked)]
+    assert gaps[:4] == pytest.approx([1.01, 2.01, 4.01, 8.01])
+    assert max(gaps) == pytest.approx(15.01)
+    (first, second) = sent(p0, "a1")
+    assert asked[-1] == pytest.approx(first + 90.0)
+    assert second - first < 90.1
