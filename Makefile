@@ -1,4 +1,4 @@
-# What can be done here. `make` alone prints this file's menu.
+# The project's commands. `make` alone prints them.
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,10 +20,10 @@ SITE := build/site-scripts
 MERMAID := mermaid 11.17.2 dist/mermaid.min.js 581ed7d74bd9048d0e3a91363927d72ef22942d7722546b27f7cc29e35390eb8
 IFRAME_WORKER := iframe-worker 1.0.4 shim/index.js e8e412dbcfea9b7e31b5ffa288d7b6035915e714c542f4176a0cdbe262fc9609
 
-help: ## this menu
+help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## everything into .venv, each package with the hash that requirements-dev.txt says
+setup: $(READY) ## install the packages of requirements-dev.txt into .venv, with their hashes
 
 $(READY): requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.x")'
@@ -40,29 +40,29 @@ else
 endif
 	@touch $@
 
-test: check ## all checks and all tests, with a real Kafka; what CI runs
+test: check ## run all checks and all tests, with a real Kafka, as CI does
 	@mkdir -p build
 	$(BIN)/coverage run -m pytest -q tests/sync/test_sync.py
 	$(BIN)/coverage report --include=service/sync.py --fail-under=100
 	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --junit-xml=build/tests.xml
 
-check: $(READY) ## lint, format, types and layers, without running anything
+check: $(READY) ## check lint, format, types and layers
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-quick: $(READY) ## the tests that need no Kafka: seconds
+quick: $(READY) ## run the tests that need no Kafka
 	$(BIN)/python -m pytest -m 'not kafka and not e2e'
 
-format: $(READY) ## let ruff lay the code out, and repair what it can
+format: $(READY) ## format the code, and fix lint errors automatically
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
-pages: $(READY) ## write anew what is made from the code: tables, pictures, schemas, the dashboard
+pages: $(READY) ## regenerate the files that are made from the code: tables, pictures, schemas, the dashboard
 	for page in tables architecture states vcda_answers bad_input schemas prometheusrule dashboard; do $(BIN)/python -m tools.$$page || exit; done
 
-site: $(READY) $(SITE)/mermaid.min.js $(SITE)/iframe-worker.js ## the documentation as a site, in build/site: open its index.html
+site: $(READY) $(SITE)/mermaid.min.js $(SITE)/iframe-worker.js ## build the documentation site, in build/site: open its index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(SITE)/mermaid.min.js: WANTED = $(MERMAID)
@@ -74,35 +74,35 @@ $(SITE)/%.js: Makefile
 	echo "$(word 4,$(WANTED))  $@" | sha256sum --check --quiet
 	rm $(SITE)/$(word 1,$(WANTED))-$(word 2,$(WANTED)).tgz
 
-demo: $(READY) ## Kafka, a simulated VCDA and the service on this machine, to look at
+demo: $(READY) ## run Kafka, a simulated VCDA and the service on this machine, with a live view
 	$(BIN)/vm-sync demo
 
-model: $(READY) ## walk through every state of the protocol's model, with Spin: a quarter of an hour
+model: $(READY) ## check every state of the protocol's model with Spin: a quarter of an hour
 	$(BIN)/python -m tools.model
 
-chaos: $(READY) ## kill and freeze things for minutes, then count; SEED=, SEEDS= and REQUESTS= are taken
+chaos: $(READY) ## run the fault injection test; options: SEED=, SEEDS=, REQUESTS=
 	$(BIN)/python -m tests.stress.chaos
 
-bench: $(READY) ## measure what README claims: an hour
+bench: $(READY) ## run the benchmark and write its pages: an hour
 	$(BIN)/python -m benchmarks
 	$(BIN)/python -m tools.tables
 
-bench-quick: $(READY) ## the same, small: some minutes, and writes no page
+bench-quick: $(READY) ## run a short benchmark: some minutes, writes no page
 	$(BIN)/python -m benchmarks --quick
 
-soak: $(READY) ## a steady load for MINUTES=10: does memory stay level?
+soak: $(READY) ## run a steady load for MINUTES=10, and check that memory stays constant
 	$(BIN)/python -m tests.stress.soak --minutes $(or $(MINUTES),10)
 
-lock: $(READY) ## choose versions anew, and write both requirements files
+lock: $(READY) ## update the pinned versions in both requirements files
 	$(LOCK) --upgrade -o requirements.txt
 	$(LOCK) --upgrade -c requirements.txt --all-extras --group dev -o requirements-dev.txt
 	$(PYTHON) -m tools.pre_commit
 
-image: ## the container image vm-sync, labelled with version and revision
+image: ## build the container image vm-sync, labelled with version and revision
 	docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) -t vm-sync .
 
-release-check: $(READY) ## all of a release but its publication; TAG=v1.2.3 is compared with the version
+release-check: $(READY) ## check and build a release without publishing it; TAG=v1.2.3 is compared with the version
 	$(BIN)/python -m tools.release --tag '$(TAG)'
 
-clean: ## remove what was built; the downloaded Kafka stays
+clean: ## remove build results; the downloaded Kafka stays
 	rm -rf $(VENV) build dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
