@@ -6,6 +6,7 @@ import json
 import random
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from statistics import fmean
@@ -799,6 +800,18 @@ async def test_a_post_whose_connection_is_dropped_meanwhile_has_its_effect_and_n
     with pytest.raises(TimeoutError):
         await post
     assert browser.sim.world.counters()["tasks"] == 1
+
+
+async def test_a_retry_after_that_went_into_a_dropped_connection_binds_nobody(browser: Browser) -> None:
+    browser.sim.world.config = replace(browser.sim.world.config, pause_grace=0.0)
+    browser.sim.fault(operation="submit", answer="status", status=429, retry_after=60, seconds=0.05, times=1)
+    post = asyncio.create_task(browser("POST", f"/vm-replications/{A}/sync", patience=0.3))
+    await asyncio.sleep(0.02)
+    browser.sim.drop()
+    with pytest.raises(TimeoutError):
+        await post
+    await browser.sync()
+    assert browser.sim.world.counters()["postsWhilePaused"] == 0
 
 
 async def test_a_port_that_refuses_comes_back(browser: Browser) -> None:

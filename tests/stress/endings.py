@@ -191,11 +191,28 @@ async def _refused(stage: Stage, why: str) -> None:
         stopped = sum(member.watch.stopped for member in stage.free())
         stage.find(f"{PARTITIONS - stopped:.0f} of {PARTITIONS} partitions go on as if nothing were wrong: {why}")
         return
+    # A member whose metadata have just changed joins its group once more, and has no partition meanwhile.
+    until = time.monotonic() + NOTICED
+    while (silent := await _silent(stage)) and time.monotonic() < until:
+        await asyncio.sleep(0.5)
+    for finding in silent:
+        stage.find(f"{finding}: {why}")
+
+
+async def _silent(stage: Stage) -> list[str]:
+    """Members that refuse a partition and don't say so where an operator looks."""
+    silent = []
     for member in stage.free():
-        if member.watch.stopped:
+        try:
+            await member.watch.scrape()
             ready = await member.process.get("/readyz")
-            if ready.status_code != HTTPStatus.SERVICE_UNAVAILABLE or "partition" not in ready.text.lower():
-                stage.find(f"{member.process.log.name} says {ready.status_code} {ready.text[:200]!r}: {why}")
+        except httpx.HTTPError as error:  # busy, on a busy machine
+            silent.append(f"{member.process.log.name} says nothing ({error!r})")
+            continue
+        refused = ready.status_code == HTTPStatus.SERVICE_UNAVAILABLE and "partition" in ready.text.lower()
+        if member.watch.stopped and not refused:
+            silent.append(f"{member.process.log.name} says {ready.status_code} {ready.text[:200]!r}")
+    return silent
 
 
 async def _until(holds: Callable[[], bool], stage: Stage, *, within: float) -> bool:

@@ -353,17 +353,21 @@ class Simulator:
             case "behind":
                 self._later(delay, lambda: self._perform(request, call))
         if fault.answer == "status":
-            reply = self._wished_for(call, fault, site=site, rest=rest)
+            reply = self._wished_for(request, call, fault, site=site, rest=rest)
         return await self._send(request, call, fault, reply)
 
-    def _wished_for(self, call: Call, fault: Fault, *, site: str, rest: float | None) -> Reply:
+    def _wished_for(
+        self, request: web.BaseRequest, call: Call, fault: Fault, *, site: str, rest: float | None
+    ) -> Reply:
         headers = {"WWW-Authenticate": "Authentication Token Required"} if fault.challenge else {}
         if fault.retry_after is not None:
             seconds = (rest or 0.0) if fault.retry_after == "rest" else fault.retry_after
             whole = max(1, -int(-seconds // 1))  # rounded up: the header has no fractions
             headers["Retry-After"] = formatdate(self._clock() + whole, usegmt=True) if fault.http_date else str(whole)
             # A login or an extension is nobody's traffic: which site it holds up is a matter of opinion.
-            if call.operation in SITES_OWN and (where := self.world.sites.get(site)) is not None:
+            # And an answer that goes into a dropped connection is heard by nobody.
+            heard = request.protocol not in self._dropped
+            if heard and call.operation in SITES_OWN and (where := self.world.sites.get(site)) is not None:
                 self.world.told_to_wait(where, seconds, token=call.token)
         if fault.html:
             page = f"<html><head><title>{fault.status}</title></head><body><center>nginx</center></body></html>"
