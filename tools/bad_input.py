@@ -8,19 +8,19 @@ from tests.support.bad_requests import BAD_REQUESTS, BadRequest
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad-input.md"
 
 HEAD = """\
-# What nobody should send, and what the service answers
+# Invalid messages and their dead letters
 
-Made by `python -m tools.bad_input` from `tests/support/bad_requests.py`. `tests/messages/test_messages.py` reads each
-row, and `tests/system/test_hostile.py` sends it to a running service.
+Made by `python -m tools.bad_input` from `tests/support/bad_requests.py`. `tests/messages/test_messages.py` checks
+each row, and `tests/system/test_hostile.py` sends each message to a running service.
 
-Such a message goes to the dead-letter topic with its value, key and headers untouched, together with why: the *reason*
-as header `vm-sync-reason`, a stable word that is also the label of `vm_sync_dead_letters_total`, and the *detail* as
-`vm-sync-detail`, a sentence that names the field and repeats nothing of what stood there. Nothing behind it waits, and
-nothing of it reaches VCDA.
+An invalid message is written to the dead-letter topic with its value, key and headers unchanged, and two more
+headers: the *reason* as `vm-sync-reason`, a stable word that is also the label of `vm_sync_dead_letters_total`, and
+the *detail* as `vm-sync-detail`, a sentence that names the field and contains nothing of the message. It does not
+delay the messages behind it, and nothing is sent to VCDA.
 
-Not in the table, since it is understood: of a field or a header given twice the last one counts, and fields that
-nobody knows are ignored. Names of headers are read without regard to case, and `ce-id` is `ce_id`. Headers that say
-nothing here may hold any bytes, such as the schema ids of a registry; a malformed trace context is dropped.
+Valid, and therefore not in the table: if a field or a header occurs twice, the last one counts; unknown fields are
+ignored; names of headers are case-insensitive, and `ce-id` is the same as `ce_id`; headers that the service does not
+use may contain any bytes, such as the schema ids of a registry; a malformed trace context is ignored.
 """
 
 
@@ -38,7 +38,7 @@ def _line(bad: BadRequest) -> str:
     if not isinstance(read, InvalidRequest):
         msg = f"{bad.name} is understood"
         raise TypeError(msg)
-    detail = "(what Kafka's client says about it)" if read.reason is DeadLetterReason.UNREADABLE else read.detail
+    detail = "(the error of Kafka's client)" if read.reason is DeadLetterReason.UNREADABLE else read.detail
     return f"| {bad.name} | {detail} |\n"
 
 

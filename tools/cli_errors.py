@@ -1,6 +1,6 @@
-"""Write `docs/cli-errors.md` anew: what `vm-sync` answers when something is wrong, as it was seen to answer.
+"""Write `docs/cli-errors.md`: the error messages of `vm-sync`, from the output of real commands.
 
-`python -m tools.cli_errors` runs each of the commands, against a real Kafka where there has to be one; a test compares.
+`python -m tools.cli_errors` runs each of the commands, against a real Kafka if one is needed; a test compares.
 """
 
 import asyncio
@@ -22,15 +22,16 @@ from service.sandbox.kafka import EmbeddedKafka
 PAGE: Final = Path(__file__).parent.parent / "docs" / "cli-errors.md"
 
 HEAD: Final = """\
-# What `vm-sync` answers when something is wrong
+# Error messages of `vm-sync`
 
 Made by `python -m tools.cli_errors`, which runs these commands; not to be edited by hand.
 
-Exit codes: 0 done; 1 the answer is no; 2 the command line or a setting is invalid; 3 no answer: Kafka is unreachable or
-refuses access, nothing of that name was found, or no outcome came in time; 130 interrupted. `vm-sync run` has its own:
-1 when Kafka stayed unreachable or after an internal error, 2 for settings or topics that don't fit.
+Exit codes: 0 success; 1 negative result, such as a failed request or invalid topics; 2 invalid command line or
+setting; 3 no result: Kafka is unreachable or refuses access, nothing of that name was found, or no outcome arrived in
+time; 130 interrupted. `vm-sync run` has its own: 1 if Kafka stayed unreachable or after an internal error, 2 for
+invalid settings or topics.
 
-| situation | command | exit code | what it says |
+| situation | command | exit code | output |
 |---|---|---|---|
 """
 

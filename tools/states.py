@@ -80,20 +80,20 @@ TASK: Final = sync.Task(id="t", state=sync.TaskState.RUNNING)
 SEEN: Final = {
     "202 and a task": sync.Accepted(TASK, WE),
     "VCDA refuses": sync.Refused(None, 400),
-    "not taken": sync.NotTaken(TROUBLE, sent=True),
+    "not accepted": sync.NotTaken(TROUBLE, sent=True),
     "no understood answer": sync.Unanswered(TROUBLE, 0.0, WE),
-    "its task is found": sync.Found(TASK, WE),
-    "a single task may be its, too early to tell": sync.OnlyOne(TASK, 0.0, WE),
-    "a single task may be its, as another user": sync.OnlyOne(TASK, LONG, ANOTHER),
-    "a single task may be its, conclusively": sync.OnlyOne(TASK, LONG, WE),
-    "it can't be told whether its task is there": sync.Unclear("Is it ours?", LONG),
-    "not found, too early to tell": sync.NotFound(0.0, WE),
-    "not found, as another user": sync.NotFound(LONG, ANOTHER),
+    "the task is found": sync.Found(TASK, WE),
+    "one possible task, too early to decide": sync.OnlyOne(TASK, 0.0, WE),
+    "one possible task, looked up as another user": sync.OnlyOne(TASK, LONG, ANOTHER),
+    "one possible task, conclusively": sync.OnlyOne(TASK, LONG, WE),
+    "look-up inconclusive": sync.Unclear("Is it ours?", LONG),
+    "not found, too early to decide": sync.NotFound(0.0, WE),
+    "not found, looked up as another user": sync.NotFound(LONG, ANOTHER),
     "not found, conclusively": sync.NotFound(LONG, WE),
     "task SUCCEEDED": replace(TASK, state=sync.TaskState.SUCCEEDED),
     "task FAILED": replace(TASK, state=sync.TaskState.FAILED),
     "task in any other state": replace(TASK, state="WHATEVER"),
-    "task absent from a good answer": sync.Absent(LONG),
+    "task missing in a valid answer": sync.Absent(LONG),
     "404 for the task alone": sync.Gone(LONG, WE),
     "404 for the task alone, as another user": sync.Gone(LONG, ANOTHER),
 }
@@ -139,7 +139,7 @@ def _calls(state: sync.InFlight) -> Iterator[Call]:
             continue
         match name:
             case "begin":
-                yield "its turn comes", lambda: sync.begin(WAITING, look_from=EPOCH, account=WE, passed_over=())
+                yield "a slot is free", lambda: sync.begin(WAITING, look_from=EPOCH, account=WE, passed_over=())
             case "restored":
                 yield (
                     "read back from the journal",
@@ -172,7 +172,7 @@ def _can_be(name: str, state: sync.InFlight) -> bool:
 
 
 def _moments(state: sync.InFlight) -> Iterator[tuple[str, datetime]]:
-    yield "time passes", EPOCH
+    yield "time passes, before the deadline", EPOCH
     if isinstance(state, sync.Lingering):
         yield "a day after the deadline", REQUEST.deadline + sync.LINGER_LIMIT
     else:

@@ -10,19 +10,20 @@ from tests.support.answers import TABLES, End, Row
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "vcda-answers.md"
 
 HEAD = """\
-# What VCDA may answer, and what becomes of the request
+# VCDA's answers and their effect on a request
 
-Made by `python -m tools.vcda_answers` from `tests/support/answers.py`. `tests/system/test_answers.py` does every row to
-a running service, with a simulated VCDA, and compares.
+Made by `python -m tools.vcda_answers` from `tests/support/answers.py`. `tests/system/test_answers.py` runs every row
+against a running service, with a simulated VCDA, and compares.
 
 Three rules explain all rows:
 
-- What VCDA itself refuses, with an ApiError, ends the request; what a proxy says, or nobody, doesn't.
-- A POST that VCDA may have taken is never repeated before its task has been looked for, and can no longer come.
+- A refusal by VCDA itself, with an ApiError, ends the request; an answer of a proxy, or no answer, does not.
+- A POST that VCDA may have received is not repeated before look-ups have shown that it has created no task and no
+  longer can.
 - Only `SUCCEEDED` and `FAILED` end a task.
 
-*POSTs* are those that reached VCDA, *tasks* those it made of them; an *adopted* task was found, instead of POSTing
-again.
+*POSTs* is the number of POSTs that reached VCDA, *tasks* the number of tasks that VCDA created; an *adopted* task was
+found by a look-up.
 """
 
 

@@ -1,23 +1,23 @@
-"""`vm-sync`: what a person, or a script, can ask for at a command line.
+"""The command line, `vm-sync`.
 
-- `process`: what has to be right before anything else is imported.
+- `process`: prepares the process before anything else is imported.
 - `commands`: all commands, with their options and help; `options`: what options can be.
-- `output`: how every command ends: what it prints, where, and with which exit code.
-- `kafka`: Kafka as the commands see it, and a sentence for each way in which it can refuse.
-- `request`, `syncs`, `dead_letters`, `describe`, `run`: what the commands do.
+- `output`: how commands print results and errors, and their exit codes.
+- `kafka`: access to Kafka for commands, and a sentence for each error.
+- `request`, `syncs`, `dead_letters`, `describe`, `run`: the commands themselves.
 
 Exit codes, the same for every command:
 
-    0    done; for a request that is waited for: completed
-    1    the answer is no: the request failed, the topics don't fit, some letters were refused, a promise was broken
-    2    the command line, or a setting, is invalid; one line on stderr for each
-    3    no answer: Kafka is unreachable or refuses access, nothing of that name was found, no outcome came in time, or
-         the answer could not be written to stdout
+    0    success; of `request --wait`: the request completed
+    1    negative result: the request failed, topics are invalid, letters were refused, or the demo broke a guarantee
+    2    the command line or a setting is invalid; one line on stderr for each
+    3    no result: Kafka is unreachable or refuses access, nothing of that name was found, no outcome arrived in time,
+         or stdout could not be written
     130  interrupted
 
-`run` alone has its own: 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for
-settings or topics that don't fit. Answers go to stdout, everything else to stderr. A command never shows a stack trace
-for an error that an operator can correct, nor a secret, and imports only what it needs itself: `--help` is quick.
+`run` has its own: 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for invalid
+settings or topics. Results go to stdout, everything else to stderr. A command never shows a stack trace for an error
+that an operator can correct, nor a secret, and imports only what it needs itself: `--help` is quick.
 """
 
 

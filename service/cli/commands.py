@@ -18,8 +18,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,  # a bug's stack trace is for a log; one in colours shows local variables, too
     help="Turn requests on a Kafka topic into syncs at VMware Cloud Director Availability, and report each sync's "
     "outcome as an event.\n\n"
-    "Settings are VM_SYNC_ environment variables, the same for every command. Exit codes: 0 done, 1 the answer is no, "
-    "2 the command line or a setting is invalid, 3 no answer.",
+    "Settings are VM_SYNC_ environment variables, the same for every command. Exit codes: 0 success, 1 negative "
+    "result, 2 invalid command line or setting, 3 no result.",
 )
 letters = typer.Typer(no_args_is_help=True, help="List and redrive dead letters: messages that are not valid requests.")
 topics = typer.Typer(no_args_is_help=True, help="Check or create the service's topics.")
@@ -36,8 +36,8 @@ DURATION: Final = "seconds, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA or lognorma
 def run() -> None:
     """Run the service until SIGTERM or Ctrl-C.
 
-    Exit code 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for settings or topics
-    that don't fit.
+    Exit code 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for invalid settings
+    or topics.
     """
     from service.app import serve
     from service.settings import load
@@ -260,7 +260,7 @@ def create_topics(*, as_json: AsJson = False) -> None:
 def settings(*, as_json: AsJson = False) -> None:
     """Print each setting with its value, the value's source, default, type and meaning; secrets are hidden.
 
-    Invalid settings are marked in the list, and printed on stderr; the exit code is then 2.
+    Invalid settings are marked in the list and printed on stderr; then the exit code is 2.
     """
     from service.cli import describe as describing
 

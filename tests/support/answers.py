@@ -1,4 +1,4 @@
-"""What VCDA may answer, and what becomes of the request: one table, for a test and for docs/vcda-answers.md.
+"""VCDA's answers and their effect on a request: one table, for a test and for docs/vcda-answers.md.
 
 Each row has a site of its own, since troubles pause a site: so all rows run side by side, each as if it were alone.
 """
@@ -15,9 +15,9 @@ SETTLE: Final = 2
 LOST_AFTER: Final = 2
 """Seconds, too."""
 
-OUR_SITE: Final = "the appliance's own"
-STRANGE_SITE: Final = "one without credentials"
-UNKNOWN_SITE: Final = "one that VCDA doesn't know"
+OUR_SITE: Final = "the local site"
+STRANGE_SITE: Final = "a site without credentials"
+UNKNOWN_SITE: Final = "a site that VCDA doesn't know"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +56,13 @@ DONE: Final = End(outcome="completed")
 AGAIN: Final = End(outcome="completed", attempts=2, posts=2)
 ADOPTED: Final = End(outcome="completed", adopted=True)
 
-OF_REPLICATION: Final = "The answer is VCDA's own and won't change: the request ends."
-LOOKED_FOR: Final = "In doubt: the task is looked for, and found."
-NOT_FOUND: Final = "In doubt: the task is looked for until it can no longer come; then the POST is repeated."
-PASSES: Final = "Not taken: the POST is repeated after a pause."
-WAITS: Final = "Nothing is sent to the site for exactly so long; then the POST is repeated."
-LOGS_IN: Final = "Not taken: a new login, and the POST once more."
-ASKED_AGAIN: Final = "A failed poll is not a failed sync: it is asked again after a pause."
+OF_REPLICATION: Final = "VCDA itself refuses the request, and a repetition would not change that: the request ends."
+LOOKED_FOR: Final = "In doubt: a look-up finds the task."
+NOT_FOUND: Final = "In doubt: look-ups find no task until VCDA can no longer create it; then the POST is repeated."
+PASSES: Final = "Not accepted: the POST is repeated after a pause."
+WAITS: Final = "No call to the site for exactly the time asked for; then the POST is repeated."
+LOGS_IN: Final = "Not accepted: a new login, then the POST is repeated."
+ASKED_AGAIN: Final = "A failed poll is not a failed sync: the task is polled again after a pause."
 
 
 def _submit(**fault: Any) -> tuple[Fault, ...]:
@@ -76,7 +76,7 @@ def _refused(status: int, code: str) -> End:
 SUBMITS: Final = (
     Row(answer="202 and a task", then="The task is polled until it has ended.", ends=DONE),
     Row(
-        answer=f"202, asked for {OUR_SITE} site",
+        answer=f"202, for {OUR_SITE} by its name",
         then="The task is polled until it has ended.",
         ends=DONE,
         site=OUR_SITE,
@@ -89,7 +89,7 @@ SUBMITS: Final = (
     ),
     Row(
         answer="400 with an ApiError of 5,000 characters",
-        then="The same; the outcome tells the first 1,000.",
+        then="The same; the outcome contains the first 1,000 characters.",
         ends=_refused(400, "BadUserInput"),
         faults=_submit(answer="status", status=400, msg="x" * 5000),
     ),
@@ -107,13 +107,13 @@ SUBMITS: Final = (
     ),
     Row(
         answer="401 `RemoteAuthenticationFailure`: the session isn't extended to the site any more",
-        then="Not taken: the session is extended anew, and the POST made once more.",
+        then="Not accepted: the session is extended again, then the POST is repeated.",
         ends=End(outcome="completed", posts=2),
         faults=_submit(answer="status", status=401, code="RemoteAuthenticationFailure"),
     ),
     Row(
-        answer="401 again and again, whoever logs in",
-        then="The site pauses, logins too; the request waits until its deadline.",
+        answer="401 after every login",
+        then="Calls to the site and logins pause; the request waits until its deadline.",
         ends=End(outcome="not-started", code="NotAuthenticated", tasks=0, attempts=None, posts=None),
         faults=(Fault(operation="submit", answer="status", status=401),),
         deadline=5,
@@ -149,14 +149,14 @@ SUBMITS: Final = (
         site=UNKNOWN_SITE,
     ),
     Row(
-        answer="not asked: no credentials are configured for the site",
+        answer="no call: no credentials are configured for the site",
         then="The request ends.",
         ends=End(outcome="rejected", code="NoCredentials", attempts=0, posts=0, tasks=0),
         site=STRANGE_SITE,
     ),
     Row(
         answer="409 with an ApiError",
-        then="Not taken: this replication waits about 10 s, the site's others go on.",
+        then="Not accepted: this replication waits about 10 s; other replications of the site don't wait.",
         ends=AGAIN,
         faults=_submit(answer="status", status=409),
     ),
@@ -208,13 +208,16 @@ SUBMITS: Final = (
     ),
     Row(
         answer="503 with `Retry-After: 3`: maintenance",
-        then="In doubt, and nothing is sent to the site for so long; then it is looked for, and the POST repeated.",
+        then=(
+            "In doubt, and no call to the site for the time asked for; then look-ups find no task, and the POST is "
+            "repeated."
+        ),
         ends=AGAIN,
         faults=_submit(answer="status", status=503, html=True, retry_after=3),
     ),
     Row(
         answer="503 until the deadline",
-        then="In doubt until the deadline: a task may have come of it.",
+        then="In doubt until the deadline: VCDA may have created a task.",
         ends=End(outcome="timed-out", code="5xx", tasks=0),
         faults=(Fault(operation="submit", answer="status", status=503, html=True),),
         deadline=5,
@@ -230,7 +233,7 @@ SUBMITS: Final = (
     Row(answer="202 with nothing in it", then=LOOKED_FOR, ends=ADOPTED, faults=_submit(answer="empty")),
     Row(
         answer="202, a byte every 50 ms",
-        then="The whole answer counts, so it is too late. " + LOOKED_FOR,
+        then="The answer is complete only after the time-out. " + LOOKED_FOR,
         ends=ADOPTED,
         faults=_submit(answer="drip", seconds=0.05),
     ),
@@ -248,25 +251,25 @@ SUBMITS: Final = (
     ),
     Row(answer="never", then=NOT_FOUND, ends=AGAIN, faults=_submit(answer="silent")),
     Row(
-        answer="connection reset, before there was a task",
+        answer="connection reset before VCDA created a task",
         then=NOT_FOUND,
         ends=AGAIN,
         faults=_submit(answer="cut"),
     ),
     Row(
-        answer="connection reset, after there was a task",
+        answer="connection reset after VCDA created a task",
         then=LOOKED_FOR,
         ends=ADOPTED,
         faults=_submit(answer="cut", effect="first"),
     ),
     Row(
-        answer="connection closed, before there was a task",
+        answer="connection closed before VCDA created a task",
         then=NOT_FOUND,
         ends=AGAIN,
         faults=_submit(answer="close"),
     ),
     Row(
-        answer="connection closed, after there was a task",
+        answer="connection closed after VCDA created a task",
         then=LOOKED_FOR,
         ends=ADOPTED,
         faults=_submit(answer="close", effect="first"),
@@ -281,25 +284,25 @@ def _after_a_cut(*, effect: Any = "first", **fault: Any) -> tuple[Fault, ...]:
 LOOK_UPS: Final = (
     Row(
         answer="500, twice",
-        then="It is looked for again after a pause, and found.",
+        then="The look-up is repeated after a pause, and finds the task.",
         ends=ADOPTED,
         faults=_after_a_cut(answer="status", status=500, times=2),
     ),
     Row(
         answer="half of its JSON",
-        then="Half a list proves nothing: it is looked for again, and found.",
+        then="An incomplete list proves nothing: the look-up is repeated, and finds the task.",
         ends=ADOPTED,
         faults=_after_a_cut(answer="half", times=1),
     ),
     Row(
         answer="never",
-        then="It is looked for again after a pause, and found.",
+        then="The look-up is repeated after a pause, and finds the task.",
         ends=ADOPTED,
         faults=_after_a_cut(answer="silent", times=1),
     ),
     Row(
         answer="503 until the deadline",
-        then="Without a look-up no second POST: a task may be there.",
+        then="Without a conclusive look-up there is no second POST: VCDA may have created a task.",
         ends=End(outcome="timed-out", code="error"),
         faults=_after_a_cut(answer="status", status=503, html=True),
         plan={"duration": 120},
@@ -317,37 +320,37 @@ RUNS: Final = {"duration": 120}
 POLLS: Final = (
     Row(
         answer="`FAILED`, with an error and its stack trace",
-        then="The outcome tells code and text, never the trace.",
+        then="The outcome contains code and text, never the stack trace.",
         ends=End(outcome="task-failed", code="ReplicationSyncFailed"),
         plan={"failing": 1.0},
     ),
     Row(
         answer="`FAILED`, with a warning too",
-        then="The outcome tells both.",
+        then="The outcome contains both.",
         ends=End(outcome="task-failed", code="ReplicationSyncFailed", warnings=("QuiesceFailed",)),
         plan={"failing": 1.0, "warned": 1.0},
     ),
     Row(
         answer="`SUCCEEDED`, with a warning, and passwords in the result",
-        then="The outcome tells the warning, and of the result the latest instance only.",
+        then="The outcome contains the warning, and of the result only the latest instance.",
         ends=End(outcome="completed", warnings=("QuiesceFailed",)),
         plan={"warned": 1.0},
     ),
     Row(
-        answer="a state that nobody knows",
-        then="Taken as running, logged and counted.",
+        answer="an unknown state",
+        then="Treated as running, logged and counted.",
         ends=DONE,
         plan={"word": "PAUSED_BY_AN_ADMINISTRATOR"},
     ),
     Row(
-        answer="progress that wavers",
+        answer="progress that falls and rises",
         then="Only the state counts.",
         ends=DONE,
         plan={"noise": 40, "duration": 3},
     ),
     Row(
         answer="still running at the deadline",
-        then="VCDA has no cancel: the replication stays taken until the task has ended.",
+        then="VCDA has no cancel: the replication is held until the task has ended.",
         ends=End(outcome="timed-out"),
         plan=RUNS,
         deadline=5,
@@ -367,13 +370,13 @@ POLLS: Final = (
     ),
     Row(
         answer="429 with `Retry-After: 2`",
-        then="Nothing is sent to the site for exactly so long.",
+        then="No call to the site for exactly the time asked for.",
         ends=DONE,
         faults=_poll(answer="status", status=429, retry_after=2, times=1),
     ),
     Row(
         answer="401 `Authentication Token Required`",
-        then="A new login, and the poll once more.",
+        then="A new login, then the poll is repeated.",
         ends=DONE,
         faults=_poll(answer="status", status=401, challenge=True, times=1),
     ),
@@ -383,13 +386,13 @@ POLLS: Final = (
     Row(answer="never", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="silent", times=1)),
     Row(
         answer="a list without the task, twice",
-        then="Two answers prove nothing: it is asked again.",
+        then="Two answers prove nothing: the task is polled again.",
         ends=DONE,
         faults=_poll(answer="empty page", times=2),
     ),
     Row(
-        answer="a list without the task for `LOST_AFTER`, and alone 404 `TaskNotFound`",
-        then="VCDA denies a task that it had accepted: lost.",
+        answer="a list without the task for `LOST_AFTER`, and 404 `TaskNotFound` for the task alone",
+        then="The task is lost: VCDA no longer knows a task that it had created.",
         ends=End(outcome="task-lost"),
         faults=(
             *_poll(answer="empty page"),
@@ -398,8 +401,8 @@ POLLS: Final = (
         plan=RUNS,
     ),
     Row(
-        answer="a list without the task for `LOST_AFTER`, and alone 404 with a proxy's page",
-        then="VCDA itself has denied nothing: it is asked on, until the deadline.",
+        answer="a list without the task for `LOST_AFTER`, and 404 with a proxy's page for the task alone",
+        then="The 404 is not VCDA's: the task is polled until the deadline.",
         ends=End(outcome="timed-out"),
         faults=(*_poll(answer="empty page"), Fault(operation="ask", answer="status", status=404, html=True)),
         plan=RUNS,

@@ -1,4 +1,4 @@
-"""What nobody should send, and what becomes of it: a table, also for the documentation.
+"""Invalid messages and their dead letters: a table, also for the documentation.
 
 Each row is a name (a phrase that ends "a record with ..."), the record, and the reason its dead letter gives.
 """
