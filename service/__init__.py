@@ -2,18 +2,20 @@
 
 The modules and folders, in the order in which they are best read; docs/architecture.md lists the files of each folder.
 
-- `sync`: one sync, as states, observations and transitions. Pure; every outcome that a request can have stands there.
-- `messages`: bytes to requests, and outcomes and dead letters to bytes. Pure.
-- `partition`: one partition: it admits requests, drives their syncs, and is handed over to its next owner.
-- `intake`: the consumer group; records from Kafka to the partitions that are assigned to this process.
-- `kafka`: the consumer that no record can stop, the topics, and the journal: a partition's durable memory.
+- `sync`: one sync, as states, observations and transitions, with every outcome that a request can have. Pure.
+- `messages`: decodes requests, encodes outcomes and dead letters. Pure.
+- `partition`: one partition: admits requests (`partition`), deduplicates them (`deduplication`), drives their syncs
+  (`driver`), sends POSTs (`submitter`).
+- `intake`: the consumer group: takes records from Kafka to the assigned partitions, opens and reopens partitions
+  (`supervisor`).
+- `kafka`: the consumer, which continues after unreadable records, the topics, and the journal: a partition's durable
+  state.
 - `vcda`: the API's client, each site's limits and circuit breaker, and when a task is polled.
-- `observability`, `ops`, `asyncapi`: what operators see, and what other teams read.
-- `certificates`: those that TLS takes from files, read again once the files have changed.
-- `clock`, `backoff`, `event_loop`: the only place that asks for the time, pauses that double, and the choice of the
-  event loop.
-- `settings`, `wiring`, `app`, `cli`: what can be set, the making of all parts, the life of a process, the commands.
-- `sandbox`: a Kafka and a simulated VCDA for people who have neither; it knows nothing of the service.
+- `observability`, `ops`, `asyncapi`: metrics, logs and traces; the operations server; the document for other teams.
+- `certificates`: TLS certificates from files, reloaded when the files change.
+- `clock`, `backoff`, `event_loop`: the only source of the time, pauses that double, and the choice of the event loop.
+- `settings`, `wiring`, `app`, `cli`: the settings, the construction of all parts, the life of a process, the commands.
+- `sandbox`: an embedded Kafka, a simulated VCDA and a demo; independent of the service's code.
 
 Imports go down only; pyproject.toml has the rules, `make check` enforces them, docs/architecture.md draws them.
 """

@@ -1,13 +1,14 @@
 """Runs the service: the life of a process, from its start to its exit code. `wiring` makes the parts.
 
-A process' life, told line by line in its log:
+A process' life, which its log shows line by line:
 
     start   logs; the operations server (alive, not ready); Kafka, tried until it is there; topics; the group
-    run     until SIGTERM, or until something that must not end has ended
+    run     until SIGTERM, or until an essential task has ended
     drain   not ready; nothing new is begun; POSTs in flight are answered; the group is left; VCDA's session is closed;
             the operations server goes last
 
-Exit codes: 0 after a clean stop, 1 when Kafka could not be reached or after an internal error, 2 for what doesn't fit.
+Exit codes: 0 after a clean stop, 1 when Kafka could not be reached or after an internal error, 2 for invalid settings
+or topics.
 """
 
 import asyncio
@@ -53,7 +54,7 @@ READING_STALLED = timedelta(seconds=60)
 """How long the reading loop may not turn: a rebalance holds it for 30 s at most."""
 
 WATCH = timedelta(milliseconds=500)
-"""How often readiness is looked at anew."""
+"""How often liveness and readiness are checked."""
 
 KAFKA_SILENT = timedelta(seconds=12)
 """Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
@@ -67,11 +68,11 @@ OPS_SHARE = timedelta(seconds=2)
 
 
 class NotReached(Exception):
-    """Kafka can't be used yet; the text says why, and what to look at."""
+    """Kafka can't be used yet; the text has the cause and what to check."""
 
 
 def serve(settings: Settings) -> int:
-    """Run the service until it is told to stop, and return the exit code."""
+    """Run the service until a stop signal, and return the exit code."""
     output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
     gc.freeze()  # what was imported stays, and need not be looked through again
     gc.set_threshold(*LOOK_FOR_GARBAGE)
@@ -231,7 +232,7 @@ class App:
         return reached
 
     async def _until_reached(self, stop: asyncio.Event, attempt: Callable[[], Coroutine[None, None, None]]) -> bool:
-        """Try until Kafka is there; False after the start limit, or when told to stop."""
+        """Try until Kafka can be reached; False after the start limit, or after a stop signal."""
         began = self._clock.monotonic()
         limit = self._settings.kafka.start_limit
         repeats = 0
@@ -257,7 +258,7 @@ class App:
                         await stop.wait()
                 repeats += 1
             else:
-                return done  # told to stop or not: what was begun has to be ended
+                return done  # also after a stop signal: whatever was started has to be stopped
         return False
 
     async def _diagnosed(self, attempt: Coroutine[None, None, bool]) -> bool:
@@ -286,7 +287,7 @@ class App:
         return 1
 
     async def _watch(self, intake: Intake) -> None:
-        """Look again and again at what `/livez` and `/readyz` are to say."""
+        """Update the state behind `/livez` and `/readyz` periodically."""
         health, clock = self._health, self._clock
         health.watch("the reading loop", limit=READING_STALLED, now=clock.monotonic())
         stopped: set[int] = set()
@@ -320,7 +321,7 @@ class App:
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:
-    """Do the work, or give it up when told to stop: a Kafka that swallows packets holds a connection up for long.
+    """Do the work, but cancel it after a stop signal: connecting to a Kafka that drops packets takes long.
 
     Returns whether it was done.
     """

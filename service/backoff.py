@@ -1,4 +1,4 @@
-"""Pauses between attempts that double. Pure: it neither waits nor draws; the caller counts, and hands in the chance."""
+"""Pauses that double between attempts. Pure: the caller waits, counts failures, and passes the random number."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,7 @@ class Backoff:
     first: timedelta
     longest: timedelta
     jitter: float = 0.0
-    """The part of a pause that is left to chance: 0 is none of it, 1 all of it."""
+    """The random part of a pause: 0 is no jitter, 1 full jitter."""
 
     def pause(self, repeats: int, *, chance: float = 1.0) -> float:
         """Return the seconds to wait after a failure that `repeats` failures have preceded.

@@ -1,7 +1,7 @@
-"""Certificates from files that change while the process runs: whom to believe, and what to show of ourselves.
+"""Reloads TLS certificates from files: certificate authorities, and the process's own certificate and key.
 
-A connection keeps what it was opened with. New ones use what the files hold by then: certificates expire and are
-replaced, and no restart should be needed for it. Files that can't be used leave the last good ones in force.
+Certificates expire and are replaced; that needs no restart. A connection keeps the certificates it was opened with, and
+a new connection uses the current content of the files. If that is invalid, the previous certificates stay in use.
 """
 
 import logging
@@ -24,7 +24,7 @@ class Unusable(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
-    """Files in PEM, and the beginning of the names of the settings that name them."""
+    """PEM files, and the prefix of the settings that name them."""
 
     prefix: str
     """VM_SYNC_VCDA__CA_FILE begins with `VM_SYNC_VCDA__`."""
@@ -34,7 +34,7 @@ class Certificates:
     key_file: Path | str | None = None
 
     def stamp(self) -> Stamp:
-        """Return what differs once a file was written or replaced. A mounted Secret is replaced by a new link."""
+        """Return a value that changes when a file is written or replaced. Kubernetes replaces links."""
         return tuple(_stamp(file) for file in (self.ca_file, self.cert_file, self.key_file) if file is not None)
 
     def load(self) -> ssl.SSLContext:
@@ -55,7 +55,7 @@ class Certificates:
 
 
 class Current(ssl.SSLContext):
-    """A context for new connections, each by the certificates as they are when it is opened.
+    """A TLS context that uses, for each new connection, the certificates in the files at that moment.
 
     An event loop makes a connection's TLS with `wrap_bio`; that is passed on to a context that was made when the files
     changed last. Nothing is read as long as the files are the same.
@@ -65,7 +65,7 @@ class Current(ssl.SSLContext):
     """
 
     def __new__(cls, certificates: Certificates) -> Self:
-        """Make the context that stands for the others; it believes nobody itself."""
+        """Make the context that delegates to the current one; it trusts no authority itself."""
         del certificates
         return super().__new__(cls, ssl.PROTOCOL_TLS_CLIENT)
 

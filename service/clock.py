@@ -1,8 +1,8 @@
-"""The only module that asks what time it is. Everybody else is handed a `Clock`, or a moment.
+"""The only module that reads the time. All others get a `Clock` or a moment as an argument.
 
 Two kinds of time, never mixed:
 
-- *wall* time, an aware `datetime` in UTC: for what others read and what must survive a restart (deadlines, expiry).
+- *wall* time, an aware `datetime` in UTC: for published times and for times that survive a restart (deadlines, expiry).
   Two machines' wall clocks are never compared where safety depends on it.
 - *monotonic* time, a float in seconds that means nothing outside this process: for windows, waits and intervals.
 """

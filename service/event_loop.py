@@ -1,6 +1,6 @@
 """The event loop that the service runs on: uvloop where it is installed, without its slow closing of TLS connections.
 
-And how to wait in it for what must not stop half-way.
+Also `to_its_end`, which waits for work that must not be cancelled half-way.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from typing_extensions import override
 
 FAREWELL: Final = 1.0
-"""Seconds that closing a TLS connection may take. uvloop waits for the other side's good-bye for 30 s, and never sees
-it where an answer comes before it (its issue 471; measured: each time that a Kafka consumer stops while it reads, so a
+"""Seconds that closing a TLS connection may take. uvloop waits 30 s for the other side's close_notify, and never sees
+it if an answer arrives before it (its issue 471; measured: each time that a Kafka consumer stops while it reads, so a
 partition took half a minute to open). By then all that we had to say has been answered."""
 
 
 def factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """Return what makes the loop; None: Python's own way of making one."""
+    """Return uvloop's loop factory; None: use Python's default loop."""
     if not TYPE_CHECKING and importlib.util.find_spec("uvloop") is None:  # not on every platform
         return None
     import uvloop  # noqa: PLC0415 - see above

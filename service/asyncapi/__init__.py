@@ -1,12 +1,13 @@
-"""What other teams read to talk with us: the topics, messages, keys and headers as an AsyncAPI 3.0 document.
+"""The AsyncAPI 3.0 document for other teams: topics, messages, keys and headers.
 
-- `document`: the document itself, from the messages' shapes and the topics' names.
-- `examples`: one message of every kind, made by the code that makes the real ones.
-- `written`: the document as JSON and as YAML.
-- `page`: the document as a page for people.
+- `document`: the document itself, from the schemas of the messages and the names of the topics.
+- `examples`: one message of every kind, made by the production code.
+- `serialize`: the document as JSON and as YAML.
+- `page`: the document as an HTML page.
 
-Made whole here rather than from FastStream's own, which knows neither keys nor headers nor CloudEvents, and whose page
-loads scripts from elsewhere. It never reads settings, and holds no secret: a server's security is told by its kind.
+FastStream's own document is not used: it has neither keys nor headers nor CloudEvents, and its page loads scripts from
+the internet. The document never reads settings and contains no secret: of a server's security only the protocol and the
+mechanism.
 """
 
 from service.asyncapi.document import Server, Topics, document

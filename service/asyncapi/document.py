@@ -1,4 +1,4 @@
-"""The AsyncAPI 3.0 document, from the messages' shapes, the examples and the topics' names. Pure."""
+"""The AsyncAPI 3.0 document, from the schemas of the messages, the examples and the names of the topics. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""One message of every kind, made by the code that makes, and reads, the real ones.
+"""One example message of every kind, made and read by the production code.
 
-They stand in the AsyncAPI document and, as files, in `schemas/examples/`. Everything in them is invented.
+The examples are in the AsyncAPI document and, as files, in `schemas/examples/`. All their values are invented.
 """
 
 import base64

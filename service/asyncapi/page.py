@@ -1,4 +1,4 @@
-"""The document as a page for people: plain HTML and CSS, made here. It loads nothing and runs nothing."""
+"""The document as an HTML page, without scripts and without external files."""
 
 import json
 import re

@@ -1,6 +1,6 @@
 """The document as text: JSON, and YAML without a YAML library.
 
-Writing YAML needs none: every JSON string is a YAML string, so only the lines and their indent are ours.
+No YAML library is needed: every JSON string is a YAML string, so only lines and indentation have to be written here.
 """
 
 import json

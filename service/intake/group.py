@@ -1,15 +1,15 @@
-"""This process as a member of the consumer group: which partitions are assigned here, and that their records arrive.
+"""This process as a member of the consumer group: takes records to the partitions that are assigned to it.
 
     assigned --its supervisor opens the journal--> open --revoked--> quiescing --assigned again--> open
                                                     |                    |
                                                     | journal lost       +--assigned elsewhere--> closed
                                                     +--group-checked--> opened again
 
-The journal's cursor alone says where reading goes on; the group's committed offsets are for lag displays, and to ask
-the group whether this process is still a member. A batch for a partition that isn't open, or that was fetched before
-its last seek, is dropped: it will be read again.
+Only the journal's cursor decides where reading continues; the group's committed offsets are for lag displays, and to
+check whether this process is still a member. A batch for a partition that isn't open, or that was fetched before its
+last seek, is dropped: it will be read again.
 
-It never understands a message (`messages` does), and never opens a partition (its `PartitionSupervisor` does).
+It never decodes a message (`messages` does), and never opens a partition (`PartitionSupervisor` does).
 """
 
 import asyncio
@@ -42,11 +42,12 @@ from service.partition.partition import Partition
 log = logging.getLogger(__name__)
 
 LOOK: Final = 0.2
-"""Seconds between two looks at the partitions: so much later than it could does one that has room again read on."""
+"""Seconds between two checks of the partitions: the longest delay until a partition that is no longer full reads
+again."""
 
 
 class Meter(SupervisorMeter, Protocol):
-    """What is counted here."""
+    """The metrics of the intake."""
 
     def records_read(self, count: int) -> None: ...  # noqa: D102 - the names say it
     def owned(self, count: int) -> None: ...  # noqa: D102
@@ -58,7 +59,7 @@ class Meter(SupervisorMeter, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What the intake is to do, from the settings."""
+    """The intake's settings."""
 
     group_id: str
     session_timeout: timedelta
@@ -73,7 +74,7 @@ class Plan:
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
     """The member of the group. `start` and `stop` once each.
 
-    It has one supervisor for each partition that is assigned here, gives it what it needs of the group
+    It has one supervisor for each assigned partition, is the supervisors' interface to the group
     (`supervisor.GroupMember`), and takes records to the partitions.
     """
 
@@ -89,17 +90,17 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._supervisors: dict[int, PartitionSupervisor] = {}
         self._closing: dict[int, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
-        """Those that must not end while the intake runs."""
+        """Tasks that must not end while the intake runs."""
         self._stop_reasons: set[StopReason] = set()
-        """Those that the metrics show."""
+        """Partitions that the metrics show."""
         self._stopping = False
         self._missing = False
         self._answers_others_since: float | None = None
         self.joined = False
-        """Whether the group has ever assigned something here, were it nothing."""
+        """Whether the group has made an assignment to this member, even an empty one."""
         self.kafka_seen_at = clock.monotonic()
         self.died = asyncio.Event()
-        """Set when a task has ended that never must; the log tells which."""
+        """Set when a task that must not end has ended; the log names the task."""
         self._refusals = ConsumerRefusals(timings=plan.timings, clock=clock)
         self._subscriber = Subscriber(
             dependencies.requests,
@@ -131,7 +132,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Join the group. May be tried again where it failed.
+        """Join the group. May be called again after a failure.
 
         Raises:
             KafkaError: Kafka can't be reached, or refuses us.
@@ -151,7 +152,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             task.add_done_callback(self._note_death)
 
     async def _join(self) -> None:
-        """Join the group; while that takes long, look for Kafka elsewhere: aiokafka waits for the broker it knows."""
+        """Join the group. While that takes long, look for new broker addresses: aiokafka does not."""
         joining = asyncio.create_task(self._subscriber.start())
         try:
             while not (await asyncio.wait([joining], timeout=self._timings.ask_bootstrap.total_seconds()))[0]:
@@ -163,7 +164,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             joining.add_done_callback(_forget)
 
     async def stop(self, limit: float) -> None:
-        """Stop reading, quiesce, let everything stand in the journals, leave the group; within `limit` seconds."""
+        """Stop reading, quiesce, commit the journals, leave the group; within `limit` seconds."""
         self._stopping = True
         deadline = self._clock.monotonic() + limit
         if self._subscriber.started:
@@ -182,10 +183,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         await self._leave(max(1.0, deadline - self._clock.monotonic()))
 
     async def _leave(self, limit: float) -> None:
-        """Let go of the partitions and of the group, within `limit` seconds."""
+        """Close the partitions and leave the group, within `limit` seconds."""
         for number in list(self._supervisors):
             self._let_go(number)
-        # Leaving the group hangs while the broker is away (13 s measured): the group will notice by itself. Waited for
+        # Leaving the group hangs while the broker is unreachable (13 s measured). Waited for
         # from outside, since a cancellation may be swallowed in there.
         leaving = {asyncio.ensure_future(self._subscriber.stop()), *self._closing.values()}
         done, late = await asyncio.wait(leaving, timeout=limit)
@@ -211,11 +212,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     @property
     def read_at(self) -> float:
-        """When the reading loop last asked for records, on the monotonic clock; now, once it was told to stop."""
+        """When the reading loop last polled for records (monotonic); the current time once reading was stopped."""
         return self._clock.monotonic() if self._stopping else self._consumer.asked_at
 
     def refused(self) -> list[str]:
-        """Return what Kafka refuses at present; nothing when it refuses nothing."""
+        """Return the rights that Kafka refuses at present, as sentences."""
         return self._refusals.current()
 
     def stalled(self) -> list[str]:
@@ -240,7 +241,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         ]
 
     def unopened(self) -> list[str]:
-        """Return which partitions have not been open for long, and why; those that refuse to work aside."""
+        """Return the partitions that have been unopened for long, with the cause; without stopped partitions."""
         now = self._clock.monotonic()
         return [
             f"partition {number} has not been open for {supervisor.unopened_for(now):.0f} s: {supervisor.trouble}"
@@ -253,7 +254,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         return self._dependencies.requests if self._missing else None
 
     def mismatched(self) -> dict[int, str]:
-        """Return the partitions that refuse to work, and why."""
+        """Return the stopped partitions and the cause."""
         return {
             number: str(supervisor.mismatched)
             for number, supervisor in self._supervisors.items()
@@ -264,7 +265,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     @override
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
-        """Begin nothing new, and let what is on its way be answered. aiokafka revokes everything at each rebalance."""
+        """Quiesce the partitions, so that POSTs in flight are answered. aiokafka revokes all at each rebalance."""
         await self._crash_on_error(self._revoke(revoked))
 
     async def _revoke(self, revoked: Iterable[TopicPartition]) -> None:
@@ -275,7 +276,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     @override
     async def on_partitions_assigned(self, assigned: Iterable[TopicPartition]) -> None:
-        """Pause and seek before anything is awaited, so that nothing is read from where the group believes to be."""
+        """Pause and seek before anything is awaited, so that nothing is read from the group's committed offset."""
         places = set(assigned)
         if places:
             self._consumer.park(*places)
@@ -290,7 +291,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             supervisor = self._supervisors.get(place.partition)
             if supervisor is not None:
                 supervisor.assign_again()
-            elif not self._stopping:  # given to us on our way out: to open it would only fence whoever comes next
+            elif not self._stopping:  # assigned while this process stops: opening it would only fence the next owner
                 self._supervise(place)
         log.info("Rebalance: assigned partitions %s", sorted(numbers))
 
@@ -313,7 +314,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._watch.forget(supervisor.place)
 
     async def _crash_on_error(self, work: Awaitable[None]) -> None:
-        """End the process where the listener fails: aiokafka swallows what it raises (measured), and goes on."""
+        """End the process if the listener fails: aiokafka ignores its exceptions (measured)."""
         try:
             await work
         except Exception:
@@ -323,7 +324,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     # ------------------------------------------------------------ what supervisors need: `supervisor.GroupMember`
 
     async def committed(self, place: TopicPartition) -> int | None:
-        """Ask the group how far it has read."""
+        """Return the group's committed offset."""
         offset = await self._consumer.committed(place)
         return None if offset is None else int(offset)
 
@@ -341,7 +342,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         return self._consumer.seeks[place]
 
     def supervised(self) -> None:
-        """Count the partitions that are open, and those that refuse to work."""
+        """Count open and stopped partitions."""
         self._metrics.owned(sum(1 for _ in self.partitions()))
         reasons = [
             supervisor.mismatched.reason
@@ -355,7 +356,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     # ------------------------------------------------------------ records
 
     def _take(self, number: int, records: list[Record]) -> None:
-        """Admit records of one partition, or drop them because they will be read again. Raises nothing."""
+        """Admit records of one partition, or drop them if they will be read again. Never raises."""
         supervisor = self._supervisors.get(number)
         partition = None if supervisor is None or self._stopping else supervisor.partition
         if supervisor is None or partition is None or not self._arrivals.are_current(supervisor):
@@ -379,7 +380,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     # ------------------------------------------------------------ what is done again and again
 
     async def _run(self) -> None:
-        """Tell the group the cursors, watch over Kafka and the reading, let partitions read on that have room again.
+        """Commit the cursors to the group, check Kafka and the reading, and resume paused partitions, periodically.
 
         Raises:
             RuntimeError: this process can't read any more, and has to be started again.
@@ -396,7 +397,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             await asyncio.sleep(LOOK)
 
     def _look(self) -> None:
-        """Look at what the consumer itself knows, which costs Kafka nothing."""
+        """Check the consumer's own state, without a request to Kafka."""
         if (dead := self._consumer.dead()) is not None:
             msg = f"aiokafka's task of {dead} has ended: the consumer would read no more records"
             raise RuntimeError(msg)
@@ -408,7 +409,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 self._hold_back(supervisor)
 
     async def _report(self) -> None:
-        """Tell the group the cursors; note whether records have arrived, and whether Kafka and the topic are there."""
+        """Commit the cursors to the group; check whether records arrive, and whether Kafka and the topic exist."""
         for supervisor in self._supervisors.values():
             if supervisor.partition is not None:
                 supervisor.cursor = supervisor.partition.cursor
@@ -427,7 +428,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 if reached:
                     await self._consumer.commit(reached)
         except (TimeoutError, KafkaError) as error:
-            # What is said of the commit is the group's word, and shows that Kafka is there.
+            # An error of the commit is the group's answer, so Kafka is reachable.
             log.debug("Committing the cursors to the consumer group failed: %r", error)
         if seen:
             self.kafka_seen_at = self._clock.monotonic()
@@ -448,7 +449,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._missing = count == 0
 
     def _reached(self, place: TopicPartition, cursor: int) -> int:
-        """Return where reading has come to, for lag displays.
+        """Return the offset to commit to the group, for lag displays.
 
         Past the cursor where all has been taken up that was handed out: what lies between are the marks and the
         records of transactions, which would else look like requests that nobody takes up.
@@ -463,14 +464,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._metrics.unread(self._watch.unread_for())
 
     async def _watch_kafka(self) -> None:
-        """Look for Kafka elsewhere where it has been silent for long."""
+        """Look for new broker addresses if Kafka has not answered for long."""
         if self._clock.monotonic() - self.kafka_seen_at > self._timings.ask_bootstrap.total_seconds():
             await self._look_elsewhere()
         else:
             self._answers_others_since = None
 
     async def _ask_bootstrap_servers(self) -> bool | None:
-        """Let the consumer know the brokers' addresses of now. Returns whether they changed; None: no answer."""
+        """Update the consumer's broker addresses. Returns whether they changed; None: no answer."""
         try:
             return await rebootstrap(self._consumer.client, connection=self._connection)
         except Exception as error:  # noqa: BLE001 - a source of tokens may raise anything, and Kafka is away already
@@ -502,6 +503,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
 
 def _forget(task: "asyncio.Task[None]") -> None:
-    """Look at what a task raised that nobody waits for any more, so that asyncio does not complain of it."""
+    """Retrieve the exception of a task that nothing awaits any more, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()

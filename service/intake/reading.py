@@ -1,10 +1,10 @@
 """Watches reading: partitions that have room, records that never arrive, and records that are not read.
 
-- `BackPressure` pauses a partition that has its share in flight, or whose commits lag behind, and lets it read on.
+- `BackPressure` pauses a partition that has its share in flight, or whose commits lag behind, and resumes it.
 - `Arrivals` finds records that the consumer handed out and that never reached their partition.
-- `ReadingWatch` finds partitions that have records which nobody reads, and a group that assigns nothing.
+- `ReadingWatch` finds partitions with records that are not read, and a group that assigns nothing.
 
-None of them closes a partition by itself, but through its supervisor, and none ends the process.
+They close a partition only through its supervisor, and never end the process.
 """
 
 import asyncio

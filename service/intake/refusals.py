@@ -1,7 +1,7 @@
-"""What Kafka refuses to the consumer at present: missing rights on the group or on a topic.
+"""Rights on the group or a topic that Kafka refuses to the consumer at present.
 
-The consumer asks again by itself, and reports each answer; here a refusal that goes on is logged once a minute, and
-is over when nothing was heard of it for some seconds. It never decides what follows from a refusal.
+The consumer retries by itself and reports each refusal; this module logs a lasting refusal once a minute, and regards
+it as over when it has not been reported for some seconds. It never decides what follows from a refusal.
 """
 
 import logging

@@ -1,12 +1,12 @@
-"""Whether a partition's journal and the requests topic belong together, and where reading begins.
+"""Checks that a partition's journal and the requests topic belong together, and decides where reading begins.
 
-Asked before the journal is opened, since opening it fences its owner: a second deployment that was given the wrong
-journal must not stop the first one. Asked again once it is open, if the cursor has moved meanwhile.
+The check is made before the journal is opened, since opening fences its owner: a second deployment with the wrong
+journal must not stop the first one. It is repeated once the journal is open, if the cursor has moved meanwhile.
 
     journal's last cursor --> other topic? other group at work? --> beyond the topic's end? another topic of that name?
     no cursor             --> has the group ever read here?
 
-It never writes, and never fences anybody.
+It never writes, and never fences an owner.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ class Looked:
 
 
 class StartPositions(Protocol):
-    """What opening a partition needs of it."""
+    """The interface that a partition's supervisor uses."""
 
     async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
         """Check the journal without fencing its owner. An empty one is no trouble if what it held is `remembered`.

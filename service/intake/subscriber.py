@@ -1,9 +1,9 @@
-"""FastStream's edge: its broker, its subscriber, and the consumer that stands in for FastStream's own.
+"""The edge to FastStream: its broker, its subscriber, and the consumer that replaces FastStream's own.
 
     Kafka --> SteadyConsumer --> FastStream's reading loop --> _parse, _decode --> records by partition --> `take`
 
-It never understands a message (`messages` does), and never acknowledges one through FastStream: an ack there commits
-the positions of all partitions (measured). Nothing below the intake knows FastStream.
+It never decodes a message (`messages` does), and never acknowledges one through FastStream: an ack would commit the
+positions of all partitions (measured). Nothing below the intake uses FastStream.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""One assigned partition: its journal is opened, opened again whenever it is lost, and closed once it is let go of.
+"""Supervises one assigned partition: opens its journal, reopens it whenever it is lost, and closes it when revoked.
 
     assigned --journal opened--> open, read from its cursor --let go of--> closed
                   |    ^                    |
@@ -7,8 +7,8 @@
                   |
                   +--journal and requests topic don't belong together--> refused, checked again each half minute
 
-It never fences an owner whose journal doesn't fit, and never opens a partition again that the group may have given to
-somebody else.
+It never fences the owner of a journal that doesn't belong to the requests topic, and never reopens a partition that the
+group may have assigned to another member.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ ASK_GROUP_AGAIN: Final = 1.0
 
 
 class SupervisorMeter(BalanceMeter, Protocol):
-    """What is counted here."""
+    """The metrics of the supervisor."""
 
     def restored(self, seconds: float) -> None: ...  # noqa: D102 - the names say it
     def reopened(self) -> None: ...  # noqa: D102
@@ -48,7 +48,7 @@ class SupervisorMeter(BalanceMeter, Protocol):
 
 
 class GroupMember(Protocol):
-    """What a supervisor needs of this process as a member of the consumer group."""
+    """The supervisor's interface to this process as a member of the consumer group."""
 
     async def committed(self, place: TopicPartition) -> int | None:
         """Ask the group how far it has read; None: it never has.
@@ -71,11 +71,11 @@ class GroupMember(Protocol):
         """
 
     def supervised(self) -> None:
-        """Take notice: a partition was opened or closed, or refuses to work."""
+        """A partition was opened, closed or stopped."""
 
 
 class PartitionSupervisor:
-    """Keeps one assigned partition open. `start` and `let_go` once each."""
+    """Keeps one assigned partition open. `start` and `let_go` are called once each."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class PartitionSupervisor:
     # ------------------------------------------------------------ the task
 
     async def _run(self, after: "asyncio.Task[None] | None") -> None:
-        """Open the partition, again and again as its journal is lost, until it is let go of."""
+        """Open the partition, and reopen it whenever its journal is lost, until `let_go`."""
         await _ended(after)
         repeats = 0
         while True:
@@ -207,7 +207,7 @@ class PartitionSupervisor:
                 self._memory = partition.memory()
 
     async def _refuse(self, error: JournalMismatch) -> None:
-        """Say why the partition refuses to work, and wait until it is time to check again."""
+        """Log why the partition is stopped, and wait until the next check."""
         if self.mismatched is None or str(self.mismatched) != str(error):
             log.error("Partition %d is stopped: %s", self.place.partition, error)
         self.mismatched = error
@@ -319,8 +319,8 @@ class PartitionSupervisor:
     async def _write_back(self, opened: Opened, memory: Memory) -> Opened:
         """Write what is remembered into a journal that has lost it: it was deleted and made again, or cut at its end.
 
-        Nobody else can have worked here meanwhile: the group says that the partition has been ours, and whoever opens
-        an empty journal refuses.
+        No other process can have worked on the partition meanwhile: the group confirms that it stayed assigned to this
+        process, and any process stops a partition with an empty journal.
         """
         batch = memory.batch
         if opened.begin >= memory.end or batch.cursor is None:

@@ -1,4 +1,4 @@
-"""How patient the intake is: every number of it, with its reason. Tests hand in their own."""
+"""All time limits and intervals of the intake, with their reasons. Tests use other values."""
 
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,8 +37,8 @@ class IntakeTimings:
     reopen: Backoff = REOPEN
 
     proven: timedelta = timedelta(minutes=1)
-    """A partition that was lost sooner than this after it was opened has come to nothing again: the pauses go on
-    doubling, so that what can't be done isn't tried ten times a second."""
+    """If a partition is lost sooner than this after it was opened, opening counts as failed, and the pauses continue to
+    double, so that it isn't tried ten times a second."""
 
     opening_limit: timedelta = timedelta(minutes=2)
     """How long a partition may be closed before the process is not ready: its predecessor's hand-over takes half a
@@ -60,7 +60,8 @@ class IntakeTimings:
     5 s."""
 
     give_up: timedelta = timedelta(minutes=2)
-    """A Kafka that answers new clients, but not ours for so long, is there: then it is this process that is broken."""
+    """If Kafka answers new clients, but not this process's client for so long, the fault is in this process, which
+    ends."""
 
     # ------------------------------------------------------------ reading
 

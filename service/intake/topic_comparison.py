@@ -1,8 +1,8 @@
-"""The requests topic, compared with what was read of it.
+"""Compares the requests topic with the cursors while it is read.
 
-For what reading alone doesn't show: a topic that was deleted and made again, that has lost records at its end, or
-whose retention has outrun a partition that is paused. What it finds closes the partition; opening it again checks both
-(`start_position`). It never moves a position.
+It finds faults that reading doesn't show: a topic that was deleted and created again, that has lost records at its end,
+or whose retention has deleted unread records of a paused partition. It closes such a partition; reopening it checks
+both (`start_position`). It never moves a position.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class TopicComparison:
-    """Compares again and again. `reached` returns where reading has come to, given a partition and its cursor."""
+    """Compares periodically. `reached` returns the next offset to read, given a partition and its cursor."""
 
     def __init__(
         self,

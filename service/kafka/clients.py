@@ -1,11 +1,11 @@
-"""What every client of Kafka's here shares: when idle connections are closed, how a client ends, and the way back.
+"""Common to all Kafka clients: closing of idle connections, bounded stopping, and new broker addresses.
 
-aiokafka leaves three things to its user. A client that stops waits for brokers that may be silent, and swallows a
-cancellation meanwhile; a connection whose broker is silent can't be closed in an orderly way; and a client that has
-lost all brokers it knows never asks the bootstrap servers again, so that a Kafka that came back at other addresses
-stays away for it. Here each has a bound. And no client of this process makes a topic by asking for it.
+Three cases that aiokafka leaves to its user: a client that stops waits for brokers that may not answer, and ignores a
+cancellation meanwhile; a connection to a broker that does not answer can't be closed in an orderly way; and a client
+that has lost all known brokers never asks the bootstrap servers again, so it does not find a Kafka that comes back at
+other addresses. Here each has a bound. Also, no client of this process creates a topic by asking for its metadata.
 
-It knows nothing of what the clients are for.
+It does not know what the clients are used for.
 """
 
 import asyncio
