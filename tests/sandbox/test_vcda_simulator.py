@@ -6,7 +6,6 @@ import json
 import random
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from statistics import fmean
@@ -793,23 +792,27 @@ async def test_connections_that_are_dropped_stay_silent_and_new_ones_work(browse
 
 
 async def test_a_post_whose_connection_is_dropped_meanwhile_has_its_effect_and_no_answer(browser: Browser) -> None:
-    browser.sim.fault(operation="submit", effect="last", seconds=0.05)
-    post = asyncio.create_task(browser("POST", f"/vm-replications/{A}/sync", patience=0.3))
-    await asyncio.sleep(0.02)
+    browser.sim.fault(operation="submit", effect="last", seconds=0.2)
+    post = asyncio.create_task(browser("POST", f"/vm-replications/{A}/sync", patience=1.0))
+    async with asyncio.timeout(30):
+        while not browser.sim.world.counts.calls["submit"]:  # it has no event for it
+            await asyncio.sleep(0.005)
     browser.sim.drop()
     with pytest.raises(TimeoutError):
         await post
     assert browser.sim.world.counters()["tasks"] == 1
 
 
-async def test_a_retry_after_that_went_into_a_dropped_connection_binds_nobody(browser: Browser) -> None:
-    browser.sim.world.config = replace(browser.sim.world.config, pause_grace=0.0)
-    browser.sim.fault(operation="submit", answer="status", status=429, retry_after=60, seconds=0.05, times=1)
-    post = asyncio.create_task(browser("POST", f"/vm-replications/{A}/sync", patience=0.3))
-    await asyncio.sleep(0.02)
+async def test_a_retry_after_that_went_into_a_dropped_connection_binds_nobody(browser: Browser, hand: Hand) -> None:
+    browser.sim.fault(operation="submit", answer="status", status=429, retry_after=60, seconds=0.2, times=1)
+    post = asyncio.create_task(browser("POST", f"/vm-replications/{A}/sync", patience=1.0))
+    async with asyncio.timeout(30):
+        while not browser.sim.world.counts.calls["submit"]:  # it has no event for it
+            await asyncio.sleep(0.005)
     browser.sim.drop()
     with pytest.raises(TimeoutError):
         await post
+    hand.at += 5
     await browser.sync()
     assert browser.sim.world.counters()["postsWhilePaused"] == 0
 
