@@ -1,9 +1,9 @@
-"""What a partition remembers of requests that have ended: whose identities, and whose young tasks.
+"""The identities and recent tasks of a partition's ended requests, in memory.
 
-An ended request's record stays in the journal for the time of deduplication. Here only so much of it is kept as
-answers two questions at once: is this identity a duplicate, and which tasks must a look-up pass over? There may be
-hundreds of thousands of them, so moments are epoch milliseconds, as the journal has them, and nothing here is an
-object that Python's garbage collector has to look at again and again. Pure: it knows no clock, and never writes.
+An ended request's record stays in the journal for the time of deduplication. The index answers two questions without
+reading the journal: is this identity a duplicate, and which tasks must a look-up ignore, since they belong to ended
+requests? There may be hundreds of thousands of entries, so moments are epoch milliseconds, as in the journal, and
+entries are no objects that Python's garbage collector tracks. Pure: it knows no clock, and never writes.
 """
 
 from collections import deque
@@ -14,8 +14,8 @@ from hashlib import blake2b
 from typing import Final, TypeAlias
 
 HASH_BYTES: Final = 15
-"""As many as fit into 48 bytes together with what Python adds. By 120 bits, among 500,000 remembered identities a new
-one is mistaken for a duplicate once in 10^30 requests."""
+"""Bytes of a hash: with Python's overhead 48 bytes. With 120 bits and 500,000 remembered identities, a new identity is
+mistaken for a duplicate once in 10^30 requests."""
 
 _hash = partial(blake2b, digest_size=HASH_BYTES)
 
@@ -35,17 +35,17 @@ class DedupIndex:
         return len(self._expiry)
 
     def add(self, identity: bytes, expires_at: int) -> None:
-        """Remember it until then."""
+        """Remember an identity until a moment."""
         if expires_at != self._latest:
             self._latest = expires_at
         self._expiry[_hash(identity).digest()] = self._latest
 
     def discard(self, identity: bytes) -> None:
-        """Remember it no longer, if it was."""
+        """Forget an identity, if it is remembered."""
         self._expiry.pop(_hash(identity).digest(), None)
 
     def holds(self, identity: bytes, now: int) -> bool:
-        """Whether a request of this identity ended, and has not expired."""
+        """Whether a request with this identity ended and has not expired."""
         expiry = self._expiry.get(_hash(identity).digest())
         return expiry is not None and expiry > now
 

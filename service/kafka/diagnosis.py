@@ -1,7 +1,7 @@
-"""Why Kafka can't be used, as a sentence that names the setting to change.
+"""Turns errors of Kafka's client into a sentence that names the setting to change.
 
-Kafka's client tells in its log, and nowhere else, why a broker turned it away: what it raises is "Unable to bootstrap"
-alike for a wrong password, an expired certificate and a broker that isn't there. So its log is listened to here.
+Kafka's client reports only in its log why a broker refused it: it raises the same "Unable to bootstrap" for a wrong
+password, an expired certificate and an unreachable broker. So this module reads the client's log.
 """
 
 import logging
@@ -27,7 +27,7 @@ MISNAMED: Final = (62, 64)
 
 
 class KafkaSettings(Protocol):
-    """What is set for the connection to Kafka, as far as a sentence about it needs to know."""
+    """The connection settings that the sentences mention."""
 
     @property
     def bootstrap_servers(self) -> str: ...  # noqa: D102 - the names say it
@@ -54,7 +54,7 @@ class _Listener(logging.Handler):
 
 @contextmanager
 def overheard() -> Iterator[Sequence[BaseException]]:
-    """Give a list that gathers the exceptions which Kafka's client logs meanwhile."""
+    """Collect the exceptions that Kafka's client logs within the context."""
     listener, log = _Listener(), logging.getLogger("aiokafka")
     log.addHandler(listener)
     try:
@@ -64,7 +64,7 @@ def overheard() -> Iterator[Sequence[BaseException]]:
 
 
 def diagnosis(raised: BaseException, overheard: Sequence[BaseException], *, kafka: KafkaSettings) -> str:
-    """Choose the error that says most, the latest first; nothing that a broker said is quoted."""
+    """Choose the most specific error, the latest first. The sentence never quotes a broker."""
     found = (_telling(error, kafka) for error in (raised, *reversed(overheard)))
     if (sentence := next(filter(None, found), None)) is not None:
         return sentence
@@ -129,7 +129,7 @@ def _cure(code: int) -> str:
 
 
 def _hung_up(error: BaseException) -> bool:
-    """Whether somebody was there, and closed the connection without a word."""
+    """Whether a listener accepted the connection and then closed it without an answer."""
     if isinstance(error, KafkaConnectionError):
         return "closed" in str(error)
     return isinstance(error, ConnectionResetError | ConnectionAbortedError | BrokenPipeError)

@@ -1,14 +1,14 @@
-"""One partition's durable memory: a partition of a compacted Kafka topic, written by one transactional producer.
+"""The journal of one partition: a partition of a compacted Kafka topic, written by one transactional producer.
 
-The journal holds a record for each sync, keyed by the request's identity, and a cursor: where reading the requests
-goes on. A `Batch` changes any number of them, together with the events that tell of it, in one transaction: all of
-it, or nothing. Opening fences the previous owner; from then on its commits are refused.
+The journal holds a record for each sync, keyed by the request's identity, and the cursor: the next offset to read from
+the requests topic. A `Batch` changes any number of records and publishes their events in one transaction. Opening
+fences the previous owner; from then on its commits are refused.
 
-It never decides anything about a sync, never repeats a commit whose fate is unknown, and never tells one failure
-from another: Kafka's errors can't say whether a successor exists, so every failure is `JournalLost`, and the owner
-starts again from what the journal says.
+It never decides anything about a sync, never repeats a commit with an unknown result, and does not distinguish
+failures: Kafka's errors don't show whether there is a new owner, so every failure is `JournalLost`, and the partition
+is reopened from the journal.
 
-What its records look like is said in `journal_codec`.
+`journal_codec` has the format of the records.
 """
 
 import asyncio
@@ -74,7 +74,7 @@ TROUBLE = (KafkaError, OSError, TimeoutError, AssertionError)
 
 
 def too_narrow(topic: str, partition: int) -> JournalMismatch:
-    """Say that a journal has no partition of this number."""
+    """Return the mismatch of a journal that has no partition of this number."""
     msg = (
         f"the requests topic has a partition {partition}, but the journal {topic} has not: drain the service, add "
         "partitions to the journal, then to the requests topic; in this order, since added partitions move keys"
@@ -83,27 +83,27 @@ def too_narrow(topic: str, partition: int) -> JournalMismatch:
 
 
 class Refusals:
-    """What the brokers have refused for its size, so that it isn't tried for ever. One for all journals of a process.
+    """Remembers batches that brokers refused for their size, so that they aren't sent again. One for all journals.
 
-    A limit may be hidden from us, and is changed while we work: so it is learnt by being refused, which costs opening
-    the partition again, and forgotten when the process ends.
+    The limit may be unreadable for the service, and may change at any time. So it is learnt from a refusal, which costs
+    a reopening of the partition, and forgotten when the process ends.
     """
 
     def __init__(self) -> None:
         self._room: dict[str, int] = {}
 
     def room(self, topic: str) -> int:
-        """Return how many bytes a batch may have, as far as is known."""
+        """Return the largest size of a batch that has not been refused."""
         return self._room.get(topic, BATCH_BYTES)
 
     def fits(self, event: Event) -> bool:
-        """Whether the event may go as it is: nothing is known against it."""
+        """Whether no event of this size has been refused."""
         if event.topic not in self._room:
             return True
         return _size((event.key, event.value, list(event.headers), None)) <= self._room[event.topic]
 
     def refused(self, topic: str, *, size: int, records: int) -> None:
-        """Learn that a batch was too large. One of several records says little of each of them: try half."""
+        """Learn that a batch was too large. Of a batch of several records, half the size is tried next."""
         self._room[topic] = size - 1 if records == 1 else size // 2
         log.error(
             "Kafka refuses a batch of %d bytes for topic %s as too large: raise the topic's max.message.bytes. Until "
@@ -195,7 +195,7 @@ class KafkaJournal:
             raise JournalLost(msg) from error
 
     async def _mark(self) -> None:
-        """Write a record of our own: so far the journal has to be read.
+        """Write a mark: the journal has to be read up to this record.
 
         Asking the broker for the end isn't enough: after its restart the end that it tells to read_committed readers
         may for a moment lie before a record whose commit it has acknowledged (seen on a lone broker).
@@ -208,7 +208,7 @@ class KafkaJournal:
         await self._write(records)
 
     async def _laid_out(self, batch: Batch) -> list[tuple[TopicPartition, Iterable["_Record"]]]:
-        """Return the records of a batch, each with its place."""
+        """Return the records of a batch, each with its topic and partition."""
         events: dict[TopicPartition, list[_Record]] = {}
         for told in batch.events:
             event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
@@ -229,7 +229,7 @@ class KafkaJournal:
             await self._producer.commit_transaction()
 
     async def _send(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
-        """Send, and wait until the brokers have all of it."""
+        """Send, and wait until the brokers have acknowledged all records."""
         sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
         try:
             for place, some in records:

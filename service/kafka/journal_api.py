@@ -1,4 +1,4 @@
-"""The journal as a partition sees it: what is written together, what was read, and how it can fail."""
+"""The journal's interface for a partition: batches, the restored content, and errors."""
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +12,11 @@ from service.sync import InFlight, Sync
 
 
 class JournalLost(Exception):
-    """The journal can't be written any more, or it isn't known what was: drop the memory and reopen the partition."""
+    """The journal can't be written, or the result of a write is unknown: the partition has to be reopened."""
 
 
 class StopReason(StrEnum):
-    """Why a partition refuses to work: a metric's label."""
+    """Why a partition is stopped: a metric's label."""
 
     JOURNAL_EMPTY = "journal-empty"
     JOURNAL_TOO_NARROW = "journal-too-narrow"
@@ -28,7 +28,7 @@ class StopReason(StrEnum):
 
 
 class JournalMismatch(Exception):
-    """The journal and the requests topic don't belong together; the text says what to do. Opening again won't help."""
+    """The journal and the requests topic don't belong together; the text says what to do. The partition is stopped."""
 
     def __init__(self, advice: str, *, reason: StopReason) -> None:
         super().__init__(advice)
@@ -37,7 +37,7 @@ class JournalMismatch(Exception):
 
 @dataclass(slots=True)
 class Batch:
-    """What shall become true together. A change to None is a tombstone: the identity is forgotten."""
+    """Changes that are committed together. A change to None is a tombstone: the identity is forgotten."""
 
     changes: dict[str, Sync | None] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
@@ -50,7 +50,7 @@ Entry: TypeAlias = tuple[str, int | None]
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A journal, and what it held. `opened_at` (monotonic) is after the moment from which no predecessor can write."""
+    """An opened journal and its content. `opened_at` (monotonic) is after the previous owner was fenced."""
 
     journal: "Journal"
     opened_at: float
@@ -62,13 +62,13 @@ class Opened:
 
 
 class Journal(Protocol):
-    """What a partition at work needs of it."""
+    """The interface that an open partition uses."""
 
     end: int
     """The offset after the last record that is known to stand."""
 
     async def commit(self, batch: Batch) -> None:
-        """Make it true, or raise `JournalLost`; then nothing is known and nothing may be done on its strength."""
+        """Commit the batch. After `JournalLost` its result is unknown, and nothing may rely on it."""
 
     def entries(self) -> AsyncIterator[Entry]:
         """Read everything that stands in the journal, in the order of writing; a later entry replaces an earlier.
@@ -78,4 +78,4 @@ class Journal(Protocol):
         """
 
     async def close(self) -> None:
-        """Let go of the producer. What was not committed is aborted by the next owner."""
+        """Stop the producer. The next owner's start aborts an open transaction."""

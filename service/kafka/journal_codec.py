@@ -1,4 +1,4 @@
-"""What stands in the journal: a record for each sync, keyed by the request's identity, and two that aren't syncs.
+"""Encodes and decodes the journal's records: one for each sync, keyed by the request's identity, cursor and mark.
 
 JSON, moments in epoch milliseconds, absent fields left out. Readers ignore what they don't know; a new version is
 written one release after it can be read, so that an upgrade can be rolled back. Pure: bytes <-> values.
@@ -34,14 +34,14 @@ from service.sync import (
 VERSION = 1
 
 CURSOR_KEY = b"cursor"
-"""Where reading the requests goes on."""
+"""Key of the cursor's record."""
 
 OPENED_KEY = b"opened"
-"""Written by each process that opens the journal, to know the end."""
+"""Key of the mark that each process writes when it opens the journal, to find the journal's end."""
 
 
 def is_sync(key: bytes) -> bool:
-    """Whether a record is of a sync: no identity looks like the other keys, they begin with `ce:` or `op:`."""
+    """Whether a key is a sync's: identities begin with `ce:` or `op:`, the other keys don't."""
     return key not in {CURSOR_KEY, OPENED_KEY}
 
 
@@ -66,7 +66,7 @@ class Cursor:
 
 
 WITHDRAWN: Final = -(2**63)
-"""The stamp of a cursor that belongs to no topic any more: no record has this timestamp, so no topic fits it."""
+"""The stamp of a cursor that matches no topic any more, since no record has this timestamp."""
 
 
 def encode_cursor(cursor: Cursor) -> bytes:

@@ -1,11 +1,11 @@
-"""Replays a journal: takes its records in the order of writing; a later record of a key replaces an earlier one.
+"""Replays a journal: reads its records in the order of writing; a later record of a key replaces an earlier one.
 
-    cursor      where reading the requests goes on
+    cursor      the next offset to read from the requests topic
     in flight   the syncs that have not ended, each as its last record says
-    bygone      of those that ended no more than has to be remembered, so that half a million of them stay small
+    ended       the identities and tasks of ended requests, without their details: there may be half a million
 
 A journal may hold all that a sync ever was, or after compaction only the last of it. Pure, and all of it synchronous:
-whoever hands records in decides when others have a turn.
+the caller decides when the event loop runs other tasks.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,7 +19,7 @@ from service.sync import Ended, InFlight
 
 @dataclass(frozen=True, slots=True)
 class EndedSyncs:
-    """What has to be known of requests that have ended. `expired` are those whose time is over already."""
+    """Identities and tasks of requests that have ended; `expired` are identities that need a tombstone."""
 
     identities: DedupIndex = field(default_factory=DedupIndex)
     young: YoungTasks = field(default_factory=YoungTasks)

@@ -2,8 +2,8 @@
 
     started, seen --> what is due --> a bounded queue --> one task, with a producer of its own --> the topic
 
-Nothing here is promised, so nothing waits for it: a partition hands over a value and goes on. Where Kafka can't keep
-up, or is away, events are left out. What has ended is not told any more: the outcome tells that.
+Delivery is not guaranteed, and nothing waits for it: a partition hands over a value and continues. If Kafka is too slow
+or unreachable, events are dropped. The end of a sync is published by its outcome only.
 
 It never delays or touches an outcome, takes part in no transaction, and never raises into a partition.
 """
@@ -27,11 +27,11 @@ from service.sync import Request, Task
 log = logging.getLogger(__name__)
 
 STEP: Final = 5
-"""Percent that are told at once: twenty steps make a bar that moves."""
+"""A change of so many percent is published at once: twenty events for each sync."""
 
 EVERY: Final = timedelta(seconds=30)
-"""A smaller step is told after this long, so that the bar of a sync of many hours moves too. One that stands still is
-not told again: a sync then has little more than a hundred events, however long it takes."""
+"""A smaller change is published after this time, so that long syncs show progress too. Unchanged progress is not
+published again, so a sync has little more than a hundred events, however long it takes."""
 
 CAPACITY: Final = 10_000
 """Events that may wait: some MB at most, and a second or two of sending."""
@@ -50,26 +50,26 @@ CLOSE_LIMIT: Final = timedelta(seconds=1)
 
 
 class Progress:
-    """Tells nothing; what `Progressing` does, this leaves out."""
+    """Publishes nothing; `Progressing` publishes."""
 
     def open(self) -> None:
-        """Kafka has been reached: begin to tell."""
+        """Start publishing; called once Kafka has been reached."""
 
     def started(self, request: Request, task_id: str) -> None:
-        """VCDA has taken the request."""
+        """VCDA has accepted the request."""
 
     def seen(self, request: Request, task: Task) -> None:
         """A running task was seen."""
 
     def ended(self, request: Request) -> None:
-        """It runs no more, or not here, or its outcome is decided."""
+        """The sync no longer runs, or not in this process, or its outcome is decided."""
 
     async def close(self) -> None:
-        """Stop telling, within `CLOSE_LIMIT`; what waits is left out."""
+        """Stop publishing, within `CLOSE_LIMIT`; queued events are dropped."""
 
 
 class Wire(Protocol):
-    """A way to Kafka; thrown away once anything on it has failed. However long each takes, only progress waits."""
+    """A connection to Kafka, replaced after any failure."""
 
     async def open(self) -> None:
         """Connect."""
@@ -86,14 +86,14 @@ class _Told(NamedTuple):
     at: float
 
     def outdated(self, percent: int | None, now: float) -> bool:
-        """Whether it is worth telling that it is now at `percent`."""
+        """Whether `percent` has to be published."""
         if percent == self.percent:
             return False
         return (percent or 0) - (self.percent or 0) >= STEP or now - self.at >= EVERY.total_seconds()
 
 
 class Progressing(Progress):
-    """Tells on a topic; see the module."""
+    """Publishes progress on a topic."""
 
     def __init__(self, *, topic: str, wire: Callable[[], Wire], clock: Clock) -> None:
         self._topic = topic
@@ -133,7 +133,7 @@ class Progressing(Progress):
             await asyncio.wait([self._sending], timeout=CLOSE_LIMIT.total_seconds())
 
     def _put(self, progressed: Progressed) -> None:
-        """Let it be told, unless too many wait; then it counts as untold, and the next look tells instead."""
+        """Queue an event, unless the queue is full; then the next poll's progress is published instead."""
         if self._queue.full():
             self._left_out += 1
             return

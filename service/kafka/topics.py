@@ -1,8 +1,7 @@
-"""The topics that the service needs: makes those that are missing, and says what is wrong with those that exist.
+"""Creates missing topics, and checks the configuration of existing ones.
 
-It also tells one topic from another of the same name, by Kafka's id of it.
-
-It never changes a topic that exists, and never deletes one: they hold other people's messages.
+It also reads Kafka's topic id, which distinguishes a topic from an earlier one of the same name. It never changes or
+deletes an existing topic.
 """
 
 import asyncio
@@ -51,7 +50,7 @@ CREATE_LIMIT = timedelta(seconds=15)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicNames:
-    """What the topics are called here. `completed` and `failed` may be the same; without `progress` none is told."""
+    """The names of the topics. `completed` and `failed` may be the same; `progress` None: not published."""
 
     requests: str
     completed: str
@@ -68,21 +67,21 @@ class TopicNames:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """The service can't work like this; the text says what to do."""
+    """The service can't work with these topics; the text says what to do."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Advice:
-    """The service works, but promises less than it could; the text says what is at risk."""
+    """The service can work, but with a risk that the text describes."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Created:
-    """A topic was missing and has been made."""
+    """A missing topic was created."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""A message that can't be understood, as a dead letter; and a dead letter as the original again."""
+"""Turns an invalid message into a dead letter, and a dead letter into the original message for a redrive."""
 
 from typing import Final
 

@@ -2,10 +2,10 @@
 
     a Kafka record --read_request--> SyncRequested, or InvalidRequest and why
 
-What a message looks like is said in `schemas.py`; how it travels, and how it is understood, here.
+`schemas.py` has the fields of a message; this module reads them from a record, plain or as a CloudEvent.
 
-It will never do I/O, ask for the time, raise because of what a message holds (a request that makes no sense is a
-value), or repeat in a sentence what a message held: dead letters' details name the field and the rule, no more.
+It never does I/O, reads the time, or raises because of a message's content: an invalid request is a value. The detail
+of a dead letter names the field and the rule, and never repeats content.
 """
 
 import base64

@@ -1,10 +1,8 @@
-"""The shape of the messages, said once.
+"""The schemas of the messages: the only definition of their fields.
 
-From here come the JSON Schemas in `schemas/`, the AsyncAPI document, and the check that requests go through.
-
-What is described here never loosens or tightens without a new version of the message: other teams build against it.
-Outcomes are written by `requests.py` without these models, so that no text of VCDA's can keep an outcome from being
-told; tests hold every outcome against its schema.
+The JSON Schemas in `schemas/`, the AsyncAPI document and the validation of requests are derived from it. A rule is
+never loosened or tightened without a new version of the message: other teams rely on it. `outcomes.py` writes outcomes
+without these models, so that no text of VCDA can prevent an outcome; tests validate every outcome against its schema.
 """
 
 import copy
@@ -34,7 +32,7 @@ _MOMENT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]
 
 
 def _whole(value: object) -> object:
-    """JSON knows one kind of number: 60.0 is the integer 60, here as in JSON Schema."""
+    """JSON has one type of number: 60.0 is the integer 60, as in JSON Schema."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

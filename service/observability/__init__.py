@@ -1,1 +1,1 @@
-"""What operators see of a process: metrics, logs, traces."""
+"""Metrics, logs and traces of a process."""

@@ -1,15 +1,14 @@
 """Logs: a line for each event, as JSON for machines or as text for people, to standard error.
 
 Fields come from `extra=`; their names are the metrics' and the events' words (`site`, `replication_id`, `reason` ...).
-The code that logs keeps secrets out; the `Redactor` here is the last line of defence, not the first: it hides the
-values it was told of, in any of their usual spellings, and whatever follows a header or a field known to hold one.
+The code that logs keeps secrets out; the `Redactor` is an additional safeguard: it hides known secret values, in their
+usual encodings, and the values of headers and fields that usually contain secrets.
 
-Libraries that repeat themselves hundreds of times a minute while Kafka is away are held to one line of a kind in
-`QUIET`; the next line says how many were held back.
+Libraries that log the same message hundreds of times a minute while Kafka is unreachable are limited to one line in
+`QUIET`; the next line has the number of suppressed ones.
 
-Nothing here reads settings, and no record is lost for being badly made: a wrong format string still gives its line.
-Nor does a log's reader ever stop the service: a thread writes the lines, and what its queue can't hold is dropped and
-counted, see `Writer`.
+This module reads no settings. A record with a wrong format string is still logged. A slow reader of the log never
+blocks the service: a thread writes the lines, and lines that exceed its queue are dropped and counted, see `Writer`.
 """
 
 import json
@@ -40,7 +39,7 @@ FLOODING: Final = ("aiokafka", "faststream", "opentelemetry")
 OpenTelemetry for each batch of spans that its collector is away."""
 
 KINDS: Final = 500
-"""How many kinds of messages are remembered at most; texts that defy counting start again instead of growing."""
+"""How many kinds of messages are remembered at most; beyond that, all are forgotten."""
 
 TAMED: Final = {
     "aiokafka": logging.WARNING,  # INFO tells of each metadata update and each step of a rebalance
@@ -87,7 +86,7 @@ FIELDS: Final = re.compile(
 
 
 class Redactor:
-    """Hides secrets in texts. The code that reads new credentials hands them to it."""
+    """Hides secrets in texts. The code that reads credentials registers them with `hide`."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._spellings: set[str] = set()
@@ -141,7 +140,7 @@ class Flood(logging.Filter):
 
 
 def heard(record: logging.LogRecord) -> bool:
-    """Tell whether a record is news: aiokafka lets futures fail that nobody waits for, besides those somebody does.
+    """Whether a record has to be logged: asyncio's lines about futures of aiokafka that nothing awaits are not.
 
     A fenced producer leaves some of them behind, a commit of offsets that was not waited for leaves its task (both
     seen); asyncio logs each as an error when it is collected. A task of our own that fails unheard is news.

@@ -1,13 +1,13 @@
 """Every metric of the service: one table, and one class whose methods are named after what happened.
 
-The callers say what happened, in the words of their own trade; names, labels and buckets are decided here alone. No
-label ever holds an id: a request's site becomes `local`, a known site's name, or `other`, whatever a message says.
+Callers report events in terms of their own module; only this module decides names, labels and buckets. No label
+contains an id: the label `site` is `local`, the name of a known site, or `other`, regardless of the message.
 
 Two things keep it cheap, as each request passes here about ten times: the children of labelled metrics are looked up
 once, at the start, which also makes their series exist at 0; and what can be counted without a lock, or only matters
 when somebody looks (the metrics marked `at_scrape`), is read when Prometheus asks.
 
-It never logs, never raises for a word it hasn't heard before, and knows no registry but the one handed in.
+It never logs, never raises for an unknown label value, and uses only the registry that is passed in.
 """
 
 import platform
@@ -46,7 +46,7 @@ BRIEF: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 3
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One row of the table: what Prometheus and the documentation are told."""
+    """One row of the table of metrics, for Prometheus and the documentation."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -228,10 +228,10 @@ M = TypeVar("M", bound=MetricWrapperBase)
 
 
 class Metrics:
-    """What happened, counted. A `site` is a request's own: None means local.
+    """Counts events. A `site` is a request's: None is the local site.
 
-    `sites` are the configured ones; `dead_reasons` and `stop_reasons` the words that can come, so that their series
-    exist before the first. `clock` tells ages at scrape.
+    `sites` are the configured sites; `dead_reasons` and `stop_reasons` the possible reasons, so that their series exist
+    from the start. `clock` is for ages, which are computed at scrape.
     """
 
     def __init__(

@@ -1,15 +1,14 @@
-"""OpenTelemetry traces of a request through several services. Off unless the environment asks for them.
+"""OpenTelemetry traces of a request through several services. Off unless the environment enables them.
 
-A sync lasts for hours and survives its process, so no span of ours stands open from its beginning to its end: each
-step is a short span of its own, a child of the context that the request brought along, which stands in the journal.
-A poll asks after up to a hundred syncs at once: its span is no child of any of them, but has a link to each. The
-outcome carries the context of its own span on.
+A sync takes hours and outlives its process, so there is no span from its beginning to its end: each step is a short
+span, a child of the request's trace context, which is stored in the journal. A poll concerns up to a hundred syncs: its
+span has a link to each of them. The outcome's headers have the context of the outcome's span.
 
     the upstream's span
-     +-- vm-sync accept        written down
-     +-- vm-sync submit        one POST, its answer awaited
-     +-- vm-sync outcome       published; the reader of the outcome continues here
-    vm-sync poll               links to the requests asked about
+     +-- vm-sync accept        the request is committed
+     +-- vm-sync submit        one POST and its answer
+     +-- vm-sync outcome       the outcome is published; its reader continues here
+    vm-sync poll               links to the polled requests
 
 It never puts a secret, a site's password or a task's result into a span, and decides nothing.
 """

@@ -1,1 +1,1 @@
-"""The operations server: probes, metrics, documents, and what is in flight."""
+"""The operations server: probes, metrics, documents, and requests in flight."""

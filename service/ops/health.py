@@ -1,4 +1,4 @@
-"""Is the process alive, is it ready, and why not. Pure: moments are handed in."""
+"""Decides whether the process is alive and ready, and the reasons if not. Pure: moments are passed in."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -18,14 +18,14 @@ LAG_INTERVAL: Final = timedelta(milliseconds=500)
 
 
 class Health:
-    """What is known of the process's own condition. Pure: moments are handed in, from the monotonic clock.
+    """The state of the process for the probes. Pure: moments are passed in, from the monotonic clock.
 
-    Alive: each watched loop has turned within its limit, no coordination task has died, and where there is something
-    to read, it is read. Kafka or VCDA being away is no reason, nor is a refusal of Kafka's: a restart cures neither.
+    Alive: each watched loop has made progress within its limit, no essential task has failed, and unread records are
+    being read. An unreachable Kafka or VCDA, or a right that Kafka refuses, is no reason to restart.
 
-    Ready: Kafka has been joined and what was owned first is restored; an ordinary rebalance doesn't take it back. Not
-    while Kafka has been away for long or refuses something, the requests topic is missing, a partition is stopped or
-    has not been open for long, or the service drains.
+    Ready: the consumer group has been joined and the first assigned partitions are restored; a rebalance does not
+    change that. Not ready while Kafka has been unreachable for long or refuses a right, the requests topic is missing,
+    a partition is stopped or has not been open for long, or the service drains.
 
     Reasons are sentences for operators, without secrets.
     """

@@ -1,8 +1,8 @@
-"""The operations server: is it alive, is it ready, its metrics, its messages' document, and what is in flight.
+"""The operations server: probes, metrics, the AsyncAPI document, and requests in flight.
 
-It answers as long as the process does anything, through the whole of a drain, and never holds a stop up: a client that
-sends half a request or reads no answer is cut off. It only looks; nothing in the service can be changed here, and
-nothing of what it shows is secret. It decides nothing but when to call the service alive and ready: see `Health`.
+It answers until the process ends, also during a drain, and never delays a stop: the connection of a client that sends
+half a request or reads no answer is closed. It is read-only, and shows no secrets. `Health` decides whether the service
+is alive and ready.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What is in flight, page by page."""
+"""The page `/syncs`: requests in flight, as JSON with paging."""
 
 import asyncio
 import heapq

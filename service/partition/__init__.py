@@ -1,1 +1,1 @@
-"""One partition: from an opened journal to its hand-over, and all syncs in it."""
+"""One partition, from its opening to its hand-over, and all its syncs."""

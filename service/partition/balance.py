@@ -1,15 +1,15 @@
 """Counts the fate of each record read from the requests topic, once, when the fate is committed.
 
-A partition takes records up in memory; that stands only once a commit has moved the journal's cursor past them. So
-the fates of what was taken up are held back until then, and counted with the commit:
+A partition admits records in memory first; the admission is final only once a commit has moved the journal's cursor
+past them. So the fates of admitted records are held back until then, and counted with the commit:
 
-    read --taken up--> held --the commit stood----------------------------> counted: admitted, duplicate ...
-      |                  +----the journal was lost, its cursor is past----> counted all the same: the commit stood
+    read --admitted--> held --the commit succeeded------------------------> counted: admitted, duplicate ...
+      |                  +----the journal was lost, its cursor is past----> counted: the commit had succeeded
       |                  +----the journal was lost, its cursor is before--> reread
       +--the partition isn't open, or was read under an earlier seek------> reread
 
-What was read, and neither is held nor has a fate, was skipped without a word: `vm_sync_records_unaccounted`, which is 0
-or a bug. Pure: it knows no journal, and never decides what a record's fate is.
+Records that were read, but are neither held nor have a fate, were skipped silently: `vm_sync_records_unaccounted`,
+which is above 0 only after a bug. Pure: it knows no journal, and never decides a record's fate.
 """
 
 from collections import Counter, deque
@@ -21,7 +21,7 @@ from service.messages.record_fate import NEVER_READ, Fate
 
 @dataclass(slots=True)
 class Taken:
-    """What became of the offsets that the cursor passed in one go; `until` is the offset after the last of them."""
+    """The fates of offsets that the cursor passes together; `until` is the offset after the last of them."""
 
     until: int
     fates: Counter[Fate] = field(default_factory=Counter)
@@ -36,7 +36,7 @@ class Taken:
 
 
 class BalanceMeter(Protocol):
-    """What is counted here."""
+    """The metrics of the balance."""
 
     def records(self, fate: Fate, count: int) -> None: ...  # noqa: D102 - the names say it
     def records_held(self, delta: int) -> None: ...  # noqa: D102

@@ -1,7 +1,7 @@
-"""When each sync has to be looked at again, by wall time, the earliest first. Pure: the time is handed in.
+"""A queue of moments (wall time) at which syncs have to be checked, the earliest first. Pure.
 
-Most syncs end hours before their deadlines. What is no longer wanted then is cleared away now and then, so that memory
-holds little more than what is in flight.
+Most syncs end hours before their deadlines. Entries of ended syncs are removed from time to time, so that memory holds
+little more than the syncs in flight.
 """
 
 import heapq
@@ -16,7 +16,7 @@ FEW = 1_000
 
 
 class Deadlines(Generic[T]):
-    """Things to be looked at again; `wanted` says whether one still matters."""
+    """Syncs to be checked later; `wanted` decides whether an entry is still needed."""
 
     def __init__(self, *, wanted: Callable[[T], bool]) -> None:
         self._wanted = wanted
@@ -28,7 +28,7 @@ class Deadlines(Generic[T]):
         return len(self._heap)
 
     def add(self, moment: datetime, thing: T) -> None:
-        """Be reminded of it then."""
+        """Add a sync, to be checked at a moment."""
         self._serial += 1
         heapq.heappush(self._heap, (moment, self._serial, thing))
         if len(self._heap) > self._clear_at:

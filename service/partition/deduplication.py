@@ -1,7 +1,7 @@
-"""A partition's ended requests, remembered to recognise duplicates, and to know to which request a task belongs.
+"""Recognises duplicates of a partition's ended requests, and knows the tasks that belong to ended requests.
 
 An ended request's record stays in the journal for the time of deduplication, then gets a tombstone. Memory holds only
-hashes of the identities (`dedup_index`), so the journal is read again, seldom, to find whose time is over.
+hashes of the identities (`dedup_index`), so the journal is read again from time to time to find expired identities.
 """
 
 import asyncio
@@ -29,13 +29,13 @@ TOMBSTONES_AT_ONCE = 1_000
 
 
 class DeduplicationMeter(Protocol):
-    """What is counted here."""
+    """The metrics of deduplication."""
 
     def identities(self, delta: int) -> None: ...  # noqa: D102 - the name says it
 
 
 class Deduplication:
-    """Ended requests' identities. `in_flight` says whether one is in flight: it may be sent again after it expired."""
+    """The identities of ended requests. `in_flight`: whether an expired identity is in flight again."""
 
     def __init__(
         self,

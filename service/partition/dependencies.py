@@ -1,4 +1,4 @@
-"""What all partitions of a process share, as a partition sees it: only what it calls, and the values it is handed."""
+"""Interfaces of the objects that all partitions of a process share, with only the methods that a partition calls."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ from service.vcda.poller import Watch
 
 
 class Api(FindApi, Protocol):
-    """What is asked of VCDA; polling is the poller's."""
+    """The calls to VCDA that a partition makes; the poller makes the polls."""
 
     async def submit(
         self,
@@ -30,37 +30,37 @@ class Api(FindApi, Protocol):
         operation_id: str,
         may_leave: Callable[[sync.Account | None], bool],
     ) -> sync.SubmitAnswer:
-        """POST the sync, unless `may_leave`, who is told as whom, forbids it at the last moment."""
+        """POST the sync. `may_leave` is called with the account just before the POST is sent, and may forbid it."""
 
     def spellings(self) -> tuple[sync.Spelling, ...]:
-        """Return what is known of how VCDA names our user on tasks: the same object until more is."""
+        """Return the known spellings of the service's user on tasks: the same object until another is learnt."""
 
     def learn(self, spellings: Iterable[sync.Spelling]) -> None:
-        """Learn what an earlier process had learnt."""
+        """Add spellings that an earlier process learnt."""
 
     def learn_name(self, account: sync.Account, *, site: str | None, name: str) -> None:
-        """Learn how a task names an account's user, which that account has made for certain."""
+        """Learn a spelling from a task that certainly belongs to the account."""
 
 
 class Lanes(Protocol):
-    """The traffic rules of each site."""
+    """The lanes of all sites."""
 
     def lane(self, site: str | None) -> Lane:
         """Return the site's lane."""
 
 
 class Poller(Protocol):
-    """Asks after tasks until told not to."""
+    """Polls tasks until `unwatch`."""
 
     def watch(self, watch: Watch) -> None:
-        """Begin to ask."""
+        """Start polling a task."""
 
     def unwatch(self, watch: Watch) -> None:
-        """Stop asking."""
+        """Stop polling a task."""
 
 
 class Meter(JournalWriterMeter, DeduplicationMeter, Protocol):
-    """What is counted."""
+    """The metrics of a partition."""
 
     def adopted(self) -> None: ...  # noqa: D102 - the names say it
     def post_repeated(self, site: str | None) -> None: ...  # noqa: D102
@@ -72,7 +72,7 @@ class Meter(JournalWriterMeter, DeduplicationMeter, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dependencies:
-    """What a partition needs from its process.
+    """The objects and names that a partition gets from its process.
 
     `requests` and `dead_letters` are topics; `deadline` is for requests that name none; `group` is the consumer group,
     for the cursors in the journals.

@@ -1,13 +1,12 @@
-"""Drives the syncs of one partition: each step that a sync takes is decided by `sync.py` and carried out here.
+"""Drives the syncs of one partition: `sync.py` decides each step of a sync, and this module carries it out.
 
     Waiting --a slot in the lane--> Submitting --commit--> POST --> Running --polls--> outcome
                                         |                   |
-                                     (a crash, or no answer: look for the task first)
+                                     (a crash, or no answer: look up the task first)
 
-A waiting or running sync costs no coroutine: the lane calls when a slot is free, the poller when a task was seen, and
-the journal writer when a commit stands. Only a POST has a task of its own, and its answer is what that task returns.
-
-Every step is handed to the journal writer in the same turn of the event loop in which the sync takes it.
+A waiting or running sync needs no coroutine: the lane calls back when a slot is free, the poller after a poll, and the
+journal writer after a commit. Only a POST has an asyncio task (`Submitter.post`), which returns the answer. Every step
+is handed to the journal writer in the same iteration of the event loop.
 """
 
 import asyncio
@@ -35,23 +34,23 @@ from service.vcda.poller import Verdict, Watch
 log = logging.getLogger(__name__)
 
 CLOCKS_MARGIN = timedelta(minutes=1)
-"""How far a task's start may lie before our first POST by VCDA's clock as we know it: the `Date` header has whole
-seconds, a remote site's clock is its own, and NTP keeps both well within a minute."""
+"""How far a task's start may lie before the first POST, by VCDA's clock as estimated from `Date` headers, which have
+whole seconds. A remote site has a clock of its own; NTP keeps both well within a minute."""
 
 UNCALIBRATED_MARGIN = timedelta(minutes=15)
 """The same while VCDA has not answered yet, so that nothing is known of its clock."""
 
 OWN_BACKOFF = Backoff(first=timedelta(seconds=10), longest=timedelta(minutes=5))
-"""How long a replication that is busy (409) is left alone: at first, doubling, and at most; jittered. A sync that
-somebody else began takes minutes at least, and a site with hundreds of busy replications has others to serve."""
+"""Pauses before the POST to a busy replication (409) is repeated: the first, doubling, and the longest; with jitter. A
+sync that another user started takes minutes at least, and other replications of the site must not wait."""
 
 TICK = timedelta(seconds=1)
 """How often deadlines are looked at. The shortest deadline of the contract is a second."""
 
 REPEAT_BACKOFF = Backoff(first=timedelta(seconds=30), longest=timedelta(minutes=10))
 """How long a request waits before its second POST after a doubt, and at most before the later ones: its first such POST
-goes at once. A request whose POSTs come to nothing again and again meets a VCDA that takes them too late to be seen:
-each further one may be a second sync, and does not help."""
+goes at once. If the POSTs of a request repeatedly lead to no visible task, VCDA may create tasks later than look-ups
+expect: each further POST may start another sync."""
 
 RESTORED_AT_ONCE = 250
 """Syncs restored between two turns of the event loop while a partition starts, some milliseconds."""
@@ -63,7 +62,7 @@ KNOWN_STATES = frozenset(TaskState)
 
 
 class Driver:
-    """The syncs of one partition, from their acceptance to their outcomes.
+    """Drives the syncs of one partition, from acceptance to outcome.
 
     `spawn` runs a coroutine as a task of the partition: one that fails takes the partition with it.
     """
@@ -124,7 +123,7 @@ class Driver:
                 await asyncio.sleep(0)
 
     def start(self) -> None:
-        """Begin to work on what was restored."""
+        """Start to drive the restored syncs."""
         _ = self._spawn(self._deadline_loop())
         for tracked in self._in_flight:
             if isinstance(tracked.state, Waiting) and tracked.state.repeats > 1:
@@ -146,11 +145,11 @@ class Driver:
                 self._move_on(replication_id)
 
     def stop(self) -> None:
-        """Let no sync take a step from now on, whatever is still heard of it."""
+        """Ignore all further events: no sync takes another step."""
         self._stopped = True
 
     def release(self) -> None:
-        """Give back what the process shares with these syncs: places and turns in lanes, polls, progress, counts."""
+        """Release what these syncs hold in the process: slots and queue entries in lanes, polls, progress, counts."""
         for tracked in self._in_flight:
             tracked.answered(self._lane(tracked))
             self._leave(tracked)

@@ -1,6 +1,6 @@
 """The syncs in flight in a partition: by identity, and for each replication in the order of acceptance.
 
-The eldest of a replication is the one that may run; nobody overtakes. What runs when is decided elsewhere.
+Only the oldest request of a replication may run, and none overtakes another. The driver decides when it runs.
 """
 
 from asyncio import Task
@@ -85,7 +85,7 @@ class TrackedSync:
 
     @property
     def ids(self) -> dict[str, str | None]:
-        """What a log line about it shall carry."""
+        """The ids for a log line about the sync."""
         request = self.request
         return {"operation_id": request.operation_id, "replication_id": request.replication_id, "site": request.site}
 
@@ -137,7 +137,7 @@ class InFlight:
         queue.append(tracked)
 
     def remove(self, tracked: TrackedSync, *, now: datetime) -> None:
-        """Let go of what has ended. Whoever it was in the way of until after their deadline remembers it."""
+        """Remove an ended sync. Expired requests behind it keep its operationID for their outcomes."""
         request = tracked.request
         del self._tracked_syncs[request.identity]
         key = request.replication_id.casefold()

@@ -1,6 +1,6 @@
-"""What is in flight in all partitions of a process, as the operations server and the metrics show it.
+"""A view of the requests in flight in all partitions of a process, for the operations server and the metrics.
 
-Whoever iterates may let the event loop turn meanwhile: partitions and syncs may end before they are looked at.
+While a caller iterates, the event loop may run other tasks, so partitions and syncs may end before they are yielded.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,13 +1,14 @@
 """Group commit: a partition's changes are gathered, committed to the journal together, and only then acted on.
 
-While one batch commits, the next gathers. What must wait for its batch to stand, such as a POST for its intent, is
-called once it does, in the order it was handed in. A commit that stood proves that the partition is still ours, and
-the proof is as old as the moment before its sending: how much may be done on its strength depends on that.
+While one batch is committed, the next one is gathered. Actions that must wait for their batch, such as a POST for its
+intent, are called after its commit, in the order in which they were added. A successful commit proves that this process
+owned the partition at the moment before its sending; the submit window is counted from that moment.
 
-Kafka may be slower than what changes. So what gathers is cut where it is large: each commit is small enough to end
-within its transaction's limit. And past `BEHIND` the partition takes on nothing that can wait: memory has a bound.
+Changes may arrive faster than Kafka commits them. So a large batch is split: each commit is small enough to end within
+its transaction's time limit. And with more than `BEHIND` bytes uncommitted the partition pauses reading, so memory is
+bounded.
 
-It never looks into a change, and never repeats a commit: the first that fails is the last.
+It never inspects a change, and never repeats a commit: the first failure ends the writer.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ TOMBSTONE_BYTES = 64
 
 
 class JournalWriterMeter(Protocol):
-    """What is counted here."""
+    """The metrics of the journal writer."""
 
     def commit(self, seconds: float, records: int) -> None: ...  # noqa: D102 - the name says it
 

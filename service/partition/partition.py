@@ -1,14 +1,14 @@
 """One partition's life: from an opened journal until it is closed or the journal is lost, and what it admits meanwhile.
 
-It admits requests, hands their syncs to the driver, and is handed over to its next owner. Everything that is decided
-stands in the journal before anything is done about it:
+A partition admits requests, hands their syncs to the driver, and is handed over to its next owner. Every decision is
+committed to the journal before it takes effect:
 
     records --admit--> the driver's syncs --> outcomes
                 |                               |
                 +-- one group commit after another: changes, outcomes, dead letters, and the cursor
 
-A partition never reads from the requests topic, never opens its journal again (its supervisor does), and never asks for
-the time.
+A partition never reads from the requests topic, never reopens its journal (its supervisor does), and never reads the
+time.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition n
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What a closed partition knew, for the case that its journal doesn't any more."""
+    """The state of a closed partition, in case its journal has lost it."""
 
     batch: Batch
     """All that was in flight, all that had not been committed, and the cursor."""
@@ -132,9 +132,9 @@ class Partition:
         _ = self._spawn(self._deduplication.sweep(self._dependencies.random))
 
     async def quiesce(self, limit: float) -> bool:
-        """Begin nothing, let the POSTs in flight be answered and their answers stand; within `limit` seconds or not.
+        """Start no POST, and wait until POSTs in flight are answered and committed, for at most `limit` seconds.
 
-        For speed only: what is left open is in doubt for whoever comes next, never lost. Polls and outcomes go on.
+        For speed only: an unanswered POST is in doubt for the next owner, never lost. Polls and outcomes continue.
         """
         self._driver.quiescing = True
         try:
@@ -154,7 +154,7 @@ class Partition:
         return True
 
     def resume(self) -> None:
-        """The partition stays here after all: begin again."""
+        """The partition was assigned to this process again: start POSTs again."""
         self._driver.resume()
 
     async def close(self) -> None:
@@ -195,7 +195,7 @@ class Partition:
         return Memory(batch, self._bygone, self._journal.end)
 
     async def disown_cursor(self) -> None:
-        """Let it stand in the journal that the cursor fits no topic any more: the topic it came from was replaced.
+        """Commit a cursor that matches no topic, since the requests topic was replaced.
 
         Records of the new topic may have been taken up already, so that the cursor would pass for one of it.
 

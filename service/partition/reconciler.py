@@ -1,12 +1,12 @@
 """Looks up the tasks of POSTs in doubt, repeatedly, until each task is found or known not to exist.
 
-A POST is in doubt when it may have been received and there is no whole, understood answer: its connection broke, or
-its process did. Each site has a search of its own, so a dead site delays nobody else. What a look-up has seen is
-handed on; what follows from it, `sync` decides, by when the look-up began and under which account.
+A POST is in doubt if VCDA may have received it and there is no complete, understood answer: its connection or its
+process failed. Each site has its own look-ups, so a dead site does not delay others. `sync` decides what follows from a
+look-up, by the time when it began and its account.
 
-A look-up asks for the tasks of one replication, which is enough to find a task. That there is none is concluded from
-all sync tasks of the site alone: VCDA leaves a task out of the tasks of a replication when it names none, or spells it
-in another letter case. Only where all of them can't be had, and those of a replication can, these have to do.
+The list of one replication's tasks is enough to find a task. That there is no task is concluded only from the list of
+all sync tasks of the site: VCDA leaves a task out of the list of a replication if the task has no replication id, or
+has it in another letter case. Only if the list of all tasks can't be read, the list of the replication's tasks is used.
 """
 
 import asyncio

@@ -1,13 +1,13 @@
 """Sends POSTs, each within the submit window of a successful commit, which is checked as late as possible.
 
-A process that was suspended, or cut off from Kafka, doesn't know that its partition has been taken over. It may have
-a commit in hand that stood; so a POST leaves only for a short while after the sending of such a commit, and whoever
-takes over waits that much longer before concluding anything. A login or a connection that takes longer than that
-closes the window: then the ownership is proved again, and the POST goes again. Where Kafka is so slow that no proof is
-young enough, it goes again after a pause that grows, says so, and is shown by `/readyz`.
+A process that was suspended, or disconnected from Kafka, doesn't know that its partition has a new owner, although its
+last commit succeeded. So a POST is sent only within a short time after the sending of a successful commit, and the new
+owner waits that much longer before it concludes anything from a look-up. If a login or a connection takes longer, the
+window closes: then another commit confirms the ownership, and the POST is tried again. If Kafka is too slow for that,
+the pauses between the tries grow, a warning is logged, and `/readyz` reports it.
 
-Nor does a POST leave under another account than its intent names, as the first one would, before which nobody has
-logged in: VCDA shows a user only their own tasks, so whoever looks for the task has to know whose it is.
+A POST is also not sent under another account than its intent names, for example the first POST, whose intent is written
+before the first login: VCDA shows a user only their own tasks, so a look-up has to know the account.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ LOOK = timedelta(milliseconds=500)
 
 
 HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="The POST was cancelled before it was sent."), sent=False)
-"""What comes of a POST whose turn at the wire came too late: the site has paused, the partition quiesces."""
+"""The answer of a POST that was not sent, since its site paused or the partition quiesces meanwhile."""
 
 
 class Submitter:
-    """Makes the POSTs of one partition. `may_begin` says whether a sync's POST is still wanted."""
+    """Sends the POSTs of one partition. `may_begin` checks whether a sync's POST is still wanted."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Submitter:
         return min(self._held.values(), default=None) if self._journal_writer.took > self._window / 2 else None
 
     async def post(self, tracked: TrackedSync) -> SubmitAnswer:
-        """POST until it has left, or is not wanted any more, and return the answer.
+        """Send the POST of a sync, in several tries if the window closes, and return the answer.
 
         Raises:
             JournalLost: the partition is ours no more, or may not be.
