@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from service.sandbox.kafka import KAFKA_VERSION
+from service.sandbox.kafka_jars import KAFKA_VERSION
 
 PACKAGES = ("vm-sync", "aiokafka", "aiohttp", "faststream", "httpx", "httpx-aiohttp", "uvloop")
 

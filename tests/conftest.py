@@ -5,12 +5,13 @@ import os
 import sys
 import traceback
 import uuid
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from typing import NoReturn, TypeAlias
 
 import pytest
 
 from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaElsewhere, KafkaError
+from tests.support.cluster import Cluster
 
 TopicNamer: TypeAlias = Callable[[str], str]
 
@@ -55,6 +56,29 @@ def kafka() -> Iterator[Kafka]:
         embedded.close()
 
 
+@pytest.fixture(scope="session")
+def _cluster() -> Iterator[Cluster]:
+    found = Cluster()
+    try:
+        found.open()
+    except KafkaError as error:
+        missing(str(error))
+    else:
+        yield found
+    finally:
+        found.close()
+
+
+@pytest.fixture
+async def cluster(_cluster: Cluster) -> AsyncIterator[Cluster]:
+    """Three brokers with rights, started when the first test asks for them; whole again after each test.
+
+    A test may stop, freeze and kill any of them. Use only topics from `topic_name`.
+    """
+    yield _cluster
+    await _cluster.heal()
+
+
 @pytest.fixture
 def own_kafka() -> Iterator[EmbeddedKafka]:
     """A Kafka for this test alone, which may stop, kill and start it; takes seconds."""
@@ -82,7 +106,7 @@ def topic_name() -> TopicNamer:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what needs a Kafka, so that `-m "not kafka"` leaves the fast ones."""
     for item in items:
-        if isinstance(item, pytest.Function) and {"kafka", "own_kafka"} & set(item.fixturenames):
+        if isinstance(item, pytest.Function) and {"kafka", "own_kafka", "cluster"} & set(item.fixturenames):
             item.add_marker("kafka")
 
 

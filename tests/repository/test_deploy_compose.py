@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from service import settings
-from service.sandbox.kafka import KAFKA_VERSION
+from service.sandbox.kafka_jars import KAFKA_VERSION
 from service.settings import types as kinds
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

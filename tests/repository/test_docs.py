@@ -27,7 +27,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.partitioner import murmur2
 
 from service.observability.metrics import METRICS
-from service.sandbox.kafka import KafkaError, jars
+from service.sandbox.kafka_jars import KafkaError, jars
 from service.settings import describe
 from service.sync import Reason
 from tests.conftest import missing

@@ -14,7 +14,8 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from service.sandbox.kafka import EmbeddedKafka, KafkaError, jars
+from service.sandbox.kafka import EmbeddedKafka
+from service.sandbox.kafka_jars import KafkaError, jars
 
 HOLDER = """
 import signal
@@ -28,6 +29,7 @@ signal.pause()
 
 @dataclass
 class FakeArtifact:
+    artifactId: str  # noqa: N815 - so it is called there
     filename: str
     source: Path
 
@@ -111,7 +113,7 @@ def test_two_processes_at_once_download_once(monkeypatch: pytest.MonkeyPatch, tm
 
     def resolve(endpoint: str) -> list[FakeArtifact]:
         asked.append(endpoint)
-        return [FakeArtifact(f"{len(asked)}.jar", tmp_path / "source")]
+        return [FakeArtifact(endpoint, f"{len(asked)}.jar", tmp_path / "source")]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(jgo, "resolve", resolve)

@@ -1,6 +1,5 @@
 """A Kafka with a listener for each way to be sure, or not, who is at the other end; and the certificates for it."""
 
-import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -65,11 +64,6 @@ def _write_for_kafka(certificate: trustme.LeafCert, path: Path) -> None:
     path.write_bytes(key.private_bytes(kind, form, serialization.NoEncryption()) + chain)
 
 
-def _escaped(text: str) -> str:
-    """Spell what isn't ASCII as Java wants it in a properties file."""
-    return json.dumps(text)[1:-1]
-
-
 def secured(folder: Path) -> EmbeddedKafka:
     """Return one, not started, with the certificates of `certificates(folder)`."""
     properties: dict[str, str] = {}
@@ -90,7 +84,7 @@ def secured(folder: Path) -> EmbeddedKafka:
             mechanisms = ["SCRAM-SHA-256", "SCRAM-SHA-512"] + ["PLAIN"] * (listener != "SCRAM_ONLY")
             properties |= {
                 f"{prefix}.sasl.enabled.mechanisms": ",".join(mechanisms),
-                f"{prefix}.plain.sasl.jaas.config": f'{plain} user_{USER}="{_escaped(PASSWORD)}";',
+                f"{prefix}.plain.sasl.jaas.config": f'{plain} user_{USER}="{PASSWORD}";',
                 f"{prefix}.scram-sha-256.sasl.jaas.config": scram,
                 f"{prefix}.scram-sha-512.sasl.jaas.config": scram,
             }
@@ -111,14 +105,7 @@ LOGIN: Final = {
 
 def guarded() -> EmbeddedKafka:
     """Return one, not started, that asks for `USER`'s rights at the listener LOGIN; without a login one may do all."""
-    scram = "org.apache.kafka.common.security.scram.ScramLoginModule required;"
-    properties = {
-        "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-        "super.users": "User:ANONYMOUS",
-        "listener.name.login.sasl.enabled.mechanisms": "SCRAM-SHA-256",
-        "listener.name.login.scram-sha-256.sasl.jaas.config": scram,
-    }
-    return EmbeddedKafka(properties=properties, listeners={"LOGIN": "SASL_PLAINTEXT"}, scram={USER: PASSWORD})
+    return EmbeddedKafka(users={USER: PASSWORD}, authorizer=True)
 
 
 class Resource(IntEnum):
