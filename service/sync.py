@@ -1,8 +1,8 @@
 """One sync: everything that can be true of a request, and every way it can change. Pure.
 
-Rule 1: whatever changes what is true of a request is written in this module.
-Rule 2: no clock, no loop, no I/O, no library. Time is handed in; what the world said is handed in as a value.
-Rule 3: an outcome is told exactly once, by the step that returns it.
+Rule 1: every change of a request's state is written in this module.
+Rule 2: no clock, no loop, no I/O, no library. Time and observations are arguments.
+Rule 3: exactly one step of a request returns its outcome.
 
     Waiting --begin--> Submitting --Accepted--> Running --SUCCEEDED--> Ended (Completed)
        ^                 |    |                    |
@@ -15,14 +15,14 @@ Rule 3: an outcome is told exactly once, by the step that returns it.
     The deadline passes:  Waiting -----------------> Ended (Failed: not-started)
                           Submitting, Running -----> Lingering (Failed: timed-out)
 
-A `Lingering` sync has told its outcome, but may still be running at VCDA, which has no cancel. Its replication stays
-taken until its task has ended, or is known not to be: otherwise two syncs of one replication would overlap.
+A `Lingering` sync has its outcome, but its task may still run at VCDA, which has no cancel. Its replication is held
+until the task has ended, or is known not to exist: otherwise two syncs of one replication would overlap.
 
-No state is without an exit. LINGER_LIMIT after its deadline a lingering sync no longer counts as one of the site's
-syncs; its replication is free too, unless VCDA still shows the task as unfinished (UNSEEN_LIMIT).
+Every state has an exit. LINGER_LIMIT after its deadline a lingering sync no longer occupies a slot of its site, and its
+replication is free, unless VCDA still shows the task as unfinished (UNSEEN_LIMIT).
 
-Two time lines run through it: `datetime` is wall time and survives a restart in the journal; `float` is the
-monotonic clock of this process, and a field that holds one is never written down.
+Two kinds of time: `datetime` is wall time, and is stored in the journal; `float` is the monotonic clock of this
+process, and is never stored.
 """
 
 from collections.abc import Iterable
@@ -31,12 +31,12 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TypeAlias, assert_never
 
-# ---------------------------------------------------------------- what is asked, and by which rules
+# ---------------------------------------------------------------- requests and limits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request as it was accepted. `offset` is its place in the requests topic, and so its order among siblings."""
+    """An accepted request. `offset` in the requests topic is its order among the requests for one replication."""
 
     identity: str
     operation_id: str
@@ -52,27 +52,27 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The numbers that decide. Safety rests on `window` and `late`; the others are the operator's taste."""
+    """The limits that transitions use. Safety depends on `window` and `late`; the others are preferences."""
 
     window: timedelta
-    """W: a POST begins within this of the moment before the sending of a commit that stood."""
+    """W: a POST is sent only within this time after the sending of a successful commit."""
     late: timedelta
-    """D: how long after its sending VCDA may still take a POST; the request timeout and SYNC__SETTLE together."""
+    """D: how long after its sending a POST may still create a task: REQUEST_TIMEOUT + SYNC__SETTLE."""
     lost_after: timedelta
-    """How long VCDA must deny a task before it may count as lost."""
+    """How long VCDA must answer without a task before the task may count as lost."""
     deduplicate_for: timedelta
     """How long an ended request's identity is remembered, at least."""
 
     @property
     def restored_doubt(self) -> timedelta:
-        """How long after one's own producer start a predecessor's POST may still turn into a task."""
+        """How long after this process's producer start a POST of the previous owner may still create a task."""
         return self.window + self.late
 
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 LOST_ANSWERS = 3
-"""A task must be absent from at least so many good answers: one empty page proves nothing."""
+"""A task must be missing from at least so many valid answers: one empty page proves nothing."""
 
 MISSING_TOGETHER_FACTOR = 6
 """How many times `lost_after` a task must be absent that is only ever missing together with most of the others of its
@@ -80,21 +80,21 @@ polls. An hour by default: longer than the restart of an appliance or the failov
 may be missing that come back; well before the default deadline, 6 h."""
 
 LINGER_LIMIT = timedelta(hours=24)
-"""How long after its deadline a lingering sync occupies a place at its site, and holds its replication when nothing is
-learnt of it. Longer than any session of VCDA lives (24 h), short of blocking for ever."""
+"""How long after its deadline a lingering sync occupies a slot of its site, and holds its replication if VCDA does not
+show the task. Longer than any session of VCDA lives (24 h)."""
 
 UNSEEN_LIMIT = timedelta(minutes=45)
 """Past LINGER_LIMIT: how long ago VCDA must have shown the task as unfinished, at the latest, for the sync to hold its
-replication further. Several times the longest pause between two polls of a task whose polls fail (10 min), and below
-the hour within which everything that nobody has seen shall be free."""
+replication further. Several times the longest pause between two polls of a task whose polls fail (10 min), and less
+than the hour after which a replication without a visible task has to be free."""
 
 
-# ---------------------------------------------------------------- what the world said
+# ---------------------------------------------------------------- observations
 
 
 @dataclass(frozen=True, slots=True)
 class ApiError:
-    """VCDA's own words: never a stack trace, texts cut where they were read."""
+    """An error from VCDA, without its stack trace, with texts shortened."""
 
     code: str
     msg: str
@@ -112,7 +112,7 @@ class Instance:
 
 
 class TaskState(StrEnum):
-    """The states that mean something here. Only two end a task; any other word, known or not, is still going."""
+    """Task states with a meaning here. Only two end a task; in any other state, known or not, the task is running."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -139,7 +139,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trouble:
-    """An answer, or the lack of one, that says nothing about the request itself. Expected; so a value."""
+    """A failed call that says nothing about the request itself. Expected, and therefore a value."""
 
     label: str
     """For metrics: `429`, `5xx`, `timeout`, `error` ..."""
@@ -148,7 +148,7 @@ class Trouble:
     http_status: int | None = None
     error: ApiError | None = None
     retry_after: timedelta | None = None
-    """How long VCDA asked to be left alone."""
+    """The time of VCDA's Retry-After."""
     own: bool = False
     """True where it concerns this replication alone (409), so that the site's other requests go on."""
 
@@ -159,10 +159,10 @@ WITHHELD = "withheld"
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Who a call to a site is made as: VCDA shows a user only their own tasks.
+    """The account of a call to a site: VCDA shows a user only their own tasks.
 
-    `at_site` is the user that the session was extended with for a remote site; None at the appliance's own site, and in
-    records of releases that didn't keep it: so at a remote site such a record equals no account.
+    `at_site` is the user that the session was extended with for a remote site; None for the local site, and in records
+    of releases that did not store it: such a record of a remote site equals no account.
     """
 
     user: str
@@ -170,13 +170,13 @@ class Account:
 
     @property
     def words(self) -> str:
-        """Name it in a sentence."""
+        """Return the account's name for a sentence."""
         return self.user if self.at_site is None else f"{self.user} ({self.at_site} at the site)"
 
 
 @dataclass(frozen=True, slots=True)
 class Spelling:
-    """How tasks of a site name the user of an account, learnt from a task that VCDA gave for a POST of ours."""
+    """A user name on tasks of a site, learnt for an account from the task in the answer to a POST."""
 
     account: Account
     site: str | None
@@ -185,9 +185,9 @@ class Spelling:
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """The names by which tasks of a site may call our user. `learnt`: VCDA has shown one of them on a task of ours.
+    """The possible names of the service's user on tasks of a site. `learnt`: VCDA has shown one of them.
 
-    Before that they are guesses, and a task of any other user may be ours too.
+    Before that the names are guesses, and a task of any other user may be the service's too.
     """
 
     names: frozenset[str]
@@ -208,7 +208,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """VCDA understood, and repeating won't change its mind."""
+    """VCDA refused the request, and a repetition would not change that."""
 
     error: ApiError | None
     http_status: int | None
@@ -218,7 +218,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class NotTaken:
-    """VCDA is known not to have taken the POST: it never left, or was turned away in a way that may pass."""
+    """The POST created no task for certain: it was not sent, or VCDA refused it for a reason that may pass."""
 
     trouble: Trouble
     sent: bool
@@ -226,7 +226,7 @@ class NotTaken:
 
 @dataclass(frozen=True, slots=True)
 class Unanswered:
-    """The POST may have been received, and there is no whole, understood answer."""
+    """VCDA may have received the POST, and there is no complete, understood answer."""
 
     trouble: Trouble
     sent_at: float
@@ -238,7 +238,7 @@ SubmitAnswer: TypeAlias = Accepted | Refused | NotTaken | Unanswered
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A look-up saw the task of the POST in doubt."""
+    """A look-up found the task of the POST in doubt."""
 
     task: Task
     account: Account | None
@@ -246,7 +246,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class OnlyOne:
-    """A look-up that began at `began` saw a single task that can be of the POST; whose it is, it can't tell."""
+    """A look-up that began at `began` found one task that may be the POST's; whose task it is, is unknown."""
 
     task: Task
     began: float
@@ -255,7 +255,7 @@ class OnlyOne:
 
 @dataclass(frozen=True, slots=True)
 class Unclear:
-    """A look-up that began at `began` can't tell whether the task is there; `why` is a sentence for people."""
+    """A look-up that began at `began` could not decide whether the task exists; `why` is a sentence."""
 
     why: str
     began: float
@@ -263,7 +263,7 @@ class Unclear:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """A look-up that began at `began` was answered completely, and nothing in it can be the task."""
+    """A look-up that began at `began` was answered completely, without a task that may be the POST's."""
 
     began: float
     account: Account | None
@@ -274,16 +274,17 @@ LookUp: TypeAlias = Found | OnlyOne | Unclear | NotFound
 
 @dataclass(frozen=True, slots=True)
 class Absent:
-    """A good answer to a poll, without the task."""
+    """A valid answer to a poll, without the task."""
 
     at: float
     together: bool = False
-    """Most of the tasks asked for are missing from this answer: that speaks of VCDA rather than of the task."""
+    """Most of the polled tasks are missing from this answer, which points to a fault of VCDA rather than a lost
+    task."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """Asked for the task alone, VCDA said 404 with an ApiError."""
+    """Polled for the task alone, VCDA answered 404 with an ApiError."""
 
     at: float
     account: Account | None
@@ -292,7 +293,7 @@ class Gone:
 PollAnswer: TypeAlias = Task | Absent | Gone
 
 
-# ---------------------------------------------------------------- what is told
+# ---------------------------------------------------------------- outcomes
 
 
 class Reason(StrEnum):
@@ -320,7 +321,7 @@ class Completed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
-    """The request will not be fulfilled, or is not known to be, and why."""
+    """The sync failed, or its result is unknown, and the reason."""
 
     request: Request
     reason: Reason
@@ -336,12 +337,12 @@ class Failed:
 Outcome: TypeAlias = Completed | Failed
 
 
-# ---------------------------------------------------------------- what is true of a request
+# ---------------------------------------------------------------- states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Waiting:
-    """Accepted, and VCDA is known not to have it. `trouble` says why the last attempt came to nothing."""
+    """Accepted, and VCDA has no task for it. `trouble` is the cause of the last failed attempt."""
 
     request: Request
     attempts: int = 0
@@ -354,10 +355,11 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitting:
-    """The intent to POST, written down before the POST. Read back from a journal it is in doubt.
+    """The intent to POST, committed before the POST. If it is restored from a journal, the POST is in doubt.
 
-    `look_from` is the start of the look-up on VCDA's clock, margin included; `passed_over` the young tasks of this
-    replication that belong to earlier requests; `account` who POSTs, since VCDA shows a user only their own tasks.
+    `look_from` is the start of the look-up on VCDA's clock, margin included; `passed_over` the recent tasks of this
+    replication that belong to earlier requests; `account` the POST's account, since VCDA shows a user only their own
+    tasks.
     """
 
     request: Request
@@ -374,13 +376,13 @@ class Submitting:
 
     @property
     def in_doubt(self) -> bool:
-        """Whether the POST's fate has to be looked up."""
+        """Whether the POST is in doubt and has to be looked up."""
         return self.conclusive_from is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Running:
-    """VCDA has a task for it. `site` is where to ask for the task."""
+    """VCDA has a task for the request. `site` is the site to poll."""
 
     request: Request
     attempts: int
@@ -395,7 +397,7 @@ class Running:
     """Those of them in which most other tasks were missing as well."""
 
     def suspected_lost(self, at: float, policy: Policy) -> bool:
-        """Whether it has been absent often and long enough to be asked for alone."""
+        """Whether the task has been missing often and long enough to be polled alone."""
         if self.absent_since is None or self.absent_answers < LOST_ANSWERS:
             return False
         alone = self.absent_answers - self.absent_together >= LOST_ANSWERS
@@ -405,7 +407,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lingering:
-    """Its outcome is told (`timed-out`), its POST or task may live on; the replication stays taken meanwhile."""
+    """The request has its outcome (`timed-out`), but its POST or task may still be active; the replication is held."""
 
     of: Submitting | Running
     told_at: datetime
@@ -415,13 +417,13 @@ class Lingering:
 
     @property
     def request(self) -> Request:
-        """The request whose outcome was told."""
+        """The request that has timed out."""
         return self.of.request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ended:
-    """What remains: enough to know a duplicate, to pass over its task, and to tell its story."""
+    """An ended sync: enough to recognise a duplicate, to ignore its task in look-ups, and to show its history."""
 
     request: Request
     attempts: int
@@ -442,19 +444,19 @@ Sync: TypeAlias = InFlight | Ended
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The next state, and the outcome that this very step tells, if any."""
+    """The next state, and the outcome, if this step decides it."""
 
     state: Sync
     outcome: Outcome | None = None
 
 
-# ---------------------------------------------------------------- how it changes
+# ---------------------------------------------------------------- transitions
 
 
 def begin(
     waiting: Waiting, *, look_from: datetime, account: Account | None, passed_over: tuple[str, ...]
 ) -> Submitting:
-    """Form the intent to POST. It must stand in the journal before a byte leaves."""
+    """Make the intent to POST. It must be committed before a byte of the POST is sent."""
     return Submitting(
         request=waiting.request,
         attempts=waiting.attempts + 1,
@@ -468,7 +470,7 @@ def begin(
 
 
 def restored(state: InFlight, *, opened_at: float, now: datetime, policy: Policy) -> InFlight:
-    """Take up what a predecessor, or an earlier self, left: an intent is in doubt from here on."""
+    """Restore a sync from the journal: the POST of an intent is in doubt."""
     match state:
         case Submitting():
             return replace(state, conclusive_from=opened_at + policy.restored_doubt.total_seconds())
@@ -483,7 +485,7 @@ def restored(state: InFlight, *, opened_at: float, now: datetime, policy: Policy
 
 
 def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime, policy: Policy) -> Step:
-    """The POST was answered, or wasn't."""
+    """Apply the result of the POST."""
     if isinstance(state, Lingering):
         return _lingering(state, answered(_doubt(state), seen, now=now, policy=policy), now=now, policy=policy)
     match seen:
@@ -495,7 +497,7 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
                 tried, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
             )
         case NotTaken(trouble, sent):
-            # What we held back ourselves says nothing of why the request had to wait so long.
+            # A POST that the service itself did not send is no reason why the request had to wait.
             withheld = trouble.label == WITHHELD
             return Step(
                 Waiting(
@@ -521,7 +523,7 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
 
 
 def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, policy: Policy) -> Step:
-    """The task of a POST in doubt was looked for."""
+    """Apply the result of a look-up for a POST in doubt."""
     if isinstance(state, Lingering):
         return _lingering(state, looked_up(_doubt(state), seen, now=now, policy=policy), now=now, policy=policy)
     match seen:
@@ -551,7 +553,7 @@ def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, pol
 
 
 def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, policy: Policy) -> Step:
-    """The task was asked after."""
+    """Apply the result of a poll."""
     if isinstance(state, Lingering):
         if not isinstance(state.of, Running):
             return Step(state)
@@ -600,7 +602,7 @@ def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, polic
 
 
 def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | None = None) -> Step:
-    """Time has passed. Tells the outcome when the deadline has come, and lets go of what lingers unseen.
+    """Apply the passing of time: decide the outcome at the deadline, and end a lingering sync without a visible task.
 
     `behind` is a sentence for a waiting request that never had its turn.
     """
@@ -627,7 +629,7 @@ def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | Non
 
 
 def let_go_at(state: Lingering) -> datetime:
-    """Return when a lingering sync is over if nothing more is seen of it: VCDA no longer shows its task as unfinished.
+    """Return when a lingering sync ends unless VCDA shows its task as unfinished again.
 
     A POST in doubt has no task that could be seen.
     """
@@ -638,7 +640,7 @@ def let_go_at(state: Lingering) -> datetime:
 
 
 def occupies(state: Sync, *, now: datetime) -> bool:
-    """Whether it counts as one of the site's syncs at VCDA: a lingering one does until LINGER_LIMIT has passed."""
+    """Whether the sync occupies a slot of its site; a lingering sync does so until LINGER_LIMIT has passed."""
     match state:
         case Submitting() | Running():
             return True
@@ -653,12 +655,13 @@ def occupies(state: Sync, *, now: datetime) -> bool:
 def recognised(
     tasks: Iterable[Task], doubt: Submitting, *, names: Names, began: float, account: Account | None
 ) -> LookUp:
-    """Say what a look-up has seen of the POST in doubt: `tasks` are all sync tasks that it was answered with.
+    """Interpret a look-up for a POST in doubt; `tasks` are all sync tasks of its answer.
 
-    The task of the POST is of its replication, has begun since `look_from`, was given to no earlier request, and is our
-    user's: the earliest such task is taken. A task without a start is taken as young, one without a user as ours. While
-    it isn't known how VCDA spells our user on tasks, a task by any other name may be ours: a single one is, once the
-    POST would have to be seen; of several it can't be told. Nor can it of a task that doesn't name its replication.
+    The POST's task has the same replication id, began at `look_from` or later, belongs to no earlier request, and has
+    the service's user; of several such tasks the earliest is taken. A task without a start counts as recent, a task
+    without a user as the service's. While the spelling of the service's user is unknown, a task with any other user may
+    be the service's: a single such task is adopted once the POST's task would have to be visible; several are
+    undecidable. So is a task without a replication id.
     """
     replication_id = doubt.request.replication_id.casefold()
     young = [
@@ -686,7 +689,7 @@ def recognised(
     return OnlyOne(named[0], began, account) if named else NotFound(began, account)
 
 
-# ---------------------------------------------------------------- the small parts
+# ---------------------------------------------------------------- helpers
 
 
 def _doubt(state: Lingering) -> Submitting:
@@ -697,19 +700,19 @@ def _doubt(state: Lingering) -> Submitting:
 
 
 def _may_conclude(doubt: Submitting, account: Account | None) -> bool:
-    """Whether this account would see the task of the POST. Releases of before wrote intents without an account."""
+    """Whether this account would see the POST's task. Earlier releases wrote intents without an account."""
     if doubt.account is None:
         return account is not None and account.at_site is None
     return account == doubt.account
 
 
 def _lingering(state: Lingering, step: Step, *, now: datetime, policy: Policy) -> Step:
-    """Carry on behind an outcome that was told: nothing more is told, nothing is begun again."""
+    """Apply a step to a lingering sync: it decides no further outcome and starts no POST."""
     match step.state:
         case Submitting() | Running() as of:
             found = isinstance(state.of, Submitting) and isinstance(of, Running)
             return Step(replace(state, of=of, seen_at=now if found else state.seen_at))
-        case Waiting() | Lingering():  # the latter never comes: nothing lingers of what lingers
+        case Waiting() | Lingering():  # the latter is impossible: a lingering sync doesn't linger again
             return _let_go(state, now=now, policy=policy)
         case Ended() as ended:
             told = _told_error(state.of)
@@ -719,7 +722,7 @@ def _lingering(state: Lingering, step: Step, *, now: datetime, policy: Policy) -
 
 
 def _let_go(state: Lingering, *, now: datetime, policy: Policy) -> Step:
-    """End what lingers, and so free its replication, without another word: its outcome is told."""
+    """End a lingering sync without another outcome, which frees its replication."""
     ended = _ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy)
     return Step(replace(ended, error=_told_error(state.of)))
 
@@ -809,7 +812,7 @@ def _outcome(
 def remembered_until(ended: datetime, *, deduplicate_for: timedelta) -> datetime:
     """Return until when the identity of what ended then is remembered: up to a thousandth of the time longer.
 
-    So those that end one after another share a moment, and in memory one object for it.
+    Syncs that end one after another thus share a moment, and one object in memory.
     """
     expires = ended + deduplicate_for
     grain = max(deduplicate_for / 1000, timedelta.resolution)

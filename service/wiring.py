@@ -1,7 +1,7 @@
-"""Makes the parts of a process and connects them: the only place that does. It runs nothing.
+"""Constructs and connects all parts of a process: the only module that does. It runs nothing.
 
-It has two doors. `for_service` makes everything from the settings; `for_tests` is given what stands for VCDA, and the
-numbers that a test chooses. Behind them the wiring is the same.
+Two functions: `for_service` makes everything from the settings; `for_tests` takes a substitute for VCDA and a test's
+limits. Both share the same construction code.
 """
 
 import logging
@@ -44,16 +44,16 @@ every doubt that a successor restores waits for it as well, so it should not be 
 
 
 class Misfit(Exception):
-    """The process can't work with what it was given; exit code 2. Each line says what to do."""
+    """Settings, topics or certificates are invalid; exit code 2. Each line says what to do."""
 
 
 class Api(dependencies.Api, poller.PollApi, Protocol):
-    """All that is asked of VCDA."""
+    """All calls to VCDA."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """The numbers that decide how much is done at once, how long is waited, and who shares the work."""
+    """Limits, time limits, and the consumer group."""
 
     group_id: str
     session_timeout: timedelta
@@ -70,13 +70,13 @@ class Tuning:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What works on syncs, whatever stands for VCDA."""
+    """The parts that work on syncs, with VCDA or a test's substitute."""
 
     lanes: Lanes
     poller: poller.Poller
     progress: Progress
     make_intake: Callable[[], Intake]
-    """Call it once the topics are there: the intake counts from then on how long Kafka is silent."""
+    """Makes the intake. Call it once the topics exist: from then on the intake measures how long Kafka is silent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

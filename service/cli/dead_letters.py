@@ -1,7 +1,7 @@
 """List dead letters, and redrive them: send each to the requests topic again, once.
 
-A redrive may be interrupted anywhere, and started again by anybody. So for each letter there is a mark, written in the
-transaction that redrives it: both are committed, or neither. A new redrive takes over the transactional id
+A redrive may be interrupted at any point, and repeated by another user. So each redriven letter has a mark, written in
+the transaction that redrives the letter: both are committed, or neither. A new redrive takes over the transactional id
 `<dead-letter topic>-redrive`, which aborts the transaction that a predecessor left open and fences one that still runs;
 only then the marks are read.
 
@@ -54,27 +54,27 @@ class Letter:
     put_back_at: datetime | None
 
     def said(self, name: str) -> str:
-        """What one of our headers says."""
+        """The value of one of the service's headers."""
         value = dict(self.record.headers).get(f"vm-sync-{name}")
         return printable(value or b"")
 
     @property
     def at(self) -> str:
-        """Its place on the dead-letter topic."""
+        """Partition and offset of the letter."""
         return f"{self.record.partition}:{self.record.offset}"
 
     @property
     def set_aside(self) -> datetime:
-        """When it became one."""
+        """When the letter was written."""
         return datetime.fromtimestamp(self.record.timestamp_ms / 1000, UTC)
 
     @property
     def times(self) -> int:
-        """How often it was redriven, before and after it became this letter."""
+        """How often the message was redriven, before and after this letter was written."""
         return redriven(self.record.headers) + (self.put_back_at is not None)
 
     def refusal(self, *, at_most: int | None) -> str | None:
-        """Say why it must not be redriven; None: it may."""
+        """Return why the letter can't be redriven; None: it can."""
         if self.said("truncated") == "true" or self.said("reason") == DeadLetterReason.UNREADABLE:
             return "the dead letter does not contain the original bytes"
         if at_most is not None and self.times >= at_most:
@@ -84,7 +84,7 @@ class Letter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LetterFilter:
-    """Which letters are meant."""
+    """Selects letters."""
 
     reasons: frozenset[str]
     since: datetime | None
@@ -102,7 +102,7 @@ class LetterFilter:
         key: str | None,
         at: Collection[str],
     ) -> Self:
-        """Understand the options. Raises `NoAnswer` for what can't be meant."""
+        """Parse the options. Raises `NoAnswer` for invalid values."""
         if unknown := set(reasons) - set(DeadLetterReason):
             msg = f"There is no reason {printable(min(unknown))}; the reasons are {', '.join(DeadLetterReason)}."
             raise NoAnswer(msg, code=Exit.USAGE)
@@ -115,7 +115,7 @@ class LetterFilter:
         )
 
     def holds(self, letter: Letter) -> bool:
-        """Tell whether this one is meant."""
+        """Whether a letter is selected."""
         record = letter.record
         return (
             (not self.reasons or letter.said("reason") in self.reasons)
@@ -145,7 +145,7 @@ def list_(chosen: LetterFilter, *, as_json: bool) -> None:
 
 
 def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
-    """Redrive those of the chosen letters that were not redriven yet and are not refused."""
+    """Redrive the selected letters that were not redriven yet and are not refused."""
     place = kafka.settings()
     letters = asyncio.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
     before = [letter for letter in letters if letter.put_back_at]
@@ -220,13 +220,13 @@ def _mark(record: Record) -> bytes:
     return f"{record.partition}:{record.offset}:{record.timestamp_ms}".encode()
 
 
-# ---------------------------------------------------------------- putting back
+# ---------------------------------------------------------------- redriving
 
 
 async def _redriven(
     place: kafka.KafkaContext, chosen: LetterFilter, *, dry_run: bool, at_most: int | None
 ) -> list[Letter]:
-    """Put back; return the chosen letters as they were before."""
+    """Redrive; return the selected letters as they were before."""
     if dry_run:
         return await _listed(place, chosen)
     async with kafka.explained(place):
@@ -260,7 +260,7 @@ async def _producer(place: kafka.KafkaContext) -> AsyncIterator[AIOKafkaProducer
 
 
 async def _put_back(place: kafka.KafkaContext, producer: AIOKafkaProducer, letters: Sequence[Letter]) -> None:
-    """Make some requests again, and mark their letters, in one transaction.
+    """Redrive some letters, and mark them, in one transaction.
 
     All sends are awaited before the commit: aiokafka commits a transaction of which the broker refused a part.
     """
@@ -313,7 +313,7 @@ async def _make_marks_topic(place: kafka.KafkaContext) -> None:
         await end(admin)
 
 
-# ---------------------------------------------------------------- telling
+# ---------------------------------------------------------------- output
 
 
 def _row(letter: Letter) -> tuple[str, ...]:

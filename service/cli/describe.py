@@ -1,4 +1,4 @@
-"""Commands that look at what the service needs and says: topics, settings, AsyncAPI."""
+"""The commands `topics`, `settings` and `asyncapi`."""
 
 import asyncio
 from importlib.metadata import version
@@ -42,7 +42,7 @@ async def _ensured(place: kafka.KafkaContext, *, create: bool) -> list[needed.Fi
 
 
 def settings(*, as_json: bool) -> None:
-    """Print them; those that don't fit are told in their place, and on stderr."""
+    """Print the settings; errors are printed in the table and on stderr."""
     wrong: dict[str, str] = {}
     lines: tuple[str, ...] = ()
     try:

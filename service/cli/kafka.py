@@ -1,6 +1,6 @@
-"""Kafka as the commands see it: connect, look, read to an end that is fixed at the start; each bounded in time.
+"""Access to Kafka for commands: connect, describe, read up to the current end; each bounded in time.
 
-What Kafka's client logs is shown to nobody; what becomes of it is a sentence that names the setting to change.
+The log of Kafka's client is not shown; `diagnosis` turns it into a sentence that names the setting to change.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ READ_AT_ONCE: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class KafkaContext:
-    """The Kafka of the settings, and what its topics are called here."""
+    """The Kafka connection and the names of the topics, from the settings."""
 
     settings: KafkaSettings
     connection: KafkaConnection

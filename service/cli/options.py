@@ -1,10 +1,10 @@
-"""The words that options take, apart from what they stand for, so that `--help` needn't import that."""
+"""The values of options, without the modules that use them, so that `--help` is fast."""
 
 from enum import StrEnum
 
 
 class State(StrEnum):
-    """What can be true of a request, in the words of `/syncs` and the metrics."""
+    """The states of a request, with the names that `/syncs` and the metrics use."""
 
     WAITING = "waiting"
     SUBMITTING = "submitting"

@@ -1,7 +1,7 @@
-"""How every command ends: exit codes, where text goes, and one sentence for each thing that can go wrong.
+"""Output of all commands: exit codes, stdout and stderr, and one sentence for each error.
 
-A command raises `NoAnswer` or lets `SettingsError` and Kafka's errors through; they are told here, in one place. It
-never swallows what it doesn't know: a bug keeps its stack trace.
+A command raises `NoAnswer`, `SettingsError` or an error of Kafka; this module prints them. Unknown exceptions are not
+caught: a bug keeps its stack trace.
 """
 
 import errno
@@ -26,7 +26,7 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for 
 
 
 class Exit(IntEnum):
-    """The exit codes; the package's docstring tells them to people."""
+    """The exit codes; the package's docstring describes them."""
 
     DONE = 0
     NO = 1
@@ -51,7 +51,7 @@ class Undelivered(Exception):
 
 
 class _Output(io.RawIOBase):
-    """Standard output; what goes wrong there is told apart from all other errors."""
+    """Standard output, with its errors as a class of their own."""
 
     def __init__(self, file: int | None) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ def delivering() -> Iterator[None]:
 
 
 class Answering(TyperGroup):
-    """The program: tells what goes wrong in any command in a sentence, and turns it into an exit code."""
+    """The program: prints the error of a command as a sentence, and turns it into an exit code."""
 
     @override
     def invoke(self, ctx: Any) -> Any:
@@ -143,7 +143,7 @@ def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print the answer for a person: one thing, told fact by fact."""
+    """Print one object for a person, a fact in each line."""
     from rich.table import Table
     from rich.text import Text
 
@@ -167,7 +167,7 @@ def show(what: object) -> None:
 
 
 def printable(text: str | bytes | None) -> str:
-    """Write somebody else's text or bytes so that they can't speak to the terminal."""
+    """Escape text or bytes from elsewhere, so that they can't control the terminal."""
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
     return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text or ""])
@@ -184,7 +184,7 @@ def rfc3339(at: datetime | None) -> str | None:
 
 
 def say(text: str) -> None:
-    """Tell a person something that isn't the answer."""
+    """Print a message to stderr that is not part of the result."""
     if sys.stderr is not None:  # else it would go among the answers
         with suppress(OSError):  # there is nowhere else to say it
             print(text, file=sys.stderr, flush=True)

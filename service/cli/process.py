@@ -1,4 +1,4 @@
-"""What has to be right before anything else is imported: how the process ends, and which variables libraries see.
+"""Prepares the process before other imports: signal handlers, and the variables that libraries read.
 
 Nothing is imported up here that takes time.
 """
@@ -23,7 +23,7 @@ start, or would write what it must not. A test lists what else libraries read.""
 
 
 def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> None:
-    """Do so for a command line, in this process's environment unless another is handed in."""
+    """Set signal handlers, and remove variables from the environment."""
     if arguments[1:2] == ["run"]:
         # The first process of a container ignores a signal that it has no handler for, and Kubernetes sends only one.
         for number in (signal.SIGTERM, signal.SIGINT):

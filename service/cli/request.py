@@ -1,7 +1,7 @@
 """`vm-sync request`: publish a request, and wait for its outcome as any other program would.
 
 The topics of the outcomes are read from where they end before the request is sent, read_committed, so that its outcome
-can't be missed. `/syncs` is asked for progress only; without it the wait is merely duller.
+can't be missed. `/syncs` is used only to show progress; the command works without it.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ ASK_EVERY: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A request that stands on the topic."""
+    """A published request."""
 
     request: SyncRequested
     place: TopicPartition
     offset: int
 
     def told(self) -> dict[str, Any]:
-        """Say so in the contract's words."""
+        """Return the request as JSON, with the field names of the contract."""
         return {
             "requestId": self.request.identity,
             "operationID": self.request.operation_id,
@@ -68,7 +68,7 @@ def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | No
 
 
 def _understood(body: Mapping[str, object]) -> SyncRequested:
-    """Refuse here what would only become a dead letter."""
+    """Validate the request, so that it does not become a dead letter."""
     record = Record(
         topic="",
         partition=0,
@@ -134,7 +134,7 @@ async def _outcome(consumer: AIOKafkaConsumer, identity: str, *, limit: float) -
 
 @contextlib.asynccontextmanager
 async def _progress(wanted: SyncRequested, *, url: str) -> AsyncIterator[None]:
-    """Show what `/syncs` tells of the request, on stderr and to a person only."""
+    """Show the progress from `/syncs` on stderr, if it is a terminal."""
     if not sys.stderr.isatty():
         say(f"Waiting for the outcome of {wanted.operation_id} ...")
         yield

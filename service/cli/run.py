@@ -1,4 +1,4 @@
-"""What stands in for the service's surroundings, run until it is stopped."""
+"""The commands `simulator`, `kafka` and `demo`."""
 
 import signal
 import threading

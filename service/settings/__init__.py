@@ -1,7 +1,7 @@
-"""The settings, read once at the start: `load` them, `describe` them; nobody below the application reads them.
+"""The settings, read once at the start by `load`; used by `app`, `wiring` and the commands only.
 
-In reading order: `model` has every setting with its meaning and the reason for its default, `types` how values are
-written, `loading` where they come from, `describe` how they are shown, `credentials` what of them is secret.
+In reading order: `model` defines every setting with its meaning and the reason for its default, `types` parses values,
+`loading` reads variables and files, `describe` makes the tables, `credentials` handles the secrets.
 """
 
 from service.settings.credentials import CredentialsReader, Logins, kafka_security, secrets, secrets_of

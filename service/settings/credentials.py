@@ -1,4 +1,4 @@
-"""The secrets among the settings: credentials that change while the process runs, and what must never be seen."""
+"""The secrets among the settings: credentials that may change while the process runs, and values to redact."""
 
 import os
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from service.settings.model import Credentials, Kafka, KafkaSettings, Settings, 
 
 @dataclass(frozen=True, slots=True)
 class Logins:
-    """What a login at VCDA, and its extension to other sites, takes."""
+    """The credentials of the login and of remote sites."""
 
     credentials: Credentials
     sites: tuple[Site, ...]

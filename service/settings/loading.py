@@ -28,7 +28,7 @@ UNREAD: Final = "VM_SYNC_TEST_"
 
 
 class SettingsError(Exception):
-    """The settings don't fit. `lines` are for the operator, one for each setting, without any secret."""
+    """The settings are invalid. `lines` are for the operator, one for each setting, without any secret."""
 
     def __init__(self, lines: tuple[str, ...]) -> None:
         super().__init__("\n".join(lines))

@@ -1,8 +1,8 @@
-"""Every setting: its name, its meaning, its default and the reason for that, and what doesn't fit together.
+"""Every setting: name, meaning, default, the reason for the default, and invalid combinations.
 
 The first paragraph of a setting's docstring is its meaning, the second why its default is what it is; the README's
-tables and `vm-sync settings` are made of them. Nothing here looks anywhere but at the values handed in, except whether
-a file that is named exists.
+tables and `vm-sync settings` are made of them. The module validates only the values passed in, and whether named files
+exist.
 """
 
 from collections.abc import Iterator, Mapping
@@ -37,7 +37,7 @@ Fault: TypeAlias = tuple[str, str]
 
 
 class Misfit(ValueError):
-    """Fields that are fine alone don't fit together. A ValueError, so that pydantic gathers it with the others."""
+    """An invalid combination of fields. A ValueError, so that pydantic collects it with other errors."""
 
     def __init__(self, faults: tuple[Fault, ...]) -> None:
         super().__init__(str(faults))
@@ -45,12 +45,12 @@ class Misfit(ValueError):
 
 
 class Part(BaseModel):
-    """What the parts of the settings have in common."""
+    """The base class of the groups of settings."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, hide_input_in_errors=True)
 
     def faults(self) -> Iterator[Fault]:
-        """Tell how the fields don't fit together."""
+        """Return the invalid combinations of fields."""
         yield from ()
 
     @model_validator(mode="after")
@@ -111,7 +111,7 @@ SaslMechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 
 
 class Kafka(Part):
-    """How to reach Kafka, and how to be a member of its group."""
+    """The connection to Kafka, and the consumer group."""
 
     bootstrap_servers: Servers = "localhost:9092"
     """Bootstrap servers, as host:port, comma-separated."""
@@ -232,7 +232,7 @@ class Site(Part):
 
 
 class Vcda(Part):
-    """How to reach VMware Cloud Director Availability."""
+    """The connection to VMware Cloud Director Availability."""
 
     url: Url
     """The API's address, `https://host[:port]`; plain http is refused unless the host is loopback."""
@@ -269,7 +269,7 @@ class Vcda(Part):
 
 
 class Sync(Part):
-    """How syncs are driven."""
+    """Limits and times of syncs."""
 
     deadline: Positive = timedelta(hours=6)
     """Time from acceptance after which a request fails as `timed-out` or `not-started`.
@@ -317,7 +317,7 @@ class Sync(Part):
 
 
 class Ops(Part):
-    """The operations server and the end of the process."""
+    """The operations server and the shutdown."""
 
     host: Name = "0.0.0.0"  # noqa: S104 - probes and Prometheus come from outside of the container
     """Address that the operations server listens on.
@@ -355,7 +355,7 @@ CONFIG: Final = SettingsConfigDict(
 
 
 class KafkaSettings(BaseSettings):
-    """What a command needs that talks to Kafka alone. Made by `load_for_kafka` alone; VCDA's part may be missing."""
+    """The settings of a command that uses only Kafka. Made only by `load_for_kafka`; VCDA's part may be missing."""
 
     model_config = CONFIG
 
@@ -365,7 +365,7 @@ class KafkaSettings(BaseSettings):
 
 
 class Settings(BaseSettings):
-    """All of them. Made by `load` alone; constructing it looks nowhere by itself."""
+    """All settings. Made only by `load`; the constructor itself reads neither variables nor files."""
 
     model_config = CONFIG
 

@@ -1,4 +1,4 @@
-"""The kinds of values that settings have: how they are written, and what to say of one that isn't. Pure."""
+"""The types of settings: parsing, validation and error messages. Pure."""
 
 import ipaddress
 import re

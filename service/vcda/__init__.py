@@ -1,14 +1,18 @@
-"""VMware Cloud Director Availability, as far as this service meets it. `client.Vcda` is all that others use.
+"""The client of VMware Cloud Director Availability. Other packages use `client.Vcda`, the lanes and the poller.
 
 In reading order:
 
-    credentials   who we say we are, and the words in which VCDA wants to hear it
-    moments       what HTTP's `Date` and `Retry-After` say about time
-    transport     one HTTP call: bounded, never repeated, and certain about whether a byte left
-    translate     bytes -> the values of `sync`; total, whatever the bytes
-    spellings     how tasks name our user, as far as VCDA has shown
-    session       one login shared by all calls, extended to remote sites
-    client        the calls themselves
+    credentials   the credentials of the login and of remote sites, as bodies of requests
+    http_dates    reads the headers `Date` and `Retry-After`
+    http          one HTTP call: bounded, never repeated, with certainty whether it was sent
+    translate     bytes -> the values of `sync`; never raises
+    spellings     the names of the service's user on tasks, learnt from VCDA's answers
+    session       one login, shared by all calls and extended to remote sites
+    client        the calls: submit, find (look-up), poll, ask
+    lanes         each site's limits, pauses and circuit breaker
+    poll_policy   when a task is polled next
+    poller        polls tasks in batches
 
-What it never does: retry a POST, follow a redirect, skip the check of a certificate, hold state of a request.
+The package never retries a POST, follows a redirect, skips the verification of a certificate, or holds state of a
+request.
 """

@@ -1,21 +1,22 @@
-"""The calls of VCDA's API that a sync takes, and what their answers mean to it.
+"""The calls of VCDA's API for a sync, and the interpretation of their answers.
 
     POST /vm-replications/{id}/sync     submit    the one call that changes something there
-    GET  /tasks?type=sync&...           find      has VCDA a task of a POST whose answer never came?
-    GET  /tasks?ids=...                 poll      how are up to 100 tasks doing?
-    GET  /tasks/{id}                    ask       the same for one, to tell "gone" from "not shown"
+    GET  /tasks?type=sync&...           find      look-up: the task of a POST in doubt
+    GET  /tasks?ids=...                 poll      the states of up to 100 tasks
+    GET  /tasks/{id}                    ask       the same for one task, to distinguish "deleted" from "not shown"
 
-How a POST's answer is read. What counts is whether VCDA can have taken it, and whether asking again could help:
+The interpretation of a POST's answer depends on whether VCDA can have created a task, and whether a repetition could
+help:
 
     2xx with a task         Accepted
-    401                     not taken; logged in again and repeated once, then NotTaken
-    409                     NotTaken: something about this replication, which passes
-    429                     NotTaken: too much at once
-    other 4xx, ApiError     Refused: VCDA itself has understood it, and says no. So also 405: it has no such call
+    401                     not accepted; repeated once after a new login, then NotTaken
+    409                     NotTaken: the replication is busy
+    429                     NotTaken: too many requests
+    other 4xx, ApiError     Refused: a refusal by VCDA itself; also 405, an unknown call
     408, and everything     Unanswered. A 4xx without an ApiError is a proxy's, as is the 405 with which nginx's error
     else                    pages answer a POST; a 5xx, also a 501, says nothing about how far VCDA had come
 
-An error is a value here. Only wrong use raises: an id that no message and no answer of VCDA could have brought in.
+An error is a value here. Only wrong use raises: an id that neither a message nor an answer of VCDA can contain.
 """
 
 import asyncio
@@ -67,7 +68,7 @@ OPERATION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Meter(Protocol):
-    """What is counted here, and below."""
+    """The metrics of calls, logins and connections."""
 
     def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
     def login(self, result: str) -> None: ...  # noqa: D102
@@ -76,7 +77,7 @@ class Meter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Reply:
-    """What a call came to. `ticket` is what it went out with; `tried` whether an earlier POST of it met a 401."""
+    """The result of a call, with the ticket it was sent with; `tried`: an earlier POST of the call got a 401."""
 
     seen: Answer | NoAnswer | Trouble | NoCredentials
     ticket: Ticket | None = None
@@ -84,19 +85,19 @@ class _Reply:
 
     @property
     def local(self) -> frozenset[str]:
-        """The names of the appliance's own site."""
+        """The names of the local site."""
         return _home(None if self.ticket is None else self.ticket.login)
 
     @property
     def account(self) -> Account | None:
-        """Who it was made as."""
+        """The account of the call."""
         return None if self.ticket is None else self.ticket.account
 
 
 class Vcda:
     """VCDA's API, as one account at one appliance. Make it inside the event loop that it will be used in.
 
-    `credentials` is asked at each login; `site` arguments are a request's own, None for the appliance's own site.
+    `credentials` is called at each login; `site` arguments are as in the request, None for the local site.
     """
 
     def __init__(
@@ -136,9 +137,10 @@ class Vcda:
     async def submit(
         self, *, replication_id: str, site: str | None, operation_id: str, may_leave: Callable[[Account | None], bool]
     ) -> SubmitAnswer:
-        """Ask for a sync, once.
+        """Send the POST for a sync, once.
 
-        `may_leave` is asked just before the first byte leaves, and is told as whom; once more after a cured 401.
+        `may_leave` is called with the account just before the first byte is sent, and again if the POST is repeated
+        after a 401.
 
         Raises:
             ValueError: an id that doesn't belong in a URL or a header.
@@ -166,8 +168,9 @@ class Vcda:
     ) -> list[Task] | Trouble:
         """Return all sync tasks that began at `since` (VCDA's clock) or later, and before `until` if it is given.
 
-        The list is complete: what isn't in it wasn't there when the call began. With a replication, it has those that
-        name it, letter by letter; what names none, or spells it differently, is in the list of all.
+        The list is complete: a task that isn't in it did not exist when the call began. With a replication, the list
+        has only tasks with exactly this replication id; tasks without an id, or with another letter case, are only in
+        the list of all tasks.
 
         Raises:
             ValueError: an id that doesn't belong in a URL or a header.
@@ -185,7 +188,7 @@ class Vcda:
             return await self._pages("find", query, site=site, operation_id=operation_id, kind="sync")
 
     async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
-        """Return those of the tasks, at most 100, that VCDA shows us.
+        """Return the tasks with these ids, at most 100, as far as VCDA shows them.
 
         Raises:
             ValueError: too many ids, or one that doesn't belong in a list in a URL.
@@ -201,7 +204,7 @@ class Vcda:
         return tasks if isinstance(tasks, Trouble) else [task for task in tasks if task.id in asked]
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
-        """Return this task, or that VCDA itself says it has no such task.
+        """Return one task, or `Gone` if VCDA itself answers that it does not exist.
 
         Raises:
             ValueError: an id that doesn't belong in a URL.
@@ -226,27 +229,27 @@ class Vcda:
     # ------------------------------------------------------------ what is known on the side
 
     def account(self, site: str | None) -> Account | None:
-        """Return who calls to the site are made as; None before the first login."""
+        """Return the account of calls to the site; None before the first login."""
         return self._session.account(site)
 
     def names(self, site: str | None, account: Account | None) -> Names:
-        """Return how tasks of this site may name an account's user; of None, of the account that we are now."""
+        """Return the possible names of an account's user on tasks of this site; None: the current account."""
         return self._spellings.names(account or self.account(site), self.home(site))
 
     def spellings(self) -> tuple[Spelling, ...]:
-        """Return what has been learnt of our user's names on tasks: the same object until more is."""
+        """Return the learnt spellings: the same object until another is learnt."""
         return self._spellings.known
 
     def learn(self, spellings: Iterable[Spelling]) -> None:
-        """Learn what an earlier process had learnt."""
+        """Add spellings that an earlier process learnt."""
         self._spellings.learn(spellings)
 
     def learn_name(self, account: Account, *, site: str | None, name: str) -> None:
-        """Learn how a task names an account's user, which that account has made for certain."""
+        """Learn a spelling from a task that certainly belongs to the account."""
         self._spellings.learn([Spelling(account, self.home(site), name)])
 
     def home(self, site: str | None) -> str | None:
-        """Return the site as it need be named: None for our own, whose name is known after the login."""
+        """Return None for the local site, also if it is given by its name (known after the login), else the site."""
         return None if site in _home(self._session.login) else site
 
     def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002 - one appliance answers for all sites
@@ -312,9 +315,9 @@ class Vcda:
     ) -> list[Task] | Trouble:
         """Return all tasks that a query matched when it began, from as many pages as that takes.
 
-        The newest come first, so that tasks begun meanwhile only push others on to the next page, where they are seen
-        twice. Tasks forgotten meanwhile pull others back, past our sight; hence the count at the end. A page that is
-        too long is asked for again with fewer tasks.
+        The newest tasks come first, so that tasks that begin meanwhile only move others to the next page, where they
+        are seen twice. Tasks deleted meanwhile move others to earlier pages, where they are missed; hence the count at
+        the end. A page that is too long is requested again with fewer tasks.
         """
         query += f"&sort={NEWEST_FIRST}" + ("" if site is None else f"&{_site(site)}")
         limit = BATCH
@@ -411,16 +414,16 @@ class Vcda:
 
 
 def _barred(seen: Answer | NoAnswer | Trouble | NoCredentials) -> bool:
-    """Whether there is no way to the site, so that its requests are refused: a look-up there must not hold them up."""
+    """Whether the site can't be called (no credentials), so its requests are refused without waiting for a look-up."""
     return isinstance(seen, NoCredentials) or (
         isinstance(seen, Trouble) and seen.error is not None and seen.error.code == "SiteNotFound"
     )
 
 
 def _home(login: Login | None) -> frozenset[str]:
-    """Return the names of the appliance's own site, which requests and tasks needn't name.
+    """Return the names of the local site, which requests and tasks may omit.
 
-    Where a login opens several sites, which of them that is isn't told; then their names stay what they are.
+    If a login opens several sites, VCDA does not say which of them is the local site; then the result is empty.
     """
     return login.local if login is not None and len(login.local) == 1 else frozenset()
 
@@ -449,7 +452,7 @@ def _is_unauthorized(seen: Answer | NoAnswer) -> TypeGuard[Answer]:
 
 
 def _from_a_cache(answer: Answer) -> Trouble | None:
-    """Return what an answer is that VCDA gave to an earlier call: it says nothing of now. None: it is VCDA's own."""
+    """Return the trouble of an answer that comes from a cache, since it may be outdated. None: the answer is VCDA's."""
     age = age_of(answer.headers)
     if age is None:
         return None

@@ -1,4 +1,4 @@
-"""Who we say we are, and the words in which VCDA wants to hear it. Pure; nothing here is ever shown by a `repr`."""
+"""The credentials of the login and of remote sites, and the bodies of requests made of them. Pure; `repr` hides all."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,7 +18,7 @@ class CredentialType(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SiteCredentials:
-    """How to extend the session to one remote site: with a user and a password, or with a token."""
+    """Credentials to extend the session to one remote site: user and password, or a token."""
 
     name: str
     user: str | None = None
@@ -37,7 +37,7 @@ class SiteCredentials:
 
     @property
     def account(self) -> str:
-        """Return who that is there. A token doesn't tell, so two of them are taken for the same user's."""
+        """Return the user at the site. The user of a token is unknown, so all tokens count as the same user's."""
         return self.user or "(token)"
 
     def extend_body(self) -> Body:
@@ -49,7 +49,7 @@ class SiteCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """How to log in, and how to reach the remote sites from there."""
+    """The credentials of the login, and those of the remote sites."""
 
     type: CredentialType = CredentialType.VCD_CREDENTIALS
     user: str | None = None

@@ -1,13 +1,13 @@
-"""One HTTP call to VCDA: bounded in time and size, never repeated, and certain about whether a byte left.
+"""One HTTP call to VCDA: bounded in time and size, never repeated, with certainty whether it was sent.
 
-What goes wrong on the wire is a value, `NoAnswer`. Its `sent_at` is the point of this module: None means that nothing
-left, for certain. No exception of a library can tell that (a connection cut after the server had read the POST comes
-as the class of "refused"), so it isn't deduced from one: aiohttp calls `on_request_headers_sent` after the connection
-stands and before it writes the first byte, without giving up control in between. That hook asks whether the request
-may still leave, and notes that it did.
+A failed call is a value, `NoAnswer`. Its `sent_at` is the purpose of this module: None means that nothing was sent, for
+certain. Exceptions of libraries don't show that (a connection that breaks after the server has read the POST raises the
+same class as a refused one). Therefore aiohttp's hook `on_request_headers_sent` is used: it is called after the
+connection is open and before the first byte is written, without an await in between. The hook checks whether the
+request may still be sent, and records that it was.
 
 This module knows HTTP, and nothing of sessions, replications or tasks. It follows no redirect, keeps no cookie, uses
-no proxy from the environment, and never trusts a certificate unseen.
+no proxy from the environment, and verifies every certificate.
 """
 
 import asyncio
@@ -54,14 +54,14 @@ the server is just closing isn't lost, but it is in doubt, and doubts cost minut
 
 
 class Meter(Protocol):
-    """What is counted here."""
+    """The metrics of calls."""
 
     def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """Whom to believe: the system's store, an own CA, or one certificate known by its SHA-256 thumbprint."""
+    """The verification of VCDA's certificate: by the system's authorities, a CA file, or a SHA-256 thumbprint."""
 
     ca_file: Path | str | None = None
     thumbprint: str | None = None
@@ -87,7 +87,7 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer. `sent_at` is the monotonic moment when the request began to leave."""
+    """A complete answer. `sent_at` is the monotonic moment at which the sending of the request began."""
 
     status: int
     headers: httpx.Headers
@@ -97,7 +97,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:
-    """No answer, or not a whole one. `sent_at` None: nothing left, for certain."""
+    """No answer, or an incomplete one. `sent_at` None: the request was not sent, for certain."""
 
     label: Literal["timeout", "error", "withheld"]
     detail: str
@@ -111,7 +111,7 @@ CACHED: Final = "cached"
 
 
 def age_of(headers: httpx.Headers) -> str | None:
-    """Return how old a cache in front says that an answer is; None: it is fresh.
+    """Return the age of an answer from a cache (header `Age`); None: the answer is fresh.
 
     0 counts as fresh, although it may be most of a second: some proxies write it on whatever they pass on.
     """
@@ -189,7 +189,7 @@ class Wire:
     ) -> Answer | NoAnswer:
         """Make one call; `target` is path and query, percent-encoded; `limit` the longest body to accept, in bytes.
 
-        `may_leave` is asked just before the first byte; if it says no, nothing leaves.
+        `may_leave` is asked just before the first byte; if it returns False, nothing is sent.
         """
         headers = (self._headers_of_get if method == "GET" else self._headers).copy()
         if token is not None:
@@ -289,11 +289,11 @@ class _Url(httpx.URL):
 
 
 class _Withheld(Exception):
-    """Raised in the hook, so that nothing leaves."""
+    """Raised in the hook, so that nothing is sent."""
 
 
 class _Departure:
-    """Whether one request may leave, and when it did."""
+    """Whether one request may be sent, and when it was."""
 
     __slots__ = ("_clock", "_may_leave", "at")
 
@@ -303,7 +303,7 @@ class _Departure:
         self.at: float | None = None
 
     def leave(self) -> None:
-        """Let it go, or raise `_Withheld`."""
+        """Record the sending, or raise `_Withheld`."""
         if self._may_leave is not None and not self._may_leave():
             raise _Withheld
         self.at = self._clock.monotonic()
@@ -425,7 +425,7 @@ SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
 
 
 def _describe(error: Exception) -> str:
-    """Say what went wrong, without words of the other side: a broken login answer would bring its token along."""
+    """Describe a failure without text of the other side: an undecodable answer to a login would contain its token."""
     cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
         return _distrust(cause.certificate_error)

@@ -1,4 +1,4 @@
-"""What HTTP says about time: the `Date` of an answer, and `Retry-After`. Pure, and total: odd text is None."""
+"""Reads the headers `Date` and `Retry-After`, and estimates VCDA's clock. Pure; an invalid text is None."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from typing import Final
 from service.sync import EPOCH
 
 RETRY_AFTER_LIMIT: Final = timedelta(hours=1)
-"""The longest obedience: a proxy's "come back tomorrow" must not outlive the outage that it was meant for."""
+"""The longest Retry-After that is obeyed: a proxy may ask for a day although the outage is short."""
 
 DATE_RESOLUTION: Final = timedelta(seconds=1)
 """`Date` has whole seconds, cut and not rounded."""

@@ -1,8 +1,8 @@
-"""When to ask after a task again. Pure: no clock, no loop, no I/O; all times are seconds.
+"""Decides when a task is polled next. Pure: no clock, no loop, no I/O; all times are seconds.
 
-VCDA tells nobody when a task ends, so how soon we know, and how much we burden it, is decided here: by
-`next_interval`, from what is expected of the task. What is expected comes from the progress it reports (`Pace`), or,
-until it reports any, from how long this replication's and this site's syncs usually take (`History`).
+VCDA does not notify clients of a task's end, so the polling interval decides the lag and the load on VCDA.
+`next_interval` computes it from the expected end of the task, which is estimated from the reported progress (`Pace`),
+or, without progress, from the durations of earlier syncs of this replication and this site (`History`).
 """
 
 import math
@@ -30,7 +30,7 @@ STANDSTILL = 2
 
 
 class Estimate(NamedTuple):  # like `Pace` made with each answer; a frozen dataclass takes twice as long to make
-    """What is expected of a task, in seconds. `left` is None where nothing is; it may be off by `error` either way."""
+    """The expected time left of a task, in seconds, with its error; `left` is None if unknown."""
 
     elapsed: float
     left: float | None
@@ -54,7 +54,7 @@ def next_interval(outlook: Estimate, *, shortest: float, longest: float) -> floa
 
 
 class Pace(NamedTuple):
-    """How a task gets on. Moments are seconds since it began; in the sums, older readings weigh less."""
+    """The pace of a task's progress. Moments are seconds since its start; in the sums, older readings weigh less."""
 
     progress: int = 0
     reached: float = 0.0

@@ -1,8 +1,8 @@
 """One login, shared by all calls of the process, and extended to remote sites.
 
-However many calls find the session gone, one login follows (single flight), and so for each site's extension. A login
-that fails is not tried again at once: wrong credentials must neither lock the account nor flood VCDA. Between attempts
-the calls get the last trouble as their answer, without a call being made. New credentials end the pause.
+If many calls find that the session has ended, one login follows (single flight); the same holds for the extension to
+each site. A failed login is not repeated at once: wrong credentials must neither lock the account nor flood VCDA.
+Between attempts, calls fail with the last trouble, without being sent. New credentials end the pause.
 
 Three kinds of 401 are told apart:
 
@@ -14,7 +14,7 @@ Three kinds of 401 are told apart:
 A 401 that survives that is a failed login too: the next attempt waits, but the calls themselves go on, since with a
 half-dead session some of them still work.
 
-No secret gets out of here, but to VCDA.
+Secrets leave this module only to VCDA.
 """
 
 import asyncio
@@ -38,12 +38,12 @@ from service.vcda.http_dates import retry_after
 logger = logging.getLogger("service.vcda")
 
 RENEW_AFTER: Final = timedelta(hours=23).total_seconds()
-"""The age at which a session is replaced, behind the calls' back: VCDA ends it at 24 h, however busy it is."""
+"""The age at which a session is replaced in the background: VCDA ends every session after 24 h."""
 
 BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(minutes=1))
 """Pauses between attempts to log in."""
 SETTLED: Final = 2 * BACKOFF.longest.total_seconds()
-"""Seconds after a pause without another failure: then the next one is a new story, and begins with a short pause."""
+"""Seconds without another failure after a pause, after which the next failure begins with a short pause again."""
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks for new credentials during a pause: they may be files."""
 
@@ -52,7 +52,7 @@ LOGOUT_LIMIT: Final = 5.0
 
 
 class Meter(Protocol):
-    """What is counted here."""
+    """The metrics of logins."""
 
     def login(self, result: str) -> None: ...  # noqa: D102
     def site_authenticated(self, site: str) -> None: ...  # noqa: D102
@@ -60,7 +60,7 @@ class Meter(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Extension:
-    """That a session was extended to a site, and as whom. Its identity matters: it tells an old one's 401 apart."""
+    """The extension of a session to a site. Object identity distinguishes a 401 of an earlier extension."""
 
     account: str
     disappointed: bool = False
@@ -82,14 +82,14 @@ class Login:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """What a call goes out with."""
+    """The session and extension that a call is sent with."""
 
     login: Login
     extension: Extension | None
 
     @property
     def account(self) -> Account | None:
-        """Who the call is made as; None: VCDA doesn't say."""
+        """The account of the call; None: unknown."""
         return _account(self.login.user, None if self.extension is None else self.extension.account)
 
 
@@ -102,7 +102,7 @@ Admission: TypeAlias = Ticket | Trouble | NoCredentials
 
 
 class Session:
-    """Who we are to VCDA, now. `credentials` is asked at each login: passwords change while we run.
+    """The current session at VCDA. `credentials` is called at each login, since passwords may change.
 
     It may raise OSError or ValueError, which counts as a failed login.
     """
@@ -115,7 +115,7 @@ class Session:
 
         self._login: Login | None = None
         self._latest: Login | None = None
-        """The last one there was, be it over."""
+        """The last session, even if it has ended."""
         self._tried: Credentials | None = None
         self._looked_at = clock.monotonic() - LOOK_EVERY
 
@@ -125,9 +125,9 @@ class Session:
         self._site_pauses: defaultdict[str, _Pause] = defaultdict(_Pause)
 
     def account(self, site: str | None) -> Account | None:
-        """Return who we are, or were last, to this site; None before the first login, or without a way there.
+        """Return the current or last account at this site; None before the first login, or without credentials.
 
-        Where the session isn't extended yet, it is who it will be extended as.
+        If the session isn't extended to the site yet, it is the account of the future extension.
         """
         login = self._latest
         if login is None or site is None or site in login.local:
@@ -144,7 +144,7 @@ class Session:
         return self._login
 
     async def admit(self, site: str | None, *, again: bool = False) -> Admission:
-        """Return what to call this site with: logs in and extends where that hasn't been done."""
+        """Return the ticket for a call to the site; logs in and extends the session if necessary."""
         login = await self._current()
         if isinstance(login, Trouble):
             return login
@@ -166,7 +166,7 @@ class Session:
         return await self.admit(site, again=True)
 
     async def readmit(self, refused: Ticket, *, site: str | None, answer: Answer) -> Ticket | Trouble:
-        """A call came back with 401. Return what to repeat it with, once, or the trouble if there is nothing."""
+        """Handle a 401: return the ticket to repeat the call with, once, or the trouble if there is none."""
         login, extension = refused.login, refused.extension
         if site is not None and extension is not None and self._paused(self._site_pauses[site]):
             return unauthorized(answer)
@@ -185,7 +185,7 @@ class Session:
         return unauthorized(answer) if isinstance(admission, NoCredentials) else admission
 
     def refused_again(self, ticket: Ticket, *, site: str | None, trouble: Trouble) -> Trouble:
-        """Take note of a 401 that a fresh login, or extension, didn't cure. Returns the trouble."""
+        """Handle a 401 right after a new login or extension. Returns the trouble."""
         fresh = ticket.extension or ticket.login
         if not fresh.disappointed:  # of many calls at once, the first one tells it all
             fresh.disappointed = True
@@ -200,7 +200,7 @@ class Session:
         return trouble
 
     async def close(self) -> None:
-        """Log out, if that is quickly done."""
+        """Log out, within a short time limit."""
         flights = [flight for flight in (self._flight, *self._flights.values()) if flight is not None]
         for flight in flights:
             flight.cancel()
@@ -327,7 +327,7 @@ class Session:
     # ------------------------------------------------------------ pausing
 
     def _paused(self, pause: "_Pause") -> bool:
-        """Whether nothing is to be tried yet. New credentials end all pauses, so it looks for some now and then."""
+        """Whether a login pause lasts. New credentials end all pauses, so they are checked from time to time."""
         now = self._clock.monotonic()
         if not pause.left(now):
             return False
@@ -364,7 +364,7 @@ class Session:
 
 
 class _Pause:
-    """How long to leave something alone that keeps failing."""
+    """A pause between failing attempts that doubles."""
 
     def __init__(self) -> None:
         self.trouble = Trouble(label="error", detail="Nothing has failed yet.")
@@ -396,7 +396,7 @@ def unauthorized(answer: Answer) -> Trouble:
 
 
 def _is_gone(answer: Answer) -> bool:
-    """Whether VCDA doesn't know our token, as its own client tells it."""
+    """Whether VCDA doesn't know the session's token, as VCDA's own client decides it."""
     return answer.status == 401 and "token required" in answer.headers.get("www-authenticate", "").lower()  # noqa: PLR2004
 
 

@@ -1,9 +1,9 @@
-"""How VCDA spells the service's user on tasks, learnt from its answers; it may differ from the session's user. Pure.
+"""Learns how VCDA spells the service's user on tasks, which may differ from the session's user. Pure.
 
 VCDA's documentation shows sessions of "admin1@Org1" and tasks of "org2@site2", and a remote site knows the user that
-the session was extended with. Learnt is a name from a task that was given for a POST, which is ours for certain: as
-that answer has it, and as polls show it later. Names are few, but each is kept as long as possible: while none is
-known, a look-up can pass no task over.
+the session was extended with. A name is learnt from the task in the answer to a POST, which certainly is the service's,
+and from later polls of that task. There are few names, and each is kept as long as possible: while none is known, a
+look-up can ignore no task.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ ALL: Final = 64
 
 
 class Spellings:
-    """The names under which VCDA shows this service's user on tasks, learnt from its answers, for each site."""
+    """The learnt names of the service's user on tasks, for each account and site."""
 
     def __init__(self) -> None:
         self.known: tuple[Spelling, ...] = ()
@@ -35,7 +35,7 @@ class Spellings:
             self.known = (*(known for known in self.known if known not in surplus), one)[-ALL:]
 
     def names(self, account: Account | None, site: str | None) -> Names:
-        """Return what tasks of the site may name the account's user: what was learnt, and what it calls itself."""
+        """Return the possible names of the account's user on tasks of the site: learnt ones and the session's."""
         if account is None:
             return Names(frozenset(), learnt=False)
         learnt = frozenset(one.name for one in self.known if one.account == account and one.site == site)

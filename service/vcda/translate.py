@@ -1,6 +1,6 @@
-"""VCDA's words -> the values of `sync`. Pure, and total: no bytes make it raise, and what is odd is left out.
+"""Translates VCDA's JSON into the values of `sync`. Pure; never raises, and leaves out invalid values.
 
-Of a task's result only the latest instance is read: the rest can hold passwords. Stack traces aren't read at all.
+Of a task's result only the latest instance is read, since the rest can contain passwords. Stack traces aren't read.
 """
 
 import math

@@ -1,8 +1,8 @@
-"""All of it on this machine: a real Kafka, a simulated VCDA, the service as a process of its own, and requests flowing.
+"""Runs the demo: a real Kafka, a simulated VCDA, the service as a separate process, and requests.
 
-It plays the part of the service's neighbours, and at the end that of an auditor: every request must have exactly one
-outcome for readers of committed records, VCDA must have seen exactly one task for each, and never two at once for one
-replication. It takes nothing from the service but its command line, its topics and its operations server.
+The demo sends requests and reads outcomes like another team, and checks the guarantees at the end: every request has
+exactly one outcome for readers of committed records, VCDA has exactly one task for each, and never two at once for one
+replication. It uses only the service's command line, topics and operations server.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ STOP_LIMIT = 30.0
 
 
 class DemoError(Exception):
-    """The demo can't go on; the text says why."""
+    """The demo can't continue; the text has the cause."""
 
 
 def run(*, requests: int, keep: bool) -> int:

@@ -1,4 +1,4 @@
-"""What a demo has seen, and whether that is what the service promises. Moments are seconds since the demo began."""
+"""Collects the requests and outcomes of a demo, and checks the guarantees. Moments are seconds since its start."""
 
 import time
 from collections import Counter
@@ -24,7 +24,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What was told of a request. `lag`: seconds from the end of its task to the outcome."""
+    """The outcome of a request. `lag`: seconds from the end of its task to the outcome."""
 
     at: float
     lag: float
@@ -38,7 +38,7 @@ class Outcome:
 
 @dataclass(slots=True)
 class Seen:
-    """What has happened so far."""
+    """The requests and outcomes so far."""
 
     total: int
     began: float = field(default_factory=time.monotonic)

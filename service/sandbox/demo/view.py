@@ -1,4 +1,4 @@
-"""The demo as a person sees it: a live view at a terminal, plain lines anywhere else, and a table at the end."""
+"""The output of the demo: a live view at a terminal, plain lines elsewhere, and a table at the end."""
 
 import sys
 import time
@@ -15,6 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from service.sandbox.demo.seen import Outcome, Seen
+from service.sandbox.vcda.world import Config
+
+LOCAL_SITE = Config().local_site
+"""The simulated VCDA's name of the local site."""
 
 ROWS = 12
 """Syncs in flight that are shown; more than that flicker past."""
@@ -70,11 +74,11 @@ class View:
         words = Counter(outcome.word for outcome in seen.outcomes)
         parts = [
             f"{seen.now():5.1f} s",
-            f"sent {len(seen.sent)} of {seen.total}",
+            f"sent: {len(seen.sent)} of {seen.total}",
             "in flight: " + (", ".join(f"{state} {count}" for state, count in sorted(states.items())) or "none"),
             "ended: " + (", ".join(f"{word} {count}" for word, count in sorted(words.items())) or "none"),
-            f"dead letters {seen.dead_letters}",
-            f"lag from task end to outcome {seen.lags[0]:.1f} s",
+            f"dead letters: {seen.dead_letters}",
+            f"lag {seen.lags[0]:.1f} s",
         ]
         return " | ".join(parts)
 
@@ -86,7 +90,7 @@ class View:
         for sync in order[:ROWS]:
             bar = ProgressBar(total=100, completed=sync["progress"] or 0, width=30)
             state = Text(sync["state"], style=STYLES.get(sync["state"], ""))
-            flying.add_row(sync["operationID"], sync["replicationId"], sync["site"] or "local", state, bar)
+            flying.add_row(sync["operationID"], sync["replicationId"], _shown(sync["site"]), state, bar)
         if len(order) > ROWS:
             flying.add_row(Text(f"and {len(order) - ROWS} more", style="dim"))
         latest = [
@@ -101,6 +105,10 @@ def _line(outcome: Outcome) -> str:
     data = outcome.data
     error = f" ({data['error']['code']})" if data.get("error") else ""
     return f"{outcome.at:5.1f} s  {data['operationID']}  {data['replicationId']}  {outcome.word}{error}"
+
+
+def _shown(site: str | None) -> str:
+    return "local" if site is None or site == LOCAL_SITE else site
 
 
 def summary(seen: Seen, counters: Mapping[str, Any], broken: Sequence[str]) -> None:
@@ -129,7 +137,7 @@ def _facts(seen: Seen, counters: Mapping[str, Any]) -> Iterator[tuple[str, str]]
     yield "tasks at VCDA", str(counters["tasks"])
     yield (
         "most running at once",
-        ", ".join(f"{count} at {site}" for site, count in sorted(counters["mostRunning"].items())),
+        ", ".join(f"{count} at {_shown(site)}" for site, count in sorted(counters["mostRunning"].items())),
     )
     calls = counters["calls"]
     yield "calls to VCDA", ", ".join(f"{count} {name}" for name, count in sorted(calls.items()))

@@ -1,1 +1,1 @@
-"""A simulated VCDA, written from its documentation alone."""
+"""A simulated VCDA, written from VCDA's documentation alone."""

@@ -1,6 +1,6 @@
-"""What can be made to go wrong with a simulated VCDA's answers: which requests, how often, and how.
+"""Faults of a simulated VCDA's answers: for which requests, how often, and which kind.
 
-Whether something goes wrong is drawn here; doing it on the wire is the HTTP server's part.
+This module draws whether a fault happens; the HTTP server carries it out.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""Who may open a session with a simulated VCDA, and extend it: the documented bodies, field by field.
+"""Checks logins and session extensions at a simulated VCDA: the documented bodies, field by field.
 
 The two operations spell the same things differently (`vcdUser` and `vcdUsername`, `vcdCookie` and `cookie`), which
 has misled several clients. A field that the documentation doesn't name is refused.

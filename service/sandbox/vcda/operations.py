@@ -1,4 +1,4 @@
-"""What each operation of a simulated VCDA answers: from an understood call to a reply, by way of the world."""
+"""The operations of a simulated VCDA: applies a parsed call to the world, and returns the reply."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ def replications_of(world: World, call: Call) -> set[str]:
 
 
 def refusal(error: ApiError, *, content_type: str) -> Reply:
-    """Say no, in VCDA's own shape."""
+    """Return an error in VCDA's format."""
     return Reply(error.status, vcda_shapes.error_body(error), content_type, error.headers)
 
 

@@ -1,4 +1,4 @@
-"""What a request to a simulated VCDA asks for, strictly: what the documentation doesn't name is refused."""
+"""Parses requests to a simulated VCDA strictly: undocumented requests are refused."""
 
 import re
 from collections.abc import Mapping, Sequence

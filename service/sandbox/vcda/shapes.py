@@ -1,7 +1,7 @@
 """The JSON that a simulated VCDA answers with, in the documentation's shapes, and the filters of GET /tasks.
 
-It holds what a careless client would leak (passwords of guest customization, stack traces) and what a strict one
-would choke on (fields that no documentation mentions, nulls, -1 for a moment).
+The answers contain values that a careless client would leak (passwords of guest customization, stack traces) and values
+that a strict client may reject (undocumented fields, nulls, -1 for a moment).
 """
 
 import bisect

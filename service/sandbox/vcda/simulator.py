@@ -1,4 +1,4 @@
-"""A simulated VCDA on a socket: strict, odd where real ones are odd, and breakable on demand.
+"""The HTTP server of a simulated VCDA: strict, with the oddities of real ones, and with faults on demand.
 
 It is an independent reading of the vendor's documentation and shares nothing with our client: it must be able to
 disagree. Not for production, and not a model of VCDA's speed. What it serves:

@@ -1,4 +1,4 @@
-"""What is true of a simulated VCDA: users, sessions, replications, tasks; and a record of what was asked of it.
+"""The state of a simulated VCDA: users, sessions, replications, tasks, and statistics of its requests.
 
 Written from the vendor's documentation, independently of our client, so that the two can disagree. It knows no HTTP
 and starts nothing in the background: a task's state is computed from the time at which somebody looks, so a hundred
