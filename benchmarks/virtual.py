@@ -87,6 +87,8 @@ class _Unmeasured:
 
     def paused(self, site: str | None, value: bool) -> None: ...  # noqa: FBT001 - the metrics' signature
 
+    def without_credentials(self, site: str | None) -> None: ...
+
 
 @dataclass(slots=True)
 class _Sync:

@@ -39,7 +39,8 @@ from service.observability.tracing import tracing
 from service.ops import health, server
 from service.partition.in_flight_view import in_flight_views, oldest_accepted
 from service.partition.partition import Partition
-from service.settings import Settings, secrets
+from service.partition.waiting import waiting_by_cause
+from service.settings import Settings, fingerprint, secrets
 from service.wiring import Misfit
 
 log = logging.getLogger(__name__)
@@ -106,6 +107,7 @@ class App:
             self._registry,
             clock=self._clock,
             version=self._version,
+            config_hash=fingerprint(settings),
             sites=[site.name for site in settings.vcda.sites],
             dead_reasons=list(DeadLetterReason),
             stop_reasons=list(StopReason),
@@ -158,6 +160,7 @@ class App:
             version=self._version,
         )
         syncs = parts.syncs
+        self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         polling = asyncio.create_task(syncs.poller.run())
         watching: asyncio.Task[None] | None = None
         try:

@@ -157,6 +157,13 @@ WITHHELD = "withheld"
 """The trouble's label where a POST was held back here at the last moment: it speaks of us, not of the site."""
 
 
+WITHOUT_CREDENTIALS = "NoCredentials"
+"""The code of the error of a request that is rejected, since there are no credentials for its site."""
+
+NO_CREDENTIALS = "no_credentials"
+"""The trouble's label where no call was made, since this process has no credentials for the site: it speaks of us."""
+
+
 @dataclass(frozen=True, slots=True)
 class Account:
     """The account of a call to a site: VCDA shows a user only their own tasks.

@@ -232,6 +232,12 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 stacked=True,
             ),
             Graph(
+                title="Waiting, by cause",
+                about="What requests wait for before their POST; no_credentials: also syncs that are not polled.",
+                queries=((f"sum by (site, cause) (vm_sync_waiting{{{SITE}}}) > 0", "{{site}}: {{cause}}"),),
+                stacked=True,
+            ),
+            Graph(
                 title="Oldest request, by site",
                 about="It should fall whenever the oldest ends. The default deadline is 6 h.",
                 queries=((f"max by (site) (vm_sync_oldest_in_flight_seconds{{{SITE}}})", "{{site}}"),),
@@ -305,6 +311,24 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 queries=quantiles("vm_sync_api_request_duration_seconds", "operation", HERE, 0.95),
                 unit=SECONDS,
                 bad=30,
+            ),
+            Graph(
+                title="Sessions",
+                about="1 while the instance has a session at VCDA.",
+                queries=((f"vm_sync_session_open{{{HERE}}}", "{{instance}}"),),
+                alert="VmSyncNotLoggedIn",
+            ),
+            Graph(
+                title="Calls without credentials",
+                about="Calls a second that are not made, as VCDA__SITES has no credentials for the site.",
+                queries=(
+                    (
+                        f"sum by (site) (rate(vm_sync_calls_without_credentials_total{{{SITE}}}[$__rate_interval]))",
+                        "{{site}}",
+                    ),
+                ),
+                warn=1,
+                alert="VmSyncCredentialsMissing",
             ),
             Graph(
                 title="Logins",
@@ -458,6 +482,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 about="Resident. It grows with what is in flight and with the remembered identities.",
                 queries=((f"process_resident_memory_bytes{{{JOB}}}", "{{instance}}"),),
                 unit=BYTES,
+            ),
+            Graph(
+                title="Settings in use",
+                about="Instances by the hash of their settings. Two hashes for a long time: instances differ.",
+                queries=((f"count by (hash) (vm_sync_config_hash{{{HERE}}})", "{{hash}}"),),
+                alert="VmSyncSettingsDiffer",
+                stacked=True,
             ),
             Graph(
                 title="Instances and versions",

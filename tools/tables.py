@@ -14,6 +14,7 @@ from benchmarks.results import Results
 from service import settings
 from service.kafka.journal_api import StopReason
 from service.messages.requests import DeadLetterReason
+from service.messages.wait_cause import WaitCause
 from service.observability.metrics import LOGINS, METRICS, OPERATIONS, OUTCOMES, RESULTS, STATES, STATUSES, Metric
 from service.settings.model import BETWEEN, PREFIX, Settings
 from service.sync import Reason
@@ -96,6 +97,7 @@ WORDS: Final = (
     ("vm_sync_outcomes_total, vm_sync_duration_seconds", "outcome", OUTCOMES),
     ("vm_sync_outcomes_total", "reason", Reason),
     ("vm_sync_in_flight", "state", STATES),
+    ("vm_sync_waiting", "cause", WaitCause),
     ("vm_sync_api_requests_total, vm_sync_api_request_duration_seconds", "operation", OPERATIONS),
     ("vm_sync_api_requests_total", "status", sorted({*STATUSES, "403", "404", "409"})),
     ("vm_sync_session_logins_total", "result", LOGINS),

@@ -27,6 +27,7 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.messages.record_fate import NEVER_READ, Fate
+from service.messages.wait_cause import WaitCause
 from service.sync import Completed, Outcome, Reason
 
 LOCAL: Final = "local"
@@ -95,6 +96,14 @@ METRICS: Final = (
         at_scrape=True,
     ),
     Metric(
+        "vm_sync_waiting",
+        "gauge",
+        "Waiting requests, by what they wait for; `no_credentials` also counts syncs that are not polled for want of "
+        "credentials.",
+        ("site", "cause"),
+        at_scrape=True,
+    ),
+    Metric(
         "vm_sync_replications_held",
         "gauge",
         "Replications held by a request that timed out more than 24 h ago and whose task VCDA still shows as "
@@ -155,6 +164,12 @@ METRICS: Final = (
         "1 while Retry-After or the circuit breaker holds back calls to the site, else 0.",
         ("site",),
     ),
+    Metric(
+        "vm_sync_calls_without_credentials_total",
+        "counter",
+        "Calls not made, as VM_SYNC_VCDA__SITES has no credentials for the site.",
+        ("site",),
+    ),
     Metric("vm_sync_tasks_adopted_total", "counter", "Tasks that a look-up found for a POST in doubt."),
     Metric(
         "vm_sync_posts_repeated_total",
@@ -165,6 +180,7 @@ METRICS: Final = (
     Metric(
         "vm_sync_unknown_task_states_total", "counter", "Polls that returned an unknown task state; treated as running."
     ),
+    Metric("vm_sync_session_open", "gauge", "1 while this instance has a session at VCDA."),
     Metric("vm_sync_session_logins_total", "counter", "Logins at VCDA, by result.", ("result",)),
     Metric(
         "vm_sync_journal_commit_seconds",
@@ -214,6 +230,12 @@ METRICS: Final = (
         "Log lines dropped because the reader of standard error was too slow or closed it.",
         at_scrape=True,
     ),
+    Metric(
+        "vm_sync_config_hash",
+        "gauge",
+        "Always 1; `hash` is that of the settings that must be equal on all instances, without secrets.",
+        ("hash",),
+    ),
     Metric("vm_sync_build_info", "gauge", "Always 1; the labels identify the build.", ("version", "python")),
 )
 
@@ -240,6 +262,7 @@ class Metrics:
         *,
         clock: Clock,
         version: str,
+        config_hash: str = "",
         sites: Iterable[str] = (),
         dead_reasons: Iterable[str] = (),
         stop_reasons: Iterable[str] = (),
@@ -256,6 +279,7 @@ class Metrics:
         self._in_flight: defaultdict[tuple[str, str | None], int] = defaultdict(int)
         self._replications_held: defaultdict[str | None, int] = defaultdict(int)
         self._paused_sites: set[str | None] = set()
+        self._waiting: Callable[[], Mapping[tuple[str | None, WaitCause], int]] = dict
         self._oldest: Callable[[], Mapping[str | None, datetime]] = dict
         self._overdue: Callable[[], Mapping[str | None, float]] = dict
         self._log_lines_dropped: Callable[[], int] = int
@@ -288,9 +312,11 @@ class Metrics:
         self._api_requests = counters["vm_sync_api_requests_total"].having((o, s) for o in OPERATIONS for s in STATUSES)
         self._api_seconds = histograms["vm_sync_api_request_duration_seconds"].having((o,) for o in OPERATIONS)
         self._paused = gauges["vm_sync_api_paused"]
+        self._without_credentials = counters["vm_sync_calls_without_credentials_total"]
         self._adopted = counters["vm_sync_tasks_adopted_total"][()]
         self._posts_repeated = counters["vm_sync_posts_repeated_total"]
         self._unknown_states = counters["vm_sync_unknown_task_states_total"][()]
+        self._session_open = gauges["vm_sync_session_open"][()]
         self._logins = counters["vm_sync_session_logins_total"].having((r,) for r in LOGINS)
         self._commit_seconds = histograms["vm_sync_journal_commit_seconds"][()]
         self._commit_records = histograms["vm_sync_journal_commit_records"][()]
@@ -304,6 +330,7 @@ class Metrics:
         self._kafka = gauges["vm_sync_kafka_connected"][()]
         self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
+        gauges["vm_sync_config_hash"][config_hash,].set(1)
         gauges["vm_sync_build_info"][version, platform.python_version()].set(1)
 
         for label in (*self._site_labels.values(), OTHER):
@@ -365,6 +392,10 @@ class Metrics:
         """Count a replication that is held by a sync LINGER_LIMIT past its deadline, or one that no longer is."""
         _add(self._replications_held, site, 1 if held else -1)
 
+    def set_waiting(self, ask: Callable[[], Mapping[tuple[str | None, WaitCause], int]]) -> None:
+        """Name who knows, at scrape, how many requests wait, by site and cause. The rest of them counts as `other`."""
+        self._waiting = ask
+
     def set_oldest(self, ask: Callable[[], Mapping[str | None, datetime]]) -> None:
         """Name who knows, at scrape, when the oldest request in flight of each site was accepted."""
         self._oldest = ask
@@ -388,6 +419,10 @@ class Metrics:
         """Count a login."""
         self._logins[result,].inc()
 
+    def session_open(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
+        """Tell whether there is a session at VCDA."""
+        self._session_open.set(value)
+
     def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Tell whether requests to a site are held back."""
         if value:
@@ -395,6 +430,10 @@ class Metrics:
         else:
             self._paused_sites.discard(site)
         self._show_paused(self._site_labels.get(site, OTHER))
+
+    def without_credentials(self, site: str | None) -> None:
+        """Count a call that was not made, since there are no credentials for the site."""
+        self._without_credentials[self._site_labels.get(site, OTHER),].inc()
 
     def _show_paused(self, label: str) -> None:
         """Set a label's gauge: several sites may share it, and it is 1 while one of them is paused."""
@@ -483,6 +522,7 @@ class Metrics:
         in_flight: dict[Child, float] = {(state, label): 0.0 for state in STATES for label in labels}
         for (state, site), count in self._in_flight.items():
             in_flight[state, self._site_labels.get(site, OTHER)] += count
+        waiting = self._read_waiting(labels, in_flight)
         for site, count in self._replications_held.items():
             held[self._site_labels.get(site, OTHER),] += count
         for site, accepted_at in self._oldest().items():
@@ -494,17 +534,29 @@ class Metrics:
         return {
             "vm_sync_records_unaccounted": {(): float(self._unaccounted)},
             "vm_sync_in_flight": in_flight,
+            "vm_sync_waiting": waiting,
             "vm_sync_replications_held": held,
             "vm_sync_oldest_in_flight_seconds": oldest,
             "vm_sync_poll_overdue_seconds": overdue,
             "vm_sync_log_lines_dropped_total": {(): self._log_lines_dropped()},
         }
 
+    def _read_waiting(self, labels: Iterable[str], in_flight: Mapping[Child, float]) -> dict[Child, float]:
+        waiting: dict[Child, float] = {(label, cause): 0.0 for label in labels for cause in WaitCause}
+        for (site, cause), count in self._waiting().items():
+            waiting[self._site_labels.get(site, OTHER), cause] += count
+        for label in labels:
+            known = sum(
+                [waiting[label, cause] for cause in WaitCause if cause is not WaitCause.NO_CREDENTIALS],
+            )
+            waiting[label, WaitCause.OTHER] += max(0.0, in_flight["waiting", label] - known)
+        return waiting
+
     def _series_of(self, label: str) -> None:
         """Make all series of a site exist."""
         self._outcomes.having([("completed", "", label), *(("failed", reason.value, label) for reason in Reason)])
         self._duration.having((word, label) for word in OUTCOMES)
-        for metric in (self._lag, self._batch, self._paused, self._posts_repeated):
+        for metric in (self._lag, self._batch, self._paused, self._posts_repeated, self._without_credentials):
             metric.having([(label,)])
 
 

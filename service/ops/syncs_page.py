@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final, Protocol
 
 from service.observability.metrics import STATES
+from service.partition.waiting import WaitsFor
 from service.sync import ApiError
 
 LIMIT: Final = 100
@@ -79,6 +80,10 @@ class InFlight(Protocol):
     @property
     def http_status(self) -> int | None:
         """Of the answer that `error` is from."""
+
+    @property
+    def waits_for(self) -> WaitsFor | None:
+        """What a waiting request waits for."""
 
     @property
     def held(self) -> bool:
@@ -168,6 +173,19 @@ def _shown(sync: InFlight) -> dict[str, object]:
         "deadline": _moment(sync.deadline),
         "held": sync.held,
         "error": _error(sync.error, sync.http_status),
+        "waitsFor": _waits_for(sync.waits_for, sync.site),
+    }
+
+
+def _waits_for(waits: WaitsFor | None, site: str | None) -> dict[str, object] | None:
+    if waits is None:
+        return None
+    return {
+        "cause": waits.cause,
+        "site": site,
+        "until": _moment(waits.until),
+        "behind": waits.behind,
+        "detail": waits.detail,
     }
 
 

@@ -11,6 +11,7 @@ is handed to the journal writer in the same iteration of the event loop.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from datetime import datetime, timedelta
 from functools import partial
@@ -19,6 +20,7 @@ from service import sync
 from service.backoff import Backoff
 from service.messages.outcomes import write_outcome
 from service.messages.trace_context import context_of
+from service.messages.wait_cause import WaitCause
 from service.partition.deadlines import Deadlines
 from service.partition.deduplication import Deduplication
 from service.partition.dependencies import Dependencies
@@ -27,6 +29,7 @@ from service.partition.journal_writer import JournalWriter
 from service.partition.outcome_log import record_outcome
 from service.partition.reconciler import Reconciler
 from service.partition.submitter import Submitter, withheld
+from service.partition.waiting import WaitsFor
 from service.sync import Ended, Lingering, Running, Step, Submitting, Task, TaskState, Waiting
 from service.vcda.lanes import Lane
 from service.vcda.poller import Verdict, Watch
@@ -79,6 +82,8 @@ class Driver:
     ) -> None:
         self.quiescing = False
         """No POST begins; polls and outcomes go on."""
+        self.alone: Counter[tuple[str | None, WaitCause]] = Counter()
+        """How many requests of a site wait by themselves, and why. Only what is above 0."""
         self._number = number
         self._in_flight = in_flight
         self._journal_writer = journal_writer
@@ -258,7 +263,7 @@ class Driver:
         tracked.answered(lane)
         trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
         if not withheld(answer):
-            lane.record_result(trouble)
+            lane.record_result(_missing_credentials(answer) or trouble)
         if self._stopped or not isinstance(tracked.state, Submitting | Lingering):
             return
         step = sync.answered(
@@ -493,6 +498,7 @@ class Driver:
         if tracked.slot_request is not None:
             lane.withdraw(tracked.slot_request)
             tracked.slot_request = None
+        self._no_longer_alone(tracked)
         if tracked.held:
             tracked.held = False
             self._dependencies.metrics.replication_held(tracked.request.site, held=False)
@@ -503,20 +509,72 @@ class Driver:
 
     def _wait_to_repeat(self, tracked: TrackedSync, waiting: Waiting) -> None:
         """Let time pass before another POST of a request whose POSTs come to nothing, each time more."""
-        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2))
+        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)
 
     def _wait_busy(self, tracked: TrackedSync) -> None:
         """Let the site's other requests go on, and this one ask for a slot again in a while, longer each time."""
-        self._wait_alone(tracked, OWN_BACKOFF.pause(tracked.busy))
+        self._wait_alone(tracked, OWN_BACKOFF.pause(tracked.busy), cause=WaitCause.BUSY)
         tracked.busy += 1
 
-    def _wait_alone(self, tracked: TrackedSync, seconds: float) -> None:
+    def _wait_alone(self, tracked: TrackedSync, seconds: float, *, cause: WaitCause) -> None:
         pause = seconds * self._dependencies.random.uniform(0.5, 1.5)
         tracked.not_before = self._dependencies.clock.monotonic() + pause
+        tracked.alone = cause
+        self.alone[tracked.request.site, cause] += 1
 
         async def then() -> None:
             await asyncio.sleep(pause)
+            self._no_longer_alone(tracked)
             tracked.not_before = 0.0  # a loop's timer may be a millisecond early
             self._move_on(tracked.request.replication_id)
 
         _ = self._spawn(then())
+
+    def _no_longer_alone(self, tracked: TrackedSync) -> None:
+        if tracked.alone is not None:
+            counted, tracked.alone = (tracked.request.site, tracked.alone), None
+            self.alone[counted] -= 1
+            if not self.alone[counted]:
+                del self.alone[counted]
+
+    # ------------------------------------------------------------ what a request waits for
+
+    def waits_for(self, tracked: TrackedSync) -> WaitsFor | None:
+        """Return what a request waits for before its POST, or why its sync is not polled; None: neither."""
+        if not isinstance(tracked.state, Waiting):
+            if not self._lane(tracked).without_credentials:
+                return None
+            detail = "this process has no credentials for its site (VM_SYNC_VCDA__SITES), so VCDA is not asked for it"
+            return WaitsFor(WaitCause.NO_CREDENTIALS, detail)
+        eldest = self._in_flight.eldest(tracked.request.replication_id)
+        if eldest is not None and eldest is not tracked:
+            elder = eldest.request.operation_id
+            detail = f"request {elder} of the same replication is {public_state(eldest.state)}"
+            return WaitsFor(WaitCause.ELDER, detail, behind=elder)
+        if tracked.alone is not None:
+            what = (
+                "VCDA said that the replication is busy (409)"
+                if tracked.alone is WaitCause.BUSY
+                else "VCDA shows no task for its earlier POSTs, so the next POST waits"
+            )
+            return WaitsFor(tracked.alone, what, until=self._moment_of(tracked.not_before))
+        if self.quiescing:
+            return WaitsFor(WaitCause.OTHER, f"partition {self._number} is being handed over to another instance")
+        obstacle = self._lane(tracked).obstacle()
+        if obstacle is None:
+            return WaitsFor(WaitCause.OTHER, "it is submitted next")
+        until = (
+            None if obstacle.seconds is None else self._dependencies.clock.now() + timedelta(seconds=obstacle.seconds)
+        )
+        return WaitsFor(obstacle.cause, obstacle.detail, until=until)
+
+    def _moment_of(self, monotonic: float) -> datetime:
+        clock = self._dependencies.clock
+        return clock.now() + timedelta(seconds=monotonic - clock.monotonic())
+
+
+def _missing_credentials(answer: sync.SubmitAnswer) -> sync.Trouble | None:
+    """Return the trouble that a request is rejected with where no POST was made for want of credentials."""
+    if isinstance(answer, sync.Refused) and answer.error is not None and answer.error.code == sync.WITHOUT_CREDENTIALS:
+        return sync.Trouble(label=sync.NO_CREDENTIALS, detail=answer.error.msg, own=True)
+    return None

@@ -4,13 +4,14 @@ Only the oldest request of a replication may run, and none overtakes another. Th
 """
 
 from asyncio import Task
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 
 from service import sync
+from service.messages.wait_cause import WaitCause
 from service.sync import Ended, Lingering, Running, Submitting, Waiting
 from service.vcda.lanes import Lane, SlotRequest
 from service.vcda.poller import Watch
@@ -45,6 +46,8 @@ class TrackedSync:
     """How many times in a row VCDA said that the replication is busy (409)."""
     not_before: float = 0.0
     """The replication is busy (409), or its POSTs come to nothing: no slot is asked for until then (monotonic)."""
+    alone: WaitCause | None = None
+    """Why it waits by itself until `not_before`; counted as such meanwhile."""
     repeats: int = 0
     """Up to which of its doubts a repeated POST has been told of."""
     behind: str | None = None
@@ -95,6 +98,8 @@ class InFlight:
 
     def __init__(self) -> None:
         self._tracked_syncs: dict[str, TrackedSync] = {}
+        self.behind: Counter[str | None] = Counter()
+        """By site: how many wait behind an older request of their replication. Only sites of which some do."""
         self._queues: dict[str, list[TrackedSync] | deque[TrackedSync]] = {}
         """By replication, whatever its letter case: VCDA may show tasks in another one.
 
@@ -132,6 +137,8 @@ class InFlight:
         self._tracked_syncs[tracked.request.identity] = tracked
         key = tracked.request.replication_id.casefold()
         queue = self._queues.setdefault(key, [])
+        if queue:
+            self.behind[tracked.request.site] += 1
         if len(queue) == LONG:
             queue = self._queues[key] = deque(queue)
         queue.append(tracked)
@@ -142,11 +149,22 @@ class InFlight:
         del self._tracked_syncs[request.identity]
         key = request.replication_id.casefold()
         queue = self._queues[key]
+        was_first = queue[0] is tracked
         queue.remove(tracked)
+        if not was_first:
+            self._no_longer_behind(request.site)
+        elif queue:
+            self._no_longer_behind(queue[0].request.site)
         if not queue:
             del self._queues[key]
         elif queue[0].request.deadline <= now:
             queue[0].behind = request.operation_id
+
+    def _no_longer_behind(self, site: str | None) -> None:
+        """Count one less. A message may name any site, so nothing is kept of what is at 0."""
+        self.behind[site] -= 1
+        if not self.behind[site]:
+            del self.behind[site]
 
 
 def public_state(state: sync.Sync) -> str | None:

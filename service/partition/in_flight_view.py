@@ -9,6 +9,7 @@ from datetime import datetime
 
 from service.partition.in_flight import TrackedSync, public_state
 from service.partition.partition import Partition
+from service.partition.waiting import WaitsFor
 from service.sync import ApiError, Lingering, Running, Submitting, Waiting
 
 
@@ -17,11 +18,15 @@ class InFlightView:
     """A sync in flight, as `/syncs` shows it: the view reads the sync when it is asked."""
 
     tracked: TrackedSync
-    partition: int
+    owner: Partition
 
     @property
-    def identity(self) -> str:
+    def partition(self) -> int:
         """See `ops.syncs_page.InFlight`, here and below."""
+        return self.owner.number
+
+    @property
+    def identity(self) -> str:  # noqa: D102
         return self.tracked.request.identity
 
     @property
@@ -84,6 +89,10 @@ class InFlightView:
         return state.http_status if isinstance(state, Waiting | Submitting) else None
 
     @property
+    def waits_for(self) -> WaitsFor | None:  # noqa: D102
+        return self.owner.waits_for(self.tracked)
+
+    @property
     def held(self) -> bool:  # noqa: D102
         return self.tracked.held
 
@@ -92,7 +101,7 @@ def in_flight_views(partitions: Iterable[Partition]) -> Iterator[InFlightView]:
     """Yield a view of each sync in flight."""
     for partition in partitions:
         for tracked in partition.tracked_syncs():
-            yield InFlightView(tracked, partition.number)
+            yield InFlightView(tracked, partition)
 
 
 def oldest_accepted(partitions: Iterable[Partition]) -> Mapping[str | None, datetime]:

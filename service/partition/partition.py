@@ -28,12 +28,14 @@ from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
+from service.messages.wait_cause import WaitCause
 from service.partition.balance import Balance, Taken
 from service.partition.deduplication import Deduplication
 from service.partition.dependencies import Dependencies
 from service.partition.driver import Driver
 from service.partition.in_flight import InFlight, TrackedSync
 from service.partition.journal_writer import JournalWriter
+from service.partition.waiting import WaitsFor
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +230,17 @@ class Partition:
     def tracked_syncs(self) -> Iterator[TrackedSync]:
         """Yield what is in flight here, in the order of acceptance."""
         yield from self._in_flight
+
+    def waits_for(self, tracked: TrackedSync) -> WaitsFor | None:
+        """Return what a request waits for before its POST, or why its sync is not polled; None: neither."""
+        return self._driver.waits_for(tracked)
+
+    def waiting(self) -> Iterator[tuple[str | None, WaitCause, int]]:
+        """Yield how many requests wait here for something else than their site: by the request's site and cause."""
+        for site, count in self._in_flight.behind.items():
+            yield site, WaitCause.ELDER, count
+        for (site, cause), count in self._driver.alone.items():
+            yield site, cause, count
 
     # ------------------------------------------------------------ admission
 

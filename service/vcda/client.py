@@ -32,6 +32,8 @@ from urllib.parse import quote
 from service.clock import Clock
 from service.sync import (
     EPOCH,
+    NO_CREDENTIALS,
+    WITHOUT_CREDENTIALS,
     Accepted,
     Account,
     ApiError,
@@ -72,6 +74,7 @@ class Meter(Protocol):
 
     def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
     def login(self, result: str) -> None: ...  # noqa: D102
+    def session_open(self, value: bool) -> None: ...  # noqa: D102, FBT001
     def site_authenticated(self, site: str) -> None: ...  # noqa: D102
 
 
@@ -358,7 +361,7 @@ class Vcda:
         """Read a POST's answer, as the table at the top says."""
         match reply.seen:
             case NoCredentials():
-                return Refused(ApiError("NoCredentials", _without_credentials(site)), None, sent=reply.tried)
+                return Refused(ApiError(WITHOUT_CREDENTIALS, _without_credentials(site)), None, sent=reply.tried)
             case Trouble(http_status=404, error=ApiError(code="SiteNotFound") as error):
                 # Said of the session's extension; the POST itself would have been told the same.
                 return Refused(error, 404, sent=reply.tried)
@@ -399,7 +402,7 @@ class Vcda:
             case NoAnswer(label, detail):
                 return Trouble(label=label, detail=detail)
             case NoCredentials():
-                return Trouble(label="error", detail=_without_credentials(site))
+                return Trouble(label=NO_CREDENTIALS, detail=_without_credentials(site), own=True)
             case Answer(status, headers, body):
                 error = translate.read_api_error(body)
                 return Trouble(
@@ -433,7 +436,7 @@ def _site(site: str) -> str:
 
 
 def _without_credentials(site: str | None) -> str:
-    return f"No credentials are configured for site {site}."
+    return f"No credentials are configured for site {site} (VM_SYNC_VCDA__SITES)."
 
 
 def _check(name: str, allowed: re.Pattern[str]) -> str:

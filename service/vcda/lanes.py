@@ -19,13 +19,14 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from random import Random
 from typing import Protocol
 
 from service.clock import Clock
-from service.sync import Trouble
+from service.messages.wait_cause import WaitCause
+from service.sync import NO_CREDENTIALS, Trouble
 
 log = logging.getLogger(__name__)
 
@@ -59,11 +60,25 @@ class LaneLimits:
     them a place for a POST stands empty while its intent is committed; each is one more to look for after a crash."""
 
 
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """Why a lane hands out no slot now."""
+
+    cause: WaitCause
+    seconds: float | None
+    """How long at least; None: unknown."""
+    detail: str
+    """A sentence for people."""
+
+
 class LaneMetrics(Protocol):
     """What a lane reports."""
 
     def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Show whether requests to the site are held back."""
+
+    def without_credentials(self, site: str | None) -> None:
+        """Count a call that was not made, since there are no credentials for the site."""
 
 
 @dataclass(slots=True)
@@ -129,6 +144,12 @@ class Lane:
         """How many calls of the site went well: whether it answered others while one call failed again and again."""
         self.look_ups = LookUps()
         self._troubles = 0
+        self._trouble: Trouble | None = None
+        """The last trouble of the site, while a pause or the circuit breaker lasts."""
+        self._opened_at: datetime | None = None
+        """Since when the circuit breaker is open."""
+        self.without_credentials = False
+        """This process has no credentials for the site: requests are rejected, and what runs there is not polled."""
         self._paused_until = 0.0
         self._probe_until = 0.0
         self._reported_paused = False
@@ -215,12 +236,14 @@ class Lane:
         the pause nor add to the backoff. Only a Retry-After still counts, if it asks for longer.
         """
         now = self._clock.monotonic()
+        self._note_credentials(trouble)
         self.good_answers += trouble is None
         asked = trouble.retry_after.total_seconds() if trouble and not trouble.own and trouble.retry_after else 0.0
         if asked > 0:
             self._told_to_wait(now + asked)
         if now < self._paused_until:
             if now + asked > self._paused_until:
+                self._trouble = trouble
                 self._pause(now + asked)
         elif trouble is None:
             self._well()
@@ -230,9 +253,11 @@ class Lane:
         else:
             self._probe_until = 0.0
             self._troubles += 1
+            self._trouble = trouble
             longest = min(LONGEST_PAUSE.total_seconds(), FIRST_PAUSE.total_seconds() * 2 ** min(self._troubles - 1, 16))
             self._pause(now + (asked if asked > 0 else self._random.uniform(0.0, longest)))
             if self._troubles == BREAKER_AFTER:
+                self._opened_at = self._clock.now()
                 log.warning(
                     "Circuit breaker of site %s opened after %d consecutive failures (%s: %s); probing with one call "
                     "at a time",
@@ -246,6 +271,28 @@ class Lane:
         """Let no call go before then: the same site, called by another name, has asked to be left alone."""
         if until > self._paused_until:
             self._pause(until)
+
+    def obstacle(self) -> Obstacle | None:
+        """Return what holds back the slots that are asked for; None: nothing, the next one is handed out now."""
+        site, left = self.site or "local", self.held_for()
+        said = f": {self._trouble.detail}" if self._trouble else ""
+        if self._half_open:
+            since = "" if self._opened_at is None else f" since {self._opened_at:%Y-%m-%d %H:%M:%SZ}"
+            detail = f"the circuit breaker of site {site} has been open{since}{said}"
+            return Obstacle(WaitCause.CIRCUIT_OPEN, left or None, detail)
+        if left > 0.0:
+            return Obstacle(WaitCause.SITE_PAUSED, left, f"calls to site {site} are paused{said}")
+        limits = self._limits
+        if limits.max_running and self._occupied >= limits.max_running:
+            detail = f"{self._occupied} syncs run at site {site} (VM_SYNC_SYNC__MAX_RUNNING is {limits.max_running})"
+            return Obstacle(WaitCause.LIMIT, None, detail)
+        if not self._has_slot():
+            detail = (
+                f"{self._submitting} requests of site {site} are being submitted "
+                f"(VM_SYNC_SYNC__MAX_CONCURRENT_SUBMITS is {limits.max_concurrent_submits})"
+            )
+            return Obstacle(WaitCause.LIMIT, None, detail)
+        return None
 
     def held_for(self) -> float:
         """Return the seconds until a call may go. What holds it back may end sooner, when the probe succeeds."""
@@ -292,7 +339,9 @@ class Lane:
     def _has_slot(self) -> bool:
         limits = self._limits
         return self._submitting < limits.max_concurrent_submits + limits.slots_ahead and (
-            limits.max_running == 0 or self._occupied < limits.max_running
+            limits.max_running == 0
+            or self._occupied < limits.max_running
+            or self.without_credentials  # so that what would be rejected doesn't wait for what can't be polled
         )
 
     def _begin_probe(self) -> None:
@@ -315,6 +364,21 @@ class Lane:
             self._occupied += 1
             self._begin_probe()
 
+    def _note_credentials(self, trouble: Trouble | None) -> None:
+        missing = trouble is not None and trouble.label == NO_CREDENTIALS
+        if missing:
+            self._metrics.without_credentials(self.site)
+        if missing == self.without_credentials:
+            return
+        self.without_credentials = missing
+        if missing:
+            log.warning(
+                "This process has no credentials for site %s: its requests are rejected, and its running syncs are not "
+                "polled; add the site to VM_SYNC_VCDA__SITES",
+                self.site,
+                extra={"site": self.site},
+            )
+
     def _pause(self, until: float) -> None:
         if self._clock.monotonic() >= self._paused_until:
             self.pauses += 1
@@ -326,6 +390,7 @@ class Lane:
         if self._half_open:
             log.info("Circuit breaker of site %s closed: the probe succeeded", self.site or "local")
         self._troubles = 0
+        self._trouble = self._opened_at = None
         self._probe_until = 0.0
         self._report(paused=False)
         self._wake()

@@ -25,7 +25,7 @@ from typing import Protocol
 from service.clock import Clock
 from service.messages.trace_context import TraceContext
 from service.observability.tracing import Tracing
-from service.sync import Absent, Gone, PollAnswer, Task, TaskState, Trouble
+from service.sync import NO_CREDENTIALS, Absent, Gone, PollAnswer, Task, TaskState, Trouble
 from service.vcda.poll_policy import History, Pace, coalesced_due, coalescing_window, next_interval
 
 log = logging.getLogger(__name__)
@@ -58,6 +58,9 @@ HEAD_START = timedelta(seconds=1)
 
 OWN_PAUSE = (timedelta(seconds=10), timedelta(minutes=10))
 """How long a task that breaks its calls is left alone while its site answers others: at first, doubling, at most."""
+
+CREDENTIALS_PAUSE = timedelta(seconds=10)
+"""How long no task of a site is asked for that has no credentials here. It costs no call to see whether it has now."""
 
 # ---------------------------------------------------------------- who is due
 
@@ -418,6 +421,10 @@ class Poller:
     def _failed(self, site: _Site, question: _Question, trouble: Trouble) -> None:
         """Decide when, and in how many parts, a question that came to nothing is asked again."""
         lane = self._lane(site.name)
+        if trouble.label == NO_CREDENTIALS:
+            lane.record_result(trouble)
+            self._ask_at(site, self._clock.monotonic() + CREDENTIALS_PAUSE.total_seconds(), question)
+            return
         if trouble.label == "429":  # VCDA says itself that it is about the site
             lane.record_result(trouble)
             site.agenda.put_back(question.watches)

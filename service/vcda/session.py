@@ -55,6 +55,7 @@ class Meter(Protocol):
     """The metrics of logins."""
 
     def login(self, result: str) -> None: ...  # noqa: D102
+    def session_open(self, value: bool) -> None: ...  # noqa: D102, FBT001 - as the gauge it sets
     def site_authenticated(self, site: str) -> None: ...  # noqa: D102
 
 
@@ -153,7 +154,7 @@ class Session:
         extension = login.extensions.get(site)
         if extension is not None:
             return Ticket(login, extension)
-        if self._tried is not None and self._tried.of_site(site) is None:
+        if not self._has_credentials(site):
             return NoCredentials()
         extended = await self._extended(login, site)
         if isinstance(extended, Extension):
@@ -175,7 +176,7 @@ class Session:
                 del login.extensions[site]
         elif self._login is login:
             if _is_gone(answer):
-                self._login = None  # nobody else need try this token
+                self._have(None)  # nobody else need try this token
             if self._paused(self._pause):
                 return unauthorized(answer)
             renewed = await self._log_in_once()
@@ -205,7 +206,8 @@ class Session:
         for flight in flights:
             flight.cancel()
         await asyncio.gather(*flights, return_exceptions=True)
-        login, self._login = self._login, None
+        login = self._login
+        self._have(None)
         if login is None:
             return
         try:
@@ -258,14 +260,19 @@ class Session:
             refused = answer.status in {400, 401, 403}
             return self._login_failed("refused" if refused else "error", self._failure("Login", answer))
         user, local = translate.read_session(answer.body)
-        self._login = Login(token, user or credentials.user, local, now)
-        self._latest = self._login
+        login = Login(token, user or credentials.user, local, now)
+        self._have(login)
+        self._latest = login
         self._meter.login("ok")
         for site in sorted(local):
             self._meter.site_authenticated(site)
-        account = self._login.user
+        account = login.user
         logger.info("Logged in to VCDA as %s", account, extra={"account": account, "sites": sorted(local)})
-        return self._login
+        return login
+
+    def _have(self, login: Login | None) -> None:
+        self._login = login
+        self._meter.session_open(login is not None)
 
     def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
         seconds = self._pause.begin(self._clock.monotonic(), trouble)
@@ -309,7 +316,7 @@ class Session:
             return login.extensions[site]
         trouble = self._failure("Extension", answer)
         if _is_about_the_login(answer) and self._login is login:
-            self._login = None
+            self._have(None)
             return trouble
         return self._extension_failed(site, trouble)
 
@@ -341,6 +348,20 @@ class Session:
                 self._site_pauses.clear()
                 return False
         return True
+
+    def _has_credentials(self, site: str) -> bool:
+        """Whether there are credentials for a remote site; looks for new ones now and then."""
+        if self._tried is None or self._tried.of_site(site) is not None:
+            return True
+        now = self._clock.monotonic()
+        if now - self._looked_at >= LOOK_EVERY:
+            self._looked_at = now
+            credentials = self._read()
+            if not isinstance(credentials, Trouble) and credentials.of_site(site) is not None:
+                logger.info("There are credentials for site %s now", site, extra={"site": site})
+                self._tried = credentials
+                return True
+        return False
 
     def _read(self) -> Credentials | Trouble:
         try:

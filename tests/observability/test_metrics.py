@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.messages.record_fate import Fate
+from service.messages.wait_cause import WaitCause
 from service.observability.metrics import METRICS, Metrics, table
 from service.sync import Completed, Failed, Reason, Request
 
@@ -23,6 +24,7 @@ vm_sync_records_unaccounted gauge
 vm_sync_dead_letters_total counter reason
 vm_sync_outcomes_total counter outcome reason site
 vm_sync_in_flight gauge state site
+vm_sync_waiting gauge site cause
 vm_sync_replications_held gauge site
 vm_sync_oldest_in_flight_seconds gauge site
 vm_sync_duration_seconds histogram outcome site
@@ -32,9 +34,11 @@ vm_sync_poll_batch_size histogram site
 vm_sync_api_requests_total counter operation status
 vm_sync_api_request_duration_seconds histogram operation
 vm_sync_api_paused gauge site
+vm_sync_calls_without_credentials_total counter site
 vm_sync_tasks_adopted_total counter
 vm_sync_posts_repeated_total counter site
 vm_sync_unknown_task_states_total counter
+vm_sync_session_open gauge
 vm_sync_session_logins_total counter result
 vm_sync_journal_commit_seconds histogram
 vm_sync_journal_commit_records histogram
@@ -49,6 +53,7 @@ vm_sync_kafka_connected gauge
 vm_sync_reading_stalled_seconds gauge
 vm_sync_event_loop_lag_seconds histogram
 vm_sync_log_lines_dropped_total counter
+vm_sync_config_hash gauge hash
 vm_sync_build_info gauge version python
 """
 
@@ -183,6 +188,27 @@ def test_a_site_that_nobody_configured_is_other_and_its_name_is_nowhere(
     assert registry.get_sample_value("vm_sync_poll_overdue_seconds", {"site": "other"}) == 3.0
 
 
+def test_what_waits_is_shown_by_cause_and_the_rest_as_other(registry: CollectorRegistry, metrics: Metrics) -> None:
+    def waiting(cause: str, site: str = "local") -> float | None:
+        return registry.get_sample_value("vm_sync_waiting", {"cause": cause, "site": site})
+
+    assert {waiting(cause) for cause in WaitCause} == {0.0}
+    for _ in range(5):
+        metrics.moved(None, None, "waiting")
+    metrics.moved("made-up", None, "waiting")
+    metrics.set_waiting(
+        lambda: {
+            (None, WaitCause.ELDER): 2,
+            (None, WaitCause.LIMIT): 1,
+            (None, WaitCause.NO_CREDENTIALS): 7,
+            ("made-up", WaitCause.BUSY): 1,
+        }
+    )
+
+    assert [waiting(cause) for cause in ("elder", "limit", "other", "no_credentials")] == [2, 1, 2, 7]
+    assert [waiting(cause, "other") for cause in ("busy", "other")] == [1, 0]
+
+
 def test_a_site_that_the_login_authenticates_gets_its_own_series(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.site_authenticated("paris")
 
@@ -285,6 +311,8 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.without_key(1)
     metrics.records(Fate.LOST, 3)
     metrics.poll_batch(None, 100)
+    metrics.without_credentials(None)
+    metrics.session_open(True)
     metrics.adopted()
     metrics.post_repeated(None)
     metrics.unknown_task_state("berlin")
@@ -305,6 +333,8 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_requests_without_key_total": ({}, 1),
         "vm_sync_requests_lost_total": ({}, 3),
         "vm_sync_poll_batch_size_sum": ({"site": "local"}, 100),
+        "vm_sync_calls_without_credentials_total": ({"site": "local"}, 1),
+        "vm_sync_session_open": ({}, 1),
         "vm_sync_tasks_adopted_total": ({}, 1),
         "vm_sync_posts_repeated_total": ({"site": "local"}, 1),
         "vm_sync_unknown_task_states_total": ({}, 1),

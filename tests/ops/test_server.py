@@ -16,16 +16,19 @@ from prometheus_client import CollectorRegistry, Counter
 from typing_extensions import override
 
 from service.clock import Clock
+from service.messages.wait_cause import WaitCause
 from service.ops import server, syncs_page
 from service.ops.health import Health, probe_loop
 from service.ops.server import Document, operations, serving
 from service.ops.syncs_page import AT_ONCE, Query, read_query
+from service.partition.waiting import WaitsFor
 from service.sync import ApiError
 from tests.support.virtual_time import VirtualClock, run_virtual, virtual
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
+ELDER = WaitsFor(WaitCause.ELDER, "request op-0 is running", until=NOW, behind="op-0")
 BUSY = ApiError("Busy", "A sync is running.")
 
 
@@ -46,6 +49,7 @@ class Shown:
     held: bool = False
     error: ApiError | None = BUSY
     http_status: int | None = 409
+    waits_for: WaitsFor | None = ELDER
 
 
 class HandClock(Clock):
@@ -282,6 +286,13 @@ def test_a_sync_is_shown_with_its_progress() -> None:
             "deadline": "2026-01-01T06:00:00.000Z",
             "held": False,
             "error": {"code": "Busy", "msg": "A sync is running.", "httpStatus": 409},
+            "waitsFor": {
+                "cause": "elder",
+                "site": None,
+                "until": "2026-01-01T00:00:00.000Z",
+                "behind": "op-0",
+                "detail": "request op-0 is running",
+            },
         }
     ]
 

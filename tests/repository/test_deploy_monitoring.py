@@ -11,6 +11,7 @@ import yaml
 
 from service import settings
 from service.messages.requests import DeadLetterReason
+from service.messages.wait_cause import WaitCause
 from service.observability import metrics
 from service.sync import Reason
 from tests.conftest import missing
@@ -41,10 +42,11 @@ ELSEWHERE = {
 SCRAPED = {"namespace", "instance"}
 """Labels that each target has, in Kubernetes by the PodMonitor, under compose by prometheus.yaml."""
 
-WORDS = {
+WORDS: dict[str, set[str]] = {
     "result": {*metrics.RESULTS, *metrics.LOGINS},
     "outcome": set(metrics.OUTCOMES),
     "state": set(metrics.STATES),
+    "cause": set(WaitCause),
     "operation": set(metrics.OPERATIONS),
     "status": set(metrics.STATUSES),
     "job": {"vm-sync"},
@@ -229,7 +231,8 @@ def test_settings_and_commands_that_people_are_told_of_exist(document: Path) -> 
     known = {row.name for row in settings.describe()}
     sections = {name.removeprefix("VM_SYNC_") for name in known}
 
-    assert set(re.findall(r"\bVM_SYNC_\w+__\w+", text)) <= known | {"VM_SYNC_VCDA__SITES"}
+    of_a_site = {f"VM_SYNC_VCDA__SITES__0__{field}" for field in ("NAME", "USER")}
+    assert set(re.findall(r"\bVM_SYNC_\w+__\w+", text)) <= known | of_a_site | {"VM_SYNC_VCDA__SITES"}
     assert set(re.findall(r"(?<!VM_SYNC_)\b(?:SYNC|KAFKA|VCDA|OPS|TOPICS)__\w+", text)) <= sections
     named = set(
         re.findall(r"\bvm-sync ((?:list|show|request|run|settings|topics|dead-letters|asyncapi)(?: \w+)?)", text)

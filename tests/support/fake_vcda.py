@@ -125,6 +125,12 @@ class World:
         return made
 
 
+REFUSALS = {
+    "rejected": sync.Refused(sync.ApiError("Forbidden", "Permission denied."), 403),
+    "no credentials": sync.Refused(sync.ApiError(sync.WITHOUT_CREDENTIALS, "None."), None, sent=False),
+}
+
+
 class ScriptedVcda:
     """One process' way to the world. Each call takes `latency`; what POSTs meet is what the test puts into `script`."""
 
@@ -207,9 +213,9 @@ class ScriptedVcda:
                 await asyncio.sleep(self._late)
             case "lost-post":
                 await asyncio.sleep(self.latency)
-            case "rejected":
+            case "rejected" | "no credentials":
                 await asyncio.sleep(self.latency)
-                return sync.Refused(sync.ApiError("Forbidden", "Permission denied."), 403)
+                return REFUSALS[what]
             case _:
                 await asyncio.sleep(self.latency)
                 return sync.NotTaken(Trouble(label=what, detail="not now", own=what == "409"), sent=True)
@@ -257,6 +263,8 @@ class ScriptedVcda:
             return [self.world.look(self.world.made[i]) for i in ids if self.world.shows_to(user, i)]
 
         seen = await at_a_distance(self.latency / 2, look, self.latency / 2)
+        if what == sync.NO_CREDENTIALS:
+            return Trouble(label=what, detail="No credentials are configured.", own=True)
         return seen if what == "well" and self._healthy(*ids) else Trouble(label="5xx", detail=what)
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | sync.Gone | Trouble:

@@ -278,6 +278,7 @@ class Meter:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
         self.logins: list[str] = []
+        self.open = False
         self.sites: list[str] = []
 
     def api_request(self, operation: str, status: str, seconds: float) -> None:
@@ -286,6 +287,9 @@ class Meter:
 
     def login(self, result: str) -> None:
         self.logins.append(result)
+
+    def session_open(self, value: bool) -> None:
+        self.open = value
 
     def site_authenticated(self, site: str) -> None:
         self.sites.append(site)

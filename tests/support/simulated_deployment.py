@@ -438,6 +438,9 @@ class Meter:
     def paused(self, site: str | None, value: bool) -> None:
         self.counts["paused"] += value
 
+    def without_credentials(self, site: str | None) -> None:
+        self.counts["without credentials"] += 1
+
     def poll_batch(self, site: str | None, size: int) -> None:
         self.counts["poll"] += 1
 

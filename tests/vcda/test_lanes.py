@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
-from service.sync import Trouble
-from service.vcda.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, SlotRequest
+from service.messages.wait_cause import WaitCause
+from service.sync import NO_CREDENTIALS, Trouble
+from service.vcda.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, Obstacle, SlotRequest
 from tests.support.virtual_time import VirtualClock, run_virtual, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
@@ -35,9 +36,13 @@ class Longest(Random):
 @dataclass
 class Gauges:
     told: list[tuple[str | None, bool]] = field(default_factory=list)
+    missing: list[str | None] = field(default_factory=list)
 
     def paused(self, site: str | None, value: bool) -> None:
         self.told.append((site, value))
+
+    def without_credentials(self, site: str | None) -> None:
+        self.missing.append(site)
 
 
 def some_lanes(
@@ -584,3 +589,62 @@ async def test_lanes_of_sites_that_nobody_uses_are_forgotten_and_the_others_stay
     assert len(list(lanes)) < 4 * FEW
     for lane in (paused, running, waiting, failing):
         assert lanes.lane(lane.site) is lane
+
+
+# ---------------------------------------------------------------- what holds the slots back, in words
+
+
+@virtual
+async def test_a_lane_says_what_holds_its_slots_back() -> None:
+    lane = some_lanes(submits=1, running=2).lane("site2")
+    assert lane.obstacle() is None
+
+    lane.occupy()
+    lane.queue(Book().turn("a"))
+    running = "2 syncs run at site site2 (VM_SYNC_SYNC__MAX_RUNNING is 2)"
+    assert lane.obstacle() == Obstacle(WaitCause.LIMIT, None, running)
+    lane.vacate()
+    posting = "1 requests of site site2 are being submitted (VM_SYNC_SYNC__MAX_CONCURRENT_SUBMITS is 1)"
+    assert lane.obstacle() == Obstacle(WaitCause.LIMIT, None, posting)
+
+    lane.record_result(asked_to_wait(30))
+    assert lane.obstacle() == Obstacle(WaitCause.SITE_PAUSED, 30.0, "calls to site site2 are paused: It said 429.")
+    await asyncio.sleep(30)
+    lane.record_result(None)
+    lane.answered()
+    assert lane.obstacle() is None
+
+
+@virtual
+async def test_an_open_circuit_breaker_says_since_when_and_why() -> None:
+    lane = some_lanes().lane(None)
+    await open_breaker(lane)
+    said = "the circuit breaker of site local has been open since 2030-01-01 00:00:03Z: It said 500."
+    assert lane.obstacle() == Obstacle(WaitCause.CIRCUIT_OPEN, None, said)
+    lane.record_result(BAD)
+    assert lane.obstacle() == Obstacle(WaitCause.CIRCUIT_OPEN, 8.0, said)
+    await asyncio.sleep(8)
+    lane.record_result(None)
+    assert lane.obstacle() is None
+
+
+@virtual
+async def test_missing_credentials_are_counted_logged_once_and_hold_no_request_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gauges = Gauges()
+    lane, book = some_lanes(running=1, gauges=gauges).lane("site9"), Book()
+    lane.occupy()
+    lane.queue(book.turn("a"))
+    assert book.names == []
+
+    for _ in range(BREAKER_AFTER + 1):
+        lane.record_result(Trouble(label=NO_CREDENTIALS, detail="None are configured.", own=True))
+    await asyncio.sleep(0)
+
+    assert book.names == ["a"], "it would wait for ever for a sync that nobody polls"
+    assert (lane.paused, lane.without_credentials, gauges.missing) == (False, True, ["site9"] * 4)
+    assert caplog.text.count("no credentials for site site9") == 1
+    assert "VM_SYNC_VCDA__SITES" in caplog.text
+    lane.record_result(None)
+    assert not lane.without_credentials

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 from typing_extensions import override
 
-from service.sync import Absent, Account, Gone, PollAnswer, Task, Trouble
+from service.sync import NO_CREDENTIALS, Absent, Account, Gone, PollAnswer, Task, Trouble
 from service.vcda.lanes import Lane, LaneLimits, Lanes
 from service.vcda.poller import CALLS_AT_ONCE, Poller, Verdict, Watch
 from tests.support.virtual_time import VirtualClock, virtual
@@ -71,6 +71,9 @@ class FakeVcda:
         return Task(id=id_, state="SUCCEEDED" if now() >= self.ends.get(id_, 1e9) else "RUNNING")
 
     def paused(self, site: str | None, value: bool) -> None:
+        pass
+
+    def without_credentials(self, site: str | None) -> None:
         pass
 
     def poll_batch(self, site: str | None, size: int) -> None:  # noqa: ARG002
@@ -262,6 +265,21 @@ async def test_a_failed_poll_teaches_nothing_and_those_due_stay_due() -> None:
         vcda.trouble.clear()
         await asyncio.sleep(7)
     assert answers.told == [(16.0, "a", "RUNNING")]
+
+
+@virtual
+async def test_a_site_without_credentials_is_looked_at_every_ten_seconds_and_holds_no_turn_back() -> None:
+    missing = Trouble(label=NO_CREDENTIALS, detail="No credentials are configured for site x.", own=True)
+    vcda, answers = FakeVcda(trouble={"x": missing}), Answers()
+    async with polling(vcda) as (poller, lanes):
+        poller.watch(answers.watch("a", site="x"))
+        await asyncio.sleep(25)
+        assert vcda.moments == [1.0, 11.0, 21.0]
+        assert (lanes.lane("x").paused, lanes.lane("x").without_credentials) == (False, True)
+        vcda.trouble.clear()
+        await asyncio.sleep(7)
+        assert not lanes.lane("x").without_credentials
+    assert answers.told == [(31.0, "a", "RUNNING")]
 
 
 @virtual

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.sync import Accepted, Account, ApiError, NotTaken, Refused, Trouble
+from service.sync import NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
 from service.vcda.credentials import Credentials, SiteCredentials
+from service.vcda.session import LOOK_EVERY
 from tests.support.scripted_http_server import (
     CREDENTIALS,
     GONE,
@@ -521,6 +522,17 @@ async def test_a_site_without_credentials_is_refused_without_a_call() -> None:
     assert answer.error.code == "NoCredentials"
     assert answer.http_status is None
     assert isinstance(found, Trouble)
+    assert (found.label, found.own) == (NO_CREDENTIALS, True)
+
+
+async def test_credentials_of_a_site_that_come_later_are_found_without_a_new_login() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        us.credentials[:] = [replace(CREDENTIALS, sites=())]
+        assert isinstance(await us.submit(site="site2"), Refused)
+        us.credentials[:] = [CREDENTIALS]
+        us.clock.seconds += LOOK_EVERY
+        assert isinstance(await us.submit(site="site2"), Accepted)
+        assert [call.name for call in there.calls if call.name in {LOGIN, EXTEND}] == [LOGIN, EXTEND]
 
 
 @pytest.mark.parametrize("extend", [None, Reply(404, error("SiteNotFound", "Site site2 not found."))])
@@ -534,7 +546,7 @@ async def test_a_look_up_where_there_is_no_way_to_holds_up_nobody_who_is_to_be_r
     assert isinstance(found, Trouble)
     assert found.own
     assert isinstance(polled, Trouble)
-    assert not polled.own  # the poller goes by the lane's pauses
+    assert polled.own == (extend is None)  # at a site that isn't known the poller goes by the lane's pauses
 
 
 async def test_a_site_that_vcda_does_not_know_is_refused_as_the_post_would_be() -> None:

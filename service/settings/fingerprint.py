@@ -1,0 +1,42 @@
+"""A hash of the settings that must be equal on all instances of a deployment, so that a difference can be alerted on.
+
+It leaves out secrets, and what may differ: how an instance reaches Kafka and trusts VCDA, its operations server, its
+log.
+"""
+
+import hashlib
+import json
+from typing import Any, Final
+
+from service.settings.model import Settings
+
+MAY_DIFFER: Final[dict[str, Any]] = {
+    "ops": True,
+    "log": True,
+    "secrets_dir": True,
+    "kafka": {
+        "bootstrap_servers",
+        "start_limit",
+        "security_protocol",
+        "sasl_mechanism",
+        "sasl_username",
+        "sasl_password",
+        "ssl_ca_file",
+        "ssl_cert_file",
+        "ssl_key_file",
+    },
+    "vcda": {
+        "ca_file": True,
+        "thumbprint": True,
+        "credentials": {"password", "token"},
+        "sites": {"__all__": {"password", "token"}},
+    },
+}
+"""In pydantic's words; secrets are among them, lest somebody guess them from the hash."""
+
+
+def fingerprint(settings: Settings) -> str:
+    """Return the hash: twelve hexadecimal digits, the same for settings that say the same."""
+    shared: dict[str, Any] = settings.model_dump(mode="json", exclude=MAY_DIFFER)
+    shared["vcda"]["sites"].sort(key=lambda site: site["name"])
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()[:12]

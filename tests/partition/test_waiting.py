@@ -1,0 +1,171 @@
+"""What a waiting request waits for, in words; and of all of them how many wait for what, in numbers."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from datetime import timedelta
+
+import pytest
+
+from service.messages.wait_cause import WaitCause
+from service.partition.in_flight_view import in_flight_views
+from service.partition.waiting import WaitsFor, waiting_by_cause
+from service.sync import NO_CREDENTIALS, Trouble
+from service.vcda.lanes import LaneLimits
+from tests.support.simulated_deployment import Deployment, Process, deployed, moment
+
+
+def waits(process: Process) -> dict[str, WaitsFor | None]:
+    """By operation."""
+    partition = process.partition()
+    assert partition is not None
+    return {view.operation_id: view.waits_for for view in in_flight_views([partition])}
+
+
+def counts(process: Process) -> Mapping[WaitCause, int]:
+    """The numbers that the metric is made of. All is at the local site."""
+    partition = process.partition()
+    assert partition is not None
+    causes: Counter[WaitCause] = Counter()
+    for (_, cause), count in waiting_by_cause([partition], process.lanes).items():
+        causes[cause] += count
+    return causes
+
+
+def agree(process: Process) -> bool:
+    """Whether the counters say what a look at each request says; `other` is what they need not name."""
+    seen = Counter(each.cause for each in waits(process).values() if each is not None)
+    named = counts(process)
+    return all(seen[cause] == named.get(cause, 0) for cause in WaitCause if cause is not WaitCause.OTHER)
+
+
+@deployed
+async def test_a_younger_request_waits_for_its_elder_and_names_it(d: Deployment) -> None:
+    d.world.lasts = lambda _: 50.0
+    p0 = d.owner()
+    for name in ("first", "second", "third"):
+        d.broker.ask("C4-1", name)
+    await d.until(3.0)
+
+    elder = WaitsFor(WaitCause.ELDER, "request first of the same replication is running", behind="first")
+    assert waits(p0) == {"first": None, "second": elder, "third": elder}
+    assert counts(p0) == {WaitCause.ELDER: 2}
+    await d.until(60.0)
+    assert counts(p0) == {WaitCause.ELDER: 1}
+    await d.settled()
+    assert counts(p0) == {}
+
+
+@deployed
+async def test_past_the_limit_of_running_syncs_a_request_waits_for_a_slot(d: Deployment) -> None:
+    d.world.lasts = lambda _: 50.0
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=4, max_running=1))
+    d.broker.ask("C4-1", "runs")
+    await d.until(1.0)
+    d.broker.ask("C4-2", "waits")
+    await d.until(3.0)
+
+    detail = "1 syncs run at site local (VM_SYNC_SYNC__MAX_RUNNING is 1)"
+    assert waits(p0)["waits"] == WaitsFor(WaitCause.LIMIT, detail)
+    assert counts(p0) == {WaitCause.LIMIT: 1}
+    await d.settled()
+    assert counts(p0) == {}
+
+
+@deployed
+async def test_a_busy_replication_waits_until_a_moment(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["409"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(1.0)
+
+    waiting = waits(p0)["a1"]
+    assert waiting is not None
+    assert waiting.cause is WaitCause.BUSY
+    assert waiting.until is not None
+    assert moment(5.0) <= waiting.until <= moment(16.0)
+    assert counts(p0) == {WaitCause.BUSY: 1}
+    await asyncio.sleep((waiting.until - moment(1.0)).total_seconds() + 0.1)
+    assert counts(p0) == {}
+
+
+@deployed
+async def test_a_request_that_ends_while_it_waits_by_itself_is_counted_no_more(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["409"] * 9
+    d.broker.ask("C4-1", "a1", deadline=3)
+    await d.until(1.0)
+    assert counts(p0) == {WaitCause.BUSY: 1}
+    await d.until(40.0)
+    assert d.verdicts() == [("a1", "not-started")]
+    assert counts(p0) == {}
+
+
+@deployed
+async def test_at_a_paused_site_a_request_waits_until_the_pause_ends_and_says_why(d: Deployment) -> None:
+    p0 = d.owner()
+    await d.until(1.0)
+    p0.lanes.lane(None).record_result(Trouble(label="429", detail="It said 429.", retry_after=timedelta(seconds=60)))
+    d.broker.ask("C4-1", "a1")
+    await d.until(2.0)
+
+    waiting = waits(p0)["a1"]
+    assert waiting is not None
+    assert (waiting.cause, waiting.detail) == (WaitCause.SITE_PAUSED, "calls to site local are paused: It said 429.")
+    assert waiting.until == pytest.approx(moment(61.0), abs=timedelta(seconds=0.1))
+    assert counts(p0) == {WaitCause.SITE_PAUSED: 1}
+
+
+@deployed
+async def test_behind_an_open_circuit_breaker_a_request_says_since_when(d: Deployment) -> None:
+    p0 = d.owner()
+    for number in range(3):
+        d.broker.ask(f"C4-{number}", f"fails-{number}")
+        p0.vcda.script[f"fails-{number}"] = ["503"] * 50
+    await d.until(60.0)
+
+    causes = {each.cause for each in waits(p0).values() if each is not None}
+    assert causes == {WaitCause.CIRCUIT_OPEN}
+    assert all("has been open since 2030-01-01 00:00:" in each.detail for each in waits(p0).values() if each)
+    assert agree(p0)
+
+
+@deployed
+async def test_a_request_of_a_site_without_credentials_is_rejected_by_a_fresh_and_by_a_restored_lane(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda _: 1e6
+    limits = LaneLimits(max_concurrent_submits=4, max_running=1)
+    p0 = d.owner(limits=limits)
+    d.broker.ask("C4-1", "runs")
+    await d.until(1.0)
+    await p0.crash()
+
+    p1 = d.owner("P1", limits=limits, meets=lambda call: NO_CREDENTIALS if call == "poll" else "no credentials")
+    await d.until(30.0)
+    d.broker.ask("C4-2", "rejected")
+    await d.until(31.0)
+
+    assert d.verdicts() == [("rejected", "rejected")]
+    running = waits(p1)["runs"]
+    assert running is not None
+    assert running.cause is WaitCause.NO_CREDENTIALS
+    assert "VM_SYNC_VCDA__SITES" in running.detail
+    assert counts(p1) == {WaitCause.NO_CREDENTIALS: 1}
+    assert p1.meter.counts["without credentials"] >= 3
+    assert p1.meter.counts["paused"] == 0
+
+
+@deployed
+async def test_in_a_partition_that_is_handed_over_requests_wait_for_that(d: Deployment) -> None:
+    p0 = d.owner()
+    await d.until(1.0)
+    partition = p0.partition()
+    assert partition is not None
+    await partition.quiesce(1.0)
+    d.broker.ask("C4-1", "a1")
+    await d.until(3.0)
+
+    handed_over = WaitsFor(WaitCause.OTHER, "partition 0 is being handed over to another instance")
+    assert waits(p0) == {"a1": handed_over}
+    assert counts(p0) == {}, "what is not named counts as other"
