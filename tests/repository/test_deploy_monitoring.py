@@ -61,7 +61,7 @@ TEST_GROUPS = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())["test
 def promtool(*arguments: str) -> str:
     if (program := shutil.which("promtool")) is None:
         missing("promtool is not installed: apt-get install prometheus")
-    run = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=120)
+    run = subprocess.run([program, *arguments], capture_output=True, text=True, check=False, timeout=280)
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
