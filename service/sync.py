@@ -154,7 +154,7 @@ class Trouble:
 
 
 WITHHELD = "withheld"
-"""The trouble's label where a POST was held back here at the last moment: it speaks of us, not of the site."""
+"""The trouble's label of a POST that the service itself did not send: it says nothing about the site."""
 
 
 WITHOUT_CREDENTIALS = "NoCredentials"

@@ -39,8 +39,8 @@ from service.vcda.lanes import LaneLimits, Lanes
 log = logging.getLogger(__name__)
 
 SUBMIT_WINDOW = timedelta(seconds=2)
-"""W: a POST begins within this of the sending of a commit that stood. Commits take 3-25 ms and connections some more;
-every doubt that a successor restores waits for it as well, so it should not be long."""
+"""W: a POST is sent only within this time after the sending of a successful commit. Commits take 3-25 ms and
+connections some more; every doubt that a successor restores waits for it as well, so it should not be long."""
 
 
 class Misfit(Exception):
@@ -136,7 +136,7 @@ def for_tests(
     random: Callable[[], Random],
     opening: Callable[[int], None],
 ) -> Parts:
-    """Make the parts that work on syncs around what stands for VCDA, as the service does.
+    """Make the parts that work on syncs, as the service does, with a substitute for VCDA.
 
     `connection` are aiokafka's arguments; `opening` is told the partition of each journal that is to be opened.
     """

@@ -18,7 +18,7 @@ from service.messages.requests import STRUCTURED, InvalidRequest, read_request
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A message as a record: `value` is what the JSON says, or the text where it isn't JSON, or None."""
+    """A message as a record: `value` is the JSON value, or the text if it isn't JSON, or None."""
 
     name: str
     summary: str

@@ -1,4 +1,4 @@
-"""All commands: their names, options and help. What they do stands in the modules that they import, each its own.
+"""All commands: names, options and help. Each command imports the module that carries it out.
 
 Nothing that takes long to import is imported up here, since `--help` and a shell's completion read this module.
 """
@@ -127,7 +127,7 @@ def kafka(
     running.kafka(brokers=brokers, version=version, users=user or (), authorizer=authorizer)
 
 
-# ---------------------------------------------------------------- ask, and look
+# ---------------------------------------------------------------- requests and syncs
 
 
 @app.command(epilog="Example: vm-sync request C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f --wait --timeout 600")
@@ -250,7 +250,7 @@ def redrive(
     dead_letters.redrive(chosen, dry_run=dry_run, at_most=None if force else at_most, as_json=as_json)
 
 
-# ---------------------------------------------------------------- what it needs, and says
+# ---------------------------------------------------------------- topics, settings, asyncapi
 
 
 @topics.command("check", epilog="Example: vm-sync topics check")

@@ -56,7 +56,7 @@ class KafkaContext:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """What any of Kafka's clients takes."""
+        """The arguments of any Kafka client."""
         return self.connection.arguments() | {"request_timeout_ms": REQUEST_MS}
 
 
@@ -107,7 +107,7 @@ async def places(place: KafkaContext, *topics: str) -> list[TopicPartition]:
 
 @asynccontextmanager
 async def reader(place: KafkaContext, wanted: Iterable[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
-    """Open a consumer outside of any group that sees committed records only. Where it stands is for the user to say."""
+    """Open a consumer outside of any group that sees committed records only. The caller sets its position."""
     consumer = AIOKafkaConsumer(
         **place.arguments,
         enable_auto_commit=False,
@@ -127,7 +127,7 @@ async def reader(place: KafkaContext, wanted: Iterable[TopicPartition]) -> Async
 async def read(
     place: KafkaContext, wanted: Iterable[TopicPartition], *, what: str
 ) -> AsyncGenerator[ConsumerRecord, None]:
-    """Read partitions from their beginning to the end that they have now. `what` is said when it takes long."""
+    """Read partitions from their beginning to the end that they have now. `what` names them in the progress message."""
     wanted = list(wanted)
     clock = asyncio.get_running_loop().time
     async with reader(place, wanted) as consumer:

@@ -16,7 +16,7 @@ class State(StrEnum):
 
 
 class Format(StrEnum):
-    """How the AsyncAPI document is written."""
+    """The formats of the AsyncAPI document."""
 
     JSON = "json"
     YAML = "yaml"

@@ -62,7 +62,7 @@ class JournalEntry:
 
     @property
     def reason(self) -> str | None:
-        """Why it failed."""
+        """Why the request failed."""
         if self.newer_reason is not None:
             return self.newer_reason
         if isinstance(self.sync, Lingering):
@@ -71,14 +71,14 @@ class JournalEntry:
 
     @property
     def ended_at(self) -> datetime | None:
-        """When its outcome was decided."""
+        """When the outcome was decided."""
         if isinstance(self.sync, Lingering):
             return self.sync.told_at
         return self.sync.ended_at if isinstance(self.sync, Ended) else None
 
     @property
     def submitted_at(self) -> datetime | None:
-        """When VCDA accepted it."""
+        """When VCDA accepted the request."""
         return self.at.submitted_at if isinstance(self.at, Running | Ended) else None
 
     @property
@@ -93,7 +93,7 @@ class JournalEntry:
 
     @property
     def error(self) -> ApiError | None:
-        """Why the last attempt failed, or why it ended as it did."""
+        """The error of the last attempt, or of the outcome."""
         match self.at:
             case Waiting(trouble=error) | Submitting(trouble=error) | Ended(error=error):
                 return error

@@ -29,7 +29,7 @@ RESUME_AT: Final = 0.7
 
 
 class BackPressure:
-    """Which partitions' reading pauses because they are full."""
+    """Pauses and resumes the reading of full partitions."""
 
     def __init__(self, *, max_in_flight: int, subscriber: Subscriber, timings: IntakeTimings, clock: Clock) -> None:
         self._max_in_flight = max_in_flight
@@ -38,7 +38,7 @@ class BackPressure:
         self._clock = clock
         self._full: set[TopicPartition] = set()
         self._say_at: dict[TopicPartition, float] = {}
-        """Not before this moment (monotonic) is it said again that reading pauses."""
+        """Not before this moment (monotonic) is a pause logged again."""
 
     def holds(self, place: TopicPartition) -> bool:
         """Whether the partition's reading pauses because it is full."""
@@ -96,7 +96,7 @@ class Arrivals:
         return supervisor.reading is not None and supervisor.reading == fetched_under
 
     def doubt(self, place: TopicPartition, cursor: int, records: list[Record]) -> str | None:
-        """Say why these records can't be the next ones; None: they are."""
+        """Return why these records can't be the next ones; None: they are."""
         if records[0].offset < cursor:
             return f"Kafka returned the record at offset {records[0].offset}, which is below the cursor {cursor}"
         if (follows := self._subscriber.consumer.follows[place]) > cursor:
@@ -118,7 +118,7 @@ class Arrivals:
 
 
 class ReadingWatch:
-    """Since when partitions have had records that nobody reads, and since when the group assigns nothing."""
+    """Measures how long partitions have had unread records, and how long the group has assigned nothing."""
 
     def __init__(self, *, subscriber: Subscriber, pressure: BackPressure, timings: IntakeTimings, clock: Clock) -> None:
         self._subscriber = subscriber
@@ -132,7 +132,7 @@ class ReadingWatch:
         """Where reading was when it was last looked at."""
 
     def stalled(self) -> list[str]:
-        """Return why nothing is read, or of which partitions, though there are records; nothing when all is well."""
+        """Return why nothing is read, or which partitions with records are not read; empty when all is well."""
         now = self._clock.monotonic()
         since = self._assigning_since
         if since is not None and now - since > self._timings.assignment_limit.total_seconds():
@@ -146,7 +146,7 @@ class ReadingWatch:
         ]
 
     def unread_for(self) -> float:
-        """Return for how many seconds the partition that has waited longest has had records that nobody reads."""
+        """Return for how many seconds the longest-waiting partition has had unread records."""
         now = self._clock.monotonic()
         return now - min(self._unread_since.values(), default=now)
 

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Refusal:
-    """Something that Kafka refuses again and again. Moments are monotonic."""
+    """A right that Kafka refuses repeatedly. Moments are monotonic."""
 
     heard_at: float
     logged_at: float
@@ -53,7 +53,7 @@ class ConsumerRefusals:
         return [text for text, refusal in self._refusals.items() if now - refusal.heard_at <= self._counts]
 
     def forget_past(self) -> None:
-        """Forget the refusals that are over, and say so."""
+        """Forget the refusals that are over, and log it."""
         for text in self._refusals.keys() - set(self.current()):
             del self._refusals[text]
             log.info("No longer refused: %s", text)

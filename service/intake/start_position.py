@@ -50,7 +50,7 @@ Committed = Callable[[], Awaitable[int | None]]
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Where reading begins, in which topic, and how many offsets before it are gone unread."""
+    """The offset where reading begins, the topic's id, and the number of offsets before it that were deleted unread."""
 
     offset: int
     topic_id: str | None = None
@@ -59,7 +59,7 @@ class Start:
 
 @dataclass(frozen=True, slots=True)
 class Looked:
-    """What the journal's last cursor was before it was opened, and where reading would begin by it."""
+    """The journal's last cursor before the journal was opened, and the start position by it."""
 
     cursor: Cursor | None
     start: Start
@@ -257,7 +257,7 @@ class KafkaStartPositions:
     async def _check_end(
         self, place: TopicPartition, cursor: Cursor, identity: str | None, consumer: SteadyConsumer
     ) -> None:
-        """What was read is on the topic, or was."""
+        """Check that the cursor is not beyond the topic's end."""
         until = self._clock.monotonic() + self._leader_settles.total_seconds()
         while cursor.offset > (end := (await consumer.end_offsets([place]))[place]):
             if _differ(cursor.topic_id, identity):

@@ -99,7 +99,7 @@ class PartitionSupervisor:
         self.closed_since = dependencies.clock.monotonic()
         """Since when (monotonic) it is not open, while it isn't."""
         self.cursor: int | None = None
-        """The last one that the group was told, or that was opened with: the group is asked with it."""
+        """The last cursor that was committed to the group or opened with; committing it checks the membership."""
         self.topic_id: str | None = None
         """Of the requests topic as it was opened; None: the brokers tell none."""
         self._member = member
@@ -317,7 +317,7 @@ class PartitionSupervisor:
             partition.resume()
 
     async def _write_back(self, opened: Opened, memory: Memory) -> Opened:
-        """Write what is remembered into a journal that has lost it: it was deleted and made again, or cut at its end.
+        """Rewrite a journal from memory after it was deleted and created again, or truncated at its end.
 
         No other process can have worked on the partition meanwhile: the group confirms that it stayed assigned to this
         process, and any process stops a partition with an empty journal.

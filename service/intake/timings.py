@@ -66,7 +66,7 @@ class IntakeTimings:
     # ------------------------------------------------------------ reading
 
     refusal_counts: timedelta = timedelta(seconds=5)
-    """A refusal is over when it has not been heard again for so long; while it lasts, it is asked again each second."""
+    """A refusal is over when it has not been reported for so long; while it lasts, the consumer retries each second."""
 
     refusal_again: timedelta = timedelta(minutes=1)
     """How often a refusal that lasts is logged."""
@@ -79,7 +79,7 @@ class IntakeTimings:
     """How long the group may take to assign partitions: each member has the rebalance timeout, and some join late."""
 
     say_paused: timedelta = timedelta(minutes=1)
-    """How often at most the log says that a partition's reading pauses: with a slow Kafka it does so all the time."""
+    """The shortest interval between two log lines about paused reading: with a slow Kafka it pauses often."""
 
     compare: timedelta = timedelta(seconds=5)
     """How often the requests topic is compared with what was read of it: three requests, for all partitions

@@ -91,7 +91,7 @@ class TopicComparison:
         await asyncio.gather(*replaced)
 
     async def _replaced(self, supervisor: PartitionSupervisor, partition: Partition) -> None:
-        """What was read since the last comparison may be the new topic's, so that the cursor would pass for its own."""
+        """Disown the cursor, since records of the new topic may have been read, and close the partition."""
         supervisor.reading = None
         try:
             with suppress(JournalLost):

@@ -11,7 +11,7 @@ partition, and tasks that end with an exception and are started again only by th
 With `refused`, such errors are reported instead of raised, never cost another partition's records, and are forgotten
 after `RETRY`; then whatever ended with them is started again.
 
-It never decides what becomes of a record, and never skips one silently.
+It never decides a record's fate, and never skips a record silently.
 """
 
 import asyncio
@@ -83,7 +83,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     `seeks` counts the seeks of each partition, and `fetched_under` says under which count the last `getmany` began to
     fetch it: records of one count follow each other without a gap, those of another don't. `handed_out` is the offset
     after the last record returned, or where the last seek went; the position may lie beyond it, where no records are.
-    `follows` is what it was before the last records were returned: whoever has taken up less has missed some.
+    `follows` is its value before the last records were returned: a partition that has admitted fewer has missed some.
     `read` is called with the number of the records returned.
 
     `out_of_range` names the partitions whose position the broker refused since their last seek, with that position:
@@ -108,7 +108,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         self.out_of_range: dict[TopicPartition, int] = {}
         self.follows: dict[TopicPartition, int] = {}
         self.asked_at = clock.monotonic()
-        """When `getmany` was last called, for whoever wonders whether the reading loop still turns."""
+        """When `getmany` was last called; shows whether the reading loop makes progress."""
         self._bad: dict[TopicPartition, int] = {}
         self._reported: dict[TopicPartition | None, tuple[Exception, float]] = {}
         """The error that lies there for a partition, or for the group, and when it was reported."""
@@ -130,11 +130,11 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
 
     @property
     def client(self) -> AIOKafkaClient:
-        """What speaks with the brokers."""
+        """The client for requests to the brokers."""
         return self._client
 
     def dead(self) -> str | None:
-        """Name the task of aiokafka's that has ended before its time: without it no record comes any more."""
+        """Return the name of an aiokafka task that has failed, without which no records are read."""
         tasks = {
             "fetching": self._fetcher._fetch_task,
             "coordination": self._coordinator._coordination_task,
@@ -162,7 +162,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
 
     @override
     def seek(self, partition: TopicPartition, offset: int) -> None:
-        """Seek; what was fetched before is told apart from what comes."""
+        """Seek; records fetched before are distinguished from later ones."""
         self.seeks[partition] += 1
         self._bad.pop(partition, None)
         self.out_of_range.pop(partition, None)
@@ -498,7 +498,7 @@ async def timestamp_of(place: TopicPartition, offset: int, *, consumer: SteadyCo
 
 
 def _sentence(error: Exception) -> str:
-    """Say what is wrong without repeating what the record held."""
+    """Describe the error without the record's content."""
     if isinstance(error, UnicodeDecodeError):
         return "A header's name is not UTF-8."
     if isinstance(error, UnsupportedCodecError):

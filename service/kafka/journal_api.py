@@ -65,13 +65,13 @@ class Journal(Protocol):
     """The interface that an open partition uses."""
 
     end: int
-    """The offset after the last record that is known to stand."""
+    """The offset after the last record that is known to be committed."""
 
     async def commit(self, batch: Batch) -> None:
         """Commit the batch. After `JournalLost` its result is unknown, and nothing may rely on it."""
 
     def entries(self) -> AsyncIterator[Entry]:
-        """Read everything that stands in the journal, in the order of writing; a later entry replaces an earlier.
+        """Read all records of the journal, in the order of writing; a later entry replaces an earlier one.
 
         Raises:
             JournalLost: it can't be read just now; the journal itself may be well.

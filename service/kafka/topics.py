@@ -99,7 +99,7 @@ class Topic:
 
     @property
     def policy(self) -> str | None:
-        """What Kafka does with its old messages; None if unknown."""
+        """The cleanup policy; None if unknown."""
         return (self.settings or {}).get("cleanup.policy")
 
     @property
@@ -120,7 +120,7 @@ class Topic:
 async def ensure_topics(
     connection: KafkaConnection, *, names: TopicNames, partitions: int, create: bool
 ) -> list[Finding]:
-    """Make what is missing, if `create`, and judge what exists. An empty list: nothing to say.
+    """Create missing topics, if `create`, and check existing ones. An empty list: no findings.
 
     `partitions` counts for new topics only; a new journal gets as many as the requests topic has, and the reverse.
 
@@ -200,7 +200,7 @@ def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
 
 
 def _clash(names: TopicNames) -> Refusal | None:
-    """Only the outcomes may share a topic: a service that reads what it writes never rests."""
+    """Only the outcome topics may be the same: a service that reads its own messages would never stop."""
     outcomes = {names.completed, names.failed}
     others = [names.requests, names.dead_letter, names.journal]
     if names.progress is not None:
@@ -308,7 +308,7 @@ def _created(name: str, code: int, message: str | None) -> Finding:
 
 
 async def _visible(admin: AIOKafkaAdminClient, names: Iterable[str]) -> None:
-    """Wait until the brokers tell of each topic, with a leader for each partition."""
+    """Wait until the brokers' metadata has each topic with a leader for each partition."""
     waiting = set(names)
     async with asyncio.timeout(CREATE_LIMIT.total_seconds()):
         while waiting:
@@ -413,7 +413,7 @@ class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc] #
 
 
 async def topic_id(client: AIOKafkaClient, name: str) -> str | None:
-    """Return a topic's id, as Kafka's tools write it: one that is deleted and made again has another.
+    """Return a topic's id, as Kafka's tools write it: a topic that is deleted and created again has a different id.
 
     None: the brokers (before 2.8, or not Apache Kafka) know none.
 

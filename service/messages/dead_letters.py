@@ -15,7 +15,7 @@ _OURS: Final = frozenset(
 
 
 def write_dead_letter(record: Record, bad: InvalidRequest, *, topic: str, truncated: bool = False) -> Event:
-    """Set a record aside: its bytes untouched, and why. What an earlier failure said of it is replaced, not piled up.
+    """Write a dead letter: the record unchanged, and the reason. Headers of an earlier dead letter are replaced.
 
     `truncated` is for a record that the broker refuses for its size: no value then, and no more of key and headers
     than any request may have.
@@ -52,13 +52,13 @@ def write_dead_letter(record: Record, bad: InvalidRequest, *, topic: str, trunca
 
 
 def redriven(headers: tuple[Header, ...]) -> int:
-    """Say how often a record was put back; 0 where nothing, or nonsense, is said of it."""
+    """Return how often a message was redriven, from its header; 0 if the header is missing or invalid."""
     value = dict(headers).get(REDRIVEN) or b""
     return int(value) if value.isdigit() and len(value) <= len(str(MAX_MESSAGE)) else 0
 
 
 def write_redriven(dead_letter: Record, *, topic: str) -> Event:
-    """Make the request again that a dead letter was: what we said of it goes, but for the count, plus one."""
+    """Restore the message of a dead letter: the service's headers are removed, and the redrive count is increased."""
     original = tuple([header for header in dead_letter.headers if header[0] not in _OURS])
     count = str(redriven(dead_letter.headers) + 1).encode()
     return Event(topic=topic, key=dead_letter.key, value=dead_letter.value, headers=(*original, (REDRIVEN, count)))

@@ -16,7 +16,7 @@ from service.messages.trace_context import TraceContext, context_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeTopics:
-    """Where outcomes go. Both may name the same topic."""
+    """The topics of outcomes. Both may name the same topic."""
 
     completed: str
     failed: str
@@ -43,9 +43,9 @@ def describe_error(error: sync.ApiError | None, http_status: int | None) -> str:
 def write_outcome(
     outcome: sync.Outcome, *, topics: OutcomeTopics, now: datetime, trace: TraceContext | None = None
 ) -> Event:
-    """Tell how a request ended. The same outcome written again carries the same `ce_id`.
+    """Write an outcome as an event. If the same outcome is written again, it has the same `ce_id`.
 
-    `trace` is where its readers continue; without it, where the request came from.
+    `trace` is the context for the outcome's readers; by default the request's.
     """
     request = outcome.request
     data: dict[str, Any] = {
@@ -114,7 +114,7 @@ def _cloud_event(
 
 
 def _brief(outcome: sync.Outcome) -> sync.Outcome | None:
-    """Leave out what others have to say of it, but for the first words; None where they say no more."""
+    """Shorten VCDA's texts; None if they are already short."""
     if isinstance(outcome, sync.Completed):
         return replace(outcome, warnings=()) if outcome.warnings else None
     error = outcome.error and sync.ApiError(outcome.error.code[:BRIEF_TEXT], outcome.error.msg[:BRIEF_TEXT])
@@ -151,7 +151,7 @@ PROGRESS_TYPE: Final = "vm-sync.progress.v1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progressed:
-    """How far a running sync is. `percent` is None where VCDA told none; `at` is our clock's."""
+    """The progress of a running sync. `percent` is None if VCDA reported none; `at` is by this machine's clock."""
 
     request: sync.Request
     task_id: str
@@ -161,7 +161,7 @@ class Progressed:
 
 
 def write_progress(progressed: Progressed, *, topic: str) -> Event:
-    """Tell how far a sync is."""
+    """Write a sync's progress as an event."""
     request, at = progressed.request, _moment(progressed.at)
     data = {
         **_about(request),

@@ -29,7 +29,7 @@ MAX_IDENTITY_PART: Final = 255
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SyncRequested:
-    """A request that was understood. `deadline` counts from acceptance; None means the service's own."""
+    """A valid request. `deadline` counts from acceptance; None is the service's deadline."""
 
     identity: str
     operation_id: str
@@ -42,7 +42,7 @@ class SyncRequested:
 
 
 class DeadLetterReason(StrEnum):
-    """Why a message could not be understood: `vm-sync-reason`, and a metric's label. Words of the contract."""
+    """Why a message is invalid: the header `vm-sync-reason`, and a metric's label. Part of the contract."""
 
     UNREADABLE = "unreadable"
     TOO_LARGE = "too-large"
@@ -58,7 +58,7 @@ class DeadLetterReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class InvalidRequest:
-    """A message that could not be understood. `detail` names the field and the rule, and repeats no content."""
+    """An invalid message. `detail` names the field and the rule, and contains nothing of the message."""
 
     reason: DeadLetterReason
     detail: str
@@ -83,7 +83,7 @@ _RULES: Final = {
 
 
 def read_request(record: Record) -> SyncRequested | InvalidRequest:
-    """Understand a record. Total: whatever the bytes, the answer is a value."""
+    """Read a record. Never raises: an invalid message is a value."""
     if record.unreadable is not None:
         return InvalidRequest(DeadLetterReason.UNREADABLE, record.unreadable)
     if record_size(record) > MAX_MESSAGE:
@@ -104,7 +104,7 @@ def read_request(record: Record) -> SyncRequested | InvalidRequest:
 
 
 def _read_headers(headers: tuple[Header, ...]) -> dict[str, str] | InvalidRequest:
-    """Read those that mean something here as text; others are none of our business. The last of a name counts.
+    """Read the headers that the service uses, as text. If a header occurs twice, the last one counts.
 
     Names are read without regard to case, and with either sign after `ce`, as other transports spell them.
     """

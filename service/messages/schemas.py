@@ -141,7 +141,7 @@ class Instance(BaseModel):
 
 
 class _About(BaseModel):
-    """Which request an event is about."""
+    """The fields that identify an event's request."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 

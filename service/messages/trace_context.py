@@ -32,12 +32,12 @@ def read_trace(trace: Mapping[str, object]) -> tuple[str | None, str | None]:
 
 
 class TraceContext(NamedTuple):
-    """Where in a trace somebody is, as W3C's headers say it."""
+    """A position in a trace, as the values of W3C's headers."""
 
     traceparent: str
     tracestate: str | None = None
 
 
 def context_of(request: Request) -> TraceContext | None:
-    """Return what the request brought along."""
+    """Return the trace context of a request."""
     return None if request.traceparent is None else TraceContext(request.traceparent, request.tracestate)

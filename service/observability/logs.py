@@ -160,7 +160,7 @@ STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asct
 
 
 class Line(logging.Formatter):
-    """What both formats have in common: the parts of a record, without secrets."""
+    """Common to both formats: the parts of a record, without secrets."""
 
     def __init__(self, redactor: Redactor) -> None:
         super().__init__()
@@ -376,10 +376,10 @@ def handler(redactor: Redactor, *, form: Literal["json", "text"], to: logging.Ha
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """Where the logs of this process go."""
+    """The output of the process's logs."""
 
     redactor: Redactor
-    """What has to know new secrets before anybody uses them."""
+    """The redactor: new secrets must be registered before they are used."""
     dropped: Callable[[], int]
     """How many lines were dropped since the start."""
 
@@ -387,7 +387,7 @@ class Output:
 def configure(
     *, form: Literal["json", "text"], level: str, secrets: Iterable[str] = (), file: int | None = None
 ) -> Output:
-    """Send all logs of this process, warnings and its last words to one file descriptor: standard error's, if None.
+    """Send logs, warnings and uncaught exceptions to one file descriptor; None: standard error.
 
     Whoever makes a FastStream broker or a uvicorn server hands it a logger, or no logging configuration: both would
     otherwise put up handlers of their own, past the redactor.
@@ -449,7 +449,7 @@ def _mentions(text: str) -> bool:
 
 
 def _telling(name: object) -> bool:
-    """Tell whether a name says that what it names is a secret."""
+    """Whether a field's name indicates a secret."""
     text = _safe_str(name)
     return _mentions(text) and any(pattern.search(f"{text}=x") for pattern in (HEADERS, FIELDS))
 

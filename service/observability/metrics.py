@@ -344,11 +344,11 @@ class Metrics:
         self._unaccounted += count
 
     def records_held(self, delta: int) -> None:
-        """Tell how many more records wait for their commit; negative once their fate is certain."""
+        """Add to the number of records that wait for their commit; negative once their fate is certain."""
         self._unaccounted -= delta
 
     def records(self, fate: Fate, count: int) -> None:
-        """Count offsets whose fate is certain: what was committed, what will be read again, what is gone."""
+        """Count offsets whose fate is certain."""
         self._records[fate,].inc(count)
         if fate in RESULTS:
             self._requests[RESULTS[fate],].inc(count)
@@ -358,15 +358,15 @@ class Metrics:
             self._unaccounted -= count
 
     def dead_lettered(self, reason: str, count: int) -> None:
-        """Count messages that could not be understood."""
+        """Count invalid messages."""
         self._dead_letters[reason,].inc(count)
 
     def without_key(self, count: int) -> None:
-        """Count requests that have no order among their siblings."""
+        """Count requests without a key."""
         self._without_key.inc(count)
 
     def outcome(self, outcome: Outcome, *, site: str | None, duration: float, lag: float | None) -> None:
-        """Count an outcome whose transaction stands.
+        """Count a committed outcome.
 
         `duration` in seconds since acceptance; `lag` in seconds since the task's end, None where no task ended. Two
         machines' clocks are in both, so a negative one counts as none at all.
@@ -397,7 +397,7 @@ class Metrics:
         self._waiting = ask
 
     def set_oldest(self, ask: Callable[[], Mapping[str | None, datetime]]) -> None:
-        """Name who knows, at scrape, when the oldest request in flight of each site was accepted."""
+        """Set the function that returns, at scrape, when the oldest request in flight of each site was accepted."""
         self._oldest = ask
 
     # ------------------------------------------------------------ VCDA
@@ -411,7 +411,7 @@ class Metrics:
                 self._show_paused(label)
 
     def api_request(self, operation: str, status: str, seconds: float) -> None:
-        """Count a call that was answered, or given up; `status` is a class, a code that matters, or a word."""
+        """Count a call; `status` is a class such as 2xx, a code such as 429, or a word such as timeout."""
         self._api_requests[operation, status].inc()
         self._api_seconds[operation,].observe(seconds)
 
@@ -424,7 +424,7 @@ class Metrics:
         self._session_open.set(value)
 
     def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
-        """Tell whether requests to a site are held back."""
+        """Set whether calls to a site are paused."""
         if value:
             self._paused_sites.add(site)
         else:
@@ -441,29 +441,29 @@ class Metrics:
         self._paused[label,].set(paused)
 
     def poll_batch(self, site: str | None, size: int) -> None:
-        """Count the tasks asked after in one call."""
+        """Count the tasks of one poll."""
         self._batch[self._site_labels.get(site, OTHER),].observe(size)
 
     def set_overdue(self, ask: Callable[[], Mapping[str | None, float]]) -> None:
-        """Name who knows, at scrape, how many seconds late each site's most overdue poll is."""
+        """Set the function that returns, at scrape, how many seconds late each site's most overdue poll is."""
         self._overdue = ask
 
     def adopted(self) -> None:
-        """Count a task found instead of POSTing again."""
+        """Count an adopted task."""
         self._adopted.inc()
 
     def post_repeated(self, site: str | None) -> None:
-        """Count a POST made again after a doubt was concluded."""
+        """Count a repeated POST."""
         self._posts_repeated[self._site_labels.get(site, OTHER),].inc()
 
     def unknown_task_state(self, site: str | None) -> None:  # noqa: ARG002 - said by the caller, too rare for a label
-        """Count a state that isn't in the API's documentation; the caller logs the word."""
+        """Count a task state that isn't in the API's documentation; the caller logs the state."""
         self._unknown_states.inc()
 
     # ------------------------------------------------------------ journal, partitions, process
 
     def commit(self, seconds: float, records: int) -> None:
-        """Count a transaction that stood."""
+        """Count a committed transaction."""
         self._commit_seconds.observe(seconds)
         self._commit_records.observe(records)
 
@@ -472,35 +472,35 @@ class Metrics:
         self._restore.observe(seconds)
 
     def identities(self, delta: int) -> None:
-        """Tell how many more ended requests are remembered; negative when forgotten."""
+        """Add to the number of ended requests that are remembered; negative when forgotten."""
         self._identities.inc(delta)
 
     def partitions(self, total: int) -> None:
-        """Tell how many partitions the requests topic has."""
+        """Set the number of partitions of the requests topic."""
         self._partitions.set(total)
 
     def owned(self, count: int) -> None:
-        """Tell how many partitions are open here."""
+        """Set the number of partitions open in this process."""
         self._owned.set(count)
 
     def stopped(self, reason: str, count: int) -> None:
-        """Tell how many partitions refuse to work for this reason."""
+        """Set the number of partitions stopped for a reason."""
         self._stopped[reason,].set(count)
 
     def rewritten(self) -> None:
-        """A journal that had lost what it held was written again from memory."""
+        """Count a journal that was rewritten from memory."""
         self._rewritten.inc()
 
     def reopened(self) -> None:
-        """Count a partition opened again after its producer failed."""
+        """Count a partition that is reopened after a failure."""
         self._reopened.inc()
 
     def kafka_connected(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
-        """Tell whether Kafka answers."""
+        """Set whether Kafka answers."""
         self._kafka.set(value)
 
     def unread(self, seconds: float) -> None:
-        """Tell for how long the longest-waiting partition has not been read, though it has records and room."""
+        """Set how long unread records of a partition have not been read although it is not full."""
         self._unread.set(seconds)
 
     def loop_lag(self, seconds: float) -> None:
@@ -508,7 +508,7 @@ class Metrics:
         self._loop_lag.observe(seconds)
 
     def set_log_lines_dropped(self, ask: Callable[[], int]) -> None:
-        """Name who knows, at scrape, how many log lines were dropped since the start."""
+        """Set the function that returns, at scrape, how many log lines were dropped since the start."""
         self._log_lines_dropped = ask
 
     # ------------------------------------------------------------ at scrape

@@ -42,10 +42,10 @@ NUMBERS = re.compile(r"OTEL_BSP_\w+|OTEL_\w+_LIMIT")
 
 
 class Tracing:
-    """No traces; what `Spans` does, this leaves out."""
+    """Makes no traces; `Spans` makes them."""
 
     def accepted(self, request: Request) -> None:
-        """A request was written down."""
+        """A request was accepted."""
 
     def submitting(self, request: Request) -> AbstractContextManager[object]:
         """Enclose one POST."""
@@ -53,16 +53,16 @@ class Tracing:
         return nullcontext()
 
     def polling(self, site: str | None, about: Iterable[TraceContext | None]) -> AbstractContextManager[object]:
-        """Enclose one poll; `about`: the contexts of the requests asked about."""
+        """Enclose one poll; `about`: the contexts of the polled requests."""
         del site, about
         return nullcontext()
 
     def told(self, outcome: Outcome) -> TraceContext | None:
-        """An outcome is told; return where its readers continue."""
+        """An outcome is written; return the trace context for its readers."""
         return context_of(outcome.request)
 
     async def close(self) -> None:
-        """Send what has not been sent yet. May be given up at any time."""
+        """Send the remaining spans. May be cancelled at any time."""
 
 
 class Spans(Tracing):

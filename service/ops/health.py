@@ -45,20 +45,20 @@ class Health:
         self._joined = self._restored = self._draining = False
 
     def watch(self, loop: str, *, limit: timedelta, now: float) -> None:
-        """Expect a loop to turn at least every `limit` from now on."""
+        """Expect progress of a loop at least every `limit` from now on."""
         self._limits[loop] = limit.total_seconds()
         self._turned[loop] = now
 
     def beat(self, loop: str, now: float) -> None:
-        """A watched loop has turned."""
+        """A watched loop has made progress."""
         self._turned[loop] = now
 
     def unwatch(self, loop: str) -> None:
-        """Expect no more turns of a loop: it was stopped on purpose."""
+        """Expect no more progress of a loop: it was stopped on purpose."""
         self._limits.pop(loop, None)
 
     def died(self, task: str, reason: str) -> None:
-        """A task without which the service does half its work has ended, and nobody will start it again."""
+        """An essential task has failed, and is not restarted."""
         self._dead[task] = reason
 
     def joined(self) -> None:
@@ -70,7 +70,7 @@ class Health:
         self._restored = True
 
     def away(self, now: float) -> None:
-        """Kafka doesn't answer; said again and again, the first time counts."""
+        """Kafka doesn't answer; of repeated calls the first one counts."""
         if self._away_since is None:
             self._away_since = now
 
@@ -83,11 +83,11 @@ class Health:
         self._held_since = since
 
     def stopped(self, partition: int, reason: str) -> None:
-        """A partition refuses to work until somebody acts."""
+        """A partition is stopped until an operator acts."""
         self._stopped[partition] = reason
 
     def working(self, partition: int) -> None:
-        """A partition works, or is no longer ours."""
+        """A partition is no longer stopped, or no longer assigned."""
         self._stopped.pop(partition, None)
 
     def missing(self, topic: str | None) -> None:
@@ -95,23 +95,23 @@ class Health:
         self._missing = topic
 
     def stalled(self, reasons: Iterable[str]) -> None:
-        """Records wait that nobody reads, for these reasons; none: reading goes on. Replaces what was said before."""
+        """Records are not read, for these reasons; none: reading continues. Replaces the previous reasons."""
         self._stalled = tuple(reasons)
 
     def refused(self, reasons: Iterable[str]) -> None:
-        """Kafka refuses what these sentences say, or nothing. Replaces what was said before."""
+        """The rights that Kafka refuses, as sentences. Replaces the previous ones."""
         self._refused = tuple(reasons)
 
     def unopened(self, reasons: Iterable[str]) -> None:
-        """Partitions have not been open for long, for these reasons, or none. Replaces what was said before."""
+        """Partitions have been unopened for long, for these reasons. Replaces the previous reasons."""
         self._unopened = tuple(reasons)
 
     def draining(self) -> None:
-        """The process is on its way out."""
+        """The process drains."""
         self._draining = True
 
     def not_alive(self, now: float) -> list[str]:
-        """Return why a restart is called for; nothing when all is well."""
+        """Return the reasons for a restart; empty when alive."""
         stalled = [
             f"{loop} has made no progress for {now - self._turned[loop]:.0f} s; its limit is {limit:.0f} s"
             for loop, limit in self._limits.items()
@@ -120,7 +120,7 @@ class Health:
         return [*stalled, *self._stalled] + [f"{task} has failed: {reason}" for task, reason in self._dead.items()]
 
     def not_ready(self, now: float) -> list[str]:
-        """Return why the service isn't ready; nothing when it is."""
+        """Return why the service isn't ready; empty when it is."""
         reasons = []
         if self._draining:
             reasons.append("the service is draining")
@@ -144,7 +144,7 @@ class Health:
 
 
 async def probe_loop(clock: Clock, *, lag: Callable[[float], None], interval: timedelta = LAG_INTERVAL) -> None:
-    """Tell again and again how many seconds later than asked the event loop wakes a sleeper. Never returns."""
+    """Report periodically how late the event loop wakes a sleeping task, in seconds. Never returns."""
     seconds = interval.total_seconds()
     while True:
         asleep = clock.monotonic()

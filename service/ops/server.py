@@ -101,7 +101,7 @@ def operations(
 
 
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
-"""Every answer is about this moment, and is what it says it is."""
+"""Headers of every answer: no caching, no content sniffing."""
 
 
 def _condition(word: str, reasons: list[str]) -> Response:

@@ -31,7 +31,7 @@ class InFlight(Protocol):
 
     @property
     def replication_id(self) -> str:
-        """What is synced."""
+        """The replication."""
 
     @property
     def operation_id(self) -> str:
@@ -59,11 +59,11 @@ class InFlight(Protocol):
 
     @property
     def progress(self) -> int | None:
-        """In percent, as VCDA last told."""
+        """In percent, as VCDA last reported."""
 
     @property
     def accepted_at(self) -> datetime:
-        """When it was written down."""
+        """When the request was accepted."""
 
     @property
     def submitted_at(self) -> datetime | None:
@@ -71,7 +71,7 @@ class InFlight(Protocol):
 
     @property
     def deadline(self) -> datetime:
-        """When its outcome will be told at the latest."""
+        """When the request times out."""
 
     @property
     def error(self) -> ApiError | None:
@@ -87,12 +87,12 @@ class InFlight(Protocol):
 
     @property
     def held(self) -> bool:
-        """Whether its outcome was told long ago, and it holds its replication since VCDA still shows its task."""
+        """Whether the request timed out more than 24 h ago and holds its replication, as VCDA still shows its task."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Query:
-    """Which syncs are asked for."""
+    """A query for syncs."""
 
     state: str | None
     site: str | None
@@ -105,7 +105,7 @@ PARAMETERS: Final = ("state", "site", "replicationId", "limit", "after")
 
 
 def read_query(given: Mapping[str, str]) -> Query | str:
-    """Understand the parameters of `/syncs`, or say in a sentence what is wrong with them."""
+    """Parse the parameters of `/syncs`, or return what is wrong with them, as a sentence."""
     for name in given:
         if name not in PARAMETERS:
             return f"There is no parameter {name[:50]!r}; there are {', '.join(PARAMETERS)}."

@@ -31,7 +31,7 @@ class Taken:
 
     @property
     def records(self) -> int:
-        """How many records were read for it."""
+        """The number of records read."""
         return sum(count for fate, count in self.fates.items() if fate not in NEVER_READ)
 
 
@@ -52,12 +52,12 @@ class Balance:
         self._held: deque[Taken] = deque()
 
     def hold(self, taken: Taken) -> None:
-        """Take note of what was taken up and isn't committed yet; in the order of the topic."""
+        """Add fates of admitted records that aren't committed yet, in the order of the topic."""
         self._held.append(taken)
         self._meter.records_held(taken.records)
 
     def reached(self, cursor: int) -> None:
-        """The journal's cursor stands there: count what it has passed."""
+        """The journal's cursor has reached an offset: count the fates below it."""
         while self._held and self._held[0].until <= cursor:
             taken = self._release()
             for fate, count in taken.fates.items():
@@ -68,16 +68,16 @@ class Balance:
                 self._meter.without_key(taken.without_key)
 
     def reopened(self, cursor: int) -> None:
-        """The partition is opened again at that cursor: what lies beyond was never committed, and is read again."""
+        """The partition is reopened at a cursor: records above it were not committed, and are read again."""
         self.reached(cursor)
         self.give_up()
 
     def reread(self, count: int) -> None:
-        """So many records were not taken up: they are read again."""
+        """Count records that were not admitted, and will be read again."""
         self._meter.records(Fate.REREAD, count)
 
     def give_up(self) -> None:
-        """What is held here is for the partition's next owner, who counts it if it was never committed."""
+        """Drop the held fates: the partition's next owner counts them if they were not committed."""
         while self._held:
             self.reread(self._release().records)
 

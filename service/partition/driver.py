@@ -59,7 +59,7 @@ RESTORED_AT_ONCE = 250
 """Syncs restored between two turns of the event loop while a partition starts, some milliseconds."""
 
 EXPIRED_AT_ONCE = 100
-"""Expired requests whose outcomes are told between two turns of the event loop, some 8 ms: 75 us each (measured)."""
+"""Expired requests whose outcomes are written in one iteration of the event loop, some 8 ms: 75 us each (measured)."""
 
 KNOWN_STATES = frozenset(TaskState)
 
@@ -170,9 +170,9 @@ class Driver:
     # ------------------------------------------------------------ one after another
 
     def _move_on(self, replication_id: str) -> bool:
-        """Tell what has expired, and let the replication's next request queue for a slot if none is before it.
+        """Write the outcomes of expired requests, and let the replication's next request queue for a slot.
 
-        Returns False if more of it has expired than is told at once: the rest is told next.
+        Returns False if more requests have expired than fit into one iteration: the rest is next.
         """
         if self._stopped:
             return True
@@ -193,7 +193,7 @@ class Driver:
         return True
 
     def _slot(self, tracked: TrackedSync) -> bool:
-        """A slot is free: form the intent, or decline."""
+        """A slot is free: make the intent, or decline."""
         tracked.slot_request = None
         now = self._dependencies.clock.now()
         if self._stopped or self.quiescing or not isinstance(tracked.state, Waiting) or now >= tracked.request.deadline:
@@ -209,7 +209,7 @@ class Driver:
             self._repeated(tracked, tracked.state)
         cursor = self._journal_writer.cursor
         if cursor is None or cursor.spellings is not api.spellings():
-            self._journal_writer.advance_cursor()  # whoever finds this intent in doubt has to know the names, too
+            self._journal_writer.advance_cursor()  # a process that restores this intent needs the spellings, too
         intent = sync.begin(
             tracked.state,
             look_from=look_from,
@@ -222,7 +222,7 @@ class Driver:
         return True
 
     def _repeated(self, tracked: TrackedSync, waiting: Waiting) -> None:
-        """Tell of a POST that is made again after look-ups have not found a task of the one before."""
+        """Log and count a POST that is repeated after look-ups found no task of the one before."""
         tracked.repeats = waiting.repeats
         self._dependencies.metrics.post_repeated(tracked.request.site)
         log.warning(
@@ -238,10 +238,10 @@ class Driver:
             tracked.posting = self._spawn(self._post(tracked))
 
     async def _post(self, tracked: TrackedSync) -> None:
-        """POST, and go on with the answer.
+        """Send the POST, and apply its answer.
 
         Raises:
-            JournalLost: the partition is ours no more, or may not be.
+            JournalLost: the partition has, or may have, another owner.
         """
         answer = await self._submitter.post(tracked)
         tracked.posting = None
@@ -256,7 +256,7 @@ class Driver:
             and self._dependencies.clock.now() < tracked.request.deadline
         )
 
-    # ------------------------------------------------------------ what VCDA says
+    # ------------------------------------------------------------ VCDA's answers
 
     def _answered(self, tracked: TrackedSync, answer: sync.SubmitAnswer) -> None:
         lane = self._lane(tracked)
@@ -341,15 +341,15 @@ class Driver:
         return Verdict.ASK_ALONE if lost else Verdict.GO_ON
 
     def _learn_name(self, of: Running | Submitting, task: Task) -> None:
-        """Learn how VCDA spells our user where it lists tasks: it may differ from its answers to POSTs, or change.
+        """Learn the spelling in task lists: it may differ from the one in answers to POSTs, or change.
 
-        Not from a task that was found: that it is ours may have been concluded from its being the only one.
+        Not from an adopted task: it may have been adopted only because there was no other.
         """
         if isinstance(of, Running) and not of.adopted and of.account is not None and task.user is not None:
             self._dependencies.api.learn_name(of.account, site=of.request.site, name=task.user)
 
     def _take_up(self, tracked: TrackedSync) -> None:
-        """Do what its new state asks for."""
+        """Carry out what the new state of a sync requires."""
         match tracked.state:
             case Waiting() | Ended():
                 self._move_on(tracked.request.replication_id)
@@ -383,13 +383,13 @@ class Driver:
     # ------------------------------------------------------------ deadlines
 
     def _remind(self, tracked: TrackedSync) -> None:
-        """Look at it again when its deadline comes, or when one that lingers has lingered for too long."""
+        """Schedule the next check of a sync: at its deadline, or at the end of its lingering."""
         told = isinstance(tracked.state, Lingering)
         moment = tracked.request.deadline + (sync.LINGER_LIMIT if told else timedelta())
         self._deadlines.add(moment, tracked)
 
     async def _deadline_loop(self) -> None:
-        """Look at what is due, some at a time: tens of thousands of requests may expire within a second."""
+        """Check syncs that are due, a limited number at a time: tens of thousands may expire within a second."""
         while True:
             now = self._dependencies.clock.now()
             for number, tracked in enumerate(self._deadlines.due(now), 1):
@@ -404,7 +404,7 @@ class Driver:
             await asyncio.sleep(TICK.total_seconds())
 
     def _outstay(self, tracked: TrackedSync, now: datetime) -> None:
-        """Give back the place at the site of a sync that lingers past the limit; its task goes on at VCDA."""
+        """Release the slot of a sync that lingers past the limit; its task may continue at VCDA."""
         state = tracked.state
         if self._stopped or not isinstance(state, Lingering) or sync.occupies(state, now=now):
             return
@@ -423,9 +423,9 @@ class Driver:
             )
 
     def _tell_expired(self, replication_id: str) -> bool:
-        """Tell the outcomes of expired requests, the eldest first; nobody's before those of their elders.
+        """Write the outcomes of expired requests, the oldest first, and none before those of earlier requests.
 
-        So many at once that the event loop turns in between. Returns False if there may be more: they come next.
+        A limited number at a time, so that the event loop can run other tasks. Returns False if there may be more.
         """
         now = self._dependencies.clock.now()
         policy = self._dependencies.policy
@@ -508,11 +508,11 @@ class Driver:
             tracked.occupy(self._lane(tracked))
 
     def _wait_to_repeat(self, tracked: TrackedSync, waiting: Waiting) -> None:
-        """Let time pass before another POST of a request whose POSTs come to nothing, each time more."""
+        """Delay the next POST of a request whose POSTs lead to no visible task, longer each time."""
         self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)
 
     def _wait_busy(self, tracked: TrackedSync) -> None:
-        """Let the site's other requests go on, and this one ask for a slot again in a while, longer each time."""
+        """Delay the next POST to a busy replication, longer each time; the site's other requests don't wait."""
         self._wait_alone(tracked, OWN_BACKOFF.pause(tracked.busy), cause=WaitCause.BUSY)
         tracked.busy += 1
 

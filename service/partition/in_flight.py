@@ -41,15 +41,15 @@ class TrackedSync:
     pauses: int | None = None
     """How many pauses of its lane had begun when it had its last slot; None: it never had one."""
     held: bool = False
-    """Its outcome was told LINGER_LIMIT ago, and VCDA still shows its task as unfinished: its replication is held."""
+    """The request timed out LINGER_LIMIT ago, and VCDA still shows its task as unfinished: the replication is held."""
     busy: int = 0
-    """How many times in a row VCDA said that the replication is busy (409)."""
+    """Number of consecutive answers that the replication is busy (409)."""
     not_before: float = 0.0
     """The replication is busy (409), or its POSTs come to nothing: no slot is asked for until then (monotonic)."""
     alone: WaitCause | None = None
     """Why it waits by itself until `not_before`; counted as such meanwhile."""
     repeats: int = 0
-    """Up to which of its doubts a repeated POST has been told of."""
+    """The number of doubts for which a repeated POST was logged."""
     behind: str | None = None
     """The operation that it still waited behind when its deadline came."""
     watch: Watch | None = None
@@ -63,13 +63,13 @@ class TrackedSync:
         return self.state.request
 
     def occupy(self, lane: Lane) -> None:
-        """Count it among the site's syncs at VCDA, once."""
+        """Occupy a slot of the site for the sync, once."""
         if not self.occupies:
             self.occupies = True
             lane.occupy()
 
     def vacate(self, lane: Lane) -> None:
-        """Count it no longer."""
+        """Release the slot."""
         if self.occupies:
             self.occupies = False
             lane.vacate()
@@ -82,7 +82,7 @@ class TrackedSync:
 
     @property
     def doubt(self) -> Submitting | None:
-        """The POST in doubt, if it is one, be it behind an outcome that was told."""
+        """The POST in doubt, if there is one, also of a lingering sync."""
         state = self.state.of if isinstance(self.state, Lingering) else self.state
         return state if isinstance(state, Submitting) and state.in_doubt else None
 
@@ -124,16 +124,16 @@ class InFlight:
         return tuple(self._queues)
 
     def of(self, replication_id: str, *, most: int) -> tuple[TrackedSync, ...]:
-        """Return a replication's first syncs, the eldest first."""
+        """Return a replication's syncs, the oldest first."""
         return tuple(islice(self._queues.get(replication_id.casefold(), ()), most))
 
     def eldest(self, replication_id: str) -> TrackedSync | None:
-        """Return the replication's first, the only one that may run."""
+        """Return the oldest sync of a replication, the only one that may run."""
         queue = self._queues.get(replication_id.casefold())
         return queue[0] if queue else None
 
     def add(self, tracked: TrackedSync) -> None:
-        """Put it behind its elders."""
+        """Add a sync behind the earlier ones of its replication."""
         self._tracked_syncs[tracked.request.identity] = tracked
         key = tracked.request.replication_id.casefold()
         queue = self._queues.setdefault(key, [])

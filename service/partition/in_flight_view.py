@@ -111,7 +111,7 @@ def oldest_accepted(partitions: Iterable[Partition]) -> Mapping[str | None, date
         for tracked in partition.tracked_syncs():
             request = tracked.request
             if isinstance(tracked.state, Lingering):
-                continue  # its outcome is told: nobody waits for one
+                continue  # the request has its outcome
             if request.site not in oldest or request.accepted_at < oldest[request.site]:
                 oldest[request.site] = request.accepted_at
     return oldest

@@ -53,7 +53,7 @@ class JournalWriterMeter(Protocol):
 
 @dataclass(slots=True)
 class _Gathering(Batch):
-    """The batch that gathers, and what is to be done once it stands."""
+    """The batch that is being gathered, and the actions after its commit."""
 
     after: list[Callable[[], None]] = field(default_factory=list)
     size: int = 0
@@ -93,33 +93,33 @@ class JournalWriter:
         self._over: asyncio.Future[None] | None = None
         self._stopped = False
         self.confirmed_at = opened_at
-        """The moment (monotonic) before the sending of the last commit that stood."""
+        """The moment (monotonic) before the sending of the last successful commit."""
         self.took = 0.0
         """How long that commit took, in seconds."""
         self.cursor: Cursor | None = None
-        """The last cursor that was handed in. It stands no later than whatever is handed in after it."""
+        """The last cursor that was added. It is committed no later than anything added after it."""
 
     def put(self, identity: str, state: Sync | None) -> None:
-        """Let it stand in the journal with the next batch; None: a tombstone."""
+        """Add a change to the next batch; None: a tombstone."""
         self._gathering.changes[identity] = state
         self._grow(TOMBSTONE_BYTES if state is None else CHANGE_BYTES)
 
     def publish(self, event: Event) -> None:
-        """Publish it with the next batch."""
+        """Add an event to the next batch."""
         self._gathering.events.append(event)
         self._grow(_size(event))
 
     def advance_cursor(self) -> None:
-        """Let the cursor stand with the next batch."""
+        """Add the cursor to the next batch."""
         self._gathering.cursor = self.cursor = self._here()
         self._dirty.set()
 
     def after_commit(self, do: Callable[[], None]) -> None:
-        """Call it once the next batch stands, with all that was handed in before it."""
+        """Call an action after the commit of the next batch, which contains everything added before."""
         self._gathering.after.append(do)
 
     def flush_soon(self) -> None:
-        """Don't wait for more to gather."""
+        """Commit the next batch without waiting for more changes."""
         self._dirty.set()
         self._urgent.set()
 
@@ -127,18 +127,19 @@ class JournalWriter:
 
     @property
     def full(self) -> bool:
-        """Whether what gathers is large enough for a commit of its own."""
+        """Whether the gathered changes are large enough for a commit of their own."""
         return self._gathering.size >= CUT
 
     @property
     def behind(self) -> bool:
-        """Whether more waits for its commit than is good for memory: take on nothing that can wait."""
+        """Whether too much is uncommitted, so that reading has to pause."""
         return self._waiting >= BEHIND
 
     def cut(self) -> None:
-        """Let what has gathered be a commit of its own. It happens by itself, too, between two steps of the loop.
+        """Make the gathered changes a commit of their own. It also happens by itself between two steps of the loop.
 
-        What must stand together must have been handed in: a sync's change and its outcome, a record and the cursor.
+        Changes that must be committed together must have been added before: a sync's change and its outcome, a record
+        and the cursor.
         """
         if self._cutting is not None:
             self._cutting.cancel()
@@ -172,7 +173,7 @@ class JournalWriter:
         """Commit what has gathered, or the oldest part of it.
 
         Raises:
-            JournalLost: it is not known whether it stands.
+            JournalLost: the result of the commit is unknown.
         """
         batch = self._committing = self._take()
         began = self._clock.monotonic()
@@ -191,7 +192,7 @@ class JournalWriter:
             do()
 
     def unsaved(self) -> Batch:
-        """Return all that is not known to stand in the journal, as one batch."""
+        """Return all changes that are not known to be committed, as one batch."""
         parts = [*([self._committing] if self._committing is not None else []), *self._cut, self._gathering]
         unsaved = Batch(cursor=self._here())
         for part in parts:
@@ -218,12 +219,12 @@ class JournalWriter:
             self._over.set_result(None)
 
     def stop(self) -> None:
-        """Begin no further commit: what has gathered can't be trusted. `run` ends with the one on its way."""
+        """Start no further commit: the gathered changes can't be trusted. `run` ends with the commit under way."""
         self._stopped = True
         self.flush_soon()
 
     async def confirm_ownership(self) -> None:
-        """Prove the ownership: return once a record that is written from now on stands.
+        """Confirm the ownership: return after a commit that begins from now on has succeeded.
 
         Raises:
             JournalLost: it doesn't.

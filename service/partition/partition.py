@@ -148,7 +148,7 @@ class Partition:
                     if posting:
                         await asyncio.wait(posting)
                     else:
-                        # Their intents are on the way; once they stand, the POSTs are withheld.
+                        # Their intents are being committed; after the commit the POSTs are not sent.
                         await self._journal_writer.confirm_ownership()
                 await self._journal_writer.confirm_ownership()
         except (TimeoutError, JournalLost):
@@ -202,7 +202,7 @@ class Partition:
         Records of the new topic may have been taken up already, so that the cursor would pass for one of it.
 
         Raises:
-            JournalLost: it is not known whether it stands.
+            JournalLost: the result of the commit is unknown.
         """
         self._stamp = WITHDRAWN
         await self._journal_writer.confirm_ownership()
@@ -245,9 +245,9 @@ class Partition:
     # ------------------------------------------------------------ admission
 
     def admit(self, records: Sequence[Record]) -> None:
-        """Take up records in the order of the topic; those below the cursor were taken up before.
+        """Admit records in the order of the topic; records below the cursor were admitted before.
 
-        What it raises is a bug: nothing of the records stands then, and the partition must not go on.
+        An exception is a bug: nothing of the records is committed then, and the partition must not continue.
         """
         now = self._dependencies.clock.now()
         taken, held = Taken(self.cursor), 0
@@ -293,7 +293,7 @@ class Partition:
             self._admit(asked, record, now)
 
     def _hold(self, taken: Taken) -> None:
-        """Count it once the next commit stands, which carries the cursor."""
+        """Count a record's fate after the next commit, which contains the cursor."""
         self._balance.hold(taken)
         self._journal_writer.after_commit(partial(self._balance.reached, taken.until))
 
@@ -332,19 +332,19 @@ class Partition:
         return task
 
     def _stop(self) -> None:
-        """Change nothing from now on, and begin no commit."""
+        """Apply no further change, and start no commit."""
         self._closed = True
         self._driver.stop()
         self._journal_writer.stop()
 
     def fail(self, reason: str) -> None:
-        """Stop working here: the memory can't be trusted any more."""
+        """Stop the partition's work: its memory can't be trusted any more."""
         if not self._closed:
             self._stop()
             self._on_lost(reason)
 
     def _ended_task(self, task: "asyncio.Task[None]") -> None:
-        """A task that fails takes the partition's work with it: its memory can't be trusted any more."""
+        """A failed task ends the partition's work: its memory can't be trusted any more."""
         self._tasks.discard(task)
         if task.cancelled() or (error := task.exception()) is None or self._closed:
             return  # what fails once the partition is closed was looked at, so that asyncio doesn't log it

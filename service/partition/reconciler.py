@@ -45,7 +45,7 @@ calls need not wait for it. The second is already, where the site has answered a
 
 
 class FindApi(Protocol):
-    """What is asked of VCDA here."""
+    """The calls to VCDA of look-ups."""
 
     async def find(
         self,
@@ -59,18 +59,18 @@ class FindApi(Protocol):
         """Return all sync tasks since then, complete, or why not."""
 
     def account(self, site: str | None) -> Account | None:
-        """Return who calls to the site are made as."""
+        """Return the account of calls to the site."""
 
     def names(self, site: str | None, account: Account | None) -> Names:
-        """Return how tasks there may name this account's user; of None, of the account that we are now."""
+        """Return the possible names of an account's user on tasks; None: the current account."""
 
     def offset(self, site: str | None) -> timedelta | None:
-        """Return VCDA's clock minus ours."""
+        """Return VCDA's clock minus this machine's."""
 
 
 @dataclass(slots=True, eq=False)
 class _Sought:
-    """A POST in doubt that is looked for: when again (monotonic), and how long to wait after that."""
+    """A POST in doubt with the moment of its next look-up (monotonic) and the pause after it."""
 
     tracked: TrackedSync
     due: float
@@ -81,7 +81,7 @@ class _Sought:
 
 @dataclass(slots=True)
 class _Site:
-    """The POSTs in doubt at one site; `more` when one has come that was not looked for yet."""
+    """The POSTs in doubt at one site; `more` is set when one was added."""
 
     sought: dict[TrackedSync, _Sought] = field(default_factory=dict)
     more: asyncio.Event = field(default_factory=asyncio.Event)
@@ -92,7 +92,7 @@ class _Site:
 
 
 class _Seen:
-    """What a look-up was answered with, by replication."""
+    """The tasks of a look-up's answer, by replication."""
 
     def __init__(self, tasks: Sequence[Task], *, began: float, account: Account | None, settled: bool) -> None:
         self.began = began
@@ -132,7 +132,7 @@ class Reconciler:
         self._sites: dict[str | None, _Site] = {}
 
     def add(self, tracked: TrackedSync) -> None:
-        """Look for the task of a POST in doubt, from now on."""
+        """Start look-ups for a POST in doubt."""
         name = tracked.request.site
         site = self._sites.get(name)
         if site is None:
@@ -143,7 +143,7 @@ class Reconciler:
             site.more.set()
 
     async def _search(self, name: str | None, site: _Site) -> None:
-        """Look for the tasks of the POSTs in doubt at a site until none is left."""
+        """Make look-ups for the POSTs in doubt at a site until none is left."""
         while True:
             site.more.clear()
             await self._look(name, site, self._due(site))
@@ -210,7 +210,7 @@ class Reconciler:
         return True
 
     async def _find(self, name: str | None, replication_id: str | None, sought: list[_Sought]) -> _Seen | Trouble:
-        """Make one look-up, which may come to nothing.
+        """Make one look-up, which may fail.
 
         The account is compared before and after: a look-up under two accounts concludes nothing.
         """

@@ -32,14 +32,14 @@ TRIES_TO_TELL_OF = 3
 """A slow login closes the window once, a busy machine twice; more often, and the way to VCDA or Kafka is too slow."""
 
 SAY_AGAIN = timedelta(minutes=1)
-"""How often that is said of a partition while it lasts, however many POSTs it holds back."""
+"""How often a partition logs it while it lasts, regardless of the number of POSTs held back."""
 
 BACKOFF: Final = Backoff(first=timedelta(milliseconds=100), longest=timedelta(seconds=10))
-"""Pauses before the ownership is proved once more: each proof is a commit for a Kafka that is too slow already. By
-ten seconds nobody notices that Kafka is well again."""
+"""Pauses before the ownership is proved once more: each proof is a commit for a Kafka that is too slow already. Ten
+seconds of delay after Kafka's recovery are acceptable."""
 
 LOOK = timedelta(milliseconds=500)
-"""How soon a pausing POST notices that it isn't wanted any more: whoever quiesces waits for it."""
+"""How soon a pausing POST notices that it isn't wanted any more: quiescing waits for that."""
 
 
 HELD_BACK = NotTaken(Trouble(label=WITHHELD, detail="The POST was cancelled before it was sent."), sent=False)
@@ -85,7 +85,7 @@ class Submitter:
         """Send the POST of a sync, in several tries if the window closes, and return the answer.
 
         Raises:
-            JournalLost: the partition is ours no more, or may not be.
+            JournalLost: the partition has, or may have, another owner.
         """
         tries = 0
         began = self._clock.monotonic()
@@ -139,7 +139,7 @@ class Submitter:
             )
 
     def _is_intended(self, tracked: TrackedSync, account: Account | None) -> bool:
-        """Whether the intent names this account: whoever takes the POST for in doubt has to know whose it was."""
+        """Whether the intent names this account: a look-up for the POST has to be made with it."""
         return isinstance(tracked.state, Submitting) and tracked.state.account == account
 
     def _may_leave(self, tracked: TrackedSync, account: Account | None) -> bool:
@@ -152,5 +152,5 @@ class Submitter:
 
 
 def withheld(answer: SubmitAnswer) -> bool:
-    """Whether nothing left because we forbade it; that speaks of us, not of the site."""
+    """Whether the POST was not sent because the service itself forbade it; that says nothing about the site."""
     return isinstance(answer, NotTaken) and answer.trouble.label == WITHHELD

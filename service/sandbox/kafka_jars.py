@@ -23,7 +23,7 @@ among Kafka's dependencies, and without them a broker that doesn't start says no
 
 
 class KafkaError(Exception):
-    """Kafka can't be had, or doesn't start; the text is one that a person can act on."""
+    """Kafka can't be downloaded or started; the text says what to do."""
 
 
 def major(version: str) -> int:

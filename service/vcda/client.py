@@ -61,7 +61,7 @@ SMALLER: Final = 10
 NEWEST_FIRST: Final = "startTime-"
 """VCDA's default, as documented; paging relies on it, so it is said."""
 MAX_PAGES: Final = 1000
-"""So that a look-up ends, whatever VCDA claims to have."""
+"""A bound for a look-up, regardless of the total that VCDA reports."""
 FINDS_AT_ONCE: Final = 4
 """Look-ups that run at once at one site. After a restart there can be thousands, and none of them is urgent."""
 
@@ -256,7 +256,7 @@ class Vcda:
         return None if site in _home(self._session.login) else site
 
     def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002 - one appliance answers for all sites
-        """Return VCDA's clock minus ours; None before its first answer."""
+        """Return VCDA's clock minus this machine's; None before the first answer."""
         return self._wire.offset()
 
     async def close(self) -> None:

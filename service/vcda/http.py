@@ -218,7 +218,7 @@ class Wire:
         return seen
 
     def offset(self) -> timedelta | None:
-        """Return the appliance's clock minus ours; None before its first answer."""
+        """Return the appliance's clock minus this machine's; None before the first answer."""
         there = self._there.at(self._clock.monotonic())
         return None if there is None else there - self._clock.now()
 
@@ -349,7 +349,7 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Response(aiohttp.ClientResponse):
-    """An answer without its reason phrase: nobody reads it, and one in Latin-1 would make httpx raise."""
+    """An answer without its reason phrase, which is not used; one in Latin-1 would make httpx raise."""
 
     @override
     async def start(self, connection: "aiohttp.connector.Connection") -> aiohttp.ClientResponse:
@@ -383,9 +383,9 @@ def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: time
 
 
 def _sockets(timeout: timedelta) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
-    """Make sockets whose kernel gives up what nobody acknowledges once the call itself is given up.
+    """Make sockets with TCP_USER_TIMEOUT, so that the kernel stops resending when the call has timed out.
 
-    Otherwise it would go on resending a written POST for minutes, and VCDA might take it long after we looked for it.
+    Otherwise the kernel would resend a written POST for minutes, and VCDA might receive it long after the look-up.
     """
     milliseconds = int(timeout.total_seconds() * 1000)
 

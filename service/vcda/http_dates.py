@@ -35,7 +35,7 @@ def http_date(text: str) -> datetime | None:
 
 
 def retry_after(text: str | None, *, date: str | None, now: datetime) -> timedelta | None:
-    """Read `Retry-After`: seconds, or a moment on the clock of whoever wrote it, so counted from that answer's `Date`.
+    """Read `Retry-After`: seconds, or a moment by the sender's clock, and therefore counted from the answer's `Date`.
 
     At least zero, at most `RETRY_AFTER_LIMIT`; None if it is missing or can't be understood.
     """
@@ -57,7 +57,7 @@ def retry_after(text: str | None, *, date: str | None, now: datetime) -> timedel
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """Between what another clock minus our monotonic one must lie, in seconds, as was known `at` a monotonic moment."""
+    """Bounds of another clock minus the monotonic one, in seconds, known `at` a monotonic moment."""
 
     low: float
     high: float
@@ -75,9 +75,9 @@ class _Bounds:
 
 
 class OtherClock:
-    """Another machine's wall clock, from the `Date` headers of its answers, against our monotonic clock.
+    """Estimates another machine's wall clock from the `Date` headers of its answers, relative to the monotonic clock.
 
-    Against the monotonic one, since our wall clock may be set at any moment: that must not move VCDA's.
+    Relative to the monotonic clock, since this machine's wall clock may be set at any moment.
 
     One `Date` says little: it was cut to the second, at some moment between our sending and its arrival. But it
     bounds the difference from both sides, and the bounds of many answers, taken together, close in on it to about the
@@ -103,7 +103,7 @@ class OtherClock:
             self._doubted = new
 
     def at(self, monotonic: float) -> datetime | None:
-        """Return what it shows at a moment of ours; None before the first answer."""
+        """Return the other clock's time at a monotonic moment; None before the first answer."""
         if self._bounds is None:
             return None
         difference = self._bounds.middle if self._doubted is None else min(self._bounds.middle, self._doubted.middle)

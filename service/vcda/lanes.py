@@ -1,8 +1,8 @@
 """One site's limits: concurrent POSTs and syncs, pauses, and the circuit breaker.
 
-Each site has a lane of its own, so a dead site delays nobody else. A lane counts two things, slots to POST that are
-taken and syncs that VCDA has, and hands out slots in the order they were asked for; `posts` lets so many of them POST
-at once. It pauses the whole site, submits and polls alike, when a call to it came to nothing:
+Each site has a lane of its own, so a dead site does not delay other sites. A lane counts two things, slots to POST that
+are taken and syncs that VCDA has, and hands out slots in the order they were asked for; `posts` lets so many of them
+POST at once. It pauses the whole site, submits and polls alike, after a failed call:
 
     free --trouble--> paused --time passes--> free
                         |
@@ -83,7 +83,7 @@ class LaneMetrics(Protocol):
 
 @dataclass(slots=True)
 class LookUps:
-    """What a site's look-ups for POSTs in doubt met last, those of all partitions: they fail, and rest, together.
+    """The state of a site's look-ups for POSTs in doubt, shared by all partitions.
 
     The lane only keeps it; `partition.reconciler` decides by it.
     """
@@ -230,7 +230,7 @@ class Lane:
     # ------------------------------------------------------------ pauses
 
     def record_result(self, trouble: Trouble | None) -> None:
-        """Learn from a call's result; None: a good answer. Trouble that is a request's own says nothing of the site.
+        """Learn from a call's result; None: a success. Trouble that is a request's own says nothing of the site.
 
         During a pause no call begins, so what is recorded then was begun before it and is out of date: it can't shorten
         the pause nor add to the backoff. Only a Retry-After still counts, if it asks for longer.

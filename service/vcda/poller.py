@@ -1,12 +1,12 @@
 """Polls the running tasks of all partitions, in batches for each site.
 
 When a task is due is decided in `poll_policy`; here, those due share calls of up to 100 ids, and the calls are made.
-Each site has a loop of its own, so a dead site delays nobody else. This module draws no conclusion from an answer: it
-hands each to its watcher, which says whether to go on.
+Each site has a loop of its own, so a dead site does not delay other sites. This module draws no conclusion from an
+answer: it hands each to the task's watcher, which decides whether polling continues.
 
-A call that fails may be the site's trouble, or that of a single task which breaks each call that asks for it. So a
-call that fails again is made in halves, until what fails is alone. Where the site answers other calls meanwhile, the
-trouble is the task's own: the lane learns nothing of it, and the task is asked for ever more seldom.
+A call may fail because of the site, or because of a single task that makes each call fail. So a call that fails again
+is split into halves, until the failing task is alone. If the site answers other calls meanwhile, the fault is the
+task's: it does not count against the lane, and the intervals between its polls grow.
 """
 
 import asyncio
@@ -80,7 +80,7 @@ UNSEEN = Pace()
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Watch:
-    """A task to be asked after. `since` is the monotonic moment when it began, an estimate if it was restored.
+    """A polled task. `since` is the monotonic moment when it began, an estimate if it was restored.
 
     `answered` is called with each answer, on the event loop, and must not raise.
     """
@@ -93,14 +93,14 @@ class Watch:
     trace: TraceContext | None = None
     pace: Pace = field(default=UNSEEN, init=False)
     due: float = field(default=0.0, init=False)
-    """When its turn is, or was if it is being asked after."""
+    """When the task is due, or was due if a poll is under way."""
     watched: bool = field(default=True, init=False)
     pause: float = field(default=0.0, init=False)
-    """How long it was left alone after the last trouble of its own, in seconds; 0.0: it has none."""
+    """The last pause after a failure of this task alone, in seconds; 0.0: none."""
 
 
 class Agenda:
-    """Who is due when, at one site. Who is no longer watched stays until the turn, and is passed over then.
+    """The due times of one site's tasks. An unwatched task stays until it is due, and is skipped then.
 
     Turns meet (`coalesced_due`): with 50,000 tasks some hundred moments are kept in order, not 50,000 turns.
     """
@@ -120,12 +120,12 @@ class Agenda:
         turns.append(watch)
 
     def put_back(self, watches: Iterable[Watch]) -> None:
-        """Let turns that came to nothing be due as they were."""
+        """Make polls that were not answered due again."""
         for watch in watches:
             self.add(watch, watch.due)
 
     def next_due(self) -> float | None:
-        """Return the earliest turn; None: nobody is waiting for one."""
+        """Return the earliest due time; None: no task is due."""
         while self._order:
             due = self._order[0]
             turns = self._turns[due]
@@ -137,7 +137,7 @@ class Agenda:
         return None
 
     def take(self, until: float, *, most: int) -> list[Watch]:
-        """Take the turns due until then, the earliest first, `most` of them."""
+        """Take at most `most` tasks that are due until a moment, the earliest first."""
         batch: list[Watch] = []
         while (room := most - len(batch)) and (due := self.next_due()) is not None and due <= until:
             turns = self._turns[due]
@@ -150,17 +150,17 @@ class Agenda:
 
 
 class PollApi(Protocol):
-    """What is needed of VCDA."""
+    """The calls to VCDA."""
 
     async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
-        """Ask after up to BATCH tasks at once; those that VCDA doesn't know, or doesn't show us, are left out."""
+        """Poll up to BATCH tasks at once; tasks that VCDA doesn't know or show are left out."""
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
-        """Ask after one task."""
+        """Poll one task by its own path."""
 
 
 class PollLane(Protocol):
-    """What is needed of a site's lane."""
+    """The interface to a site's lane."""
 
     async def wait_until_open(self) -> None:
         """Wait until a call may go."""
@@ -180,15 +180,15 @@ class PollLane(Protocol):
 
 
 class PollMetrics(Protocol):
-    """What polling reports."""
+    """The metrics of polling."""
 
     def poll_batch(self, site: str | None, size: int) -> None:
-        """Count the ids asked after in one call."""
+        """Count the ids of one call."""
 
 
 @dataclass(slots=True, eq=False)
 class _Question:
-    """What one call asks after; kept while the call fails."""
+    """The tasks of one call; kept while the call fails."""
 
     watches: list[Watch]
     alone: bool = False
@@ -207,7 +207,7 @@ class _Question:
 
 @dataclass(slots=True, eq=False)
 class _Halved:
-    """A question that failed, and was asked in halves."""
+    """A failed call that was split into halves."""
 
     size: int
     answered: int = 0
@@ -274,7 +274,7 @@ class _Site:
 
 
 class Poller:
-    """Polls every watched task until its watcher is done with it."""
+    """Polls every watched task until its watcher no longer needs it."""
 
     def __init__(
         self,
@@ -303,7 +303,7 @@ class Poller:
         self._calls = count(1)
 
     def watch(self, watch: Watch) -> None:
-        """Begin to ask after a task: a new one when the answer may be of use, a restored one soon.
+        """Start polling a task: a new one when it may have ended, a restored one soon.
 
         Those restored together fall due by the hundred, so that calls are full, and spread over the shortest interval.
         """
@@ -320,16 +320,16 @@ class Poller:
         site.changed.set()
 
     def unwatch(self, watch: Watch) -> None:
-        """Ask no more; an answer on its way is dropped."""
+        """Stop polling a task; an answer under way is dropped."""
         watch.watched = False
 
     def overdue(self) -> Mapping[str | None, float]:
-        """Tell for each site how late its most overdue turn is, in seconds; an unanswered turn gets later, too."""
+        """Return for each site how late its most overdue poll is, in seconds, polls without an answer included."""
         now = self._clock.monotonic()
         return {site.name: max(0.0, now - min(site.dues(), default=now)) for site in self._sites.values()}
 
     async def run(self) -> None:
-        """Ask, until cancelled. Whatever is raised in here is a bug, and ends it."""
+        """Poll until cancelled. Any exception is a bug, and ends the poller."""
         async with asyncio.TaskGroup() as tasks:
             while True:
                 site = await self._new_sites.get()
@@ -419,7 +419,7 @@ class Poller:
             self._tell(site, watch, seen.get(watch.task_id) or Absent(sent, together), sent)
 
     def _failed(self, site: _Site, question: _Question, trouble: Trouble) -> None:
-        """Decide when, and in how many parts, a question that came to nothing is asked again."""
+        """Decide when, and in how many parts, a failed call is repeated."""
         lane = self._lane(site.name)
         if trouble.label == NO_CREDENTIALS:
             lane.record_result(trouble)
@@ -452,7 +452,7 @@ class Poller:
                 site.stand_back = self._clock.monotonic() + lane.held_for() + HEAD_START.total_seconds()
 
     def _leave_alone(self, site: _Site, question: _Question, trouble: Trouble) -> None:
-        """Ask ever more seldom for a task that breaks its calls while the site answers others."""
+        """Increase the polling interval of a task that makes its calls fail while the site answers others."""
         (watch,) = question.watches
         first, longest = (pause.total_seconds() for pause in OWN_PAUSE)
         watch.pause = min(max(2 * watch.pause, first), longest)

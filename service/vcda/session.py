@@ -176,7 +176,7 @@ class Session:
                 del login.extensions[site]
         elif self._login is login:
             if _is_gone(answer):
-                self._have(None)  # nobody else need try this token
+                self._have(None)  # no other call needs to try this token
             if self._paused(self._pause):
                 return unauthorized(answer)
             renewed = await self._log_in_once()
@@ -233,7 +233,7 @@ class Session:
     async def _log_in_once(self) -> Login | Trouble:
         if self._flight is None:
             self._flight = self._start(self._log_in())
-        # The flight is everybody's: whoever stops waiting must not take it along.
+        # All calls share the flight: a cancelled caller must not cancel it.
         return await asyncio.shield(self._flight)
 
     def _start(self, login: Coroutine[Any, Any, Login | Trouble]) -> asyncio.Task[Login | Trouble]:

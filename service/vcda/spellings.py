@@ -26,7 +26,7 @@ class Spellings:
         """All that was learnt: the same object until there is more."""
 
     def learn(self, spellings: Iterable[Spelling]) -> None:
-        """Take some in: of a task of ours, or those that an earlier process had learnt."""
+        """Add spellings: from a task of the service, or from an earlier process."""
         for one in spellings:
             if one in self.known:
                 continue

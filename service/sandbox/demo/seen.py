@@ -32,7 +32,7 @@ class Outcome:
 
     @property
     def word(self) -> str:
-        """How it ended."""
+        """The outcome as text."""
         return f"failed: {self.data['reason']}" if "reason" in self.data else "completed"
 
 

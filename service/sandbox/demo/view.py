@@ -38,7 +38,7 @@ def say(text: str) -> None:
 
 
 class View:
-    """What is in flight and what has ended, drawn whenever `draw` is called while its context is open."""
+    """The live view of requests in flight and latest outcomes, drawn by `draw` while its context is open."""
 
     def __init__(self, seen: Seen, *, log: Path) -> None:
         self._seen, self._log = seen, log
