@@ -148,7 +148,7 @@ def write(results: Results, docs: Path) -> None:
 
 def _performance(results: Results, notes: str) -> Iterator[str]:
     settings, machine = results.settings, results.machine
-    yield "# How fast, and at what cost"
+    yield "# Performance"
     yield (
         "Written by `make bench` from [its raw figures](performance/raw.json); don't edit it. Each figure is the "
         "median of its rounds, with the lowest and the highest in brackets. Ratios are formed within a round, against "
@@ -159,7 +159,7 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
         yield f"**This is the {results.form} form: far too small to say anything.**"
     yield goals_table(results)
     if notes:
-        yield "## Where it falls short, and why"
+        yield "## Goals that are missed"
         yield notes
     yield "## A burst of short tasks"
     yield (
@@ -195,7 +195,7 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
     )
     yield scenario_table(results, "trickle")
     yield "![The wait's distribution](performance/trickle.svg)"
-    yield "## Restores, and who comes and goes"
+    yield "## Restores and rebalances"
     yield (
         f"A process starts before journals of {settings['restored']:,} syncs in flight and "
         f"{settings['remembered']:,} that have ended within a day: the time from the assignment of the partitions to "
@@ -210,16 +210,16 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
         "for their POSTs."
     )
     yield scenario_table(results, "hand-over")
-    yield "## When to ask again"
+    yield "## Polling policy"
     yield (
         "The polling policy in simulated time, beside fixed intervals: how many answers a task costs, and how late "
         "its end is noticed (`python -m benchmarks.polling_bench`). Down and left is better."
     )
     yield "![Answers per task and lag, for many kinds of tasks](performance/policy.svg)"
-    yield "## How it was measured"
+    yield "## Method"
     versions = ", ".join(f"{name} {number}" for name, number in results.versions.items())
     yield METHOD.format(taken=results.taken, versions=versions, **machine)
-    yield "## What these numbers do not say"
+    yield "## Limits of these numbers"
     yield UNSAID
 
 

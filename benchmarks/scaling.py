@@ -136,7 +136,7 @@ class Plan:
 
 def text(results: Results) -> Iterator[str]:
     """Yield the page's parts."""
-    yield "# The way past one machine"
+    yield "# Scaling"
     known = Measured.of(results)
     yield (
         f"What {SYNCS:,} syncs in flight over {SITES} sites take. Written by `make bench` from the figures of "
@@ -148,17 +148,17 @@ def text(results: Results) -> Iterator[str]:
         return
     if results.form != "full":
         yield f"**From the {results.form} form: far too small to say anything.**"
-    yield "## What was measured"
+    yield "## Measured figures"
     yield _measured(known)
     plans = [
         Plan(median=median, remember=remember, known=known) for median in (90.0, 600.0) for remember in (DAY, 7_200.0)
     ]
-    yield "## What follows"
+    yield "## Calculation"
     yield _plans(plans)
     yield from _sites(results, plans)
-    yield "## What to set"
+    yield "## Settings"
     yield _settings(plans[-1])
-    yield "## What this does not say"
+    yield "## Limits of the calculation"
     yield UNSAID
 
 
@@ -239,7 +239,7 @@ def _plans(plans: list[Plan]) -> str:
 
 
 def _sites(results: Results, plans: list[Plan]) -> Iterator[str]:
-    yield "## What each VCDA sees, simulated"
+    yield "## Load on each VCDA, simulated"
     yield (
         "The service's own polling, pacing and lanes in virtual time (`benchmarks/virtual.py`), with 10,000 "
         "syncs always running at each site and progress that a task reports in whole percents. First with requests "

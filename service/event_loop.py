@@ -13,7 +13,7 @@ from typing_extensions import override
 FAREWELL: Final = 1.0
 """Seconds that closing a TLS connection may take. uvloop waits 30 s for the other side's close_notify, and never sees
 it if an answer arrives before it (its issue 471; measured: each time that a Kafka consumer stops while it reads, so a
-partition took half a minute to open). By then all that we had to say has been answered."""
+partition took half a minute to open). By then all requests have been answered."""
 
 
 def factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

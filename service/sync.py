@@ -161,7 +161,7 @@ WITHOUT_CREDENTIALS = "NoCredentials"
 """The code of the error of a request that is rejected, since there are no credentials for its site."""
 
 NO_CREDENTIALS = "no_credentials"
-"""The trouble's label where no call was made, since this process has no credentials for the site: it speaks of us."""
+"""The trouble's label where no call was made, since this process has no credentials for the site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +304,7 @@ PollAnswer: TypeAlias = Task | Absent | Gone
 
 
 class Reason(StrEnum):
-    """Why a request failed; the words of the contract."""
+    """The reason of a failed request, as in the contract."""
 
     TASK_FAILED = "task-failed"
     REJECTED = "rejected"
@@ -441,7 +441,7 @@ class Ended:
     submitted_at: datetime | None = None
     adopted: bool = False
     error: ApiError | None = None
-    """What the outcome said of the failure, and `http_status` with it."""
+    """The outcome's error and HTTP status."""
     http_status: int | None = None
 
 

@@ -1,1 +1,1 @@
-"""What people and CI run on the repository, never the service."""
+"""Programs for developers and CI; the service does not use them."""

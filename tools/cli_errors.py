@@ -38,7 +38,7 @@ invalid settings or topics.
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Something that is wrong, and a command that meets it."""
+    """An error, and a command that shows it."""
 
     situation: str
     command: tuple[str, ...]
@@ -121,7 +121,7 @@ def _row(case: Case) -> str:
 
 
 async def _set_aside(bootstrap: str) -> None:
-    """Write a dead letter that has been put back too often, and one that came without its value."""
+    """Write a dead letter with too many redrives, and one without its value."""
     often: list[tuple[str, Any]] = [("vm-sync-reason", b"not-json"), ("vm-sync-redriven", b"3")]
     gone: list[tuple[str, Any]] = [("vm-sync-reason", b"too-large"), ("vm-sync-truncated", b"true")]
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap)

@@ -47,7 +47,7 @@ class Scenario:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a scenario. `broke` is `holds`, `not finished`, or the property; `steps` is the trace to it."""
+    """The result of a scenario. `broke` is `holds`, `not finished`, or the violated property; `steps` is its trace."""
 
     broke: str
     states: int
@@ -222,7 +222,7 @@ def _steps(replay: str) -> list[str]:
 
 
 def as_expected(scenario: Scenario, broke: str) -> bool:
-    """Say whether it is what was expected; of several letters any may break first."""
+    """Whether the result is as expected; of several letters any may be violated first."""
     return broke == scenario.expected or (
         len(broke) == 1 and broke in scenario.expected and scenario.expected != "holds"
     )

@@ -1,4 +1,4 @@
-"""All of a release but its publication: `make release-check`, and what it builds is in `build/release`.
+"""Checks and builds a release without publishing it: `make release-check`; the result is in `build/release`.
 
 It says what still contradicts the version in pyproject.toml, builds the source archive and the wheel, installs the
 wheel into an environment of its own with exactly the packages of requirements.txt, starts the command there, and writes
@@ -115,7 +115,7 @@ def _run(*words: str | Path) -> None:
 
 
 def main() -> None:
-    """Check a release; the exit code is 1 if anything speaks against it."""
+    """Check a release; the exit code is 1 if there is a reason not to publish it."""
     parser = argparse.ArgumentParser(prog="python -m tools.release", description=__doc__)
     parser.add_argument("--tag", help="the tag that is to be published")
     against = list(check(ROOT, parser.parse_args().tag or None))

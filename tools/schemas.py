@@ -1,4 +1,4 @@
-"""Write `schemas/` anew from the messages' shapes: `python -m tools.schemas`; a test compares the two.
+"""Writes `schemas/` from `service/messages/schemas.py`: `python -m tools.schemas`; a test compares the two.
 
 With `--release`, also set down today's shapes as what others may build on: from then on a test refuses to break them.
 """

@@ -1,4 +1,4 @@
-"""MkDocs' hook for the documentation site: what stands outside of `docs/`, and the links that lead there.
+"""MkDocs' hook for the documentation site: adds pages from outside of `docs/`, and changes the links to them.
 
 The README, the guide for contributors and others stand where people of a repository look for them; the site shows
 them as pages of its own. A link to any other file of the repository leads to a page that shows the file, so the site

@@ -127,7 +127,7 @@ def metrics_page() -> str:
 
 
 def readme(text: str) -> str:
-    """Return the README's text with the made parts made anew."""
+    """Return the README's text with its generated parts updated."""
     rows = {row.name: row for row in settings.describe()}
     known = {m.name: m for m in METRICS}
     measured = Results.read(MEASURED)

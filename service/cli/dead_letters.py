@@ -41,7 +41,7 @@ AT_ONCE: Final = 100
 """Letters in one transaction: a few hundred a second, and a readers' wait of milliseconds."""
 
 TRANSACTION_TIMEOUT: Final = timedelta(seconds=30)
-"""An abandoned redrive holds the requests' readers back for so long, unless somebody starts it again earlier."""
+"""An abandoned redrive blocks readers of the requests topic for so long, unless a new redrive starts earlier."""
 
 COLUMNS: Final = ("at", "written", "reason", "detail", "key", "request was at", "redriven")
 

@@ -29,7 +29,7 @@ REQUEST_MS: Final = 10_000
 """For one request to a broker; shorter than `SILENCE`, so that the client itself says first what is wrong."""
 
 NOTE_AFTER: Final = 2.0
-"""Seconds after which a person would like to hear that something is going on, and then again and again."""
+"""Seconds between two progress messages."""
 
 READ_AT_ONCE: Final = 2_000
 

@@ -206,7 +206,7 @@ def _json(entry: JournalEntry) -> dict[str, Any]:
 
 
 def _state(entry: JournalEntry) -> str:
-    """Say the state in short: with why it failed, or why the last attempt did."""
+    """Return the state in short, with the reason of the failure, or of the last attempt's."""
     parts = [part for part in (entry.reason, entry.error.code if entry.error else None) if part]
     return f"{entry.state}: {printable(', '.join(parts))}" if parts else entry.state
 

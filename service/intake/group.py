@@ -3,7 +3,7 @@
     assigned --its supervisor opens the journal--> open --revoked--> quiescing --assigned again--> open
                                                     |                    |
                                                     | journal lost       +--assigned elsewhere--> closed
-                                                    +--group-checked--> opened again
+                                                    +--group-checked--> reopened
 
 Only the journal's cursor decides where reading continues; the group's committed offsets are for lag displays, and to
 check whether this process is still a member. A batch for a partition that isn't open, or that was fetched before its
@@ -135,7 +135,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Join the group. May be called again after a failure.
 
         Raises:
-            KafkaError: Kafka can't be reached, or refuses us.
+            KafkaError: Kafka can't be reached, or refuses access.
             TimeoutError: the group has assigned nothing in time.
         """
         self._stopping = False
@@ -204,7 +204,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         log.error("A background task that must not end has failed; the process ends", exc_info=error)
         self.died.set()
 
-    # ------------------------------------------------------------ what others see
+    # ------------------------------------------------------------ for health and metrics
 
     @property
     def _consumer(self) -> SteadyConsumer:
@@ -321,7 +321,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             log.exception("Rebalance listener failed; the process ends")
             self.died.set()
 
-    # ------------------------------------------------------------ what supervisors need: `supervisor.GroupMember`
+    # ------------------------------------------------------------ for supervisors: `supervisor.GroupMember`
 
     async def committed(self, place: TopicPartition) -> int | None:
         """Return the group's committed offset."""
@@ -377,7 +377,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _hold_back(self, supervisor: PartitionSupervisor) -> None:
         self._pressure.apply(supervisor, assigned=len(self._supervisors))
 
-    # ------------------------------------------------------------ what is done again and again
+    # ------------------------------------------------------------ periodic work
 
     async def _run(self) -> None:
         """Commit the cursors to the group, check Kafka and the reading, and resume paused partitions, periodically.
@@ -451,8 +451,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _reached(self, place: TopicPartition, cursor: int) -> int:
         """Return the offset to commit to the group, for lag displays.
 
-        Past the cursor where all has been taken up that was handed out: what lies between are the marks and the
-        records of transactions, which would else look like requests that nobody takes up.
+        Past the cursor if all records handed out were admitted: only marks and records of transactions follow, which
+        would otherwise look like unread requests.
         """
         if self._consumer.handed_out.get(place, cursor) > cursor:
             return cursor
@@ -481,11 +481,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     async def _look_elsewhere(self) -> None:
         """Ask the bootstrap servers where the brokers are: aiokafka knows only the addresses that it has heard last.
 
-        Where they are others, the consumer goes on with them; journals are opened again, since their producers would
-        each wait for a commit to fail.
+        If the addresses have changed, the consumer uses the new ones; journals are reopened, since otherwise each of
+        their producers would first have to fail in a commit.
 
         Raises:
-            RuntimeError: Kafka answers a new client, and for long has not answered ours.
+            RuntimeError: Kafka answers a new client, but has not answered this process's client for long.
         """
         moved = await self._ask_bootstrap_servers()
         if moved is None:

@@ -134,7 +134,7 @@ class KafkaStartPositions:
     # ------------------------------------------------------------ the journal, from outside
 
     async def _last_cursor(self, partition: int, consumer: SteadyConsumer) -> tuple[Cursor | None, int]:
-        """Return the last cursor that stands in the journal, and the journal's end; reads from the end backwards."""
+        """Return the last cursor in the journal, and the journal's end; reads backwards from the end."""
         place = TopicPartition(self._journal, partition)
         partitions = await consumer.partitions_of(self._journal)
         if not partitions:
@@ -213,7 +213,7 @@ class KafkaStartPositions:
         )
 
     async def _holds(self, group: str, place: TopicPartition) -> bool | None:
-        """Whether a member of that group has the partition, or may be about to; None: we may not know."""
+        """Whether a member of that group has the partition, or may get it; None: the right to know is missing."""
         admin = AIOKafkaAdminClient(**self._connection)
         try:
             await admin.start()
@@ -245,7 +245,7 @@ class KafkaStartPositions:
         return Start(max(cursor.offset, begin), identity, lost=max(0, begin - cursor.offset))
 
     async def _check_unread(self, committed: Committed) -> None:
-        """A journal without a cursor is one that nobody has used."""
+        """Check a journal without a cursor: the group must never have read the partition."""
         if offset := await committed():
             msg = (
                 f"the consumer group {self._group_id} has committed offset {offset}, but the journal is empty: "

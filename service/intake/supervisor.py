@@ -1,9 +1,9 @@
 """Supervises one assigned partition: opens its journal, reopens it whenever it is lost, and closes it when revoked.
 
-    assigned --journal opened--> open, read from its cursor --let go of--> closed
+    assigned --journal opened--> open, read from its cursor --revoked----> closed
                   |    ^                    |
-                  |    |                    | journal lost, or its reading distrusted: closed
-                  |    +--the group confirms that the partition is ours--pause that doubles
+                  |    |                    | journal lost, or position no longer valid: closed
+                  |    +--the group confirms the membership--------------pause that doubles
                   |
                   +--journal and requests topic don't belong together--> refused, checked again each half minute
 
@@ -36,7 +36,7 @@ NAMED: Final = 20
 """How many syncs a log line names."""
 
 ASK_GROUP_AGAIN: Final = 1.0
-"""Seconds until the group is asked once more whether the partition is ours, unless it is assigned before."""
+"""Seconds until the membership is checked again, unless the partition is assigned before."""
 
 
 class SupervisorMeter(BalanceMeter, Protocol):
@@ -118,7 +118,7 @@ class PartitionSupervisor:
         the source, and seen): such a supervisor would live on, and its partition's next one would wait for it for
         ever."""
 
-    # ------------------------------------------------------------ what the group wants
+    # ------------------------------------------------------------ called by the group
 
     def start(self, *, after: "asyncio.Task[None] | None" = None) -> "asyncio.Task[None]":
         """Begin, once the partition's earlier supervisor has ended; return the task, which ends by `let_go` alone."""
@@ -144,7 +144,7 @@ class PartitionSupervisor:
             self._read_on(self.partition)
 
     def distrust(self, reason: str) -> None:
-        """Close a partition whose position is no longer one of the topic as it was: opening it again checks both."""
+        """Close a partition whose position is no longer valid in the topic: reopening it checks both."""
         self.reading = None
         if self.partition is not None:
             self.partition.fail(reason)
@@ -220,9 +220,9 @@ class PartitionSupervisor:
             raise
 
     async def _until_confirmed(self) -> None:
-        """Wait until the group confirms that the partition is ours.
+        """Wait until the group confirms that this process is still a member.
 
-        A member that was thrown out would otherwise fence its successor: its own transactions still commit (measured).
+        A member that was removed would otherwise fence its successor: its own transactions can still commit (measured).
         """
         while True:
             self._check()
@@ -231,7 +231,7 @@ class PartitionSupervisor:
                 offset = self.cursor
                 if offset is None:
                     offset = await self._member.committed(self.place)
-                if offset is not None:  # otherwise nobody has ever read here: there is nobody to fence
+                if offset is not None:  # without an offset no process has ever read here: there is no owner to fence
                     await self._member.commit(self.place, offset)
             except KafkaError as error:
                 log.info(
@@ -341,7 +341,8 @@ class PartitionSupervisor:
             ", ".join(state.request.identity for state in in_flight[:NAMED]) + ", ..." * (len(in_flight) > NAMED),
         )
         await opened.journal.commit(Batch(changes, batch.events, batch.cursor))
-        # It stands, and what it publishes is published: that is not to be repeated if the opening fails from here on.
+        # The commit succeeded and its events are published: that must not be repeated if the opening fails from here
+        # on.
         self._memory = replace(memory, batch=replace(batch, events=[]), end=opened.journal.end)
         self._metrics.rewritten()
         return replace(opened, cursor=batch.cursor, in_flight=in_flight, ended=memory.ended)
@@ -354,7 +355,7 @@ async def _ended(earlier: "asyncio.Task[None] | None") -> None:
     try:
         await asyncio.wait([earlier])
     except asyncio.CancelledError:
-        await asyncio.wait([earlier])  # whoever is next waits for us alone
+        await asyncio.wait([earlier])  # the next supervisor waits only for this one
         raise
 
 

@@ -24,7 +24,7 @@ class IntakeTimings:
     took over while the old member still quiesced (measured)."""
 
     kafka_request_timeout: timedelta = timedelta(seconds=10)
-    """A killed broker leaves requests hanging for so long; with aiokafka's 40 s the service stood still with them."""
+    """A killed broker leaves requests hanging for so long; with aiokafka's 40 s the service was blocked with them."""
 
     records_at_once: int = 500
     """Records a `getmany` returns for one partition: some 20 ms of work between two turns of the event loop."""
@@ -72,8 +72,8 @@ class IntakeTimings:
     """How often a refusal that lasts is logged."""
 
     unread_limit: timedelta = timedelta(seconds=90)
-    """A partition that has records and room, and that nothing was read of for so long, is not read any more, whatever
-    the cause: a slow broker answers within `kafka_request_timeout`, and records come with its next answer."""
+    """If nothing was read for so long of a partition that has unread records and is not full, reading has stalled,
+    whatever the cause: a slow broker answers within `kafka_request_timeout`, and records come with its next answer."""
 
     assignment_limit: timedelta = timedelta(minutes=2)
     """How long the group may take to assign partitions: each member has the rebalance timeout, and some join late."""

@@ -25,8 +25,8 @@ from aiokafka.protocol.metadata import MetadataRequest
 log = logging.getLogger(__name__)
 
 MAX_IDLE: Final = timedelta(minutes=2)
-"""A connection idle for longer is closed by us. Firewalls and load balancers drop idle connections, many without
-telling either end (Azure after 4 minutes, AWS after 350 s); the next request would wait for its time-out."""
+"""An idle connection is closed after this time. Firewalls and load balancers drop idle connections, many without
+notifying either end (Azure after 4 minutes, AWS after 350 s); the next request would run into its time-out."""
 
 STOP_LIMIT: Final = timedelta(seconds=10)
 """How long a client may take to stop in an orderly way: as long as one request."""
@@ -53,7 +53,7 @@ _stopping: set["asyncio.Task[None]"] = set()
 async def end(
     client: Client, *, stop: Callable[[], Awaitable[None]] | None = None, within: timedelta = STOP_LIMIT
 ) -> None:
-    """Stop a client in bounded time whatever state it is in; never raises what it raises meanwhile.
+    """Stop a client in bounded time, in any state; exceptions are logged, not raised.
 
     After `within` its connections are cut, and what is on its way there is given up; with 0 they are cut at once, for
     a client that is known to be broken. `stop` is its own way to stop, where that isn't this very call. A cancellation
@@ -84,7 +84,7 @@ async def _end(client: Client, stop: Callable[[], Awaitable[None]], within: time
 
 
 def _cut(client: Client) -> None:
-    """Cut the connections and make no more, so that whatever waits for a broker's answer fails now."""
+    """Close the connections and open no more, so that all pending requests fail now."""
     wire = client if isinstance(client, AIOKafkaClient) else getattr(client, "_client", None) or client.client
     wire.send = wire.ready = _stopped
     wire.force_metadata_update = _refused

@@ -180,7 +180,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             self.seek(place, 0)
 
     def refresh(self) -> None:
-        """Let the topics' metadata be asked for soon."""
+        """Request a refresh of the topics' metadata."""
         self._client.force_metadata_update()
 
     async def partitions_of(self, topic: str) -> set[int]:
@@ -295,7 +295,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
                 self._forget(about)
 
     def _forget(self, about: TopicPartition | None) -> None:
-        """Let aiokafka forget an error, and begin again what has ended with it."""
+        """Remove an error from aiokafka, and restart the tasks that it has ended."""
         if about is not None:
             self._fetcher._records.pop(about, None)
             self._fetcher._notify(self._fetcher._wait_consume_future)

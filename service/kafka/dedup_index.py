@@ -61,7 +61,7 @@ FEW: Final = 1_000
 """So many tasks are kept however old they seem: our own clock may be set, or the time of deduplication be changed."""
 
 _Young: TypeAlias = tuple[int, int, str, str]
-"""When it was written down, when it began, of which replication it is, and its id."""
+"""When the task's record was written, when the task began, its replication, and its id."""
 
 
 class YoungTasks:

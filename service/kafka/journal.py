@@ -139,7 +139,7 @@ class KafkaJournal:
         """Fence the predecessor, then read the journal up to a record that is written after that.
 
         Raises:
-            JournalLost: Kafka could not be reached, or somebody else opened meanwhile.
+            JournalLost: Kafka could not be reached, or another process opened the journal meanwhile.
             JournalUnfit: it holds what no version known here has written.
         """
         journal = cls(topic=topic, partition=partition, connection=connection, refusals=refusals)
@@ -184,8 +184,8 @@ class KafkaJournal:
     async def commit(self, batch: Batch) -> None:
         """Write the batch in one transaction.
 
-        All sends are awaited before the commit: aiokafka commits a transaction whose batch the broker refused,
-        without a word (measured). To its end, since a commit that is cancelled half-way has an unknown fate.
+        All sends are awaited before the commit: otherwise aiokafka commits a transaction although the broker refused a
+        batch (measured). The commit is never cancelled, since its result would be unknown.
         """
         try:
             await to_its_end(self._transact(batch))
@@ -197,8 +197,8 @@ class KafkaJournal:
     async def _mark(self) -> None:
         """Write a mark: the journal has to be read up to this record.
 
-        Asking the broker for the end isn't enough: after its restart the end that it tells to read_committed readers
-        may for a moment lie before a record whose commit it has acknowledged (seen on a lone broker).
+        The end offset of the broker isn't enough: after a broker's restart, the end for read_committed readers may for
+        a moment be before a record whose commit was acknowledged (seen with a single broker).
         """
         await self._write([(self._place, [(OPENED_KEY, b"{}", [], None)])])
 
@@ -288,7 +288,7 @@ class KafkaJournal:
             raise JournalLost(repr(error)) from error
 
     async def _records(self) -> AsyncIterator[Sequence[ConsumerRecord]]:
-        """Read everything up to the last record that we have written, and let the event loop turn meanwhile.
+        """Read all records up to this process's mark, and let the event loop run other tasks meanwhile.
 
         Raises:
             KafkaTimeoutError: nothing comes for longer than a transaction may stand open.

@@ -71,7 +71,7 @@ class Replay:
         self._expired.pop(key, None)
 
     def cursor(self) -> Cursor | None:
-        """Return where reading the requests goes on; None: nobody has read any.
+        """Return the cursor; None: no request was ever read.
 
         Raises:
             ValueError: no version known here has written it.
@@ -79,7 +79,7 @@ class Replay:
         return None if self._cursor is None else decode_cursor(self._cursor)
 
     def in_flight(self) -> Iterator[InFlight]:
-        """Yield the syncs that have not ended, once: their records are let go of on the way.
+        """Yield the syncs in flight, once: their records are released meanwhile.
 
         Raises:
             ValueError: no version known here has written one of them.

@@ -15,7 +15,8 @@ Header: TypeAlias = tuple[str, bytes | None]
 class Record:
     """A record as it was read from the requests topic.
 
-    `unreadable` says, as a sentence, why Kafka's client could not hand it over; it then comes without key and value.
+    `unreadable` is the reason, as a sentence, why Kafka's client could not read the record; key and value are None
+    then.
     """
 
     topic: str

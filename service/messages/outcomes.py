@@ -35,7 +35,7 @@ _JSON: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=
 
 
 def describe_error(error: sync.ApiError | None, http_status: int | None) -> str:
-    """Say for people what is known of a failure: code, message, HTTP status; empty where nothing is."""
+    """Describe a failure in a sentence: code, message, HTTP status; empty if nothing is known."""
     parts = [] if error is None else [f"{error.code}: {error.msg}" if error.msg else error.code]
     return " ".join([*parts, *([] if http_status is None else [f"(HTTP {http_status})"])])
 

@@ -19,7 +19,7 @@ class Fate(StrEnum):
     NO_RECORD = "no_record"
     """The offset holds no record: a transaction's mark, what an aborted one wrote, or compacted away."""
     REREAD = "reread"
-    """Read, but not taken up, or its commit was lost: it is read again."""
+    """Read but not admitted, or the commit was lost: the record is read again."""
 
 
 NEVER_READ = frozenset({Fate.LOST, Fate.NO_RECORD})

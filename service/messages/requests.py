@@ -188,7 +188,7 @@ def _read_base64(text: object) -> object:
 
 
 def _read_attributes(specversion: object, *, source: object, id_: object) -> tuple[str, str] | InvalidRequest:
-    """Give a CloudEvent's (source, id). Its other attributes mean nothing to us, and may be missing."""
+    """Return a CloudEvent's (source, id). Its other attributes are not used, and may be missing."""
     if specversion is None:
         return InvalidRequest(DeadLetterReason.BAD_CLOUDEVENT, "a CloudEvent needs specversion")
     if specversion != "1.0":

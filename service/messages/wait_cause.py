@@ -1,4 +1,4 @@
-"""What a request that was accepted waits for before its POST. The words of `/syncs` and of a metric's label."""
+"""The causes for which an accepted request waits before its POST: values in `/syncs` and of a metric's label."""
 
 from enum import StrEnum
 
@@ -11,12 +11,12 @@ class WaitCause(StrEnum):
     CIRCUIT_OPEN = "circuit_open"
     """The circuit breaker of its site is open: one call at a time is tried."""
     NO_CREDENTIALS = "no_credentials"
-    """There are no credentials for its site. Counted for what runs there, too, since it can't be polled."""
+    """There are no credentials for its site. Running syncs of the site are counted too, since they can't be polled."""
     ELDER = "elder"
-    """An older request of the same replication has not ended."""
+    """An earlier request for the same replication has not ended."""
     LIMIT = "limit"
-    """As many POSTs or syncs as allowed are under way at its site."""
+    """The site has as many POSTs or syncs as allowed."""
     BUSY = "busy"
-    """VCDA said that the replication is busy (409)."""
+    """VCDA answered that the replication is busy (409)."""
     OTHER = "other"
-    """Anything else: a pause before a POST is repeated, a partition that is handed over, a turn that comes now."""
+    """Anything else: a pause before a POST is repeated, a partition that is handed over, a slot that is free now."""

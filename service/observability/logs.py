@@ -156,7 +156,7 @@ def heard(record: logging.LogRecord) -> bool:
 
 
 STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-"""What every record has; whatever else it has came as `extra`."""
+"""The attributes of every record; others come from `extra`."""
 
 
 class Line(logging.Formatter):
@@ -353,7 +353,7 @@ class Writer(logging.Handler):
             return batch
 
     def _write(self, data: bytes) -> bool:
-        """Write all of it, however long that takes. Returns False when there is nobody to write for."""
+        """Write all of it, without a time limit. Returns False when the reader has closed the pipe."""
         assert self._file is not None  # noqa: S101 - without one, nothing is ever queued
         rest = memoryview(data)
         while rest:
@@ -367,7 +367,7 @@ class Writer(logging.Handler):
 
 
 def handler(redactor: Redactor, *, form: Literal["json", "text"], to: logging.Handler) -> logging.Handler:
-    """Make a handler write our lines."""
+    """Return the handler that writes the service's lines."""
     to.setFormatter(JsonLine(redactor) if form == "json" else TextLine(redactor))
     to.addFilter(heard)
     to.addFilter(Flood())

@@ -420,7 +420,7 @@ class Metrics:
         self._logins[result,].inc()
 
     def session_open(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
-        """Tell whether there is a session at VCDA."""
+        """Set whether there is a session at VCDA."""
         self._session_open.set(value)
 
     def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets

@@ -8,7 +8,7 @@ from typing import Final
 from service.clock import Clock
 
 AWAY_FOR_LONG: Final = timedelta(minutes=1)
-"""A broker's restart, or a rolling one's election, is over by then; longer, and somebody should hear of it."""
+"""Longer than a broker's restart or an election during a rolling restart; a longer outage should be visible."""
 
 LAG_INTERVAL: Final = timedelta(milliseconds=500)
 """Between two looks at the event loop: often enough to see a hiccup of a second, too seldom to cost anything."""

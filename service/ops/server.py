@@ -147,7 +147,7 @@ class _Connection(H11Protocol):
         self._limit = self.loop.call_later(ANSWER_WITHIN.total_seconds(), self.cut)
 
     def cut(self) -> None:
-        """Close it at once, whatever has not been sent."""
+        """Close the connection at once, even if an answer is incomplete."""
         self.connections.discard(self)  # so that the next to come doesn't choose it again
         self.transport.abort()
 

@@ -78,7 +78,7 @@ class Deduplication:
         return tuple(self._young.since(replication_id, epoch(moment)))
 
     async def sweep(self, random: Random) -> None:
-        """Give expired identities their tombstones, again and again."""
+        """Write tombstones for expired identities, periodically."""
         while True:
             await asyncio.sleep(SWEEP.total_seconds() * random.uniform(0.5, 1.0))
             now = epoch(self._clock.now())
@@ -103,7 +103,7 @@ class Deduplication:
             self._metrics.identities(-self._remembered.forget_expired(now))
 
     def _bury(self, identity: str) -> None:
-        """Give it a tombstone. There may be half a million: each commit is to end within its transaction's limit."""
+        """Write tombstones. There may be half a million: each commit must end within its transaction's time limit."""
         self._journal_writer.put(identity, None)
         if self._journal_writer.full:
             self._journal_writer.cut()

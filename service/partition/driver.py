@@ -143,7 +143,7 @@ class Driver:
         self._move_on(request.replication_id)
 
     def resume(self) -> None:
-        """Let POSTs begin again after quiescing."""
+        """Start POSTs again after quiescing."""
         if self.quiescing:
             self.quiescing = False
             for replication_id in self._in_flight.replications():

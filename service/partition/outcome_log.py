@@ -45,7 +45,7 @@ def record_outcome(outcome: sync.Outcome, *, dependencies: Dependencies, partiti
 
 
 def _without_error(outcome: sync.Failed) -> str:
-    """Say why it failed where VCDA gave no error."""
+    """Return the cause of a failure without an error from VCDA."""
     match outcome.reason:
         case sync.Reason.TIMED_OUT if outcome.task_id is not None:
             return f"the deadline passed while task {outcome.task_id} was running; VCDA may still work on it"

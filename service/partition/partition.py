@@ -43,7 +43,7 @@ CANCEL_AGAIN = timedelta(seconds=1)
 """How long a task may take to end before it is cancelled again, but for a commit, whose fate is to be known."""
 
 CLOSING = timedelta(seconds=30)
-"""How long a partition waits for its tasks before it lets go of its journal: a commit ends within its transaction's
+"""How long a partition waits for its tasks before it closes its journal: a commit ends within its transaction's
 limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition next here waits for it."""
 
 
@@ -120,7 +120,7 @@ class Partition:
         """Prove the ownership with a commit, then begin to work.
 
         Raises:
-            JournalLost: somebody else opened after us, or Kafka is away.
+            JournalLost: another process opened the journal, or Kafka is unreachable.
         """
         left_behind, self._left_behind = self._left_behind, ()
         await self._driver.restore(left_behind, opened_at=self._opened_at)
@@ -172,11 +172,11 @@ class Partition:
         await to_its_end(self._close_journal())
 
     async def _close_journal(self) -> None:
-        """End the tasks here, then let go of the journal."""
+        """End the partition's tasks, then close the journal."""
         pending = set(self._tasks)
         for _ in range(CLOSING // CANCEL_AGAIN):
             for task in pending - {self._committing}:
-                task.cancel()  # again and again: aiokafka swallows a cancellation here and there
+                task.cancel()  # repeatedly: aiokafka ignores cancellations in some places
             if not pending:
                 break
             _, pending = await asyncio.wait(pending, timeout=CANCEL_AGAIN.total_seconds())
@@ -207,7 +207,7 @@ class Partition:
         self._stamp = WITHDRAWN
         await self._journal_writer.confirm_ownership()
 
-    # ------------------------------------------------------------ what others see of it
+    # ------------------------------------------------------------ for health and metrics
 
     def __len__(self) -> int:
         return len(self._in_flight)

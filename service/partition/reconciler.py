@@ -281,7 +281,7 @@ class Reconciler:
             look_ups.rest_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())
 
     def _look_again(self, one: _Sought, *, seldom: bool) -> None:
-        """Say when it is looked for again."""
+        """Set the time of the next look-up."""
         now = self._clock.monotonic()
         longest = LOOK_SELDOM if seldom else LOOK_AGAIN[1]
         one.due = now + one.pause

@@ -1,4 +1,4 @@
-"""What waiting requests wait for: of one, in words; of all, in numbers.
+"""The causes for which requests wait: of one request as a sentence, of all as numbers.
 
 The numbers come from counters of partitions and lanes, never from a look at each request: there may be 50,000.
 """
@@ -15,7 +15,7 @@ from service.vcda.lanes import Lane
 
 @dataclass(frozen=True, slots=True)
 class WaitsFor:
-    """What one request waits for."""
+    """The cause for which one request waits."""
 
     cause: WaitCause
     detail: str
@@ -27,7 +27,7 @@ class WaitsFor:
 
 
 class WaitingPartition(Protocol):
-    """What a partition knows of it."""
+    """A partition's interface for these numbers."""
 
     def waiting(self) -> Iterator[tuple[str | None, WaitCause, int]]:
         """Yield how many requests wait for something else than their site: by the request's site and cause."""

@@ -1,4 +1,4 @@
-"""Describes the settings to people: for `vm-sync settings` and for the tables of the documentation.
+"""Describes the settings, for `vm-sync settings` and for the tables of the documentation.
 
 A secret's value is never in a row.
 """
@@ -71,7 +71,7 @@ def _below(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[Leaf]:
 
 
 def describe(settings: Settings | None = None) -> list[Row]:
-    """Tell of each setting, in the order of the documentation; without settings, of the defaults alone."""
+    """Describe each setting, in the order of the documentation; without settings, only the defaults."""
     rows = []
     for leaf in leaves():
         meaning, _, why = (leaf.field.description or "").partition("\n\n")

@@ -1,7 +1,7 @@
 """A hash of the settings that must be equal on all instances of a deployment, so that a difference can be alerted on.
 
-It leaves out secrets, and what may differ: how an instance reaches Kafka and trusts VCDA, its operations server, its
-log.
+Secrets are left out, and settings that may differ: the connection to Kafka, the verification of VCDA's certificate, the
+operations server and the log.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ MAY_DIFFER: Final[dict[str, Any]] = {
         "sites": {"__all__": {"password", "token"}},
     },
 }
-"""In pydantic's words; secrets are among them, lest somebody guess them from the hash."""
+"""In pydantic's notation. Secrets are left out so that they can't be guessed from the hash."""
 
 
 def fingerprint(settings: Settings) -> str:

@@ -118,7 +118,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def _of_kubernetes(name: str, text: str) -> bool:
-    """Tell whether Kubernetes injected this for a Service whose name begins with vm-sync, as it does for all Services.
+    """Whether Kubernetes injected a variable for a Service whose name begins with vm-sync, as it does for all Services.
 
     VM_SYNC_OPS_PORT=tcp://10.0.0.1:8080 is such a one, VM_SYNC_OPS_PORT=8080 a misspelt VM_SYNC_OPS__PORT.
     """
@@ -172,7 +172,7 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lines(error: ValidationError, given: Mapping[str, Given]) -> Iterator[str]:
-    """Say what is wrong, a line for each setting; what was written is shown unless it is, or may hold, a secret."""
+    """Return the errors, a line for each setting, with the invalid value unless it may contain a secret."""
     public = {leaf.name for leaf in leaves() if not leaf.secret}
     for found in error.errors(include_url=False, include_input=False):
         cause = found.get("ctx", {}).get("error")

@@ -384,7 +384,7 @@ class Settings(BaseSettings):
     _given: Mapping[str, Given] = PrivateAttr(default_factory=dict)
 
     def origin(self, name: str) -> Origin:
-        """Tell where the value of an environment variable came from."""
+        """Return the source of a setting's value."""
         found = (given.origin for given_name, given in self._given.items() if f"{given_name}__".startswith(f"{name}__"))
         return next(found, "default")
 

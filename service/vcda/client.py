@@ -59,7 +59,7 @@ BATCH: Final = 100
 SMALLER: Final = 10
 """Where a page is longer than an answer may be, pages have so many times fewer tasks, and in the end one."""
 NEWEST_FIRST: Final = "startTime-"
-"""VCDA's default, as documented; paging relies on it, so it is said."""
+"""VCDA's default, as documented; set explicitly, since paging relies on it."""
 MAX_PAGES: Final = 1000
 """A bound for a look-up, regardless of the total that VCDA reports."""
 FINDS_AT_ONCE: Final = 4
@@ -363,7 +363,7 @@ class Vcda:
             case NoCredentials():
                 return Refused(ApiError(WITHOUT_CREDENTIALS, _without_credentials(site)), None, sent=reply.tried)
             case Trouble(http_status=404, error=ApiError(code="SiteNotFound") as error):
-                # Said of the session's extension; the POST itself would have been told the same.
+                # VCDA's answer to the extension of the session; the POST would get the same.
                 return Refused(error, 404, sent=reply.tried)
             case Trouble() as trouble:
                 return NotTaken(trouble, sent=reply.tried)

@@ -79,7 +79,7 @@ class OtherClock:
 
     Relative to the monotonic clock, since this machine's wall clock may be set at any moment.
 
-    One `Date` says little: it was cut to the second, at some moment between our sending and its arrival. But it
+    One `Date` is imprecise: it is truncated to the second, at some moment between sending and receiving. But it
     bounds the difference from both sides, and the bounds of many answers, taken together, close in on it to about the
     shortest round trip. A mean of the headers would be half a second off for ever, and would follow slow answers.
 

@@ -45,12 +45,12 @@ FEW = 100
 """Lanes that aren't worth forgetting: more than the sites of any deployment, less than a megabyte."""
 
 PROBE_PATIENCE = timedelta(minutes=1)
-"""How long a probe that nobody reports on holds the others back. Longer than a call takes, with a login before it."""
+"""How long a probe without a reported result holds back other calls. Longer than a call with a login takes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LaneLimits:
-    """What one process may do to one site."""
+    """The limits of one process at one site."""
 
     max_concurrent_submits: int
     max_running: int
@@ -62,7 +62,7 @@ class LaneLimits:
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why a lane hands out no slot now."""
+    """The reason why a lane hands out no slot now."""
 
     cause: WaitCause
     seconds: float | None
@@ -72,7 +72,7 @@ class Obstacle:
 
 
 class LaneMetrics(Protocol):
-    """What a lane reports."""
+    """The metrics of a lane."""
 
     def paused(self, site: str | None, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Show whether requests to the site are held back."""
@@ -268,7 +268,7 @@ class Lane:
                 )
 
     def hold(self, until: float) -> None:
-        """Let no call go before then: the same site, called by another name, has asked to be left alone."""
+        """Pause until a moment: the same site, under its other name, has answered with Retry-After."""
         if until > self._paused_until:
             self._pause(until)
 
@@ -410,7 +410,7 @@ class Lane:
             self._soon = asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
-        """Let go what may: callers before slots."""
+        """Release waiting calls and slots that may start now, calls first."""
         self._soon = None
         left = self.held_for()
         if left > 0.0:  # the loop's timers may be a nanosecond early

@@ -79,7 +79,7 @@ class Pace(NamedTuple):
         return Pace(now, reached, elapsed, MEMORY * self.gained + gained, MEMORY * self.over + took)
 
     def outlook(self, elapsed: float, *, usual: "TypicalDuration | None") -> Estimate:
-        """Tell the end from the pace, or else from what is usual. A standstill makes it less certain, not nearer."""
+        """Estimate the end from the pace, or from typical durations. A standstill makes it less certain."""
         if self.gained == 0.0:
             return self._unknown(elapsed, usual)
         percent = self.over / self.gained
@@ -89,7 +89,7 @@ class Pace(NamedTuple):
         return Estimate(elapsed=elapsed, left=left - min(still, percent), error=error)
 
     def _unknown(self, elapsed: float, usual: "TypicalDuration | None") -> Estimate:
-        """Tell the end without progress: from where it was last seen queued, or began, it takes as long as usual."""
+        """Estimate the end without progress: a typical duration after its start, or after its last QUEUED."""
         if usual is None or elapsed > self.reached + usual.longest:
             return Estimate(elapsed=elapsed, left=None, error=0.0)
         middle = self.reached + (usual.shortest + usual.longest) / 2
@@ -110,7 +110,7 @@ LEARNING = {"replication": 0.3, "site": 0.05}
 
 @dataclass(frozen=True, slots=True)
 class TypicalDuration:
-    """How long syncs take: the mean of the durations' logarithms, and how far from it they lie on average."""
+    """The typical duration of syncs: mean and mean deviation of the durations' logarithms."""
 
     known: int = 0
     mean: float = 0.0
@@ -140,7 +140,7 @@ class TypicalDuration:
 
 
 class History:
-    """How long the syncs of each site, and of each replication lately seen, usually take."""
+    """The typical durations of each site and of each recent replication."""
 
     def __init__(self) -> None:
         self._replications: dict[str, TypicalDuration] = {}
@@ -155,7 +155,7 @@ class History:
             del self._replications[next(iter(self._replications))]
 
     def usual(self, *, site: str | None, replication_id: str) -> TypicalDuration | None:
-        """Tell what is usual for this replication, or else for its site; None where too little is known."""
+        """Return the typical duration for this replication, or else for its site; None if too little is known."""
         own = self._replications.get(replication_id)
         if own and own.known >= ENOUGH["replication"]:
             return own

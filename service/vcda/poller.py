@@ -66,16 +66,16 @@ CREDENTIALS_PAUSE = timedelta(seconds=10)
 
 
 class Verdict(Enum):
-    """What the watcher of a task decides after an answer."""
+    """The decision of a task's watcher after an answer."""
 
     GO_ON = auto()
     DONE = auto()
     ASK_ALONE = auto()
-    """It may be lost: ask for it alone, which is the only way to be told so."""
+    """The task may be lost: poll it alone, since only then VCDA answers 404."""
 
 
 UNSEEN = Pace()
-"""Nothing has been heard of the task yet: one for all, since restores begin with tens of thousands."""
+"""The pace of a task without an answer yet; one object for all, since a restore begins with tens of thousands."""
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

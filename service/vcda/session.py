@@ -4,7 +4,7 @@ If many calls find that the session has ended, one login follows (single flight)
 each site. A failed login is not repeated at once: wrong credentials must neither lock the account nor flood VCDA.
 Between attempts, calls fail with the last trouble, without being sent. New credentials end the pause.
 
-Three kinds of 401 are told apart:
+Three kinds of 401 are distinguished:
 
     "Authentication Token Required"         the session is gone: log in
     "NotAuthenticated", or no remote site   the token is known but not good enough (the session's own login at Cloud
@@ -188,7 +188,7 @@ class Session:
     def refused_again(self, ticket: Ticket, *, site: str | None, trouble: Trouble) -> Trouble:
         """Handle a 401 right after a new login or extension. Returns the trouble."""
         fresh = ticket.extension or ticket.login
-        if not fresh.disappointed:  # of many calls at once, the first one tells it all
+        if not fresh.disappointed:  # of many calls at once, only the first one is logged
             fresh.disappointed = True
             pause = self._pause if ticket.extension is None or site is None else self._site_pauses[site]
             seconds = pause.begin(self._clock.monotonic(), trouble)

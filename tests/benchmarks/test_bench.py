@@ -138,7 +138,7 @@ def test_the_pages_and_their_pictures_follow_from_the_raw_figures_and_the_notes_
         assert f"performance/{picture}.svg" in performance
         assert (tmp_path / "performance" / f"{picture}.svg").read_text(encoding="utf-8").startswith("<?xml")
     assert "not measured" not in performance
-    assert "What these numbers do not say" in performance
+    assert "Limits of these numbers" in performance
     assert "Because of the moon." in performance
     assert "not measured" not in scaling
     assert "1,011" in scaling

@@ -573,7 +573,7 @@ MUTANTS: Final = (
     Mutant(
         name="repeated POSTs wait for nothing",
         file="service/partition/driver.py",
-        old="        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2))\n",
+        old="        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)\n",
         new="        self._take_up(tracked)\n",
         tests=("tests/partition/test_driver.py",),
     ),
