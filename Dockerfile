@@ -1,5 +1,5 @@
 # Stages:
-#   build    the wheel, and a virtual environment with it and exactly the packages that requirements.txt says, by hash
+#   build    the wheel, and a virtual environment with it and the packages of requirements.txt, by hash
 #   runtime  Python and that environment; nothing else. No compiler, no package manager of its own, not root
 #
 # It writes nothing to its file system and starts no shell, so it runs with `--read-only`, without capabilities and

@@ -119,7 +119,7 @@ def for_service(
         metrics=metrics,
         tracing=tracing,
         random=Random,
-        home=vcda.home,
+        canonical_site=vcda.canonical_site,
         opening=_unheard,
     )
     return ServiceParts(vcda=vcda, kafka=kafka, topics=topics, syncs=syncs)
@@ -149,7 +149,7 @@ def for_tests(
         metrics=metrics,
         tracing=Tracing(),
         random=random,
-        home=lambda site: site,
+        canonical_site=lambda site: site,
         opening=opening,
     )
 
@@ -167,10 +167,10 @@ def _connected(
     metrics: Metrics,
     tracing: Tracing,
     random: Callable[[], Random],
-    home: Callable[[str | None], str | None],
+    canonical_site: Callable[[str | None], str | None],
     opening: Callable[[int], None],
 ) -> Parts:
-    lanes = Lanes(limits=tuning.limits, clock=clock, metrics=metrics, random=random(), home=home)
+    lanes = Lanes(limits=tuning.limits, clock=clock, metrics=metrics, random=random(), canonical_site=canonical_site)
     polls = poller.Poller(
         api=api,
         lane=lanes.lane,

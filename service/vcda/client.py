@@ -89,7 +89,7 @@ class _Reply:
     @property
     def local(self) -> frozenset[str]:
         """The names of the local site."""
-        return _home(None if self.ticket is None else self.ticket.login)
+        return _local_sites(None if self.ticket is None else self.ticket.login)
 
     @property
     def account(self) -> Account | None:
@@ -237,7 +237,7 @@ class Vcda:
 
     def names(self, site: str | None, account: Account | None) -> Names:
         """Return the possible names of an account's user on tasks of this site; None: the current account."""
-        return self._spellings.names(account or self.account(site), self.home(site))
+        return self._spellings.names(account or self.account(site), self.canonical_site(site))
 
     def spellings(self) -> tuple[Spelling, ...]:
         """Return the learnt spellings: the same object until another is learnt."""
@@ -249,11 +249,11 @@ class Vcda:
 
     def learn_name(self, account: Account, *, site: str | None, name: str) -> None:
         """Learn a spelling from a task that certainly belongs to the account."""
-        self._spellings.learn([Spelling(account, self.home(site), name)])
+        self._spellings.learn([Spelling(account, self.canonical_site(site), name)])
 
-    def home(self, site: str | None) -> str | None:
+    def canonical_site(self, site: str | None) -> str | None:
         """Return None for the local site, also if it is given by its name (known after the login), else the site."""
-        return None if site in _home(self._session.login) else site
+        return None if site in _local_sites(self._session.login) else site
 
     def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002 - one appliance answers for all sites
         """Return VCDA's clock minus this machine's; None before the first answer."""
@@ -423,7 +423,7 @@ def _barred(seen: Answer | NoAnswer | Trouble | NoCredentials) -> bool:
     )
 
 
-def _home(login: Login | None) -> frozenset[str]:
+def _local_sites(login: Login | None) -> frozenset[str]:
     """Return the names of the local site, which requests and tasks may omit.
 
     If a login opens several sites, VCDA does not say which of them is the local site; then the result is empty.

@@ -439,7 +439,7 @@ class Lanes:
     name any site.
 
     The local site may be named in requests or not, and what its name is turns out at the login: so it can have two
-    lanes, each with its own limits and backoff. `home` makes one name of both; a Retry-After holds for both.
+    lanes, each with its own limits and backoff. `canonical_site` makes one name of both; a Retry-After holds for both.
     """
 
     def __init__(
@@ -449,9 +449,9 @@ class Lanes:
         clock: Clock,
         metrics: LaneMetrics,
         random: Random,
-        home: Callable[[str | None], str | None] = lambda site: site,
+        canonical_site: Callable[[str | None], str | None] = lambda site: site,
     ) -> None:
-        self._home = home
+        self._canonical_site = canonical_site
         self._limits = limits
         self._clock = clock
         self._metrics = metrics
@@ -482,7 +482,7 @@ class Lanes:
 
     def _hold_namesakes(self, site: str | None, until: float) -> None:
         for lane in self:
-            if lane.site != site and self._home(lane.site) == self._home(site):
+            if lane.site != site and self._canonical_site(lane.site) == self._canonical_site(site):
                 lane.hold(until)
 
     def __iter__(self) -> Iterator[Lane]:

@@ -51,7 +51,7 @@ def some_lanes(
     running: int = 0,
     gauges: Gauges | None = None,
     dice: Random | None = None,
-    home: Callable[[str | None], str | None] = lambda site: site,
+    canonical_site: Callable[[str | None], str | None] = lambda site: site,
 ) -> Lanes:
     """Give lanes on the loop that runs."""
     return Lanes(
@@ -59,7 +59,7 @@ def some_lanes(
         clock=VirtualClock(asyncio.get_running_loop()),
         metrics=gauges or Gauges(),
         random=dice or Longest(),
-        home=home,
+        canonical_site=canonical_site,
     )
 
 
@@ -355,7 +355,7 @@ async def test_calls_that_fail_together_count_once() -> None:
 
 @virtual
 async def test_retry_after_holds_for_the_local_site_by_whatever_name() -> None:
-    lanes = some_lanes(home=lambda site: None if site == "site1" else site)
+    lanes = some_lanes(canonical_site=lambda site: None if site == "site1" else site)
     unnamed, named, remote = lanes.lane(None), lanes.lane("site1"), lanes.lane("site2")
     named.record_result(asked_to_wait(10))
     assert (unnamed.held_for(), named.held_for(), remote.held_for()) == (10.0, 10.0, 0.0)

@@ -403,7 +403,7 @@ class World:
         return self.start(where, user, replication_id=replication_id, operation_id=operation_id)
 
     def replication(self, replication_id: str, site: str) -> Replication:
-        """Find a replication at its site; one never heard of exists anywhere, until its first sync gives it a home."""
+        """Find a replication at its site; an unknown one exists at every site until its first sync."""
         known = self.replications.get(replication_id)
         if not self._replication_id.fullmatch(replication_id) or (known is not None and known.site != site):
             msg = f"VM replication {replication_id} not found."
