@@ -15,7 +15,7 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from importlib.metadata import version
@@ -31,8 +31,9 @@ from service.intake.group import Intake
 from service.kafka.connection import KafkaConnection
 from service.kafka.diagnosis import diagnosis, overheard
 from service.kafka.journal_api import StopReason
-from service.kafka.topics import Advice, Refusal, TopicNames, ensure_topics
+from service.kafka.topics import Advice, Refusal, TopicNames, cluster_id, ensure_topics
 from service.messages.requests import DeadLetterReason
+from service.messages.wait_cause import WaitCause
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import tracing
@@ -41,6 +42,8 @@ from service.partition.in_flight_view import in_flight_views, oldest_accepted
 from service.partition.partition import Partition
 from service.partition.waiting import waiting_by_cause
 from service.settings import Settings, fingerprint, secrets
+from service.vcda.client import Vcda
+from service.vcda.lanes import Lane
 from service.wiring import Misfit
 
 log = logging.getLogger(__name__)
@@ -63,6 +66,9 @@ KAFKA_SILENT = timedelta(seconds=12)
 LOOK_FOR_GARBAGE = 10_000, 20, 20
 """After how many new objects garbage is looked for, and how often among the older ones. Nearly all of ours goes without
 being looked for; with Python's 700, 10, 10 a fifth of the CPU time went into it (0.90 ms a request instead of 0.73)."""
+
+KEEP_LOGGED_IN = timedelta(seconds=1)
+"""How often it is looked whether the session stands. A call is made only where a login or an extension is due."""
 
 OPS_SHARE = timedelta(seconds=2)
 """Of the drain's limit, what is kept for closing VCDA's session and the operations server."""
@@ -162,7 +168,9 @@ class App:
         syncs = parts.syncs
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         polling = asyncio.create_task(syncs.poller.run())
+        keeping = asyncio.create_task(self._keep_logged_in(parts.vcda, syncs.lanes))
         watching: asyncio.Task[None] | None = None
+        starting: asyncio.Task[None] | None = None
         try:
             if not await self._topics(parts.kafka, parts.topics, stop):
                 return 0 if stop.is_set() else 1
@@ -171,13 +179,14 @@ class App:
                 return 0 if stop.is_set() else 1
             syncs.progress.open()
             watching = asyncio.create_task(self._watch(intake))
+            starting = asyncio.create_task(self._log_start(parts, intake))
             code = await self._until_over(stop, intake, polling)
             self._health.draining()
             await intake.stop((self._settings.ops.drain_limit - OPS_SHARE).total_seconds())
             return code
         finally:
             self._health.draining()
-            for task in (watching, polling):
+            for task in (watching, polling, keeping, starting):
                 if task is not None:
                     task.cancel()
             syncs.lanes.close()
@@ -318,6 +327,46 @@ class App:
                 health.stopped(partition, why)
             stopped = set(mismatched)
             await asyncio.sleep(WATCH.total_seconds())
+
+    async def _keep_logged_in(self, vcda: Vcda, lanes: Iterable[Lane]) -> None:
+        """Log in to VCDA from the start on, so that wrong settings show before the first request. Never returns."""
+        while True:
+            try:
+                reasons = [f"no session at VCDA: {why}" for why in await vcda.unusable()]
+            except Exception:
+                # Nothing but an early warning is lost: each call logs in by itself.
+                log.exception("Internal error in the regular login to VCDA")
+                reasons = []
+            for lane in lanes:
+                obstacle = lane.obstacle()
+                if lane.without_credentials:
+                    reasons.append(f"there are no credentials for site {lane.site} (VM_SYNC_VCDA__SITES)")
+                elif obstacle is not None and obstacle.cause is WaitCause.CIRCUIT_OPEN:
+                    reasons.append(obstacle.detail)
+            self._health.degraded(reasons)
+            await asyncio.sleep(KEEP_LOGGED_IN.total_seconds())
+
+    async def _log_start(self, parts: wiring.ServiceParts, intake: Intake) -> None:
+        """Say in one line what runs here, and with what, once the group is joined; what isn't known is left out."""
+        while not (intake.joined and intake.partition_count):  # noqa: ASYNC110 - looked at like all else in `_watch`
+            await asyncio.sleep(WATCH.total_seconds())
+        settings = self._settings
+        about = parts.vcda.about()
+        log.info(
+            "vm-sync %s started: Kafka %s (cluster %s), group %s, topic %s with %d partitions; VCDA %s%s; sites %s; "
+            "settings %s",
+            self._version,
+            settings.kafka.bootstrap_servers,
+            await cluster_id(parts.kafka) or "unknown",
+            settings.kafka.group_id,
+            parts.topics.requests,
+            intake.partition_count,
+            settings.vcda.url,
+            f" ({about})" if about else "",
+            ", ".join(["local", *(site.name for site in settings.vcda.sites)]),
+            fingerprint(settings),
+            extra={"version": self._version},
+        )
 
     def _partitions(self) -> tuple[Partition, ...]:
         return () if self._intake is None else tuple(self._intake.partitions())

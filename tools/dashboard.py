@@ -432,6 +432,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                         "{{reason}}",
                     ),
                     (f"sum(increase(vm_sync_requests_without_key_total{{{HERE}}}[$__rate_interval]))", "without key"),
+                    (f"sum(increase(vm_sync_requests_with_other_key_total{{{HERE}}}[$__rate_interval]))", "other key"),
                 ),
                 alert="VmSyncDeadLetters",
             ),

@@ -22,6 +22,26 @@ app = typer.Typer(
     "Settings are VM_SYNC_ environment variables, the same for every command. Exit codes: 0 success, 1 negative "
     "result, 2 invalid command line or setting, 3 no result.",
 )
+
+
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 - as typer calls it
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"vm-sync {version('vm-sync')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that come before a command."""
+
+
 letters = typer.Typer(no_args_is_help=True, help="List and redrive dead letters: messages that are not valid requests.")
 topics = typer.Typer(no_args_is_help=True, help="Check or create the service's topics.")
 app.add_typer(letters, name="dead-letters")

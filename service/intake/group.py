@@ -93,6 +93,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Tasks that must not end while the intake runs."""
         self._stop_reasons: set[StopReason] = set()
         """Partitions that the metrics show."""
+        self.partition_count = 0
+        """Partitions of the requests topic, as far as is known."""
         self._stopping = False
         self._missing = False
         self._answers_others_since: float | None = None
@@ -437,6 +439,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _note_partitions(self, count: int) -> None:
         """Count the topic's partitions, and look for a topic that is missing: aiokafka does so every five minutes."""
         self._metrics.partitions(count)
+        self.partition_count = count
         topic = self._dependencies.requests
         if count == 0:
             self._consumer.refresh()

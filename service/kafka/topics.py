@@ -16,7 +16,7 @@ from typing import TypeAlias
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IncompatibleBrokerVersion, NodeNotReadyError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, NodeNotReadyError, TopicAlreadyExistsError, for_code
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
 from typing_extensions import override
@@ -43,6 +43,9 @@ JOURNAL_SETTINGS: Mapping[str, str] = MappingProxyType(
 
 MESSAGE_LIMIT = 1024 * 1024
 """Kafka's own limit for a message, near enough, where the requests topic has not been given another."""
+
+ASK_CLUSTER = timedelta(seconds=5)
+"""For the cluster's id, which only a line of the log is about."""
 
 CREATE_LIMIT = timedelta(seconds=15)
 """How long the making of topics may take, and then their becoming visible."""
@@ -431,3 +434,16 @@ async def topic_id(client: AIOKafkaClient, name: str) -> str | None:
     if code:
         raise for_code(code)
     return None if identity is None else str(identity)
+
+
+async def cluster_id(connection: KafkaConnection) -> str | None:
+    """Return the id of the cluster; None: it could not be asked for within `ASK_CLUSTER`."""
+    admin = AIOKafkaAdminClient(**connection.arguments())
+    try:
+        async with asyncio.timeout(ASK_CLUSTER.total_seconds()):
+            await admin.start()
+            return str((await admin.describe_cluster())["cluster_id"])
+    except (KafkaError, OSError, TimeoutError):
+        return None
+    finally:
+        await end(admin)

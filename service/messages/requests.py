@@ -39,6 +39,8 @@ class SyncRequested:
     traceparent: str | None = None
     tracestate: str | None = None
     has_key: bool = True
+    other_key: bool = False
+    """Its key is not its replicationId, so it may be in another partition than its siblings."""
 
 
 class DeadLetterReason(StrEnum):
@@ -230,6 +232,7 @@ def _read_data(
         traceparent=traceparent,
         tracestate=tracestate,
         has_key=record.key is not None,
+        other_key=record.key is not None and record.key != read.replication_id.encode(),
     )
 
 

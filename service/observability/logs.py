@@ -245,7 +245,7 @@ class TextLine(Line):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f"  {name}={_shown(value)}" for name, value in self.fields(record).items())
         # Only a traceback may have lines of its own: whatever came from outside can't imitate a record.
-        head = f"{self.moment(record):%H:%M:%S.%f}"[:-3]
+        head = f"{self.moment(record):%Y-%m-%d %H:%M:%S.%f}"[:-3] + "Z"
         line = f"{head} {record.levelname:<7} {record.name}: {_one_line(self.message(record))}{fields}"
         # Half a surrogate can't be written.
         trace = self.trace(record).encode(errors="backslashreplace").decode()

@@ -62,6 +62,11 @@ class Metric:
 METRICS: Final = (
     Metric("vm_sync_requests_total", "counter", "Messages read from the requests topic, by result.", ("result",)),
     Metric("vm_sync_requests_without_key_total", "counter", "Requests without a key; they have no order."),
+    Metric(
+        "vm_sync_requests_with_other_key_total",
+        "counter",
+        "Requests whose key is not their replicationId; they may run at once with others of their replication.",
+    ),
     Metric("vm_sync_requests_lost_total", "counter", "Requests deleted from the topic before they were read."),
     Metric(
         "vm_sync_records_total",
@@ -267,10 +272,7 @@ class Metrics:
         dead_reasons: Iterable[str] = (),
         stop_reasons: Iterable[str] = (),
     ) -> None:
-        # `_created` series would double the page, and nothing here asks for them. The client has one switch for all.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
-        ProcessCollector(registry=registry)
-        GCCollector(registry=registry)
+        _register_process(registry)
 
         self._clock = clock
         self._site_labels: dict[str | None, str] = {None: LOCAL} | {site: site for site in sites}
@@ -304,6 +306,7 @@ class Metrics:
         self._records = counters["vm_sync_records_total"].having((fate,) for fate in Fate)
         self._requests = counters["vm_sync_requests_total"].having((r,) for r in RESULTS.values())
         self._without_key = counters["vm_sync_requests_without_key_total"][()]
+        self._other_key = counters["vm_sync_requests_with_other_key_total"][()]
         self._lost = counters["vm_sync_requests_lost_total"][()]
         self._outcomes = counters["vm_sync_outcomes_total"]
         self._duration = histograms["vm_sync_duration_seconds"]
@@ -364,6 +367,10 @@ class Metrics:
     def without_key(self, count: int) -> None:
         """Count requests without a key."""
         self._without_key.inc(count)
+
+    def other_key(self, count: int) -> None:
+        """Count requests whose key is not their replicationId."""
+        self._other_key.inc(count)
 
     def outcome(self, outcome: Outcome, *, site: str | None, duration: float, lag: float | None) -> None:
         """Count a committed outcome.
@@ -558,6 +565,13 @@ class Metrics:
         self._duration.having((word, label) for word in OUTCOMES)
         for metric in (self._lag, self._batch, self._paused, self._posts_repeated, self._without_credentials):
             metric.having([(label,)])
+
+
+def _register_process(registry: CollectorRegistry) -> None:
+    # `_created` series would double the page, and nothing here asks for them. The client has one switch for all.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
+    ProcessCollector(registry=registry)
+    GCCollector(registry=registry)
 
 
 Key = TypeVar("Key")

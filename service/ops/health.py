@@ -27,6 +27,8 @@ class Health:
     change that. Not ready while Kafka has been unreachable for long or refuses a right, the requests topic is missing,
     a partition is stopped or has not been open for long, or the service drains.
 
+    Degraded: VCDA or one of its sites can't be used; other work goes on, and a restart or another pod would not help.
+
     Reasons are sentences for operators, without secrets.
     """
 
@@ -40,6 +42,7 @@ class Health:
         self._stalled: tuple[str, ...] = ()
         self._refused: tuple[str, ...] = ()
         self._unopened: tuple[str, ...] = ()
+        self._degraded: tuple[str, ...] = ()
         self._away_since: float | None = None
         self._held_since: float | None = None
         self._joined = self._restored = self._draining = False
@@ -56,6 +59,14 @@ class Health:
     def unwatch(self, loop: str) -> None:
         """Expect no more progress of a loop: it was stopped on purpose."""
         self._limits.pop(loop, None)
+
+    def degraded(self, reasons: Iterable[str]) -> None:
+        """Something doesn't work that is no reason to be unready, or nothing. Replaces what was said before."""
+        self._degraded = tuple(reasons)
+
+    def what_is_degraded(self) -> list[str]:
+        """Return what doesn't work, although the service may be ready."""
+        return list(self._degraded)
 
     def died(self, task: str, reason: str) -> None:
         """An essential task has failed, and is not restarted."""

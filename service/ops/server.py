@@ -69,7 +69,7 @@ def operations(
         return _condition("alive", health.not_alive(clock.monotonic()))
 
     async def readyz(_: Request) -> Response:
-        return _condition("ready", health.not_ready(clock.monotonic()))
+        return _condition("ready", health.not_ready(clock.monotonic()), degraded=health.what_is_degraded())
 
     async def metrics(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
@@ -104,8 +104,9 @@ HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosnif
 """Headers of every answer: no caching, no content sniffing."""
 
 
-def _condition(word: str, reasons: list[str]) -> Response:
-    return JSONResponse({word: not reasons, "reasons": reasons}, status_code=503 if reasons else 200, headers=HEADERS)
+def _condition(word: str, reasons: list[str], **more: list[str]) -> Response:
+    content = {word: not reasons, "reasons": reasons, **more}
+    return JSONResponse(content, status_code=503 if reasons else 200, headers=HEADERS)
 
 
 def _answer(content: bytes, media_type: str) -> Response:

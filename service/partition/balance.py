@@ -28,6 +28,8 @@ class Taken:
     dead: Counter[str] = field(default_factory=Counter)
     """Dead letters, by reason."""
     without_key: int = 0
+    other_key: int = 0
+    """Requests whose key is not their replicationId."""
 
     @property
     def records(self) -> int:
@@ -42,6 +44,7 @@ class BalanceMeter(Protocol):
     def records_held(self, delta: int) -> None: ...  # noqa: D102
     def dead_lettered(self, reason: str, count: int) -> None: ...  # noqa: D102
     def without_key(self, count: int) -> None: ...  # noqa: D102
+    def other_key(self, count: int) -> None: ...  # noqa: D102
 
 
 class Balance:
@@ -66,6 +69,8 @@ class Balance:
                 self._meter.dead_lettered(reason, count)
             if taken.without_key:
                 self._meter.without_key(taken.without_key)
+            if taken.other_key:
+                self._meter.other_key(taken.other_key)
 
     def reopened(self, cursor: int) -> None:
         """The partition is reopened at a cursor: records above it were not committed, and are read again."""

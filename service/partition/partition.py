@@ -13,6 +13,7 @@ time.
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ CANCEL_AGAIN = timedelta(seconds=1)
 CLOSING = timedelta(seconds=30)
 """How long a partition waits for its tasks before it closes its journal: a commit ends within its transaction's
 limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition next here waits for it."""
+
+
+DUPLICATES = 1_000
+"""How many identities are remembered whose duplicates were logged: of older ones it may be said once more."""
+
+SAY_KEY_AGAIN = timedelta(minutes=1)
+"""How often it is said of a partition that its requests have other keys than they should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,10 @@ class Partition:
         self._tasks: set[asyncio.Task[None]] = set()
         self._committing: asyncio.Task[None] | None = None
         self._closed = False
+        self._duplicates: dict[str, None] = {}
+        """Identities whose duplicates were logged, the latest last."""
+        self._other_keys = 0
+        self._say_key_at = -math.inf
         self._bygone = opened.ended
         self._opened_at = opened.opened_at
         self._left_behind = opened.in_flight
@@ -286,11 +298,50 @@ class Partition:
             return
         if not asked.has_key:
             taken.without_key += 1
+        if asked.other_key:
+            taken.other_key += 1
+            self._warn_of_key(asked, record)
         if asked.identity in self._in_flight or self._deduplication.holds(asked.identity):
             taken.fates[Fate.DUPLICATE] += 1
+            self._log_duplicate(asked, record)
         else:
             taken.fates[Fate.ADMITTED] += 1
             self._admit(asked, record, now)
+
+    def _warn_of_key(self, asked: SyncRequested, record: Record) -> None:
+        """Say that the sender sets another key; once a minute, since a sender does so with all its requests."""
+        self._other_keys += 1
+        now = self._dependencies.clock.monotonic()
+        if now < self._say_key_at:
+            return
+        self._say_key_at = now + SAY_KEY_AGAIN.total_seconds()
+        log.warning(
+            "The key of request %s at offset %d of partition %d is not its replicationId (%d such requests since the "
+            "last line): requests of one replication may be in different partitions, and run at once; the sender has "
+            "to use the replicationId as key",
+            asked.identity,
+            record.offset,
+            self.number,
+            self._other_keys,
+            extra={"operation_id": asked.operation_id, "replication_id": asked.replication_id, "site": asked.site},
+        )
+        self._other_keys = 0
+
+    def _log_duplicate(self, asked: SyncRequested, record: Record) -> None:
+        """Say once of an identity that it came again, however often it comes."""
+        if asked.identity in self._duplicates:
+            return
+        self._duplicates[asked.identity] = None
+        if len(self._duplicates) > DUPLICATES:
+            del self._duplicates[next(iter(self._duplicates))]
+        log.info(
+            "Duplicate of request %s at offset %d of partition %d was dropped: the request %s",
+            asked.identity,
+            record.offset,
+            self.number,
+            "is in flight" if asked.identity in self._in_flight else "ended within VM_SYNC_SYNC__DEDUPLICATE_FOR",
+            extra={"operation_id": asked.operation_id, "replication_id": asked.replication_id, "site": asked.site},
+        )
 
     def _hold(self, taken: Taken) -> None:
         """Count a record's fate after the next commit, which contains the cursor."""

@@ -259,6 +259,20 @@ class Vcda:
         """Return VCDA's clock minus this machine's; None before the first answer."""
         return self._wire.offset()
 
+    async def unusable(self) -> list[str]:
+        """Log in, and extend the session to each configured site, where that is due; return what fails, and why."""
+        return await self._session.unusable()
+
+    def about(self) -> str:
+        """Say what is known of the appliance: the version of its API, and until when its certificate is valid."""
+        ends, version = self._wire.certificate_ends, self._session.api_version
+        parts = [
+            *([f"API {version}"] if version else []),
+            *([f"certificate valid until {ends:%Y-%m-%d}"] if ends else []),
+            *([] if self._session.login else ["not logged in"]),
+        ]
+        return ", ".join(parts)
+
     async def close(self) -> None:
         """Log out and close all connections; takes a few seconds at most."""
         try:

@@ -76,6 +76,12 @@ class Credentials:
         """Return what extends the session to this site, if it is configured."""
         return next((one for one in self.sites if one.name == site), None)
 
+    @property
+    def settings(self) -> str:
+        """The settings that they come from, for a sentence."""
+        fields = ("TOKEN", "ORG") if self.type is CredentialType.VCD_ACCESS_TOKEN else ("USER", "PASSWORD")
+        return " and ".join([f"VM_SYNC_VCDA__CREDENTIALS__{field}" for field in fields])
+
     def login_body(self) -> Body:
         """Return the body of `POST /sessions`."""
         match self.type:

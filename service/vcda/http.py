@@ -20,7 +20,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias
 from urllib.parse import urlsplit
@@ -106,6 +106,8 @@ class NoAnswer:
     """There was one, longer than was to be read."""
 
 
+URL: Final = "VM_SYNC_VCDA__URL"
+
 CACHED: Final = "cached"
 """The metrics' word for an answer that a cache in front has given."""
 
@@ -151,6 +153,8 @@ class Wire:
         self._clock = clock
         self._meter = meter
         self._there = OtherClock()
+        self.certificate_ends: datetime | None = None
+        """Until when the appliance's certificate was valid at the last login; None: unknown, or known by thumbprint."""
         self._headers = [
             (b"host", host.encode()),
             (b"user-agent", user_agent.encode()),
@@ -201,7 +205,7 @@ class Wire:
         request = httpx.Request(method, self._base, headers=headers, content=content)
         request.url = _Url(self._base, target)
 
-        departure = _Departure(self._clock, may_leave)
+        departure = _Departure(self._clock, may_leave, wants_certificate=operation == "login")
         began = self._clock.monotonic()
         outer = _departing.set(departure)
         try:
@@ -210,6 +214,8 @@ class Wire:
             _departing.reset(outer)
 
         ended = self._clock.monotonic()
+        if departure.certificate_ends is not None:
+            self.certificate_ends = departure.certificate_ends
         if isinstance(seen, Answer):
             self._heard(seen, sent=began, received=ended)
         label = _label(seen)
@@ -245,9 +251,8 @@ class Wire:
                 sent_at=None,
             )
         except TimeoutError:
-            return NoAnswer(
-                label="timeout", detail=f"No complete answer within {self._timeout:g} s.", sent_at=departure.at
-            )
+            what = "No complete answer" if departure.at is not None else f"No connection to {self._base} ({URL})"
+            return NoAnswer(label="timeout", detail=f"{what} within {self._timeout:g} s.", sent_at=departure.at)
         # UnicodeError: of a reason phrase, or of a host's name; aiohttp's own come through where httpx maps none.
         except (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError) as error:
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
@@ -295,12 +300,20 @@ class _Withheld(Exception):
 class _Departure:
     """Whether one request may be sent, and when it was."""
 
-    __slots__ = ("_clock", "_may_leave", "at")
+    __slots__ = ("_clock", "_may_leave", "at", "certificate_ends", "wants_certificate")
 
-    def __init__(self, clock: Clock, may_leave: Callable[[], bool] | None) -> None:
+    def __init__(self, clock: Clock, may_leave: Callable[[], bool] | None, *, wants_certificate: bool = False) -> None:
+        self.wants_certificate = wants_certificate
+        self.certificate_ends: datetime | None = None
         self._clock = clock
         self._may_leave = may_leave
         self.at: float | None = None
+
+    def note_certificate(self, connection: "aiohttp.connector.Connection") -> None:
+        """Note until when the certificate of this connection is valid, if that is wanted and TLS has verified it."""
+        tls = None if connection.transport is None else connection.transport.get_extra_info("ssl_object")
+        if self.wants_certificate and tls is not None and (shown := tls.getpeercert()):
+            self.certificate_ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
 
     def leave(self) -> None:
         """Record the sending, or raise `_Withheld`."""
@@ -354,6 +367,7 @@ class _Response(aiohttp.ClientResponse):
     @override
     async def start(self, connection: "aiohttp.connector.Connection") -> aiohttp.ClientResponse:
         started = await super().start(connection)
+        _departing.get().note_certificate(connection)
         self.reason = None
         return started
 
@@ -432,11 +446,25 @@ def _describe(error: Exception) -> str:
     if isinstance(cause, aiohttp.ServerFingerprintMismatch):
         seen = cause.got.hex(":").upper()
         return f"VCDA's certificate does not match VM_SYNC_VCDA__THUMBPRINT; its SHA-256 is {seen}"
+    if isinstance(cause, aiohttp.ClientConnectorError):
+        return _unreachable(cause)
     name = type(cause).__name__
     if isinstance(cause, OSError):
         return f"{name}: {cause}"[:1000]
     said = next((sentence for kind, sentence in SENTENCES if isinstance(cause, kind)), None)
     return name if said is None else f"{said} ({name})."
+
+
+def _unreachable(error: aiohttp.ClientConnectorError) -> str:
+    where, why = f"{error.host}:{error.port}", error.os_error
+    said = why.strerror or type(why).__name__
+    if isinstance(error, aiohttp.ClientConnectorDNSError):
+        return f"The host name {error.host} can't be resolved ({said}): check {URL} and DNS"
+    if isinstance(why, ConnectionRefusedError):
+        return f"{where} refuses connections: check {URL}, and that VCDA runs there"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return f"No TLS connection with {where} ({said}): check that {URL} is the address of an https server"
+    return f"No connection to {where} ({said}): check {URL} and the network"
 
 
 def _distrust(error: Exception) -> str:

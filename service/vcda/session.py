@@ -20,6 +20,7 @@ Secrets leave this module only to VCDA.
 import asyncio
 import json
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -49,6 +50,11 @@ LOOK_EVERY: Final = 1.0
 
 LOGOUT_LIMIT: Final = 5.0
 """Seconds. A session that isn't logged out idles out after half an hour."""
+
+
+URL_HINT: Final = "that VM_SYNC_VCDA__URL is the address of VMware Cloud Director Availability"
+
+VERSION: Final = re.compile(r"vnd\.vmware\.h4-v([0-9.]+)\+json")
 
 
 class Meter(Protocol):
@@ -119,6 +125,9 @@ class Session:
         """The last session, even if it has ended."""
         self._tried: Credentials | None = None
         self._looked_at = clock.monotonic() - LOOK_EVERY
+
+        self.api_version: str | None = None
+        """As VCDA told with its last answer to a login."""
 
         self._flight: asyncio.Task[Login | Trouble] | None = None
         self._flights: dict[tuple[Login, str], asyncio.Task[Extension | Trouble]] = {}
@@ -200,6 +209,18 @@ class Session:
             )
         return trouble
 
+    async def unusable(self) -> list[str]:
+        """Log in, and extend the session to each configured site, where that is due; return what doesn't work, and why.
+
+        Between attempts that fail, nothing is called: see the module.
+        """
+        login = await self._current()
+        if isinstance(login, Trouble):
+            return [login.detail]
+        names = [] if self._tried is None else [site.name for site in self._tried.sites]
+        admissions = await asyncio.gather(*[self.admit(name) for name in names if name not in login.local])
+        return [admission.detail for admission in admissions if isinstance(admission, Trouble)]
+
     async def close(self) -> None:
         """Log out, within a short time limit."""
         flights = [flight for flight in (self._flight, *self._flights.values()) if flight is not None]
@@ -255,10 +276,13 @@ class Session:
         now = self._clock.monotonic()
         if isinstance(answer, NoAnswer):
             return self._login_failed("error", Trouble(label=answer.label, detail=f"Login: {answer.detail}"))
+        self._note_version(answer)
         token = answer.headers.get("x-vcav-auth", "").split(",")[0].strip()
         if answer.status // 100 != 2 or not _is_token(token):  # noqa: PLR2004 - 2xx
             refused = answer.status in {400, 401, 403}
-            return self._login_failed("refused" if refused else "error", self._failure("Login", answer))
+            hint = credentials.settings if refused else URL_HINT
+            trouble = self._failure("Login", answer, hint=hint)
+            return self._login_failed("refused" if refused else "error", trouble)
         user, local = translate.read_session(answer.body)
         login = Login(token, user or credentials.user, local, now)
         self._have(login)
@@ -273,6 +297,11 @@ class Session:
     def _have(self, login: Login | None) -> None:
         self._login = login
         self._meter.session_open(login is not None)
+
+    def _note_version(self, answer: Answer) -> None:
+        """Note the version of the API, which some versions of VCDA name as part of the content type."""
+        found = VERSION.search(answer.headers.get("content-type", ""))
+        self.api_version = found[1] if found else None
 
     def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
         seconds = self._pause.begin(self._clock.monotonic(), trouble)
@@ -309,12 +338,15 @@ class Session:
             content=json.dumps(of_site.extend_body()).encode(),
         )
         if isinstance(answer, NoAnswer):
-            return self._extension_failed(site, Trouble(label=answer.label, detail=f"Extension: {answer.detail}"))
+            detail = f"Extension to site {site}: {answer.detail}"
+            return self._extension_failed(site, Trouble(label=answer.label, detail=detail))
         if answer.status // 100 == 2:  # noqa: PLR2004 - 2xx
             login.extensions[site] = Extension(of_site.account)
             logger.info("Extended the session to site %s", site, extra={"site": site})
             return login.extensions[site]
-        trouble = self._failure("Extension", answer)
+        trouble = self._failure(
+            f"Extension to site {site}", answer, hint=f"the credentials of site {site} in VM_SYNC_VCDA__SITES"
+        )
         if _is_about_the_login(answer) and self._login is login:
             self._have(None)
             return trouble
@@ -370,12 +402,14 @@ class Session:
             # The text may quote what it couldn't read.
             return Trouble(label="error", detail=f"The credentials can't be read ({type(error).__name__}).")
 
-    def _failure(self, what: str, answer: Answer) -> Trouble:
+    def _failure(self, what: str, answer: Answer, *, hint: str) -> Trouble:
+        """Return the trouble of an answer; `hint` names what to check where the answer is no overload or outage."""
         error = translate.read_api_error(answer.body)
         said = "no token" if answer.status // 100 == 2 else error.msg or error.code if error else "no reason given"  # noqa: PLR2004 - 2xx
+        check = f"; check {hint}" if answer.status < 429 else ""  # noqa: PLR2004 - 429 and 5xx pass by themselves
         return Trouble(
             label=status_label(answer.status),
-            detail=f"{what} answered with {answer.status}: {said}",
+            detail=f"{what} answered with {answer.status}: {said.rstrip('.')}{check}",
             http_status=answer.status,
             error=error,
             retry_after=retry_after(

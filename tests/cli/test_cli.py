@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,12 @@ def test_every_command_has_help_with_an_example_of_itself(command: tuple[str, ..
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] not in {"run", "demo", "simulator", "kafka"}])
 def test_every_command_that_answers_can_do_so_in_json(command: tuple[str, ...]) -> None:
     assert "--json" in run(*command, "--help").stdout
+
+
+def test_the_version_is_printed_without_a_command() -> None:
+    result = run("--version")
+
+    assert (result.exit_code, result.stdout) == (0, f"vm-sync {version('vm-sync')}\n")
 
 
 def test_help_and_completion_import_neither_kafka_nor_the_settings() -> None:

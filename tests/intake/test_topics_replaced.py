@@ -100,7 +100,7 @@ async def test_a_requests_topic_that_is_recreated_and_filled_past_the_cursor_at_
     await service.intake._comparison.compare()
 
     await until(lambda: bool(service.intake.mismatched()), what="it refuses")
-    assert "this topic was created again" in service.intake.mismatched()[0]
+    assert "this topic was deleted and created again" in service.intake.mismatched()[0]
     times = len(service.opened)
     await asyncio.sleep(1)
     assert service.intake.mismatched()
@@ -127,7 +127,9 @@ async def test_a_requests_topic_that_lost_its_end_is_noticed_while_nothing_is_re
 
     monkeypatch.setattr(SteadyConsumer, "end_offsets", cut)
     await until(lambda: bool(service.intake.mismatched()), what="it refuses")
-    assert "ends at 1: the topic was created again, or truncated at its end" in service.intake.mismatched()[0]
+    assert (
+        "ends at 1: the topic was deleted and created again, or truncated at its end" in service.intake.mismatched()[0]
+    )
     assert service.metric("partitions_stopped", reason=StopReason.CURSOR_BEYOND_END) == 1
 
 

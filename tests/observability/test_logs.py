@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -77,7 +78,8 @@ def test_text_is_a_line_that_people_can_read() -> None:
 
     out.log.warning("Paused", extra={"site": "berlin", "why": "asked to wait", "n": 3})
 
-    assert out.text[13:] == 'WARNING service.partition.partition: Paused  site=berlin  why="asked to wait"  n=3\n'
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z ", out.text)
+    assert out.text[25:] == 'WARNING service.partition.partition: Paused  site=berlin  why="asked to wait"  n=3\n'
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

@@ -18,6 +18,7 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CONTRACT = """
 vm_sync_requests_total counter result
 vm_sync_requests_without_key_total counter
+vm_sync_requests_with_other_key_total counter
 vm_sync_requests_lost_total counter
 vm_sync_records_total counter fate
 vm_sync_records_unaccounted gauge
@@ -309,6 +310,7 @@ def test_a_word_never_heard_before_is_counted_all_the_same(registry: CollectorRe
 def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.records(Fate.ADMITTED, 1)
     metrics.without_key(1)
+    metrics.other_key(2)
     metrics.records(Fate.LOST, 3)
     metrics.poll_batch(None, 100)
     metrics.without_credentials(None)
@@ -331,6 +333,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     expected: dict[str, tuple[dict[str, str], float]] = {
         "vm_sync_requests_total": ({"result": "accepted"}, 1),
         "vm_sync_requests_without_key_total": ({}, 1),
+        "vm_sync_requests_with_other_key_total": ({}, 2),
         "vm_sync_requests_lost_total": ({}, 3),
         "vm_sync_poll_batch_size_sum": ({"site": "local"}, 100),
         "vm_sync_calls_without_credentials_total": ({"site": "local"}, 1),

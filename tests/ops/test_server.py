@@ -425,7 +425,7 @@ async def test_livez_and_readyz_say_yes(service: Service) -> None:
     livez, readyz = await service.client.get("/livez"), await service.client.get("/readyz")
 
     assert (livez.status_code, livez.json()) == (200, {"alive": True, "reasons": []})
-    assert (readyz.status_code, readyz.json()) == (200, {"ready": True, "reasons": []})
+    assert (readyz.status_code, readyz.json()) == (200, {"ready": True, "reasons": [], "degraded": []})
 
 
 async def test_livez_says_503_and_why_when_a_loop_has_stalled(service: Service) -> None:

@@ -278,7 +278,7 @@ class Meter:
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
         self.logins: list[str] = []
-        self.open = False
+        self.opened: list[bool] = []
         self.sites: list[str] = []
 
     def api_request(self, operation: str, status: str, seconds: float) -> None:
@@ -289,7 +289,7 @@ class Meter:
         self.logins.append(result)
 
     def session_open(self, value: bool) -> None:
-        self.open = value
+        self.opened.append(value)
 
     def site_authenticated(self, site: str) -> None:
         self.sites.append(site)

@@ -398,6 +398,9 @@ class Meter:
     def without_key(self, count: int) -> None:
         self.counts["without key"] += count
 
+    def other_key(self, count: int) -> None:
+        self.counts["other key"] += count
+
     def adopted(self) -> None:
         self.counts["adopted"] += 1
 

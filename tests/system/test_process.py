@@ -112,6 +112,27 @@ async def test_lines_that_waited_for_a_reader_come_in_the_end() -> None:
     assert said[-1] == "Stopped"
 
 
+# ---------------------------------------------------------------- wrong settings of VCDA
+
+
+async def test_a_wrong_address_of_vcda_is_logged_and_shown_within_seconds_of_the_start(tmp_path: Path) -> None:
+    port = free_port()
+    with (tmp_path / "log").open("w+b") as log, running({"VM_SYNC_OPS__PORT": str(port)}, stderr=log) as process:
+        await alive(port)
+        async with asyncio.timeout(60), httpx.AsyncClient() as client:
+            while not (degraded := (await client.get(f"http://127.0.0.1:{port}/readyz")).json()["degraded"]):
+                await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(process.wait, 60)
+        log.seek(0)
+        text = log.read().decode()
+
+    why = "127.0.0.1:1 refuses connections: check VM_SYNC_VCDA__URL"
+    assert len(degraded) == 1
+    assert degraded[0].startswith(f"no session at VCDA: Login: {why}")
+    assert f"The login to VCDA failed; next attempt in 1 s: Login: {why}" in text
+
+
 # ---------------------------------------------------------------- signals
 
 UNSHARE: Final = shutil.which("unshare")

@@ -63,7 +63,16 @@ async def test_a_refused_connection_of_the_post_alone_means_that_nothing_left() 
     assert isinstance(answer, NotTaken)
     assert not answer.sent
     assert us.meter.requests[-1] == ("submit", "error")
-    assert "Cannot connect" in answer.trouble.detail
+    assert "refuses connections: check VM_SYNC_VCDA__URL" in answer.trouble.detail
+
+
+async def test_a_host_name_that_does_not_exist_names_the_setting() -> None:
+    async with ours("https://vcda.invalid") as us:
+        answer = await us.submit()
+
+    assert isinstance(answer, NotTaken)
+    assert "The host name vcda.invalid can't be resolved" in answer.trouble.detail
+    assert "check VM_SYNC_VCDA__URL and DNS" in answer.trouble.detail
 
 
 async def test_a_post_cut_after_the_server_has_read_it_is_unanswered() -> None:

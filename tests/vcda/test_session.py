@@ -510,6 +510,70 @@ async def test_credentials_that_cannot_be_read_are_a_failed_login(
     assert "s3cret" not in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        (
+            {"login": Reply(401, error("AuthenticationFailed", "Wrong password."))},
+            (
+                "Login answered with 401: Wrong password; check VM_SYNC_VCDA__CREDENTIALS__USER and "
+                "VM_SYNC_VCDA__CREDENTIALS__PASSWORD"
+            ),
+        ),
+        (
+            {"login": Reply(404, b"<html>")},
+            (
+                "Login answered with 404: no reason given; check that VM_SYNC_VCDA__URL is the address of VMware Cloud "
+                "Director Availability"
+            ),
+        ),
+        (
+            {"login": Reply(200, {})},
+            (
+                "Login answered with 200: no token; check that VM_SYNC_VCDA__URL is the address of VMware Cloud "
+                "Director Availability"
+            ),
+        ),
+        ({"login": Reply(503, b"")}, "Login answered with 503: no reason given"),
+        (
+            {"extend": Reply(401, REMOTE)},
+            (
+                "Extension to site site2 answered with 401: Authenticate to site2; check the credentials of "
+                "site site2 in VM_SYNC_VCDA__SITES"
+            ),
+        ),
+    ],
+)
+async def test_what_cannot_be_used_is_found_before_any_request_and_names_the_setting(
+    answers: dict[str, Answer], said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with appliance(script(**answers)) as there, ours(there.url) as us:
+        assert await us.vcda.unusable() == [said]
+        assert await us.vcda.unusable() == [said], "between attempts it is what the last one met"
+        assert len(there.calls) == 1 + ("extend" in answers)
+
+    assert said in caplog.text
+
+
+async def test_what_can_be_used_has_a_session_at_each_site_before_any_request() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        assert us.vcda.about() == "not logged in"
+        assert us.meter.opened == []
+        assert await us.vcda.unusable() == []
+        assert await us.vcda.unusable() == []
+        assert [call.name for call in there.calls] == [LOGIN, EXTEND]
+        assert us.meter.opened == [True]
+        assert us.vcda.about() == ""
+    assert us.meter.opened == [True, False]
+
+
+async def test_the_version_of_the_api_is_known_where_vcda_tells_it() -> None:
+    kind = {"content-type": "application/vnd.vmware.h4-v4.7+json;charset=UTF-8"}
+    async with appliance(script(login=Reply(200, {}, {"X-VCAV-Auth": "t", **kind}))) as there, ours(there.url) as us:
+        await us.vcda.unusable()
+        assert us.vcda.about() == "API 4.7"
+
+
 async def test_a_site_without_credentials_is_refused_without_a_call() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         answer = await us.submit(site="site9")
