@@ -293,7 +293,7 @@ async def test_a_partition_whose_transaction_timed_out_works_again_by_itself(
         """Its transactions time out early, and one is not committed in time."""
 
         def __init__(self, **options: Any) -> None:
-            super().__init__(**(options | {"transaction_timeout_ms": 300}))
+            super().__init__(**(options | {"transaction_timeout_ms": 1500}))
 
         async def commit_transaction(self) -> None:
             if stalls:
@@ -303,10 +303,14 @@ async def test_a_partition_whose_transaction_timed_out_works_again_by_itself(
     monkeypatch.setattr(journal, "AIOKafkaProducer", Stalling)
     async with Station(strict_kafka.bootstrap, topic_name("stalled")) as station:
         service = await station.service()
-        stalls.append(1.0)
+        stalls.append(4.0)
         await station.ask("op-1")
 
         await station.settled("op-1")
-        assert service.opened == [0, 0]
-        assert service.metric("partitions_reopened_total") == 1
-        assert service.metric("partitions_owned") == 1
+        # On a busy machine others of its short transactions may time out, too.
+
+        def works_again() -> bool:
+            reopened = service.metric("partitions_reopened_total")
+            return reopened >= 1 and len(service.opened) == 1 + reopened and service.metric("partitions_owned") == 1
+
+        await until(works_again, what=lambda: f"it works again, opened {len(service.opened)} times")

@@ -22,7 +22,7 @@ from rich.console import Console
 HERE: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = HERE / "docs" / "guarantees.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
-PATIENCE: Final = 100
+PATIENCE: Final = 240
 """Seconds for one test; that it hangs is noticed, too."""
 
 RULES: Final = "tests/partition/test_protocol_rules.py"

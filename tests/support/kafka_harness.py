@@ -48,7 +48,7 @@ POLICY: Final = Policy(
 SESSION: Final = timedelta(seconds=6)
 """The shortest that brokers allow by default."""
 
-PATIENCE: Final = 20.0
+PATIENCE: Final = 60.0
 """Seconds that a condition is waited for: many times what it takes on an idle machine."""
 
 

@@ -118,9 +118,9 @@ class Process:
 
     async def kill(self) -> None:
         self.child.send_signal(signal.SIGKILL)
-        await self.ended(within=10.0)
+        await self.ended(within=60.0)
 
-    async def stop(self, *, within: float = 40.0) -> int:
+    async def stop(self, *, within: float = 120.0) -> int:
         """SIGTERM, and the exit code."""
         if self.running:
             self.child.send_signal(signal.SIGTERM)
@@ -221,7 +221,7 @@ class Ledger:
         self.processes.append(process)
         return process
 
-    async def ready(self, process: Process, *, within: float = 60.0) -> None:
+    async def ready(self, process: Process, *, within: float = 180.0) -> None:
         """Wait until the process says that it is ready."""
         until = time.monotonic() + within
         while time.monotonic() < until:

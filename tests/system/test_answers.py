@@ -103,7 +103,7 @@ async def _run(bootstrap: str) -> Run:
             while any(calls[f"submit {case.site}"] == before[f"submit {case.site}"] for case in impatient):
                 await asyncio.sleep(0.05)
         await _ask(ledger, [case for case in CASES if case not in impatient])
-        told = await ledger.wait(within=60)
+        told = await ledger.wait(within=120)
         counters = simulator.world.counters()
         metrics = (await process.get("/metrics")).text
         exit_code = await process.stop()
@@ -144,7 +144,7 @@ async def _warm_up(ledger: Ledger, sites: list[str]) -> None:
     """Have the session extended to all sites, so that no row's deadline passes meanwhile."""
     for number, site in enumerate(sites):
         await ledger.ask(f"warm-up-{number}", f"C4-00000000-0000-4000-8001-{number:012d}", site=site)
-    await ledger.wait(within=60)
+    await ledger.wait(within=120)
 
 
 @pytest.mark.parametrize("case", CASES, ids=NAMES)

@@ -64,7 +64,7 @@ async def test_a_hand_over_between_living_members_leaves_nothing_in_doubt(kafka:
         await ledger.ready(second)
         await _until_submitting(vcda, least=200)
         assert await first.stop() == 0
-        await ledger.wait(within=60)
+        await ledger.wait(within=120)
         verdict = await ledger.judge()
 
         assert verdict.violations == []

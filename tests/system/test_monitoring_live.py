@@ -148,7 +148,7 @@ async def _bad_day(ledger: Ledger, simulator: Simulator) -> None:
     await ledger.send_raw(partition=0, value=b"no JSON")
     keyless = b'{"operationID": "op-keyless", "replicationId": "C4-00000000-0000-4000-8000-00000000aaaa"}'
     await ledger.send_raw(partition=0, value=keyless)
-    await ledger.wait(within=40, least=len(names) + 1)
+    await ledger.wait(within=120, least=len(names) + 1)
     simulator.fault(operation="poll", answer="status", status=503, times=2)
     world.plan(replication="C4-00000000-0000-4000-8000-00000000bbbb", duration=600)
     await ledger.ask("op-still-running", "C4-00000000-0000-4000-8000-00000000bbbb")
@@ -210,7 +210,7 @@ class Prometheus:
             return [float(result[1])]
         return [float(sample["value"][1]) for sample in result]
 
-    async def yields(self, query: str, *, within: float = 30.0) -> None:
+    async def yields(self, query: str, *, within: float = 90.0) -> None:
         """Wait until a query yields something."""
         answer: list[float] | str = "nothing yet"
         try:

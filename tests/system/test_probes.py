@@ -37,7 +37,7 @@ def replication(number: int) -> str:
     return f"C4-00000000-0000-4000-8000-{number:012d}"
 
 
-async def until(holds: Callable[[], object], *, within: float = 20.0) -> None:
+async def until(holds: Callable[[], object], *, within: float = 60.0) -> None:
     """Wait for a condition."""
     end = time.monotonic() + within
     while not holds():
@@ -45,7 +45,7 @@ async def until(holds: Callable[[], object], *, within: float = 20.0) -> None:
         await asyncio.sleep(0.02)
 
 
-async def answers(process: Process, path: str, status: int, *, within: float = 20.0) -> str:
+async def answers(process: Process, path: str, status: int, *, within: float = 60.0) -> str:
     """Wait until the process answers so, and return the text."""
     end = time.monotonic() + within
     while True:
@@ -141,7 +141,7 @@ async def test_told_to_stop_it_is_unready_at_once_ends_what_it_began_and_answers
             first.signal(signal.SIGTERM)
             await until(lambda: 503 in seen.statuses("/readyz"))
             assert first.running
-            code = await first.ended(within=25)
+            code = await first.ended(within=60)
             await asyncio.sleep(0.1)
 
         assert code == 0
@@ -237,19 +237,19 @@ async def test_kafka_away_is_told_and_waited_for_and_no_reason_to_be_restarted()
             await asyncio.to_thread(embedded.start)
             await ledger.ready(process)
             await ledger.ask("op-1", replication(1))
-            assert counts(await ledger.wait(within=20)) == {"completed": 1}
+            assert counts(await ledger.wait(within=60)) == {"completed": 1}
 
             lines = len(messages(process))
             await asyncio.to_thread(embedded.kill)
             async with watched(process) as seen:
-                assert "Kafka has been unreachable" in await answers(process, "/readyz", 503, within=30)
+                assert "Kafka has been unreachable" in await answers(process, "/readyz", 503, within=60)
             assert seen.statuses("/livez") == [200]
             assert len(messages(process)) - lines < 20, "the log fills while Kafka is away"
 
             await asyncio.to_thread(embedded.start)
-            await answers(process, "/readyz", 200, within=30)
+            await answers(process, "/readyz", 200, within=60)
             await ledger.ask("op-2", replication(2))
-            assert counts(await ledger.wait(within=30)) == {"completed": 2}
+            assert counts(await ledger.wait(within=60)) == {"completed": 2}
             assert await process.stop() == 0
             assert ledger.tracebacks() == []
     finally:
@@ -263,7 +263,7 @@ def _attempts(process: Process) -> list[str]:
 async def test_without_kafka_it_gives_up_after_the_start_limit_and_stops_when_told_before(tmp_path: Path) -> None:
     settings = environment(tmp_path)
     with running(settings | {"VM_SYNC_KAFKA__START_LIMIT": "PT2S"}, log=tmp_path / "limited.log") as impatient:
-        code = await impatient.ended(within=30)
+        code = await impatient.ended(within=60)
 
     assert code == 1
     (line,) = messages(impatient, level="ERROR", logger="service")
@@ -297,7 +297,7 @@ async def test_while_vcda_is_away_requests_wait_tasks_are_asked_after_and_nothin
         await ledger.ask("waits", replication(3))
         await ledger.ask("waits-past-its-deadline", replication(4), deadlineSeconds=3)
         async with watched(process) as seen:
-            told = await ledger.wait(within=20, least=2)
+            told = await ledger.wait(within=60, least=2)
 
         assert {one.event["operationID"]: one.event["reason"] for one in told} == {
             "runs-past-its-deadline": "timed-out",
@@ -348,7 +348,7 @@ async def test_each_setting_that_does_not_fit_has_a_line_that_names_it_and_the_e
     del settings["VM_SYNC_VCDA__URL"]
     settings |= {"VM_SYNC_SYNC__DEADLINE": "six hours", "VM_SYNC_OPS__PORT": "http", "VM_SYNC_SYNC__SETLE": "PT1M"}
     with running(settings, log=tmp_path / "log") as process:
-        code = await process.ended(within=30)
+        code = await process.ended(within=60)
 
     assert code == 2
     lines = process.text().splitlines()
@@ -378,7 +378,7 @@ async def test_topics_that_do_not_fit_are_refused_with_advice_and_exit_code_2(
         finally:
             await admin.close()
         process = ledger.start()
-        code = await process.ended(within=30)
+        code = await process.ended(within=60)
 
         assert code == 2
         refusals = messages(process, level="ERROR")
