@@ -127,14 +127,17 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
 @app.command(epilog="Example: vm-sync kafka --brokers 3 --version 3.9.2 --user alice:secret --authorizer")
 def kafka(
     *,
-    brokers: Annotated[int, typer.Option(min=1, max=9, help="How many brokers.")] = 1,
+    brokers: Annotated[int, typer.Option(min=1, max=9, help="Number of brokers.")] = 1,
     version: Annotated[str, typer.Option(help="Version of Kafka, from 3.7.0 on.")] = KAFKA_VERSION,
     user: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME:PASSWORD", help="A user that can log in with PLAIN or SCRAM; repeatable."),
     ] = None,
     authorizer: Annotated[
-        bool, typer.Option("--authorizer", help="Allow users only what ACLs allow; without a login, everything.")
+        bool,
+        typer.Option(
+            "--authorizer", help="Check the rights of users by ACLs; clients without a login have all rights."
+        ),
     ] = False,
 ) -> None:
     """Run Apache Kafka until Ctrl-C, without Docker or an installed Java; its data is removed at the end.

@@ -107,7 +107,8 @@ class Refusals:
         self._room[topic] = size - 1 if records == 1 else size // 2
         log.error(
             "Kafka refuses a batch of %d bytes for topic %s as too large: raise the topic's max.message.bytes. Until "
-            "this process is restarted, larger events are shortened; one that can't be shortened stops its partition",
+            "this process is restarted, larger events are shortened; an event that can't be shortened stops its "
+            "partition",
             size,
             topic,
         )

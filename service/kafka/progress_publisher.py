@@ -169,7 +169,7 @@ class Progressing(Progress):
         if events:
             await wire.send(events)
         if self._left_out and self._queue.empty():
-            log.warning("Kafka is too slow for the progress events: %d of them were dropped", self._left_out)
+            log.warning("Kafka is too slow: %d progress events were dropped", self._left_out)
             self._left_out = 0
 
 

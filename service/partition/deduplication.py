@@ -90,9 +90,7 @@ class Deduplication:
                     else:
                         gone.pop(identity, None)
             except JournalLost as error:
-                log.warning(
-                    "Reading expired identities from the journal failed; trying again at the next round: %s", error
-                )
+                log.warning("Reading expired identities from the journal failed; trying again later: %s", error)
                 continue
             for number, identity in enumerate(gone, 1):
                 # It may have come again since it was read.

@@ -414,7 +414,7 @@ class Driver:
             tracked.held = True
             self._dependencies.metrics.replication_held(tracked.request.site, held=True)
             log.warning(
-                "Replication %s is still held: a day after the deadline of request %s VCDA shows its task %s as "
+                "Replication %s is still held: a day after the deadline of request %s VCDA still shows task %s as "
                 "unfinished",
                 tracked.request.replication_id,
                 tracked.request.identity,

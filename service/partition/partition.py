@@ -290,7 +290,7 @@ class Partition:
             taken.dead[asked.reason] += 1
             self._journal_writer.publish(write_dead_letter(record, asked, topic=self._dependencies.dead_letters))
             log.warning(
-                "Invalid message at offset %d of partition %d was written to the dead letters: %s",
+                "Invalid message at offset %d of partition %d was written to the dead-letter topic: %s",
                 record.offset,
                 self.number,
                 asked.detail,

@@ -175,8 +175,8 @@ class Reconciler:
             site.alone += 1
             if site.alone == OWN_AFTER:
                 log.warning(
-                    "Site %s: reading the list of all sync tasks has failed %d times in a row, reading those of one "
-                    "replication succeeds; look-ups for POSTs in doubt use the latter",
+                    "Site %s: reading the list of all sync tasks has failed %d times in a row, but reading the list "
+                    "of one replication's tasks succeeds; look-ups for POSTs in doubt use the latter",
                     name or "local",
                     site.alone,
                 )

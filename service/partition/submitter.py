@@ -117,8 +117,8 @@ class Submitter:
             return
         self._say_at = now + SAY_AGAIN.total_seconds()
         log.warning(
-            "Partition %d: %d POSTs have missed their submit windows, that of %s for %.0f s: a commit to Kafka "
-            "(%.1f s) and VCDA's login and connection together take longer than the window of %.0f s",
+            "Partition %d: %d POSTs have missed their submit windows (the POST of %s has waited for %.0f s): a "
+            "commit to Kafka (%.1f s) plus login and connection to VCDA take longer than the window of %.0f s",
             self._number,
             len(self._held),
             tracked.request.identity,

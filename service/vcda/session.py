@@ -390,7 +390,7 @@ class Session:
             self._looked_at = now
             credentials = self._read()
             if not isinstance(credentials, Trouble) and credentials.of_site(site) is not None:
-                logger.info("There are credentials for site %s now", site, extra={"site": site})
+                logger.info("Credentials for site %s are configured now", site, extra={"site": site})
                 self._tried = credentials
                 return True
         return False
