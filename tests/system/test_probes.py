@@ -136,7 +136,7 @@ async def test_told_to_stop_it_is_unready_at_once_ends_what_it_began_and_answers
         await until(lambda: calls["submit"] == 8)  # four run, four are being POSTed, the others wait
 
         async with watched(first) as seen:
-            await asyncio.sleep(0.3)
+            await until(lambda: all(200 in seen.statuses(path) for path in ("/readyz", "/livez", "/metrics")))
             told_at = time.time()
             first.signal(signal.SIGTERM)
             await until(lambda: 503 in seen.statuses("/readyz"))
