@@ -1,9 +1,10 @@
-"""Common to all Kafka clients: closing of idle connections, bounded stopping, and new broker addresses.
+"""Common to all Kafka clients: their errors, closing of idle connections, bounded stopping, and new broker addresses.
 
 Three cases that aiokafka leaves to its user: a client that stops waits for brokers that may not answer, and ignores a
 cancellation meanwhile; a connection to a broker that does not answer can't be closed in an orderly way; and a client
 that has lost all known brokers never asks the bootstrap servers again, so it does not find a Kafka that comes back at
-other addresses. Here each has a bound. Also, no client of this process creates a topic by asking for its metadata.
+other addresses. Here each has a bound. Also, no client of this process creates a topic by asking for its metadata, and
+none takes a connection that closed at an unlucky moment for an error of the program.
 
 It does not know what the clients are used for.
 """
@@ -16,11 +17,14 @@ from functools import partial
 from typing import Any, Final, NoReturn, TypeAlias
 
 import aiokafka.client
+import aiokafka.conn
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.errors import KafkaConnectionError, RequestTimedOutError
 from aiokafka.protocol.metadata import MetadataRequest
+from typing_extensions import override
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +49,51 @@ Client: TypeAlias = AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient | 
 # A broker makes a topic that a client asks for by name, unless the client forbids it: with one partition, and
 # not compacted. aiokafka never forbids it, so that a topic deleted under a running service would come back wrong.
 aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
+
+
+class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyped
+    """A connection that, once it is closed, refuses writes with a KafkaConnectionError on every event loop.
+
+    uvloop raises a RuntimeError where asyncio would a ConnectionResetError. aiokafka takes that for an error of the
+    program: it ends the task that fetches, or a producer's sender, for good (seen with a Kafka that moved).
+    """
+
+    @override
+    def send(self, *arguments: Any, **options: Any) -> Any:
+        return self._written(super().send, *arguments, **options)
+
+    @override
+    def _send_sasl_token(self, *arguments: Any, **options: Any) -> Any:
+        return self._written(super()._send_sasl_token, *arguments, **options)
+
+    def _written(self, write: Callable[..., Any], *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's
+        try:
+            return write(*arguments, **options)
+        except RuntimeError as error:
+            if type(error) is not RuntimeError:  # aiokafka's errors are kinds of it, and so is NotImplementedError
+                raise
+            self.close(reason=CloseReason.CONNECTION_BROKEN)
+            msg = f"Connection at {self.host}:{self.port} broken: {error}"
+            raise KafkaConnectionError(msg) from error
+
+
+_send = AIOKafkaClient.send
+
+
+async def _send_or_time_out(self: AIOKafkaClient, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's
+    """Send a request to a broker, and return the answer.
+
+    Where a request times out after its connection was given up, aiokafka looks for the connection to close it. The
+    KeyError that it raises then would end the task that fetches, for good (seen with a broker that froze).
+    """
+    try:
+        return await _send(self, *arguments, **options)
+    except KeyError as error:
+        raise RequestTimedOutError from error
+
+
+aiokafka.conn.AIOKafkaConnection = _Connection
+AIOKafkaClient.send = _send_or_time_out
 
 _stopping: set["asyncio.Task[None]"] = set()
 """Kept from the garbage collector until they end, also where nobody waits for them any more."""

@@ -30,11 +30,9 @@ from aiokafka.consumer.subscription_state import TopicPartitionState
 from aiokafka.errors import (
     ConsumerStoppedError,
     CorruptRecordException,
-    KafkaConnectionError,
     KafkaError,
     LeaderNotAvailableError,
     OffsetOutOfRangeError,
-    RequestTimedOutError,
     UnsupportedCodecError,
     for_code,
 )
@@ -112,21 +110,6 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         self._bad: dict[TopicPartition, int] = {}
         self._reported: dict[TopicPartition | None, tuple[Exception, float]] = {}
         """The error that lies there for a partition, or for the group, and when it was reported."""
-        send = self._client.send
-
-        async def send_or_time_out(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's own, passed on
-            try:
-                return await send(*arguments, **options)
-            except KeyError as error:
-                # A request that times out after its connection was given up: aiokafka looks for it to close it, and
-                # what it raises instead ends the task that fetches, for good (seen with a broker that froze).
-                raise RequestTimedOutError from error
-            except RuntimeError as error:
-                # uvloop refuses to write to a transport that was closed in this very moment, where asyncio would raise
-                # a ConnectionResetError: ordinary trouble, and not a reason to end (seen with a Kafka that moved).
-                raise KafkaConnectionError from error
-
-        self._client.send = send_or_time_out
 
     @property
     def client(self) -> AIOKafkaClient:

@@ -395,10 +395,13 @@ class Partition:
             self._on_lost(reason)
 
     def _ended_task(self, task: "asyncio.Task[None]") -> None:
-        """A failed task ends the partition's work: its memory can't be trusted any more."""
+        """A failed task ends the partition's work: its memory can't be trusted any more.
+
+        Failures after the partition is closed are looked at too: a lost journal is expected then, a bug never is.
+        """
         self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None or self._closed:
-            return  # what fails once the partition is closed was looked at, so that asyncio doesn't log it
+        if task.cancelled() or (error := task.exception()) is None:
+            return
         if isinstance(error, JournalLost):
             self.fail(str(error))
         else:

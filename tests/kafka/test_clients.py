@@ -2,19 +2,29 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
+from functools import partial
+from typing import Final
 
+import aiokafka.conn
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.conn import AIOKafkaConnection
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import KafkaConnectionError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, RequestTimedOutError
+from aiokafka.protocol.metadata import MetadataRequest
 
+from service import event_loop
+from service.clock import Clock
 from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka import clients as connection
-from service.kafka.clients import end
+from service.kafka.clients import Client, end
 from service.kafka.connection import KafkaConnection
+from service.kafka.consumer import SteadyConsumer
 from service.sandbox.kafka import EmbeddedKafka, KafkaError
 from tests.conftest import TopicNamer, missing
 from tests.support.kafka_harness import Service, Station, until
@@ -219,6 +229,116 @@ async def test_a_process_that_kafka_does_not_answer_although_it_answers_others_e
         monkeypatch.setattr(service.consumer, "topics", unanswered)
         async with asyncio.timeout(30):
             await service.intake.died.wait()
+
+
+# ---------------------------------------------------------------- what clients raise
+
+NODE: Final = 1
+
+KINDS: Final = [
+    pytest.param(partial(SteadyConsumer, clock=Clock()), id="the consumer"),
+    pytest.param(AIOKafkaConsumer, id="a journal's consumer"),
+    pytest.param(AIOKafkaProducer, id="a producer"),
+    pytest.param(AIOKafkaAdminClient, id="an admin client"),
+]
+
+
+async def connect(port: int, *, request_timeout_ms: int) -> AIOKafkaConnection:
+    """Connect as `aiokafka.conn.create_conn` does, without asking the broker for its versions."""
+    connection = aiokafka.conn.AIOKafkaConnection("127.0.0.1", port, request_timeout_ms=request_timeout_ms)
+    connection._reader, connection._writer = await asyncio.open_connection("127.0.0.1", port)
+    connection._read_task = connection._create_reader_task()
+    connection._versions = {MetadataRequest.API_KEY: (0, 5)}
+    connection._closed_fut = asyncio.get_running_loop().create_future()
+    connection._closed_fut.set_result(None)
+    return connection
+
+
+@asynccontextmanager
+async def connected(kind: Callable[..., Client], *, request_timeout_ms: int = 10_000) -> AsyncIterator[AIOKafkaClient]:
+    """Give what a client of this kind speaks to brokers with, connected to one that answers nothing."""
+    gone = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+        gone.set()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    made = kind(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_ms=request_timeout_ms)
+    client: AIOKafkaClient = made.client if isinstance(made, AIOKafkaProducer) else made._client
+    at = NODE, ConnectionGroup.DEFAULT
+    client._conns[at] = await connect(port, request_timeout_ms=request_timeout_ms)
+
+    async def ready(*_: object, **__: object) -> bool:
+        return True
+
+    client.ready = ready
+    try:
+        yield client
+    finally:
+        await end(made, within=timedelta())
+        await gone.wait()
+        server.close()
+
+
+@pytest.mark.skipif(event_loop.factory() is None, reason="uvloop is not installed")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_connection_that_closes_in_the_moment_of_a_write_is_ordinary_trouble(kind: Callable[..., Client]) -> None:
+    async def play() -> None:
+        async with connected(kind) as client:
+            (connection,) = client._conns.values()
+            connection._writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(KafkaConnectionError, match="the handler is closed"):
+                await client.send(NODE, MetadataRequest([]))
+            assert not connection.connected()
+
+    with asyncio.Runner(loop_factory=event_loop.factory()) as runner:
+        runner.run(play())
+
+
+@pytest.mark.skipif(event_loop.factory() is None, reason="uvloop is not installed")
+def test_so_it_is_while_a_client_logs_in() -> None:
+    async def play() -> None:
+        async with connected(AIOKafkaProducer) as client:
+            (connection,) = client._conns.values()
+            connection._writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(KafkaConnectionError, match="the handler is closed"):
+                connection._send_sasl_token(b"token")
+
+    with asyncio.Runner(loop_factory=event_loop.factory()) as runner:
+        runner.run(play())
+
+
+@pytest.mark.parametrize("error", [IncompatibleBrokerVersion, NotImplementedError])
+async def test_a_request_that_the_broker_is_too_old_for_is_told_apart(error: type[Exception]) -> None:
+    class TooNew:
+        def prepare(self, _: object) -> None:
+            raise error
+
+    async with connected(AIOKafkaAdminClient) as client:
+        with pytest.raises(error):
+            await client.send(NODE, TooNew())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_request_that_times_out_on_a_connection_given_up_is_ordinary_trouble(
+    kind: Callable[..., Client],
+) -> None:
+    async with connected(kind, request_timeout_ms=50) as client:
+        (connection,) = client._conns.values()
+        asking = asyncio.create_task(client.send(NODE, MetadataRequest([])))
+        await asyncio.sleep(0)
+        client._conns.clear()
+        with pytest.raises(RequestTimedOutError):
+            await asking
+        await connection.close()
 
 
 # ---------------------------------------------------------------- clients that won't stop

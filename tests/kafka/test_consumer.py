@@ -6,11 +6,9 @@ from collections.abc import AsyncIterator
 import aiokafka.codec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.client import ConnectionGroup
-from aiokafka.errors import KafkaConnectionError, RequestTimedOutError
 
 from service.clock import Clock
-from service.kafka.consumer import SteadyConsumer, probe_consumer, timestamp_of
+from service.kafka.consumer import probe_consumer, timestamp_of
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.support.kafka_harness import Station, good, word
@@ -142,52 +140,6 @@ async def test_a_single_record_tells_its_timestamp_where_there_is_one_that_can_b
             return await timestamp_of(place, offset, consumer=consumer)
 
     assert [await stamp(offset) for offset in (0, 1, 2, 99)] == [1_772_402_400_123, None, None, None]
-
-
-class GivenUp:
-    """A connection that was given up while its request waited for an answer."""
-
-    def __init__(self, connections: dict[object, object]) -> None:
-        self._connections = connections
-
-    async def send(self, *_: object, **__: object) -> None:
-        self._connections.clear()
-        raise TimeoutError
-
-
-async def test_a_request_that_times_out_on_a_connection_given_up_is_ordinary_trouble() -> None:
-    consumer = SteadyConsumer(bootstrap_servers="127.0.0.1:1", group_id="group", clock=Clock())
-
-    async def ready(*_: object, **__: object) -> bool:
-        return True
-
-    consumer._client.ready = ready
-    connections = consumer._client._conns
-    connections[1, ConnectionGroup.DEFAULT] = GivenUp(connections)
-    with pytest.raises(RequestTimedOutError):
-        await consumer._client.send(1, object())
-    connections.clear()
-    await consumer.stop()
-
-
-async def test_a_connection_that_closes_in_the_moment_of_a_write_is_ordinary_trouble() -> None:
-    class Closed:
-        def send(self, *_: object, **__: object) -> None:
-            msg = "unable to perform operation on <TCPTransport closed=True>; the handler is closed"
-            raise RuntimeError(msg)
-
-    consumer = SteadyConsumer(bootstrap_servers="127.0.0.1:1", group_id="group", clock=Clock())
-
-    async def ready(*_: object, **__: object) -> bool:
-        return True
-
-    consumer._client.ready = ready
-    connections = consumer._client._conns
-    connections[1, ConnectionGroup.DEFAULT] = Closed()
-    with pytest.raises(KafkaConnectionError):
-        await consumer._client.send(1, object())
-    connections.clear()
-    await consumer.stop()
 
 
 async def test_a_process_whose_fetching_has_ended_says_so_and_ends(station: Station) -> None:

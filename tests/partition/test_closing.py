@@ -170,6 +170,30 @@ async def test_a_commit_that_fails_while_its_partition_closes_is_no_unheard_exce
     assert isinstance(committing.exception(), JournalLost)
 
 
+def test_an_internal_error_while_a_partition_closes_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    @deployed
+    async def play(d: Deployment) -> None:
+        p0, partition = await busy(d)
+
+        async def buggy() -> None:
+            try:
+                await asyncio.sleep(1e9)
+            except asyncio.CancelledError:
+                _ = 1 / 0
+
+        _ = partition._spawn(buggy())
+        await asyncio.sleep(0)
+        d.group.owners.clear()
+        p0.let_go(0)
+        await asyncio.wait(p0._ended)
+
+    play()
+    (record,) = caplog.records
+    assert record.getMessage() == "Internal error in partition 0"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
 @virtual
 async def test_a_journal_whose_closing_is_cancelled_closes_its_producer_all_the_same() -> None:
     journal = KafkaJournal(

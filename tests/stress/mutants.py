@@ -52,9 +52,16 @@ class Found:
 
 MUTANTS: Final = (
     Mutant(
-        name="an error of a closed partition's task goes unheard",
+        name="an internal error of a closed partition's task is dropped",
         file="service/partition/partition.py",
-        old="        if task.cancelled() or (error := task.exception()) is None or self._closed:\n",
+        old="        if task.cancelled() or (error := task.exception()) is None:\n",
+        new="        if task.cancelled() or (error := task.exception()) is None or self._closed:\n",
+        tests=("tests/partition/test_closing.py",),
+    ),
+    Mutant(
+        name="an error of a closed partition's task is not looked at",
+        file="service/partition/partition.py",
+        old="        if task.cancelled() or (error := task.exception()) is None:\n",
         new="        if self._closed or task.cancelled() or (error := task.exception()) is None:\n",
         tests=(SIMULATION,),
     ),
@@ -494,10 +501,17 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a time-out on a connection given up ends the fetching",
-        file="service/kafka/consumer.py",
-        old="        self._client.send = send_or_time_out\n",
+        file="service/kafka/clients.py",
+        old="AIOKafkaClient.send = _send_or_time_out\n",
         new="",
-        tests=("tests/kafka/test_consumer.py",),
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
+        name="a connection that closed in the moment of a write ends the sending",
+        file="service/kafka/clients.py",
+        old="aiokafka.conn.AIOKafkaConnection = _Connection\n",
+        new="",
+        tests=("tests/kafka/test_clients.py",),
     ),
     Mutant(
         name="two syncs of one replication at a time",
