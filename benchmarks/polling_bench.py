@@ -18,7 +18,8 @@ from random import Random
 from typing import Any
 
 from service.vcda.poll_policy import History, Pace, coalesced_due, coalescing_window, next_interval
-from service.vcda.poller import BATCH, CALLS_AT_ONCE, Agenda, Verdict, Watch
+from service.vcda.poller import CALLS_AT_ONCE, Agenda, Verdict, Watch
+from service.vcda.translate import BATCH
 
 SHORTEST, LONGEST = 1.0, 60.0
 """POLL_MIN and POLL_MAX as they are by default, in seconds."""

@@ -13,7 +13,8 @@ The modules and folders, in the order in which they are best read; docs/architec
 - `vcda`: the API's client, each site's limits and circuit breaker, and when a task is polled.
 - `observability`, `ops`, `asyncapi`: metrics, logs and traces; the operations server; the document for other teams.
 - `certificates`: TLS certificates from files, reloaded when the files change.
-- `clock`, `backoff`, `event_loop`: the only source of the time, pauses that double, and the choice of the event loop.
+- `clock`, `moments`, `backoff`, `event_loop`: the only source of the time, the form of times, pauses that double, and
+  the choice of the event loop.
 - `settings`, `wiring`, `app`, `cli`: the settings, the construction of all parts, the life of a process, the commands.
 - `sandbox`: an embedded Kafka, a simulated VCDA and a demo; independent of the service's code.
 

@@ -1,14 +1,16 @@
 """The event loop that the service runs on: uvloop where it is installed, without its slow closing of TLS connections.
 
-Also `to_its_end`, which waits for work that must not be cancelled half-way.
+Also `to_its_end`, which waits for work that must not be cancelled half-way, and `settle`, which ends a wait.
 """
 
 import asyncio
 import importlib.util
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from typing_extensions import override
+
+T = TypeVar("T")
 
 FAREWELL: Final = 1.0
 """Seconds that closing a TLS connection may take. uvloop waits 30 s for the other side's close_notify, and never sees
@@ -45,3 +47,9 @@ async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
         if not task.cancelled():
             task.exception()  # it was looked at
         raise
+
+
+def settle(future: "asyncio.Future[T]", result: T) -> None:
+    """Give a future its result, unless it has one, or nobody waits for it any more."""
+    if not future.done():
+        future.set_result(result)

@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import TypeAlias, assert_never
+from typing import Final, TypeAlias, assert_never
 
 # ---------------------------------------------------------------- requests and limits
 
@@ -92,9 +92,16 @@ than the hour after which a replication without a visible task has to be free.""
 # ---------------------------------------------------------------- observations
 
 
+MAX_TEXT: Final = 1_000
+"""Characters of each text taken over from VCDA, which sets no limit of its own."""
+
+MAX_LIST: Final = 20
+"""How many warnings of a task, and how many arguments of an error, are taken over."""
+
+
 @dataclass(frozen=True, slots=True)
 class ApiError:
-    """An error from VCDA, without its stack trace, with texts shortened."""
+    """An error from VCDA, without its stack trace, with texts cut at MAX_TEXT where they are read."""
 
     code: str
     msg: str

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeAlias
 from service.asyncapi import examples
 from service.asyncapi.examples import Example
 from service.messages import schemas
-from service.messages.kafka_record import MAX_MESSAGE
+from service.messages.kafka_record import MAX_REQUEST_BYTES
 from service.messages.outcomes import COMPLETED_TYPE, FAILED_TYPE, PROGRESS_TYPE, SOURCE
 from service.messages.requests import MAX_IDENTITY_PART, STRUCTURED, DeadLetterReason
 
@@ -158,7 +158,7 @@ def _requests_channel(topics: Topics, *, partitions: int | None, replicas: int |
         title="Requests",
         description="Partitioned by murmur2 of the key, the replicationId, as Java and aiokafka do (librdkafka: "
         "`partitioner=murmur2_random`), so that all requests for one replication share a partition. Requests without a "
-        f"key have no order among them. Largest message: {MAX_MESSAGE // 1024} KiB, key and headers included. "
+        f"key have no order among them. Largest message: {MAX_REQUEST_BYTES // 1024} KiB, key and headers included. "
         "An invalid message goes to the dead-letter topic and does not delay the messages behind it. A second "
         "message whose identity is in flight, or ended recently, is a duplicate and is dropped.",
         messages=("syncRequested", "syncRequestedCloudEvent", "syncRequestedStructured"),

@@ -1,6 +1,8 @@
 """The document as text: JSON, and YAML without a YAML library.
 
 No YAML library is needed: every JSON string is a YAML string, so only lines and indentation have to be written here.
+PyYAML is installed for development only; in production it would be one more package, with C code, for the output of
+one command. Tests read the output with PyYAML.
 """
 
 import json

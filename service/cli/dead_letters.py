@@ -29,15 +29,16 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced, TopicAlreadyExistsError, for_code
 
 from service.cli import kafka
-from service.cli.output import Exit, NoAnswer, moment, printable, rfc3339, say, show_json, show_table
+from service.cli.output import Exit, NoAnswer, moment, printable, say, show_json, show_table
 from service.clock import Clock
 from service.kafka.clients import end
-from service.kafka.topics import HEADER_ROOM, MESSAGE_LIMIT, REPLICAS
+from service.kafka.topics import BROKER_MESSAGE_LIMIT, HEADER_ROOM, REPLICAS
 from service.messages.dead_letters import redriven, write_redriven
 from service.messages.kafka_record import Record
 from service.messages.requests import DeadLetterReason
+from service.moments import milliseconds, rfc3339
 
-AT_ONCE: Final = 100
+LETTERS_AT_ONCE: Final = 100
 """Letters in one transaction: a few hundred a second, and a readers' wait of milliseconds."""
 
 TRANSACTION_TIMEOUT: Final = timedelta(seconds=30)
@@ -235,10 +236,10 @@ async def _redriven(
         async with _producer(place) as producer:
             letters = await _letters(place, chosen, marks=await _marks(place))
             wanted = [letter for letter in letters if not letter.put_back_at and not letter.refusal(at_most=at_most)]
-            for start in range(0, len(wanted), AT_ONCE):
-                await _put_back(place, producer, wanted[start : start + AT_ONCE])
+            for start in range(0, len(wanted), LETTERS_AT_ONCE):
+                await _put_back(place, producer, wanted[start : start + LETTERS_AT_ONCE])
                 if start:
-                    say(f"{start + AT_ONCE} of {len(wanted)} redriven ...")
+                    say(f"{start + LETTERS_AT_ONCE} of {len(wanted)} redriven ...")
     return letters
 
 
@@ -247,8 +248,8 @@ async def _producer(place: kafka.KafkaContext) -> AsyncIterator[AIOKafkaProducer
     producer = AIOKafkaProducer(
         **place.arguments,
         transactional_id=f"{place.names.dead_letter}-redrive",
-        transaction_timeout_ms=TRANSACTION_TIMEOUT // timedelta(milliseconds=1),
-        max_request_size=2 * (MESSAGE_LIMIT + HEADER_ROOM),
+        transaction_timeout_ms=milliseconds(TRANSACTION_TIMEOUT),
+        max_request_size=2 * (BROKER_MESSAGE_LIMIT + HEADER_ROOM),
         acks="all",
     )
     try:

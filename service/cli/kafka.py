@@ -31,7 +31,7 @@ REQUEST_MS: Final = 10_000
 NOTE_AFTER: Final = 2.0
 """Seconds between two progress messages."""
 
-READ_AT_ONCE: Final = 2_000
+RECORDS_AT_ONCE: Final = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ async def read(
             async with asyncio.timeout(SILENCE):
                 # Control records move the position without being handed over, so an empty answer may be progress.
                 while left == before:
-                    got = await consumer.getmany(timeout_ms=200, max_records=READ_AT_ONCE)
+                    got = await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)
                     records += [record for some in got.values() for record in some]
                     left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
             for record in records:

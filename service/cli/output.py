@@ -178,11 +178,6 @@ def moment(at: datetime | None) -> str:
     return "" if at is None else at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
-def rfc3339(at: datetime | None) -> str | None:
-    """Write a moment for a program."""
-    return None if at is None else at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def say(text: str) -> None:
     """Print a message to stderr that is not part of the result."""
     if sys.stderr is not None:  # else it would go among the answers

@@ -15,9 +15,10 @@ from msgspec.structs import replace
 
 from service.cli import kafka
 from service.cli.options import State
-from service.cli.output import NoAnswer, moment, printable, rfc3339, say, show_facts, show_json, show_table
+from service.cli.output import NoAnswer, moment, printable, say, show_facts, show_json, show_table
 from service.kafka.journal_codec import is_sync, read, restore
 from service.messages.outcomes import describe_error
+from service.moments import rfc3339
 from service.sync import ApiError, Ended, Lingering, Reason, Running, Submitting, Sync, Waiting
 
 COLUMNS: Final = ("operationID", "replicationId", "site", "state", "accepted", "submitted", "ended", "POSTs", "task")

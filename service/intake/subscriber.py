@@ -21,6 +21,7 @@ from service.clock import Clock
 from service.intake.timings import IntakeTimings
 from service.kafka.consumer import Refused, SteadyConsumer, UnreadableRecord
 from service.messages.kafka_record import Record
+from service.moments import milliseconds
 
 Take: TypeAlias = Callable[[int, list[Record]], None]
 """Takes records of one partition, in order. Total: what it raised would be swallowed, and its batch skipped."""
@@ -69,9 +70,9 @@ class Subscriber:
             ack_policy=AckPolicy.MANUAL,
             auto_offset_reset="none",
             isolation_level="read_committed",
-            session_timeout_ms=_ms(session_timeout),
-            heartbeat_interval_ms=_ms(timings.heartbeat),
-            rebalance_timeout_ms=_ms(timings.rebalance_timeout),
+            session_timeout_ms=milliseconds(session_timeout),
+            heartbeat_interval_ms=milliseconds(timings.heartbeat),
+            rebalance_timeout_ms=milliseconds(timings.rebalance_timeout),
             partition_assignment_strategy=[RoundRobinPartitionAssignor],
             batch_timeout_ms=10,  # also how long FastStream sleeps after an empty read: our consumer waits by itself
             max_records=timings.records_at_once,
@@ -108,7 +109,7 @@ class Subscriber:
 
     def _consumer_of(self, **options: Any) -> SteadyConsumer:  # noqa: ANN401 - as FastStream calls it
         options |= self._connection
-        options |= {"request_timeout_ms": _ms(self._request_timeout), "enable_auto_commit": False}
+        options |= {"request_timeout_ms": milliseconds(self._request_timeout), "enable_auto_commit": False}
         return SteadyConsumer(clock=self._clock, read=self._read, refused=self._refused, **options)
 
     async def _handle(self, records: tuple[ConsumerRecord, ...]) -> None:
@@ -143,7 +144,3 @@ def _record(record: ConsumerRecord) -> Record:
         headers=tuple(record.headers),
         unreadable=record.unreadable if isinstance(record, UnreadableRecord) else None,
     )
-
-
-def _ms(duration: timedelta) -> int:
-    return int(duration.total_seconds() * 1000)

@@ -22,6 +22,7 @@ from typing import Final, Protocol
 from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
+from service.event_loop import settle
 from service.intake.start_position import Looked, Start, StartPositions
 from service.intake.timings import IntakeTimings
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened
@@ -306,7 +307,7 @@ class PartitionSupervisor:
             dependencies=self._dependencies,
             balance=self._balance,
             start_at=start.offset,
-            on_lost=partial(_settle, lost),
+            on_lost=partial(settle, lost),
             topic_id=start.topic_id,
         )
 
@@ -357,8 +358,3 @@ async def _ended(earlier: "asyncio.Task[None] | None") -> None:
     except asyncio.CancelledError:
         await asyncio.wait([earlier])  # the next supervisor waits only for this one
         raise
-
-
-def _settle(future: "asyncio.Future[str]", reason: str) -> None:
-    if not future.done():
-        future.set_result(reason)

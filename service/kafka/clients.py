@@ -26,6 +26,8 @@ from aiokafka.errors import KafkaConnectionError, RequestTimedOutError
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
+from service.moments import milliseconds
+
 log = logging.getLogger(__name__)
 
 MAX_IDLE: Final = timedelta(minutes=2)
@@ -185,8 +187,7 @@ async def rebootstrap(client: AIOKafkaClient, *, connection: Mapping[str, Any]) 
         KafkaError: neither a bootstrap server nor a broker that it names can be reached.
         TimeoutError: likewise.
     """
-    timeout_ms = BOOTSTRAP_TIMEOUT // timedelta(milliseconds=1)
-    fresh = AIOKafkaClient(**{**connection, "request_timeout_ms": timeout_ms})
+    fresh = AIOKafkaClient(**{**connection, "request_timeout_ms": milliseconds(BOOTSTRAP_TIMEOUT)})
     try:
         async with asyncio.timeout(BOOTSTRAP_LIMIT.total_seconds()):
             await fresh.bootstrap()

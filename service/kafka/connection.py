@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Any
 
 from service.kafka.clients import MAX_IDLE
+from service.moments import milliseconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,9 +18,8 @@ class KafkaConnection:
 
     def arguments(self) -> dict[str, Any]:
         """Return what any aiokafka client takes; a list, since it takes one string with commas for one host."""
-        idle_ms = MAX_IDLE // timedelta(milliseconds=1)
         return {
             "bootstrap_servers": list(self.bootstrap_servers),
-            "connections_max_idle_ms": idle_ms,
+            "connections_max_idle_ms": milliseconds(MAX_IDLE),
             **self.security,
         }

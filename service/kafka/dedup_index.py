@@ -13,6 +13,8 @@ from functools import partial
 from hashlib import blake2b
 from typing import Final, TypeAlias
 
+from service.moments import milliseconds
+
 HASH_BYTES: Final = 15
 """Bytes of a hash: with Python's overhead 48 bytes. With 120 bits and 500,000 remembered identities, a new identity is
 mistaken for a duplicate once in 10^30 requests."""
@@ -73,7 +75,7 @@ class YoungTasks:
     """
 
     def __init__(self, *, horizon: timedelta = YOUNG, few: int = FEW) -> None:
-        self._horizon = horizon // timedelta(milliseconds=1)
+        self._horizon = milliseconds(horizon)
         self._few = few
         self._order: deque[_Young] = deque()
         self._tasks: dict[str, tuple[_Young, ...]] | None = None

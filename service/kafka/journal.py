@@ -30,6 +30,7 @@ from service.kafka.journal_api import Batch, Entry, JournalLost, JournalMismatch
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, encode, encode_cursor, is_sync, read
 from service.kafka.journal_replay import Replay
 from service.messages.kafka_record import Event, Header
+from service.moments import milliseconds
 from service.sync import InFlight
 
 log = logging.getLogger(__name__)
@@ -126,9 +127,9 @@ class KafkaJournal:
         self._producer = AIOKafkaProducer(
             **connection,
             transactional_id=f"{topic}-{partition}",
-            transaction_timeout_ms=_ms(TRANSACTION_TIMEOUT),
-            request_timeout_ms=_ms(REQUEST_TIMEOUT),
-            retry_backoff_ms=_ms(RETRY_BACKOFF),
+            transaction_timeout_ms=milliseconds(TRANSACTION_TIMEOUT),
+            request_timeout_ms=milliseconds(REQUEST_TIMEOUT),
+            retry_backoff_ms=milliseconds(RETRY_BACKOFF),
             max_batch_size=BATCH_BYTES,
             acks="all",
         )
@@ -299,7 +300,7 @@ class KafkaJournal:
             enable_auto_commit=False,
             isolation_level="read_committed",
             auto_offset_reset="earliest",
-            request_timeout_ms=_ms(REQUEST_TIMEOUT),
+            request_timeout_ms=milliseconds(REQUEST_TIMEOUT),
             max_partition_fetch_bytes=FETCH_BYTES,
         )
         consumer.assign([self._place])
@@ -307,7 +308,7 @@ class KafkaJournal:
             await consumer.start()
             at, silent = 0, 0
             while at < self.end:
-                got = await consumer.getmany(timeout_ms=_ms(READ_PATIENCE) // LOOKS, max_records=READ_AT_ONCE)
+                got = await consumer.getmany(timeout_ms=milliseconds(READ_PATIENCE) // LOOKS, max_records=READ_AT_ONCE)
                 for records in got.values():
                     yield records
                     at = records[-1].offset + 1
@@ -361,7 +362,3 @@ def _partition(key: bytes | None, count: int) -> int:
     if key is None:
         return 0
     return int((murmur2(key) & 0x7FFFFFFF) % count)
-
-
-def _ms(duration: timedelta) -> int:
-    return int(duration.total_seconds() * 1000)

@@ -22,6 +22,7 @@ from service.clock import Clock
 from service.kafka.clients import end
 from service.messages.kafka_record import Event
 from service.messages.outcomes import Progressed, write_progress
+from service.moments import milliseconds
 from service.sync import Request, Task
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ published again, so a sync has little more than a hundred events, however long i
 CAPACITY: Final = 10_000
 """Events that may wait: some MB at most, and a second or two of sending."""
 
-AT_ONCE: Final = 100
+EVENTS_AT_ONCE: Final = 100
 """Events that are sent together: a send costs 40 us of the event loop, so this many hold it for 4 ms."""
 
 BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=60))
@@ -163,7 +164,7 @@ class Progressing(Progress):
 
     async def _send_lot(self, wire: Wire, first: Progressed) -> None:
         lot = [first]
-        while len(lot) < AT_ONCE and not self._queue.empty():
+        while len(lot) < EVENTS_AT_ONCE and not self._queue.empty():
             lot.append(self._queue.get_nowait())
         events = [write_progress(one, topic=self._topic) for one in lot if one.request.identity in self._told]
         if events:
@@ -178,7 +179,7 @@ class KafkaWire:
 
     def __init__(self, connection: Mapping[str, Any]) -> None:
         self._producer = AIOKafkaProducer(
-            **connection, enable_idempotence=True, request_timeout_ms=int(REQUEST_LIMIT / timedelta(milliseconds=1))
+            **connection, enable_idempotence=True, request_timeout_ms=milliseconds(REQUEST_LIMIT)
         )
 
     async def open(self) -> None:

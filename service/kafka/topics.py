@@ -23,6 +23,7 @@ from typing_extensions import override
 
 from service.kafka.clients import end
 from service.kafka.connection import KafkaConnection
+from service.moments import milliseconds
 
 REPLICAS = 3
 """Of each topic, where there are so many brokers: one may be down for maintenance while another fails."""
@@ -36,12 +37,12 @@ JOURNAL_SETTINGS: Mapping[str, str] = MappingProxyType(
         "cleanup.policy": "compact",
         # A restore reads what compaction has left and the segments it may not touch yet: keep both small.
         "segment.bytes": str(32 * 1024 * 1024),
-        "segment.ms": str(timedelta(hours=1) // timedelta(milliseconds=1)),
+        "segment.ms": str(milliseconds(timedelta(hours=1))),
         "min.cleanable.dirty.ratio": "0.1",
     }
 )
 
-MESSAGE_LIMIT = 1024 * 1024
+BROKER_MESSAGE_LIMIT = 1024 * 1024
 """Kafka's own limit for a message, near enough, where the requests topic has not been given another."""
 
 ASK_CLUSTER = timedelta(seconds=5)
@@ -276,7 +277,7 @@ async def _create_missing(
     }
     special = {
         names.journal: JOURNAL_SETTINGS,
-        names.dead_letter: {"max.message.bytes": str(MESSAGE_LIMIT + HEADER_ROOM)},
+        names.dead_letter: {"max.message.bytes": str(BROKER_MESSAGE_LIMIT + HEADER_ROOM)},
     }
     if (requests := topics.get(names.requests)) is not None and requests.largest:
         special[names.dead_letter] = {"max.message.bytes": str(requests.largest + HEADER_ROOM)}
@@ -289,7 +290,7 @@ async def _create_missing(
         )
         for name in missing
     ]
-    response = await admin.create_topics(new, timeout_ms=int(CREATE_LIMIT / timedelta(milliseconds=1)))
+    response = await admin.create_topics(new, timeout_ms=milliseconds(CREATE_LIMIT))
     findings = [_created(name, code, message) for name, code, message in response.topic_errors]
     if not any(isinstance(finding, Refusal) for finding in findings):
         await _visible(admin, missing)

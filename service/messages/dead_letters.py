@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from service.messages.kafka_record import MAX_MESSAGE, Event, Header, Record, record_size
+from service.messages.kafka_record import MAX_REQUEST_BYTES, Event, Header, Record, record_size
 from service.messages.requests import InvalidRequest
 
 # ---------------------------------------------------------------- dead letters
@@ -24,9 +24,9 @@ def write_dead_letter(record: Record, bad: InvalidRequest, *, topic: str, trunca
     original = tuple([header for header in record.headers if header[0] not in _OURS])
     if truncated:
         value = None
-        if record_size(record) - len(record.value or b"") > MAX_MESSAGE:
+        if record_size(record) - len(record.value or b"") > MAX_REQUEST_BYTES:
             original = ()
-            key = None if key is None or len(key) > MAX_MESSAGE else key
+            key = None if key is None or len(key) > MAX_REQUEST_BYTES else key
     if key is None and value is None:
         # aiokafka refuses a record that has neither.
         value = b""
@@ -54,7 +54,7 @@ def write_dead_letter(record: Record, bad: InvalidRequest, *, topic: str, trunca
 def redriven(headers: tuple[Header, ...]) -> int:
     """Return how often a message was redriven, from its header; 0 if the header is missing or invalid."""
     value = dict(headers).get(REDRIVEN) or b""
-    return int(value) if value.isdigit() and len(value) <= len(str(MAX_MESSAGE)) else 0
+    return int(value) if value.isdigit() and len(value) <= len(str(MAX_REQUEST_BYTES)) else 0
 
 
 def write_redriven(dead_letter: Record, *, topic: str) -> Event:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-MAX_MESSAGE: Final = 64 * 1024
+MAX_REQUEST_BYTES: Final = 64 * 1024
 """Bytes of key, value and headers together, after decompression. A request is a few hundred bytes; what is larger is
 somebody's mistake, and must fit the dead-letter topic nevertheless."""
 
@@ -44,7 +44,7 @@ class Event:
     shorter: "Event | None" = None
 
 
-def record_size(record: Record) -> int:
+def record_size(record: Record | Event) -> int:
     """Return the bytes of key, value and headers together."""
     size = len(record.value or b"") + len(record.key or b"")
     for name, value in record.headers:

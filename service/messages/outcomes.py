@@ -5,13 +5,14 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal
 
 from service import sync
 from service.messages.kafka_record import Event, Header
-from service.messages.schemas import MAX_LIST, MAX_TEXT
 from service.messages.trace_context import TraceContext, context_of
+from service.moments import rfc3339
+from service.sync import MAX_LIST, MAX_TEXT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,9 +52,9 @@ def write_outcome(
     data: dict[str, Any] = {
         **_about(request),
         "taskId": outcome.task_id,
-        "requestedAt": _moment(request.requested_at),
-        "submittedAt": _moment(outcome.submitted_at) if outcome.submitted_at else None,
-        "endedAt": _moment(outcome.ended_at),
+        "requestedAt": rfc3339(request.requested_at),
+        "submittedAt": rfc3339(outcome.submitted_at) if outcome.submitted_at else None,
+        "endedAt": rfc3339(outcome.ended_at),
         "attempts": outcome.attempts,
         "warnings": [
             {"code": warning.code[:MAX_TEXT], "msg": warning.msg[:MAX_TEXT]} for warning in outcome.warnings[:MAX_LIST]
@@ -101,7 +102,7 @@ def _cloud_event(
         "ce_source": SOURCE,
         "ce_id": hashlib.sha256(f"{kind}\n{same}".encode("utf-8", "replace")).hexdigest()[:32],
         "ce_subject": request.replication_id,
-        "ce_time": _moment(now),
+        "ce_time": rfc3339(now),
         "content-type": "application/json",
         "correlation_id": request.operation_id,
     }
@@ -121,11 +122,6 @@ def _brief(outcome: sync.Outcome) -> sync.Outcome | None:
     return replace(outcome, warnings=(), error=error) if outcome.warnings or error != outcome.error else None
 
 
-def _moment(moment: datetime) -> str:
-    """RFC 3339 in UTC, with milliseconds and a Z."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
-
-
 def _error(error: sync.ApiError) -> dict[str, object]:
     return {
         "code": error.code[:MAX_TEXT],
@@ -138,7 +134,7 @@ def _instance(instance: sync.Instance) -> dict[str, object]:
     seconds = instance.transfer_seconds
     return {
         "sequenceNumber": instance.sequence_number,
-        "timestamp": _moment(instance.timestamp) if instance.timestamp else None,
+        "timestamp": rfc3339(instance.timestamp) if instance.timestamp else None,
         "transferBytes": instance.transfer_bytes,
         "transferSeconds": seconds if seconds is not None and math.isfinite(seconds) else None,
     }
@@ -162,7 +158,7 @@ class Progressed:
 
 def write_progress(progressed: Progressed, *, topic: str) -> Event:
     """Write a sync's progress as an event."""
-    request, at = progressed.request, _moment(progressed.at)
+    request, at = progressed.request, rfc3339(progressed.at)
     data = {
         **_about(request),
         "taskId": progressed.task_id,

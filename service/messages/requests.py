@@ -19,7 +19,7 @@ from urllib.parse import quote
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from service.messages.kafka_record import MAX_MESSAGE, Header, Record, record_size
+from service.messages.kafka_record import MAX_REQUEST_BYTES, Header, Record, record_size
 from service.messages.schemas import SyncRequestedModel
 from service.messages.trace_context import read_trace
 
@@ -88,9 +88,9 @@ def read_request(record: Record) -> SyncRequested | InvalidRequest:
     """Read a record. Never raises: an invalid message is a value."""
     if record.unreadable is not None:
         return InvalidRequest(DeadLetterReason.UNREADABLE, record.unreadable)
-    if record_size(record) > MAX_MESSAGE:
+    if record_size(record) > MAX_REQUEST_BYTES:
         return InvalidRequest(
-            DeadLetterReason.TOO_LARGE, f"key, value and headers are more than {MAX_MESSAGE} bytes together"
+            DeadLetterReason.TOO_LARGE, f"key, value and headers are more than {MAX_REQUEST_BYTES} bytes together"
         )
     headers = _read_headers(record.headers)
     if isinstance(headers, InvalidRequest):
@@ -131,7 +131,10 @@ def _read_headers(headers: tuple[Header, ...]) -> dict[str, str] | InvalidReques
 
 
 def _read_json(value: bytes | None) -> object:
-    """Parse strictly: no NaN, no lone surrogate, 200 levels at most. Of a name given twice the last counts."""
+    """Parse strictly: no NaN, no lone surrogate, 200 levels at most. Of a name given twice the last counts.
+
+    pydantic's parser: whatever is wrong is a ValueError, where Python's own and msgspec's run out of stack.
+    """
     if not value:
         return InvalidRequest(DeadLetterReason.NOT_JSON, "the value is empty")
     try:

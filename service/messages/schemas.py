@@ -14,12 +14,12 @@ from pydantic_core.core_schema import WithDefaultSchema
 from typing_extensions import override
 
 from service import sync
+from service.sync import MAX_LIST, MAX_TEXT
 
-MAX_TEXT: Final = 1_000
-"""Characters of each text taken over from VCDA, which sets no limit of its own."""
-
-MAX_LIST: Final = 20
-"""How many warnings of a task, and how many arguments of an error, are passed on."""
+OPERATION_ID: Final = "^[A-Za-z0-9._:-]+$"
+REPLICATION_ID: Final = "^[A-Za-z0-9_-]+$"
+MAX_ID: Final = 128
+"""What ids in requests consist of, and their length: they travel in headers and paths of URLs as they are."""
 
 _UNPRINTABLE: Final = (
     r"\u0000-\u001f\u007f-\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f"
@@ -45,9 +45,9 @@ OperationId = Annotated[
             "Id of the request, sent to VCDA as the `operationID` header. Unless the request is a CloudEvent, "
             "operationID and replicationId are its identity."
         ),
-        pattern="^[A-Za-z0-9._:-]+$",
+        pattern=OPERATION_ID,
         min_length=1,
-        max_length=128,
+        max_length=MAX_ID,
         examples=["nightly-2026-03-01.17"],
     ),
 ]
@@ -58,9 +58,9 @@ ReplicationId = Annotated[
         title="Replication id",
         description="VCDA's id of the replication: \"C4-\" and a UUID. Also the record's key, so that requests for one "
         "replication are in order.",
-        pattern="^[A-Za-z0-9_-]+$",
+        pattern=REPLICATION_ID,
         min_length=1,
-        max_length=128,
+        max_length=MAX_ID,
         examples=["C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55"],
     ),
 ]

@@ -31,6 +31,8 @@ from urllib.parse import quote, quote_plus
 
 from typing_extensions import override
 
+from service.moments import rfc3339
+
 QUIET: Final = timedelta(seconds=30)
 """How long a flooding message of one kind stays silent: two lines a minute show that it goes on."""
 
@@ -55,7 +57,7 @@ TAMED: Final = {
 QUEUED: Final = 4 * 1024 * 1024
 """Bytes of lines that wait for a slow reader: some ten thousand lines, minutes of a busy service."""
 
-AT_ONCE: Final = 64 * 1024
+BYTES_AT_ONCE: Final = 64 * 1024
 """Bytes handed to the system in one piece: what a pipe holds. A line each would cost a change of threads each."""
 
 LAST_LINES: Final = timedelta(seconds=1)
@@ -225,7 +227,7 @@ class JsonLine(Line):
     @override
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, object] = {
-            "time": self.moment(record).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "time": rfc3339(self.moment(record)),
             "level": record.levelname,
             "logger": record.name,
             "message": self.message(record),
@@ -342,12 +344,12 @@ class Writer(logging.Handler):
                 self._changed.notify_all()
 
     def _next_batch(self) -> list[_Queued]:
-        """Wait for lines, and take `AT_ONCE` bytes of them, at least one."""
+        """Wait for lines, and take `BYTES_AT_ONCE` bytes of them, at least one."""
         with self._changed:
             self._changed.wait_for(lambda: self._queue)
             batch = [self._queue.popleft()]
             size = len(batch[0].text)
-            while self._queue and size + len(self._queue[0].text) <= AT_ONCE:
+            while self._queue and size + len(self._queue[0].text) <= BYTES_AT_ONCE:
                 batch.append(self._queue.popleft())
                 size += len(batch[-1].text)
             return batch

@@ -7,9 +7,6 @@ from typing import Final
 
 from service.clock import Clock
 
-AWAY_FOR_LONG: Final = timedelta(minutes=1)
-"""Longer than a broker's restart or an election during a rolling restart; a longer outage should be visible."""
-
 LAG_INTERVAL: Final = timedelta(milliseconds=500)
 """Between two looks at the event loop: often enough to see a hiccup of a second, too seldom to cost anything."""
 
@@ -32,7 +29,7 @@ class Health:
     Reasons are sentences for operators, without secrets.
     """
 
-    def __init__(self, *, away_for_long: timedelta = AWAY_FOR_LONG) -> None:
+    def __init__(self, *, away_for_long: timedelta) -> None:
         self._away_for_long = away_for_long.total_seconds()
         self._limits: dict[str, float] = {}
         self._turned: dict[str, float] = {}

@@ -21,9 +21,10 @@ from functools import partial
 from typing import Protocol
 
 from service.clock import Clock
+from service.event_loop import settle
 from service.kafka.journal_api import Batch, Journal, JournalLost
 from service.kafka.journal_codec import Cursor
-from service.messages.kafka_record import Event
+from service.messages.kafka_record import Event, record_size
 from service.sync import Sync
 
 GATHER = timedelta(milliseconds=10)
@@ -107,7 +108,7 @@ class JournalWriter:
     def publish(self, event: Event) -> None:
         """Add an event to the next batch."""
         self._gathering.events.append(event)
-        self._grow(_size(event))
+        self._grow(record_size(event))
 
     def advance_cursor(self) -> None:
         """Add the cursor to the next batch."""
@@ -233,23 +234,10 @@ class JournalWriter:
             msg = "the partition is closed"
             raise JournalLost(msg)
         stood: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.after_commit(partial(_settle, stood))
+        self.after_commit(partial(settle, stood, None))
         self.advance_cursor()
         self.flush_soon()
         await asyncio.wait([stood, self._over], return_when=asyncio.FIRST_COMPLETED)
         if not stood.done():
             msg = "the journal was lost before a commit confirmed the ownership"
             raise JournalLost(msg)
-
-
-def _size(event: Event) -> int:
-    """Return how many bytes it has, about."""
-    size = len(event.key or b"") + len(event.value or b"")
-    for name, value in event.headers:
-        size += len(name) + len(value or b"")
-    return size
-
-
-def _settle(future: "asyncio.Future[None]") -> None:
-    if not future.done():
-        future.set_result(None)

@@ -1,12 +1,12 @@
 """The types of settings: parsing, validation and error messages. Pure."""
 
-import ipaddress
 import re
 from datetime import timedelta
 from typing import Annotated, Final, TypeAlias
-from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints
+
+from service.vcda.address import checked_thumbprint, checked_url
 
 LONGEST: Final = timedelta(days=36_525)
 """The longest duration, a hundred years: nothing needs more, and a date that many years ahead can still be written."""
@@ -47,34 +47,7 @@ def _servers(value: str) -> str:
 
 
 def _url(value: str) -> str:
-    form = "write https://host or https://host:port, without path, query or user"
-    try:
-        url = urlsplit(value)
-        host, bare = url.hostname, url._replace(scheme="", netloc="", path=url.path.removeprefix("/")).geturl()
-        port = url.port
-    except ValueError:
-        raise ValueError(form) from None
-    if url.scheme not in {"https", "http"} or not host or bare or "@" in url.netloc or port == 0:
-        raise ValueError(form)
-    if url.scheme == "http" and not _loopback(host):
-        msg = "write https://: plain http is allowed only for this machine, since a password is sent to VCDA"
-        raise ValueError(msg)
-    return value.rstrip("/")
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-def _thumbprint(value: str) -> str:
-    digits = re.sub(r"(?i)^sha-?256:", "", value).replace(":", "").lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", digits):
-        msg = "write the certificate's SHA-256 as 64 hexadecimal digits; colons between them are fine"
-        raise ValueError(msg)
-    return digits
+    return checked_url(value).geturl().rstrip("/")
 
 
 def iso8601(duration: timedelta) -> str:
@@ -91,4 +64,4 @@ Topic: TypeAlias = Annotated[str, AfterValidator(_topic)]
 Name: TypeAlias = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 Servers: TypeAlias = Annotated[str, AfterValidator(_servers)]
 Url: TypeAlias = Annotated[str, AfterValidator(_url)]
-Thumbprint: TypeAlias = Annotated[str, AfterValidator(_thumbprint)]
+Thumbprint: TypeAlias = Annotated[str, AfterValidator(checked_thumbprint)]

@@ -2,6 +2,7 @@
 
 In reading order:
 
+    address       checks VCDA's URL and the thumbprint of its certificate
     credentials   the credentials of the login and of remote sites, as bodies of requests
     http_dates    reads the headers `Date` and `Retry-After`
     http          one HTTP call: bounded, never repeated, with certainty whether it was sent

@@ -30,6 +30,7 @@ from typing import Final, Literal, Protocol, TypeGuard
 from urllib.parse import quote
 
 from service.clock import Clock
+from service.messages.schemas import MAX_ID, OPERATION_ID, REPLICATION_ID
 from service.sync import (
     EPOCH,
     NO_CREDENTIALS,
@@ -53,9 +54,8 @@ from service.vcda.http import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire,
 from service.vcda.http_dates import retry_after
 from service.vcda.session import Login, NoCredentials, Session, Ticket, unauthorized
 from service.vcda.spellings import Spellings
+from service.vcda.translate import BATCH
 
-BATCH: Final = 100
-"""Tasks in one page, and so ids in one poll: VCDA's own limit."""
 SMALLER: Final = 10
 """Where a page is longer than an answer may be, pages have so many times fewer tasks, and in the end one."""
 NEWEST_FIRST: Final = "startTime-"
@@ -65,8 +65,8 @@ MAX_PAGES: Final = 1000
 FINDS_AT_ONCE: Final = 4
 """Look-ups that run at once at one site. After a restart there can be thousands, and none of them is urgent."""
 
-REPLICATION_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
-OPERATION_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_REPLICATION_ID: Final = re.compile(REPLICATION_ID)
+_OPERATION_ID: Final = re.compile(OPERATION_ID)
 
 
 class Meter(Protocol):
@@ -148,8 +148,8 @@ class Vcda:
         Raises:
             ValueError: an id that doesn't belong in a URL or a header.
         """
-        _check(replication_id, REPLICATION_ID)
-        _check(operation_id, OPERATION_ID)
+        _check(replication_id, _REPLICATION_ID)
+        _check(operation_id, _OPERATION_ID)
         reply = await self._call(
             "submit",
             method="POST",
@@ -184,9 +184,9 @@ class Vcda:
         if until is not None:
             query += f"&startTimeBefore={-((EPOCH - until) // timedelta(milliseconds=1))}"
         if replication_id is not None:
-            query += f"&resourceId={_check(replication_id, REPLICATION_ID)}"
+            query += f"&resourceId={_check(replication_id, _REPLICATION_ID)}"
         if operation_id is not None:
-            _check(operation_id, OPERATION_ID)
+            _check(operation_id, _OPERATION_ID)
         async with self._finding[site]:
             return await self._pages("find", query, site=site, operation_id=operation_id, kind="sync")
 
@@ -454,8 +454,8 @@ def _without_credentials(site: str | None) -> str:
 
 
 def _check(name: str, allowed: re.Pattern[str]) -> str:
-    if not allowed.fullmatch(name):
-        msg = f"{name!r} can't be part of a call to VCDA: it must match {allowed.pattern}"
+    if len(name) > MAX_ID or not allowed.fullmatch(name):
+        msg = f"{name!r} can't be part of a call to VCDA: it must match {allowed.pattern}, {MAX_ID} characters at most"
         raise ValueError(msg)
     return name
 

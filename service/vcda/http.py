@@ -11,10 +11,7 @@ no proxy from the environment, and verifies every certificate.
 """
 
 import asyncio
-import contextlib
-import ipaddress
 import logging
-import re
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -23,7 +20,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol, TypeAlias
-from urllib.parse import urlsplit
 
 import aiohttp
 import httpx
@@ -32,6 +28,8 @@ from typing_extensions import override
 
 from service.certificates import Certificates, Current
 from service.clock import Clock
+from service.sync import MAX_TEXT
+from service.vcda.address import checked_thumbprint, checked_url
 from service.vcda.http_dates import OtherClock, http_date
 
 logger = logging.getLogger("service.vcda")
@@ -78,11 +76,7 @@ class Tls:
         if self.ca_file is not None:
             msg = "set either a CA file or a thumbprint, not both"
             raise ValueError(msg)
-        digits = self.thumbprint.replace(":", "").strip()
-        if not re.fullmatch(r"[0-9A-Fa-f]{64}", digits):
-            msg = "the thumbprint is not a SHA-256: 64 hexadecimal digits, colons allowed"
-            raise ValueError(msg)
-        return aiohttp.Fingerprint(bytes.fromhex(digits))
+        return aiohttp.Fingerprint(bytes.fromhex(checked_thumbprint(self.thumbprint)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,30 +329,12 @@ async def _before_the_first_byte(*_: object) -> None:
 
 def _base(url: str) -> tuple[httpx.URL, str]:
     """Return what every URL begins with, and the `Host`. The documentation's `//` is an artefact: one slash it is."""
-    parts = urlsplit(url)
-    if parts.scheme not in {"https", "http"} or not parts.hostname:
-        msg = "the URL of VCDA must be https://host[:port]"
-        raise ValueError(msg)
-    if parts.path.strip("/") or parts.query or parts.fragment or "@" in parts.netloc:
-        msg = "the URL of VCDA must be https://host[:port], without path, query or user"
-        raise ValueError(msg)
-    if parts.scheme == "http" and not _is_loopback(parts.hostname):
-        msg = "plain http is allowed only for a VCDA on this machine: the password would be sent unencrypted"
-        raise ValueError(msg)
-    _ = parts.port  # raises ValueError for one that isn't a port
+    parts = checked_url(url)
     try:
         return httpx.URL(f"{parts.scheme}://{parts.netloc}"), parts.netloc
     except httpx.InvalidURL as error:
-        msg = f"the URL of VCDA must be https://host[:port]: {error}"
+        msg = f"the host of the URL of VCDA is invalid: {error}"
         raise ValueError(msg) from error
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return False
 
 
 class _Response(aiohttp.ClientResponse):
@@ -450,7 +426,7 @@ def _describe(error: Exception) -> str:
         return _unreachable(cause)
     name = type(cause).__name__
     if isinstance(cause, OSError):
-        return f"{name}: {cause}"[:1000]
+        return f"{name}: {cause}"[:MAX_TEXT]
     said = next((sentence for kind, sentence in SENTENCES if isinstance(cause, kind)), None)
     return name if said is None else f"{said} ({name})."
 

@@ -27,11 +27,9 @@ from service.messages.trace_context import TraceContext
 from service.observability.tracing import Tracing
 from service.sync import NO_CREDENTIALS, Absent, Gone, PollAnswer, Task, TaskState, Trouble
 from service.vcda.poll_policy import History, Pace, coalesced_due, coalescing_window, next_interval
+from service.vcda.translate import BATCH
 
 log = logging.getLogger(__name__)
-
-BATCH = 100
-"""Ids in one call: the most that VCDA shows on one page."""
 
 CALLS_AT_ONCE = 4
 """Polls on their way to one site. One would do for what falls due in ordinary times; after a restore, thousands are

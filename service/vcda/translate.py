@@ -1,6 +1,7 @@
 """Translates VCDA's JSON into the values of `sync`. Pure; never raises, and leaves out invalid values.
 
-Of a task's result only the latest instance is read, since the rest can contain passwords. Stack traces aren't read.
+pydantic's parser is used: whatever bytes a proxy sends, an error is a ValueError, also for too many levels. Of a task's
+result only the latest instance is read, since the rest can contain passwords. Stack traces aren't read.
 """
 
 import math
@@ -11,14 +12,13 @@ from typing import Final, TypeAlias
 
 from pydantic_core import from_json
 
-from service.sync import EPOCH, ApiError, Instance, Task
+from service.sync import EPOCH, MAX_LIST, MAX_TEXT, ApiError, Instance, Task
 
 Json: TypeAlias = object
 Object: TypeAlias = dict[str, Json]
 
-TEXT_LIMIT: Final = 1000
-LIST_LIMIT: Final = 20
-"""How many warnings, or arguments of one, are kept: the contract's numbers."""
+BATCH: Final = 100
+"""Tasks in one page, and so ids in one poll: VCDA's own limit."""
 
 INT64: Final = 2**63 - 1
 LAST_MILLISECOND: Final = 253_402_300_799_999
@@ -126,7 +126,7 @@ def _api_error(value: Json) -> ApiError:
     return ApiError(
         _text(words.get("code")) or "Unknown",
         _text(words.get("msg")) or "",
-        tuple(str(arg)[:TEXT_LIMIT] for arg in args[:LIST_LIMIT] if isinstance(arg, (str, int, float)))
+        tuple(str(arg)[:MAX_TEXT] for arg in args[:MAX_LIST] if isinstance(arg, (str, int, float)))
         if isinstance(args, list)
         else (),
     )
@@ -135,7 +135,7 @@ def _api_error(value: Json) -> ApiError:
 def _warnings(value: Json) -> tuple[ApiError, ...]:
     if not isinstance(value, list):
         return ()
-    return tuple(_api_error(item) for item in value[:LIST_LIMIT] if isinstance(item, dict))
+    return tuple(_api_error(item) for item in value[:MAX_LIST] if isinstance(item, dict))
 
 
 def _instance(task: Object) -> Instance | None:
@@ -156,7 +156,7 @@ def _member(value: Json, name: str) -> Object:
 
 
 def _text(value: Json) -> str | None:
-    return value[:TEXT_LIMIT] if isinstance(value, str) and value else None
+    return value[:MAX_TEXT] if isinstance(value, str) and value else None
 
 
 def _number(value: Json) -> float | None:

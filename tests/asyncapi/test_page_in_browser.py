@@ -1,6 +1,7 @@
 """The page at `/asyncapi`, looked at in a real browser that can reach nothing but this machine."""
 
 import struct
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ PAGE = asyncapi.document(asyncapi.Topics(), version="1.2.3")
 
 def _operations() -> Starlette:
     return server.operations(
-        health=health.Health(),
+        health=health.Health(away_for_long=timedelta(minutes=1)),
         clock=Clock(),
         registry=CollectorRegistry(),
         documents={"/asyncapi": lambda: server.Document(asyncapi.to_page(PAGE).encode(), "text/html; charset=utf-8")},

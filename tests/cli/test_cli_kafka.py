@@ -653,7 +653,7 @@ async def _nothing(*_: object, **__: object) -> dict[str, object]:
 
 def test_reading_that_takes_long_says_how_far_it_is(journalled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("service.cli.kafka.NOTE_AFTER", 0.0)
-    monkeypatch.setattr("service.cli.kafka.READ_AT_ONCE", 1)
+    monkeypatch.setattr("service.cli.kafka.RECORDS_AT_ONCE", 1)
 
     result = journalled.run("list", "--json")
 

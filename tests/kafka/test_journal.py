@@ -15,7 +15,7 @@ from service.kafka import journal
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import Cursor
-from service.messages.kafka_record import MAX_MESSAGE, Event
+from service.messages.kafka_record import MAX_REQUEST_BYTES, Event
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 from service.sync import ApiError, Request, Task, Waiting
 from tests.conftest import TopicNamer
@@ -186,8 +186,8 @@ async def test_the_largest_request_is_served_and_larger_ones_are_set_aside_untou
             padding = "x" * (size - bare)
             return {"key": key, "value": request(operation_id, "C4-1", padding=padding), "headers": headers}
 
-        await station.send(**sized("largest", MAX_MESSAGE))
-        over = sized("over", MAX_MESSAGE + 1)
+        await station.send(**sized("largest", MAX_REQUEST_BYTES))
+        over = sized("over", MAX_REQUEST_BYTES + 1)
         huge = sized("huge", 900 * 1024)
         await station.send(**over)
         await station.send(**huge)

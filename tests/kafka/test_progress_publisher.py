@@ -15,7 +15,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
 
 from service.kafka import progress_publisher as progress
-from service.kafka.progress_publisher import AT_ONCE, CLOSE_LIMIT, KafkaWire, Progress, Progressing
+from service.kafka.progress_publisher import CLOSE_LIMIT, EVENTS_AT_ONCE, KafkaWire, Progress, Progressing
 from service.messages.kafka_record import Event
 from service.sandbox.kafka import Kafka
 from service.sandbox.vcda.simulator import Simulator
@@ -213,10 +213,10 @@ async def test_a_full_queue_leaves_events_out_and_the_next_look_makes_up_for_the
 async def test_many_are_sent_a_lot_at_a_time() -> None:
     brokers = Brokers()
     told = telling(brokers)
-    for number in range(2 * AT_ONCE + 1):
+    for number in range(2 * EVENTS_AT_ONCE + 1):
         told.started(request(f"op-{number}"), "task-1")
     await asyncio.sleep(0.001)
-    assert brokers.lots == [AT_ONCE, AT_ONCE, 1]
+    assert brokers.lots == [EVENTS_AT_ONCE, EVENTS_AT_ONCE, 1]
     await told.close()
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from service import sync
 from service.messages import schemas
 from service.messages.dead_letters import redriven, write_dead_letter, write_redriven
-from service.messages.kafka_record import MAX_MESSAGE, Event, Header, Record
+from service.messages.kafka_record import MAX_REQUEST_BYTES, Event, Header, Record
 from service.messages.outcomes import OutcomeTopics, write_outcome
 from service.messages.requests import DeadLetterReason, InvalidRequest, SyncRequested, read_request
 from tests.support.bad_requests import (
@@ -172,7 +172,7 @@ def test_an_integer_may_be_written_as_json_schema_allows() -> None:
 
 def test_the_largest_message_is_understood_and_a_byte_more_is_not() -> None:
     value = json.dumps(GOOD).encode()
-    room = MAX_MESSAGE - len(value) - len(b"C4-1") - len("é".encode())
+    room = MAX_REQUEST_BYTES - len(value) - len(b"C4-1") - len("é".encode())
     understood(record(value, ("é", b"x" * room)))
     assert dead(record(value, ("é", b"x" * (room + 1)))).reason is DeadLetterReason.TOO_LARGE
 

@@ -20,7 +20,7 @@ from service.messages.wait_cause import WaitCause
 from service.ops import server, syncs_page
 from service.ops.health import Health, probe_loop
 from service.ops.server import Document, operations, serving
-from service.ops.syncs_page import AT_ONCE, Query, read_query
+from service.ops.syncs_page import SYNCS_AT_ONCE, Query, read_query
 from service.partition.waiting import WaitsFor
 from service.sync import ApiError
 from tests.support.virtual_time import VirtualClock, run_virtual, virtual
@@ -30,6 +30,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 ELDER = WaitsFor(WaitCause.ELDER, "request op-0 is running", until=NOW, behind="op-0")
 BUSY = ApiError("Busy", "A sync is running.")
+
+AWAY_FOR_LONG = timedelta(minutes=1)
 
 
 @dataclass
@@ -66,7 +68,7 @@ class HandClock(Clock):
 
 
 def test_it_is_alive_while_its_loops_turn() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.watch("the reading loop", limit=timedelta(seconds=60), now=0.0)
 
     assert health.not_alive(60.0) == []
@@ -76,7 +78,7 @@ def test_it_is_alive_while_its_loops_turn() -> None:
 
 
 def test_a_loop_that_was_stopped_on_purpose_is_not_missed() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.watch("the reading loop", limit=timedelta(seconds=60), now=0.0)
     health.unwatch("the reading loop")
     health.beat("the reading loop", 1.0)
@@ -85,7 +87,7 @@ def test_a_loop_that_was_stopped_on_purpose_is_not_missed() -> None:
 
 
 def test_it_is_not_alive_while_records_wait_that_nobody_reads() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.stalled(["partition 3 has unread records, and none was read for 91 s"])
     assert health.not_alive(0.0) == ["partition 3 has unread records, and none was read for 91 s"]
 
@@ -94,7 +96,7 @@ def test_it_is_not_alive_while_records_wait_that_nobody_reads() -> None:
 
 
 def test_what_kafka_refuses_makes_it_unready_and_is_no_reason_to_restart() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.joined()
     health.restored()
     health.refused(["Kafka refuses the consumer group: GroupAuthorizationFailedError('vm-sync')"])
@@ -106,7 +108,7 @@ def test_what_kafka_refuses_makes_it_unready_and_is_no_reason_to_restart() -> No
 
 
 def test_a_partition_that_is_not_open_for_long_makes_it_unready_and_is_no_reason_to_restart() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.joined()
     health.restored()
     health.unopened(["partition 3 has not been open for 121 s: why"])
@@ -118,14 +120,14 @@ def test_a_partition_that_is_not_open_for_long_makes_it_unready_and_is_no_reason
 
 
 def test_a_dead_coordination_task_is_a_reason_for_good() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.died("the poller", "KeyError")
 
     assert health.not_alive(0.0) == ["the poller has failed: KeyError"]
 
 
 def test_kafka_being_away_is_no_reason_to_restart() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.away(0.0)
     health.stopped(3, "the cursor is beyond the end")
     health.draining()
@@ -137,14 +139,14 @@ def test_kafka_being_away_is_no_reason_to_restart() -> None:
 
 
 def ready() -> Health:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
     health.joined()
     health.restored()
     return health
 
 
 def test_it_is_ready_once_kafka_is_joined_and_the_partitions_are_restored() -> None:
-    health = Health()
+    health = Health(away_for_long=AWAY_FOR_LONG)
 
     assert health.not_ready(0.0) == ["the consumer group has not been joined yet"]
     health.joined()
@@ -333,7 +335,7 @@ async def test_the_event_loop_turns_while_many_syncs_are_looked_through() -> Non
     done = True
     await turning
 
-    assert longest == AT_ONCE
+    assert longest == SYNCS_AT_ONCE
     assert ids(shown) == ["op:C4-1:00042", "op:C4-1:00043", "op:C4-1:00044"]
     assert shown["next"] == "op:C4-1:00044"
 

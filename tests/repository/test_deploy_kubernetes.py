@@ -374,7 +374,7 @@ def test_the_topics_are_the_ones_that_the_service_would_make() -> None:
     names = DEFAULTS.topics
     special: Mapping[str, Mapping[str, str]] = {
         names.journal: topics.JOURNAL_SETTINGS,
-        names.dead_letter: {"max.message.bytes": str(topics.MESSAGE_LIMIT + topics.HEADER_ROOM)},
+        names.dead_letter: {"max.message.bytes": str(topics.BROKER_MESSAGE_LIMIT + topics.HEADER_ROOM)},
     }
     everywhere = {"min.insync.replicas": str(topics.REPLICAS - 1), "unclean.leader.election.enable": "False"}
 

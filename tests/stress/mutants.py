@@ -488,7 +488,7 @@ MUTANTS: Final = (
     Mutant(
         name="idle connections are left to the firewalls",
         file="service/kafka/connection.py",
-        old='            "connections_max_idle_ms": idle_ms,\n',
+        old='            "connections_max_idle_ms": milliseconds(MAX_IDLE),\n',
         new='            "connections_max_idle_ms": 540_000,\n',
         tests=("tests/kafka/test_clients.py",),
     ),
@@ -726,7 +726,7 @@ MUTANTS: Final = (
     Mutant(
         name="texts of VCDA are copied whole",
         file="service/vcda/translate.py",
-        old="    return value[:TEXT_LIMIT] if isinstance(value, str) and value else None\n",
+        old="    return value[:MAX_TEXT] if isinstance(value, str) and value else None\n",
         new="    return value if isinstance(value, str) and value else None\n",
         tests=("tests/vcda/test_translate.py",),
     ),
@@ -905,7 +905,7 @@ MUTANTS: Final = (
     Mutant(
         name="/syncs looks through all that is in flight in one go",
         file="service/ops/syncs_page.py",
-        old="        if number % AT_ONCE == 0:\n",
+        old="        if number % SYNCS_AT_ONCE == 0:\n",
         new="        if False:\n",
         tests=("tests/ops/test_server.py",),
     ),
