@@ -24,9 +24,9 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "states.md"
 HEAD: Final = """\
 # One sync, as states
 
-Made by `python -m tools.states`, which drives `service/sync.py` through every pair of a state and something seen, and
-writes down where that leads. A POST in doubt is a `Submitting` that was read back from the journal, or had no whole,
-understood answer. A `Lingering` sync has told its outcome, and holds its replication until its task is over.
+Made by `python -m tools.states`, which drives `service/sync.py` through every pair of a state and an observation, and
+records the next state. A POST in doubt is a `Submitting` that was read back from the journal, or had no whole,
+understood answer. A `Lingering` sync has its outcome, and holds its replication until its task has ended.
 
 """
 
@@ -248,12 +248,12 @@ def _picture(found: list[Arrow]) -> str:
                 some.append(text)
     lines += [f"    {a} --> {b}: {'<br>'.join(some)}" for (a, b), some in labels.items()]
     lines += ["    Ended --> [*]: forgotten after SYNC__DEDUPLICATE_FOR", "```", ""]
-    lines += ["What stands behind a slash is the outcome that this step tells. Each request has one such step.", ""]
+    lines += ["The word after a slash is the outcome that this step decides. Each request has one such step.", ""]
     return "\n".join(lines)
 
 
 def _table(found: list[Arrow]) -> str:
-    lines = ["| state | seen | next | outcome told |", "| --- | --- | --- | --- |"]
+    lines = ["| state | seen | next | outcome |", "| --- | --- | --- | --- |"]
     for arrow in found:
         tells = f" `{arrow.tells}` |" if arrow.tells else " |"
         lines.append(f"| {arrow.state} | {arrow.seen} | {arrow.next} |{tells}")

@@ -66,18 +66,18 @@ FIRST_FIGURES: Final = (
 SETTINGS_HEAD: Final = """\
 # Settings
 
-Made by `python -m tools.tables` from `service/settings/model.py`; `vm-sync settings` prints the same, with the values
-in force and where each came from.
+Made by `python -m tools.tables` from `service/settings/model.py`; `vm-sync settings` prints the same, with the current
+values and their sources.
 
-Each is an environment variable, or a file of that name without its prefix in `VM_SYNC_SECRETS_DIR`, case ignored:
+A setting is an environment variable, or a file of that name without its prefix in `VM_SYNC_SECRETS_DIR`, case ignored:
 `VM_SYNC_VCDA__CREDENTIALS__PASSWORD` may be the file `vcda__credentials__password`. The variable wins. Durations are
-ISO 8601: `PT30S`, `PT5M`, `PT6H`, a hundred years at most. A name that is misspelt, a value that doesn't fit or one
-that is missing stops the start with exit code 2, and one line for each. Variables and files are read alike: as UTF-8,
-without a byte order mark and without newlines at the end; a blank counts.
+ISO 8601: `PT30S`, `PT5M`, `PT6H`, a hundred years at most. A misspelt name, an invalid value or a missing setting stops
+the start with exit code 2, and one line for each. Variables and files are read in the same way: as UTF-8, without a
+byte order mark and without newlines at the end; blanks are kept.
 
-Files of certificates are read again when they change, for new connections; all else is read at the start, but for
-VCDA's credentials, which are read at each login. Variables of other programs that libraries read by themselves are
-ignored where they could do harm: `PROMETHEUS_MULTIPROC_DIR`, `SSLKEYLOGFILE`, `WEB_CONCURRENCY`, `HTTPS_PROXY` ...
+Files of certificates are read again when they change, for new connections. VCDA's credentials are read at each login,
+all other settings at the start. Variables that libraries read by themselves are ignored if they could do harm:
+`PROMETHEUS_MULTIPROC_DIR`, `SSLKEYLOGFILE`, `WEB_CONCURRENCY`, `HTTPS_PROXY` ...
 """
 
 METRICS_HEAD: Final = """\
@@ -86,7 +86,7 @@ METRICS_HEAD: Final = """\
 Made by `python -m tools.tables` from `service/observability/metrics.py`; served at `/metrics`, as Prometheus text or
 OpenMetrics. No label ever holds an id. `site` is `local`, a configured or authenticated site's name, or `other`.
 
-Beside them stand those of the Python process (`process_*`, `python_gc_*`). What to alert on is in
+The process also exports Python's metrics (`process_*`, `python_gc_*`). What to alert on is in
 [deploy/monitoring/rules.yaml](../deploy/monitoring/rules.yaml), what to do then in the [runbook](runbook.md).
 """
 
@@ -172,7 +172,7 @@ def _part(name: str) -> str:
 def _title(part: str) -> str:
     """Return a group's heading: what its model says of itself."""
     if not part:
-        return "Where the others may stand"
+        return "Folder of settings files"
     model = Settings.model_fields[part].annotation
     sentence = (getattr(model, "__doc__", None) or part).strip().splitlines()[0]
     return sentence.removesuffix(".")
