@@ -24,7 +24,7 @@ BOOTSTRAP = KafkaConnectionError("Unable to bootstrap")
     [
         (BOOTSTRAP, "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
         (TimeoutError(), "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
-        (GroupAuthorizationFailedError("secret"), "Kafka denies this to the service's user: grant the user"),
+        (GroupAuthorizationFailedError("secret"), "Kafka denies the service's user access: grant the missing right"),
         (TransactionalIdAuthorizationFailed("x"), "Kafka denies transactions to the service's user: grant Write"),
         (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError."),
     ],
