@@ -561,7 +561,7 @@ def test_a_letter_whose_bytes_are_gone_is_never_put_back(scene: Scene) -> None:
     result = scene.run("dead-letters", "redrive", "--force")
 
     assert result.exit_code == 1
-    assert result.stderr.count("nothing to redrive") == 2
+    assert result.stderr.count("does not contain the original bytes") == 2
     assert values(scene) == []
 
 

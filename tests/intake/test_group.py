@@ -101,7 +101,7 @@ async def test_a_requests_topic_that_was_made_anew_and_filled_again_is_refused(s
 
     says = await refusal(station, StopReason.REQUESTS_REPLACED)
 
-    assert "its requests below that offset were never read" in says
+    assert "the requests below that offset were never read" in says
     assert "start it with a new journal (VM_SYNC_TOPICS__JOURNAL) and a new group" in says
 
 

@@ -73,7 +73,7 @@ def test_a_missing_topic_is_refused_with_the_way_out() -> None:
         ({"completed": _with(GOOD, min_insync_replicas="1")}, "min.insync.replicas=1"),
         ({"journal": _with(ALL_GOOD["journal"], unclean_leader_election_enable="true")}, "Unclean leader election"),
         ({"requests": _with(GOOD, cleanup_policy="compact")}, "delete all but the latest"),
-        ({"dead": _with(GOOD, max_message_bytes="65536")}, "written without their value"),
+        ({"dead": _with(GOOD, max_message_bytes="65536")}, "written without its value"),
     ],
 )
 def test_what_weakens_a_promise_is_advised_against(change: dict[str, Topic], says: str) -> None:

@@ -187,7 +187,7 @@ async def test_a_post_that_nobody_answers_does_not_hold_up_a_stop_past_its_limit
 
         assert code == 0
         assert time.monotonic() - began < 6.5
-        assert [line for line in messages(process) if "stop with POSTs in doubt" in line]
+        assert [line for line in messages(process) if "are closed with POSTs in doubt" in line]
         assert ledger.tracebacks() == []
 
 

@@ -62,7 +62,7 @@ async def test_any_2xx_with_a_task_is_accepted(status: int) -> None:
 
     assert isinstance(answer, Accepted)
     assert answer.task.id == TASK_ID
-    assert answer.task.site is None  # the appliance's own
+    assert answer.task.site is None  # the local site
     assert answer.account == ME
 
 
