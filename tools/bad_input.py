@@ -1,4 +1,4 @@
-"""Writes docs/bad-input.md from the table that tests/messages/test_messages.py proves: `python -m tools.bad_input`."""
+"""Writes docs/bad-input.md from the table that tests/messages/test_requests.py proves: `python -m tools.bad_input`."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "bad-input.md"
 HEAD = """\
 # Invalid messages and their dead letters
 
-Made by `python -m tools.bad_input` from `tests/support/bad_requests.py`. `tests/messages/test_messages.py` checks
+Made by `python -m tools.bad_input` from `tests/support/bad_requests.py`. `tests/messages/test_requests.py` checks
 each row, and `tests/system/test_hostile.py` sends each message to a running service.
 
 An invalid message is written to the dead-letter topic with its value, key and headers unchanged, and two more

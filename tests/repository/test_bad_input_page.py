@@ -1,4 +1,4 @@
-"""docs/bad-input.md tells people what tests/messages/test_messages.py and tests/system/test_hostile.py prove."""
+"""docs/bad-input.md tells people what tests/messages/test_requests.py and tests/system/test_hostile.py prove."""
 
 from tests.support.bad_requests import BAD_REQUESTS
 from tools import bad_input

@@ -10,17 +10,15 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
-from typing_extensions import override
-
-from service.clock import Clock
 from service.sync import Account, SubmitAnswer
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.http import Tls
+from tests.support.virtual_time import HandClock
 
 TASK_ID = "f61d60d2-698a-46dc-a266-88df27644956"
 REPLICATION_ID = "C4-ec991bd5-af9d-446a-8599-5b693842c4a3"
@@ -252,24 +250,6 @@ def script(**answers: Answer | Script) -> Script:
 
 
 # ---------------------------------------------------------------- our side
-
-
-class HandClock(Clock):
-    """Clocks that stand still until a test moves them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seconds = 1000.0
-        self.set = timedelta()
-        """By how much the wall clock was set."""
-
-    @override
-    def now(self) -> datetime:
-        return datetime(2030, 1, 1, tzinfo=UTC) + timedelta(seconds=self.seconds) + self.set
-
-    @override
-    def monotonic(self) -> float:
-        return self.seconds
 
 
 class Meter:

@@ -9,6 +9,7 @@ import functools
 import selectors
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
+from random import Random
 from typing import Any, ParamSpec, TypeVar
 
 from typing_extensions import override
@@ -65,6 +66,25 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         return f"at {self._virtual_now} nothing is ready and no timer is set; waiting: {', '.join(waiting)}"
 
 
+class HandClock(Clock):
+    """Clocks that stand still until a test moves them, for code that runs on a real loop or on none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds = 1000.0
+        """The monotonic moment."""
+        self.set = timedelta()
+        """By how much the wall clock was set."""
+
+    @override
+    def now(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.seconds) + self.set
+
+    @override
+    def monotonic(self) -> float:
+        return self.seconds
+
+
 class VirtualClock(Clock):
     """Both times taken from a loop's `time()`; `skew` moves the wall clock alone."""
 
@@ -81,6 +101,19 @@ class VirtualClock(Clock):
     def monotonic(self) -> float:
         """Return the loop's time."""
         return self._loop.time()
+
+
+class Longest(Random):
+    """Dice that always fall on the longest pause, so that jittered moments are exact too."""
+
+    @override
+    def uniform(self, a: float, b: float) -> float:
+        return b
+
+
+def now() -> float:
+    """Return the moment of the loop that runs."""
+    return asyncio.get_running_loop().time()
 
 
 def run_virtual(coro: Coroutine[Any, Any, T]) -> T:

@@ -15,7 +15,7 @@ from typing_extensions import override
 from service.messages.wait_cause import WaitCause
 from service.sync import NO_CREDENTIALS, Trouble
 from service.vcda.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, Obstacle, SlotRequest
-from tests.support.virtual_time import VirtualClock, run_virtual, virtual
+from tests.support.virtual_time import Longest, VirtualClock, now, run_virtual, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
 OWN = Trouble(label="409", detail="That replication is busy.", own=True)
@@ -23,14 +23,6 @@ OWN = Trouble(label="409", detail="That replication is busy.", own=True)
 
 def asked_to_wait(seconds: float) -> Trouble:
     return Trouble(label="429", detail="It said 429.", retry_after=timedelta(seconds=seconds))
-
-
-class Longest(Random):
-    """Dice that always fall on the longest pause."""
-
-    @override
-    def uniform(self, a: float, b: float) -> float:
-        return b
 
 
 @dataclass
@@ -61,10 +53,6 @@ def some_lanes(
         random=dice or Longest(),
         canonical_site=canonical_site,
     )
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 class Book:
@@ -236,7 +224,7 @@ async def test_fifty_thousand_waiting_turns_are_given_out_one_by_one_in_order() 
     assert got == list(range(50_000))
 
 
-class World:
+class Callers:
     """Whoever uses a lane, counting for itself what the lane should count."""
 
     def __init__(self, *, submits: int, running: int) -> None:
@@ -280,14 +268,14 @@ def test_never_are_more_turns_out_than_allowed_and_none_is_forgotten(
     submits: int, running: int, steps: list[str]
 ) -> None:
     async def scenario() -> None:
-        world = World(submits=submits, running=running)
+        callers = Callers(submits=submits, running=running)
         for step in steps:
-            await world.step(step)
+            await callers.step(step)
         for _ in steps:  # all is answered, gone and well again: one round may let no more than one turn go
             await asyncio.sleep(61)
-            for step in ("good", *["answered"] * world.out, *["vacate"] * world.there):
-                await world.step(step)
-        assert world.lane.queued == 0
+            for step in ("good", *["answered"] * callers.out, *["vacate"] * callers.there):
+                await callers.step(step)
+        assert callers.lane.queued == 0
 
     run_virtual(scenario())
 

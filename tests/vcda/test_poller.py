@@ -10,26 +10,13 @@ from itertools import pairwise
 from random import Random
 
 import pytest
-from typing_extensions import override
 
 from service.sync import NO_CREDENTIALS, Absent, Account, Gone, PollAnswer, Task, Trouble
 from service.vcda.lanes import Lane, LaneLimits, Lanes
 from service.vcda.poller import CALLS_AT_ONCE, Poller, Verdict, Watch
-from tests.support.virtual_time import VirtualClock, virtual
+from tests.support.virtual_time import Longest, VirtualClock, now, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
-
-
-class Longest(Random):
-    """Dice that always fall on the longest wait."""
-
-    @override
-    def uniform(self, a: float, b: float) -> float:
-        return b
-
-
-def now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 @dataclass

@@ -1,0 +1,78 @@
+"""Tests are where a reader looks for them: `service/<folder>/<module>.py` has `tests/<folder>/test_<module>.py`."""
+
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+
+ELSEWHERE: Final = {
+    "app.py": "tests/system/test_process.py",
+    "asyncapi/examples.py": "tests/asyncapi/test_document.py",
+    "asyncapi/page.py": "tests/asyncapi/test_document.py",
+    "asyncapi/serialize.py": "tests/asyncapi/test_document.py",
+    "cli/commands.py": "tests/cli/test_cli.py",
+    "cli/dead_letters.py": "tests/cli/test_cli_kafka.py",
+    "cli/describe.py": "tests/cli/test_cli.py",
+    "cli/kafka.py": "tests/cli/test_cli_kafka.py",
+    "cli/options.py": "tests/cli/test_cli.py",
+    "cli/output.py": "tests/cli/test_cli.py",
+    "cli/process.py": "tests/system/test_process.py",
+    "cli/request.py": "tests/cli/test_cli_kafka.py",
+    "cli/run.py": "tests/cli/test_cli.py",
+    "cli/syncs.py": "tests/cli/test_cli_kafka.py",
+    "intake/start_position.py": "tests/intake/test_topics_replaced.py",
+    "intake/subscriber.py": "tests/intake/test_group.py",
+    "intake/topic_comparison.py": "tests/intake/test_topics_replaced.py",
+    "kafka/connection.py": "tests/kafka/test_clients.py",
+    "partition/journal_writer.py": "tests/partition/test_backlog.py",
+    "sandbox/child_processes.py": "tests/sandbox/test_kafka.py",
+    "sandbox/demo/demo.py": "tests/system/test_demo.py",
+    "sandbox/demo/seen.py": "tests/system/test_demo.py",
+    "sandbox/demo/view.py": "tests/system/test_demo.py",
+    "sandbox/kafka_jars.py": "tests/sandbox/test_kafka.py",
+    "sandbox/vcda/faults.py": "tests/sandbox/test_vcda_simulator.py",
+    "sandbox/vcda/logins.py": "tests/sandbox/test_vcda_simulator.py",
+    "sandbox/vcda/operations.py": "tests/sandbox/test_vcda_simulator.py",
+    "sandbox/vcda/requests.py": "tests/sandbox/test_vcda_simulator.py",
+    "sandbox/vcda/shapes.py": "tests/sandbox/test_vcda_simulator.py",
+    "sandbox/vcda/simulator.py": "tests/sandbox/test_vcda_simulator.py",
+    "sandbox/vcda/world.py": "tests/sandbox/test_vcda_simulator.py",
+    "settings/describe.py": "tests/settings/test_loading.py",
+    "sync.py": "tests/sync/test_sync.py",
+}
+"""Modules that only show what they do together with others, and where they do: the commands by what they print, with
+Kafka or without; the demo and a process as a whole; the simulated VCDA over HTTP; topics that are replaced."""
+
+NOTHING_TO_TEST: Final = {
+    "intake/timings.py": "numbers, with the reason for each",
+    "kafka/journal_api.py": "an interface and its values",
+    "messages/record_fate.py": "an enumeration",
+    "messages/wait_cause.py": "an enumeration",
+    "partition/dependencies.py": "an interface and its values",
+}
+
+
+def _modules() -> list[str]:
+    package = ROOT / "service"
+    return sorted(
+        path.relative_to(package).as_posix() for path in package.rglob("*.py") if not path.name.startswith("__")
+    )
+
+
+def _mirror(module: str) -> str:
+    folder, _, name = module.rpartition("/")
+    return f"tests/{folder}/test_{name}" if folder else f"tests/test_{name}"
+
+
+@pytest.mark.parametrize("module", _modules())
+def test_every_module_has_its_test_file(module: str) -> None:
+    assert module in NOTHING_TO_TEST or (ROOT / ELSEWHERE.get(module, _mirror(module))).is_file()
+
+
+def test_no_exception_is_left_over() -> None:
+    listed = [*ELSEWHERE, *NOTHING_TO_TEST]
+    assert [module for module in listed if module not in _modules()] == []
+    assert [module for module in listed if (ROOT / _mirror(module)).exists()] == []
+    assert ELSEWHERE.keys().isdisjoint(NOTHING_TO_TEST)
