@@ -64,8 +64,8 @@ KAFKA_SILENT = timedelta(seconds=12)
 """Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
 
 LOOK_FOR_GARBAGE = 10_000, 20, 20
-"""After how many new objects garbage is looked for, and how often among the older ones. Nearly all of ours goes without
-being looked for; with Python's 700, 10, 10 a fifth of the CPU time went into it (0.90 ms a request instead of 0.73)."""
+"""Thresholds of Python's garbage collector. Nearly all objects of the service are freed without it; with Python's 700,
+10, 10 a fifth of the CPU time went into it (0.90 ms a request instead of 0.73)."""
 
 KEEP_LOGGED_IN = timedelta(seconds=1)
 """How often it is looked whether the session stands. A call is made only where a login or an extension is due."""

@@ -46,7 +46,7 @@ class Certificates:
             raise Unusable(msg) from None
         if self.cert_file is not None:
             try:
-                # Without a password of our own, OpenSSL would ask for one at the terminal.
+                # Without a password, OpenSSL would ask for one at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
             except OSError as error:
                 msg = f"{self.prefix}CERT_FILE: no certificate with an unencrypted key could be read ({_why(error)})"

@@ -31,7 +31,7 @@ def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None =
     given = os.environ if environ is None else environ
     for name in IGNORED:
         given.pop(name, None)
-    # As with our own, an empty variable is how manifests spell "not set"; OpenTelemetry takes some for a wrong number.
+    # An empty variable is how manifests spell "not set"; OpenTelemetry takes some for an invalid number.
     for name in [name for name, text in given.items() if name.startswith("OTEL_") and not text]:
         del given[name]
 

@@ -36,7 +36,7 @@ TAIL: Final = 500
 further part is eight times as long."""
 
 TAIL_LIMIT: Final = timedelta(seconds=30)
-"""How long reading such a part may stand still."""
+"""How long reading such a part may make no progress."""
 
 RESTING = frozenset({"Empty", "Dead"})
 """States of a group that has no members."""

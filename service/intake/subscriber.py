@@ -54,7 +54,7 @@ class Subscriber:
         self._read = read
         self._refused = refused
         # `consumer_only`: events are written by the journals' producers. Types are not applied to bytes that may be
-        # anything. Topics are made by us: FastStream would make them with a single partition.
+        # anything. The service itself creates topics: FastStream would create them with a single partition.
         self.broker = KafkaBroker(
             bootstrap_servers=connection["bootstrap_servers"],
             consumer_only=True,

@@ -102,7 +102,7 @@ class PartitionSupervisor:
         self.cursor: int | None = None
         """The last cursor that was committed to the group or opened with; committing it checks the membership."""
         self.topic_id: str | None = None
-        """Of the requests topic as it was opened; None: the brokers tell none."""
+        """Of the requests topic when the partition was opened; None: the brokers have no topic ids."""
         self._member = member
         self._positions = positions
         self._open_journal = open_journal
@@ -115,7 +115,7 @@ class PartitionSupervisor:
         """What was known here when the journal was lost, until it is open again."""
         self._returned = asyncio.Event()
         self._gone = False
-        """It was let go of. Its task was cancelled, too, but a producer that is being stopped swallows that (read in
+        """`let_go` was called. The task was cancelled, too, but a producer that is being stopped ignores that (read in
         the source, and seen): such a supervisor would live on, and its partition's next one would wait for it for
         ever."""
 

@@ -53,7 +53,7 @@ class Cursor:
     was created again and filled past the cursor differs from the one that was read. `group` is the consumer group that
     wrote the cursor. None where it isn't known; versions before 0.1 knew neither of the last two, and ignore them.
 
-    `spellings` are what the writer knew of how VCDA names our user on tasks. They survive restarts here, since versions
+    `spellings` are the spellings of the service's user that the writer knew. They survive restarts here, since versions
     before 0.1 would take a record of their own for a sync.
     """
 
@@ -90,7 +90,7 @@ def decode_cursor(value: bytes) -> Cursor:
     """Read where reading goes on.
 
     Raises:
-        ValueError: it isn't one of ours.
+        ValueError: the record is invalid.
     """
     stored = _read_cursor(value)
     return Cursor(
@@ -181,7 +181,7 @@ def read(value: bytes) -> Stored:
     """Read a sync's record, a seventh of the time of `decode`.
 
     Raises:
-        ValueError: it isn't one of ours.
+        ValueError: the record is invalid.
     """
     return _read(value)
 
@@ -220,7 +220,7 @@ def decode(identity: str, value: bytes) -> Sync:
     """Read a sync from its journal record.
 
     Raises:
-        ValueError: it isn't one of ours.
+        ValueError: the record is invalid.
     """
     return restore(identity, read(value))
 
@@ -229,7 +229,7 @@ def restore(identity: str, stored: Stored) -> Sync:
     """Make a sync of what was stored.
 
     Raises:
-        ValueError: it isn't one of ours.
+        ValueError: the record is invalid.
     """
     request = Request(
         identity=identity,

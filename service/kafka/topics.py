@@ -29,8 +29,8 @@ REPLICAS = 3
 """Of each topic, where there are so many brokers: one may be down for maintenance while another fails."""
 
 HEADER_ROOM = 64 * 1024
-"""Bytes by which a dead letter may be longer than the request it was: it carries our headers too, and is perhaps less
-well compressed."""
+"""Bytes by which a dead letter may be longer than the request it was: it has additional headers, and may be less well
+compressed."""
 
 JOURNAL_SETTINGS: Mapping[str, str] = MappingProxyType(
     {
@@ -95,7 +95,7 @@ Finding: TypeAlias = Refusal | Advice | Created
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topic:
-    """A topic as Kafka describes it. `settings` is None where we aren't allowed to see them."""
+    """A topic as Kafka describes it. `settings` is None if the right to read them is missing."""
 
     partitions: int
     replicas: int

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 MAX_REQUEST_BYTES: Final = 64 * 1024
-"""Bytes of key, value and headers together, after decompression. A request is a few hundred bytes; what is larger is
-somebody's mistake, and must fit the dead-letter topic nevertheless."""
+"""Bytes of key, value and headers together, after decompression. A request is a few hundred bytes; a larger record is a
+sender's mistake, and still has to fit into the dead-letter topic."""
 
 Header: TypeAlias = tuple[str, bytes | None]
 """Kafka lets a header's value be null; such a header counts as absent."""

@@ -296,7 +296,7 @@ MESSAGES: Final[dict[str, type[BaseModel]]] = {
 """Every message, by the name of its schema. The first is read, the others are written."""
 
 READ: Final = frozenset({"sync-requested.v1"})
-"""Those that others write and we read. What may change without a new version differs by direction."""
+"""Messages that the service reads. Compatible changes differ for messages that it reads and that it writes."""
 
 
 class _Shape(GenerateJsonSchema):

@@ -4,7 +4,7 @@ from enum import StrEnum
 
 
 class WaitCause(StrEnum):
-    """Why a waiting request is not submitted now."""
+    """The reason why a waiting request is not submitted now."""
 
     SITE_PAUSED = "site_paused"
     """Calls to its site failed, or its site asked for a pause."""

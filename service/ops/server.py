@@ -34,7 +34,7 @@ LOG: Final = logging.getLogger(__name__)
 
 CONNECTIONS: Final = 200
 """At once: probes, scrapers and people need a handful. With one more, the one that waits longest is closed: no probe is
-turned away because of what others do."""
+refused because of other clients."""
 
 ANSWER_WITHIN: Final = timedelta(seconds=15)
 """How long a connection may stay without a whole answer, because no whole request comes or nobody reads: an answer is

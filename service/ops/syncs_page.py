@@ -84,7 +84,7 @@ class InFlight(Protocol):
 
     @property
     def waits_for(self) -> WaitsFor | None:
-        """What a waiting request waits for."""
+        """The cause for which a waiting request waits."""
 
     @property
     def held(self) -> bool:

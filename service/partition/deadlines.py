@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 FEW = 1_000
-"""So many entries that nobody wants any more are not worth clearing away."""
+"""Fewer entries that are no longer needed are not worth removing."""
 
 
 class Deadlines(Generic[T]):

@@ -24,7 +24,7 @@ LONG = 16
 class TrackedSync:
     """A sync as a partition works with it: its state, and what this process is doing about it.
 
-    `sync` knows what is true of a request anywhere; this is what is true only here and now, and is never written down.
+    `sync` knows what is true of a request anywhere; this is valid only in this process, and is never stored.
     The state changes step by step, by the driver alone.
     """
 
@@ -45,7 +45,8 @@ class TrackedSync:
     busy: int = 0
     """Number of consecutive answers that the replication is busy (409)."""
     not_before: float = 0.0
-    """The replication is busy (409), or its POSTs come to nothing: no slot is asked for until then (monotonic)."""
+    """The replication is busy (409), or its POSTs led to no visible task: no slot is requested until then
+    (monotonic)."""
     alone: WaitCause | None = None
     """Why it waits by itself until `not_before`; counted as such meanwhile."""
     repeats: int = 0

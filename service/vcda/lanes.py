@@ -302,7 +302,7 @@ class Lane:
     def try_acquire(self) -> bool:
         """Ask for leave to make one call now; the result of a call that got it must be reported to `record_result`.
 
-        In half-open state that call is the probe, and until its result is known nobody else gets leave.
+        In half-open state that call is the probe, and until its result is known no other call may start.
         """
         if self.held_for() > 0.0:
             return False

@@ -47,9 +47,9 @@ SPLIT_AFTER = 2
 
 PROBES = 4
 """Failures in a row after which a task, if it alone is left to be asked for, lets the site's polls leave every second
-probe of an open circuit breaker to others: to a POST, say, which may tell that the site is well and the task is not.
-All polls of the site, since several tasks that break theirs would else take turns, and leave none. Not sooner: a POST
-to a site that is dead may leave a doubt."""
+probe of an open circuit breaker to others: for example to a POST, which may show that the site works and the task is at
+fault. All polls of the site, since several tasks that break theirs would else take turns, and leave none. Not sooner: a
+POST to a site that is dead may leave a doubt."""
 
 HEAD_START = timedelta(seconds=1)
 """How long after a pause such a probe is left to others."""
