@@ -1,7 +1,7 @@
 """Constructs and connects all parts of a process: the only module that does. It runs nothing.
 
-Two functions: `for_service` makes everything from the settings; `for_tests` takes a substitute for VCDA and a test's
-limits. Both share the same construction code.
+Three functions: `for_service` makes everything from the settings; `for_tests` takes a substitute for VCDA and a test's
+limits, and shares the construction code; `for_checks` makes what `vm-sync check` runs.
 """
 
 import logging
@@ -18,6 +18,7 @@ from service.clock import Clock
 from service.intake.group import Intake, Plan
 from service.intake.start_position import KafkaStartPositions
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
+from service.kafka.check import KafkaChecks
 from service.kafka.connection import KafkaConnection
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened
@@ -28,9 +29,10 @@ from service.observability.logs import Redactor
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
 from service.partition import dependencies
-from service.settings import CredentialsReader, Settings, SettingsError, kafka_security, secrets_of
+from service.settings import CredentialsReader, Logins, Settings, SettingsError, kafka_security, secrets_of
 from service.sync import Policy
 from service.vcda import poller
+from service.vcda.check import VcdaChecks
 from service.vcda.client import Vcda
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from service.vcda.http import Tls
@@ -89,7 +91,7 @@ class ServiceParts:
     syncs: Parts
 
 
-# ---------------------------------------------------------------- the two doors
+# ---------------------------------------------------------------- the three doors
 
 
 def for_service(
@@ -102,14 +104,7 @@ def for_service(
     """
     vcda = _vcda(settings, clock=clock, metrics=metrics, redactor=redactor, version=version)
     kafka = _kafka(settings)
-    topics = TopicNames(
-        requests=settings.topics.requests,
-        completed=settings.topics.completed,
-        failed=settings.topics.failed,
-        dead_letter=settings.topics.dead_letter,
-        journal=settings.topics.journal,
-        progress=settings.topics.progress,
-    )
+    topics = _topics(settings)
     syncs = _connected(
         vcda,
         connection=kafka.arguments(),
@@ -123,6 +118,27 @@ def for_service(
         opening=_unheard,
     )
     return ServiceParts(vcda=vcda, kafka=kafka, topics=topics, syncs=syncs)
+
+
+def for_checks(settings: Settings, *, clock: Clock, version: str) -> tuple[KafkaChecks, VcdaChecks]:
+    """Make what checks Kafka and VCDA as the settings name them. Nothing is connected to yet.
+
+    Raises:
+        Misfit: certificates can't be used.
+    """
+    kafka = KafkaChecks(_kafka(settings), settings=settings.kafka, names=_topics(settings), clock=clock)
+    try:
+        vcda = VcdaChecks(
+            settings.vcda.url,
+            credentials=_credentials(Logins(settings.vcda.credentials, settings.vcda.sites)),
+            tls=_tls(settings),
+            request_timeout=settings.vcda.request_timeout,
+            clock=clock,
+            version=version,
+        )
+    except Unusable as error:
+        raise Misfit(str(error)) from None
+    return kafka, vcda
 
 
 def for_tests(
@@ -154,7 +170,7 @@ def for_tests(
     )
 
 
-# ---------------------------------------------------------------- behind both
+# ---------------------------------------------------------------- behind the first two
 
 
 def _connected(
@@ -277,7 +293,7 @@ def _vcda(settings: Settings, *, clock: Clock, metrics: Metrics, redactor: Redac
             clock=clock,
             meter=metrics,
             version=version,
-            tls=Tls(ca_file=settings.vcda.ca_file, thumbprint=settings.vcda.thumbprint),
+            tls=_tls(settings),
         )
     except Unusable as error:
         raise Misfit(str(error)) from None
@@ -291,24 +307,43 @@ def _login(reader: CredentialsReader, redactor: Redactor) -> Callable[[], Creden
         for line in reader.trouble:
             log.warning("New credentials are invalid (%s); continuing with the previous ones", line)
         redactor.hide(secrets_of(logins))
-        given = logins.credentials
-        return Credentials(
-            type=CredentialType(given.type),
-            user=given.login,
-            password=_text(given.password),
-            token=_text(given.token),
-            org=given.org,
-            sites=tuple(
-                SiteCredentials(name=site.name, user=site.user, password=_text(site.password), token=_text(site.token))
-                for site in logins.sites
-            ),
-        )
+        return _credentials(logins)
 
     return read
 
 
+def _credentials(logins: Logins) -> Credentials:
+    given = logins.credentials
+    return Credentials(
+        type=CredentialType(given.type),
+        user=given.login,
+        password=_text(given.password),
+        token=_text(given.token),
+        org=given.org,
+        sites=tuple(
+            SiteCredentials(name=site.name, user=site.user, password=_text(site.password), token=_text(site.token))
+            for site in logins.sites
+        ),
+    )
+
+
 def _text(secret: SecretStr | None) -> str | None:
     return secret.get_secret_value() if secret is not None else None
+
+
+def _tls(settings: Settings) -> Tls:
+    return Tls(ca_file=settings.vcda.ca_file, thumbprint=settings.vcda.thumbprint)
+
+
+def _topics(settings: Settings) -> TopicNames:
+    return TopicNames(
+        requests=settings.topics.requests,
+        completed=settings.topics.completed,
+        failed=settings.topics.failed,
+        dead_letter=settings.topics.dead_letter,
+        journal=settings.topics.journal,
+        progress=settings.topics.progress,
+    )
 
 
 def _kafka(settings: Settings) -> KafkaConnection:

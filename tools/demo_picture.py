@@ -11,6 +11,7 @@ import re
 import struct
 import sys
 import termios
+from collections.abc import Mapping
 from fcntl import ioctl
 from io import StringIO
 from pathlib import Path
@@ -33,12 +34,17 @@ FONT: Final = re.compile(r"@font-face \{\{.*?\}\}\s*", re.DOTALL)
 
 def recorded() -> str:
     """Run the demo and return all that it writes to its terminal."""
+    return at_a_terminal("demo", columns=COLUMNS, environment=os.environ)
+
+
+def at_a_terminal(*arguments: str, columns: int, environment: Mapping[str, str], failing: bool = False) -> str:
+    """Run `vm-sync` and return all that it writes to its terminal; it has to succeed unless it is `failing`."""
     pid, terminal = pty.fork()
     if pid == 0:
-        size = {"COLUMNS": str(COLUMNS), "LINES": str(LINES), "TERM": "xterm-256color"}
+        size = {"COLUMNS": str(columns), "LINES": str(LINES), "TERM": "xterm-256color"}
         command = str(Path(sys.executable).with_name("vm-sync"))
-        os.execve(command, [command, "demo"], os.environ | size)  # noqa: S606 - our own command
-    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
+        os.execve(command, [command, *arguments], {**environment, **size})  # noqa: S606 - our own command
+    ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
     written = bytearray()
     while True:
         try:
@@ -49,8 +55,8 @@ def recorded() -> str:
             break
         written += read
     _, status = os.waitpid(pid, 0)
-    if status:
-        sys.exit(f"the demo failed:\n{written.decode(errors='replace')[-2000:]}")
+    if bool(status) != failing:
+        sys.exit(f"vm-sync {' '.join(arguments)} ended otherwise:\n{written.decode(errors='replace')[-2000:]}")
     return written.decode()
 
 
@@ -64,12 +70,12 @@ def scene(text: str) -> str:
     return "\n".join(["\x1b[1m$ vm-sync demo\x1b[0m", busy[-1].rstrip(), "", *end.rstrip().splitlines()])
 
 
-def svg(text: str) -> str:
+def svg(text: str, *, title: str = "vm-sync demo", columns: int = COLUMNS) -> str:
     """Draw it."""
-    console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
+    console = Console(record=True, width=columns, file=StringIO(), force_terminal=True)
     console.print(Text.from_ansi(re.sub(r"\x1b\[\?\d+[hl]", "", text)), soft_wrap=True)
     form = FONT.sub("", CONSOLE_SVG_FORMAT)
-    drawn = console.export_svg(title="vm-sync demo", theme=MONOKAI, code_format=form, unique_id="demo")
+    drawn = console.export_svg(title=title, theme=MONOKAI, code_format=form, unique_id=title.rsplit(maxsplit=1)[-1])
     return "".join(f"{line.rstrip()}\n" for line in drawn.splitlines())
 
 

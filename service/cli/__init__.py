@@ -4,12 +4,13 @@
 - `commands`: all commands, with their options and help; `options`: what options can be.
 - `output`: how commands print results and errors, and their exit codes.
 - `kafka`: access to Kafka for commands, and a sentence for each error.
-- `request`, `syncs`, `dead_letters`, `describe`, `run`: the commands themselves.
+- `request`, `syncs`, `dead_letters`, `describe`, `check`, `run`: the commands themselves.
 
 Exit codes, the same for every command:
 
     0    success; of `request --wait`: the request completed
-    1    negative result: the request failed, topics are invalid, letters were refused, or the demo broke a guarantee
+    1    negative result: the request failed, topics are invalid, a check failed, letters were refused, or the demo
+         broke a guarantee
     2    the command line or a setting is invalid; one line on stderr for each
     3    no result: Kafka is unreachable or refuses access, nothing of that name was found, no outcome arrived in time,
          or stdout could not be written

@@ -276,6 +276,18 @@ def redrive(
 # ---------------------------------------------------------------- topics, settings, asyncapi
 
 
+@app.command(epilog="Example: vm-sync check")
+def check(*, as_json: AsJson = False) -> None:
+    """Check everything that the service will need of Kafka and VCDA, with the service's settings; changes nothing.
+
+    One line for each check: ok, warning or failure, with the setting to change. Exit code 1 if the service won't
+    work with these settings, 3 if Kafka, VCDA or a site does not answer at present.
+    """
+    from service.cli import check as checking
+
+    checking.check(as_json=as_json)
+
+
 @topics.command("check", epilog="Example: vm-sync topics check")
 def check_topics(*, as_json: AsJson = False) -> None:
     """Compare the topics with the service's requirements; exit code 1 if the service would refuse to start."""

@@ -134,9 +134,14 @@ async def _end(client: Client, stop: Callable[[], Awaitable[None]], within: time
         log.debug("Stopping a Kafka client failed: %r", error)
 
 
+def wire_of(client: Client) -> AIOKafkaClient:
+    """Return the client inside a client: it has the connections, and sends any request."""
+    return client if isinstance(client, AIOKafkaClient) else getattr(client, "_client", None) or client.client
+
+
 def _cut(client: Client) -> None:
     """Close the connections and open no more, so that all pending requests fail now."""
-    wire = client if isinstance(client, AIOKafkaClient) else getattr(client, "_client", None) or client.client
+    wire = wire_of(client)
     wire.send = wire.ready = _stopped
     wire.force_metadata_update = _refused
     waiting, wire._md_update_fut = wire._md_update_fut, None

@@ -14,6 +14,8 @@ from aiokafka.errors import (
     AuthenticationFailedError,
     GroupAuthorizationFailedError,
     KafkaConnectionError,
+    NodeNotReadyError,
+    RequestTimedOutError,
     SaslAuthenticationFailed,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
@@ -83,6 +85,14 @@ def diagnosis(raised: BaseException, overheard: Sequence[BaseException], *, kafk
         f"Kafka at {kafka.bootstrap_servers} closes the connection: check {speaks}, and whether the brokers "
         f"{certificate} VM_SYNC_KAFKA__SSL_CERT_FILE."
     )
+
+
+def is_answer(raised: BaseException, overheard: Sequence[BaseException], *, kafka: KafkaSettings) -> bool:
+    """Whether Kafka has said no, or has hung up; if it was only out of reach, the same may work later."""
+    errors = (raised, *overheard)
+    if any(_telling(error, kafka) is not None or _hung_up(error) for error in errors):
+        return True
+    return not isinstance(raised, KafkaConnectionError | NodeNotReadyError | RequestTimedOutError | OSError)
 
 
 def _telling(error: BaseException, kafka: KafkaSettings) -> str | None:

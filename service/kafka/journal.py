@@ -74,6 +74,11 @@ TROUBLE = (KafkaError, OSError, TimeoutError, AssertionError)
 """What a Kafka that fails raises. aiokafka asserts its states: a fenced producer's is not what the next call wants."""
 
 
+def transactional_id(topic: str, partition: int) -> str:
+    """Return the transactional id of a partition's producer; a right has to be granted for it."""
+    return f"{topic}-{partition}"
+
+
 def too_narrow(topic: str, partition: int) -> JournalMismatch:
     """Return the mismatch of a journal that has no partition of this number."""
     msg = (
@@ -126,7 +131,7 @@ class KafkaJournal:
         self._failed = False
         self._producer = AIOKafkaProducer(
             **connection,
-            transactional_id=f"{topic}-{partition}",
+            transactional_id=transactional_id(topic, partition),
             transaction_timeout_ms=milliseconds(TRANSACTION_TIMEOUT),
             request_timeout_ms=milliseconds(REQUEST_TIMEOUT),
             retry_backoff_ms=milliseconds(RETRY_BACKOFF),

@@ -6,12 +6,12 @@ deletes an existing topic.
 
 import asyncio
 from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from io import BytesIO
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -136,10 +136,10 @@ async def ensure_topics(
     admin = AIOKafkaAdminClient(**connection.arguments())
     try:
         await admin.start()
-        topics = await _describe(admin, names)
+        topics = await describe(admin, names)
         created = await _create_missing(admin, topics, names=names, partitions=partitions) if create else []
         if created:
-            topics = await _describe(admin, names)
+            topics = await describe(admin, names)
         refused = any(isinstance(finding, Refusal) for finding in created)
         return created if refused else [*created, *judge(topics, names=names)]
     finally:
@@ -148,15 +148,22 @@ async def ensure_topics(
 
 def judge(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:
     """Compare the topics that exist, by name, with what the service needs."""
+    missing = [absent(name) for name in names.all() if name not in topics]
+    return [*missing, *judge_existing(topics, names=names)]
+
+
+def absent(name: str) -> Refusal:
+    """Say that a topic is missing."""
+    return Refusal(
+        f"The topic {name} doesn't exist: create it with `vm-sync topics create`, or let the service create it "
+        "with VM_SYNC_KAFKA__CREATE_TOPICS=true."
+    )
+
+
+def judge_existing(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:
+    """Compare those topics that exist with what the service needs of them; says nothing of the others."""
     needed = {name: topics[name] for name in names.all() if name in topics}
-    findings: list[Finding] = [
-        Refusal(
-            f"The topic {name} doesn't exist: create it with `vm-sync topics create`, or let the service create it "
-            "with VM_SYNC_KAFKA__CREATE_TOPICS=true."
-        )
-        for name in names.all()
-        if name not in topics
-    ]
+    findings: list[Finding] = []
     requests, journal = needed.get(names.requests), needed.get(names.journal)
     if requests and journal and requests.partitions != journal.partitions:
         findings.append(_unequal(names, requests, journal))
@@ -232,7 +239,8 @@ def _unequal(names: TopicNames, requests: Topic, journal: Topic) -> Refusal:
 # ---------------------------------------------------------------- talking to Kafka
 
 
-async def _describe(admin: AIOKafkaAdminClient, names: TopicNames) -> dict[str, Topic]:
+async def describe(admin: AIOKafkaAdminClient, names: TopicNames) -> dict[str, Topic]:
+    """Return those of the topics that exist, and that we are allowed to see. Raises KafkaError."""
     # Asked for by name, missing topics would be made by the brokers, with one partition: aiokafka allows it, and
     # brokers do by default. So ask for all.
     seen = {
@@ -262,12 +270,43 @@ async def _settings(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[st
     }
 
 
+async def refused_creations(
+    admin: AIOKafkaAdminClient,
+    missing: Sequence[str],
+    topics: Mapping[str, Topic],
+    *,
+    names: TopicNames,
+    partitions: int,
+) -> list[Refusal]:
+    """Return why Kafka would not create the missing topics; none of them is created by asking. Raises KafkaError."""
+    new = await _new_topics(admin, missing, topics, names=names, partitions=partitions)
+    response = await admin.create_topics(new, timeout_ms=milliseconds(CREATE_LIMIT), validate_only=True)
+    findings = [_created(name, code, message) for name, code, message in response.topic_errors]
+    return [finding for finding in findings if isinstance(finding, Refusal)]
+
+
 async def _create_missing(
     admin: AIOKafkaAdminClient, topics: Mapping[str, Topic], *, names: TopicNames, partitions: int
 ) -> list[Finding]:
     missing = [name for name in names.all() if name not in topics]
     if not missing:
         return []
+    new = await _new_topics(admin, missing, topics, names=names, partitions=partitions)
+    response = await admin.create_topics(new, timeout_ms=milliseconds(CREATE_LIMIT))
+    findings = [_created(name, code, message) for name, code, message in response.topic_errors]
+    if not any(isinstance(finding, Refusal) for finding in findings):
+        await _visible(admin, missing)
+    return findings
+
+
+async def _new_topics(
+    admin: AIOKafkaAdminClient,
+    missing: Iterable[str],
+    topics: Mapping[str, Topic],
+    *,
+    names: TopicNames,
+    partitions: int,
+) -> list[NewTopic]:
     replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
     twin = topics.get(names.requests) or topics.get(names.journal)
     paired = twin.partitions if twin else partitions
@@ -281,7 +320,7 @@ async def _create_missing(
     }
     if (requests := topics.get(names.requests)) is not None and requests.largest:
         special[names.dead_letter] = {"max.message.bytes": str(requests.largest + HEADER_ROOM)}
-    new = [
+    return [
         NewTopic(
             name,
             paired if name in {names.requests, names.journal} else partitions,
@@ -290,11 +329,6 @@ async def _create_missing(
         )
         for name in missing
     ]
-    response = await admin.create_topics(new, timeout_ms=milliseconds(CREATE_LIMIT))
-    findings = [_created(name, code, message) for name, code, message in response.topic_errors]
-    if not any(isinstance(finding, Refusal) for finding in findings):
-        await _visible(admin, missing)
-    return findings
 
 
 def _created(name: str, code: int, message: str | None) -> Finding:
@@ -403,17 +437,33 @@ class _MetadataRequestStruct(RequestStruct):  # type: ignore[misc] # aiokafka is
 
 
 class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc] # aiokafka is untyped
-    """A topic's metadata in the first version that has its id; aiokafka's own end before that."""
+    """Topics' metadata in the first version that has their ids; aiokafka's own end before that."""
 
     API_KEY = 3
 
-    def __init__(self, topic: str) -> None:
-        self._topic = topic
+    def __init__(self, topics: Iterable[str], *, rights: bool) -> None:
+        self._topics = list(topics)
+        self._rights = rights
 
     @override
     def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
-        flags = (False,) * 3  # not made by asking, and nobody's rights wanted
-        return request_struct_class([(bytes(16), self._topic, {})], *flags, {})
+        flags = (False, False, self._rights)  # not made by asking, and nobody's rights on the cluster wanted
+        return request_struct_class([(bytes(16), topic, {}) for topic in self._topics], *flags, {})
+
+
+async def topic_metadata(client: AIOKafkaClient, names: Iterable[str], *, rights: bool = False) -> list[dict[str, Any]]:
+    """Return what Kafka says of topics, a missing or hidden one included, as its `error_code`; makes none by asking.
+
+    Raises:
+        KafkaError: Kafka can't be asked.
+        IncompatibleBrokerVersion, NotImplementedError: the brokers are older than 2.8, or not Apache Kafka.
+    """
+    node = client.get_random_node()
+    if node is None:
+        raise NodeNotReadyError
+    response = await client.send(node, _MetadataRequest(names, rights=rights))
+    topics: list[dict[str, Any]] = response.to_object()["topics"]
+    return topics
 
 
 async def topic_id(client: AIOKafkaClient, name: str) -> str | None:
@@ -424,17 +474,14 @@ async def topic_id(client: AIOKafkaClient, name: str) -> str | None:
     Raises:
         KafkaError: Kafka can't be asked, or has no such topic.
     """
-    node = client.get_random_node()
-    if node is None:
-        raise NodeNotReadyError
     try:
-        response = await client.send(node, _MetadataRequest(name))
+        (topic,) = await topic_metadata(client, [name])
     except (IncompatibleBrokerVersion, NotImplementedError):
         return None
-    ((code, _, identity, *_),) = response.topics
-    if code:
-        raise for_code(code)
-    return None if identity is None else str(identity)
+    if topic["error_code"]:
+        raise for_code(topic["error_code"])
+    identity: str | None = topic["topic_id"]
+    return identity
 
 
 async def cluster_id(connection: KafkaConnection) -> str | None:

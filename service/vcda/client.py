@@ -153,7 +153,7 @@ class Vcda:
         reply = await self._call(
             "submit",
             method="POST",
-            target=f"/vm-replications/{replication_id}/sync" + ("" if site is None else f"?{_site(site)}"),
+            target=f"/vm-replications/{replication_id}/sync" + ("" if site is None else f"?{site_parameter(site)}"),
             site=site,
             operation_id=operation_id,
             may_leave=may_leave,
@@ -212,7 +212,7 @@ class Vcda:
         Raises:
             ValueError: an id that doesn't belong in a URL.
         """
-        query = "" if site is None else f"?{_site(site)}"
+        query = "" if site is None else f"?{site_parameter(site)}"
         reply = await self._call(
             "poll", method="GET", target=f"/tasks/{_check(task_id, translate.ID)}{query}", site=site
         )
@@ -336,7 +336,7 @@ class Vcda:
         are seen twice. Tasks deleted meanwhile move others to earlier pages, where they are missed; hence the count at
         the end. A page that is too long is requested again with fewer tasks.
         """
-        query += f"&sort={NEWEST_FIRST}" + ("" if site is None else f"&{_site(site)}")
+        query += f"&sort={NEWEST_FIRST}" + ("" if site is None else f"&{site_parameter(site)}")
         limit = BATCH
         tasks: dict[str, Task] = {}
         seen: set[str] = set()
@@ -445,7 +445,8 @@ def _local_sites(login: Login | None) -> frozenset[str]:
     return login.local if login is not None and len(login.local) == 1 else frozenset()
 
 
-def _site(site: str) -> str:
+def site_parameter(site: str) -> str:
+    """Return the part of a query that names a site."""
     return f"site={quote(site, safe='')}"
 
 

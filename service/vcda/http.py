@@ -46,6 +46,10 @@ MOST_HEADERS: Final = 1000
 """Proxies and single sign-on add cookies and policies to the head of an answer: aiohttp's 8 KiB and 128 headers are
 too few for some, and what it refuses to read is a POST in doubt."""
 
+EXPIRED: Final = 10
+MISNAMED: Final = (62, 64)
+"""OpenSSL's codes for a certificate out of date, and for one of another host or address."""
+
 KEEP_ALIVE: Final = 10.0
 """Seconds an idle connection is kept: less than servers do (Tomcat 20, nginx 75). A POST written to a connection that
 the server is just closing isn't lost, but it is in doubt, and doubts cost minutes."""
@@ -418,7 +422,7 @@ def _describe(error: Exception) -> str:
     """Describe a failure without text of the other side: an undecodable answer to a login would contain its token."""
     cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
     if isinstance(cause, aiohttp.ClientConnectorCertificateError):
-        return _distrust(cause.certificate_error)
+        return distrust(cause.certificate_error)
     if isinstance(cause, aiohttp.ServerFingerprintMismatch):
         seen = cause.got.hex(":").upper()
         return f"VCDA's certificate does not match VM_SYNC_VCDA__THUMBPRINT; its SHA-256 is {seen}"
@@ -443,9 +447,14 @@ def _unreachable(error: aiohttp.ClientConnectorError) -> str:
     return f"No connection to {where} ({said}): check {URL} and the network"
 
 
-def _distrust(error: Exception) -> str:
+def distrust(error: Exception) -> str:
+    """Say why VCDA's certificate isn't trusted, and what to change."""
     why = getattr(error, "verify_message", None) or type(error).__name__
-    return (
-        f"VCDA's certificate can't be trusted ({why}): set VM_SYNC_VCDA__CA_FILE to the certificates of its "
-        "authority, or VM_SYNC_VCDA__THUMBPRINT to its SHA-256"
-    )
+    match getattr(error, "verify_code", None):
+        case code if code == EXPIRED:
+            cure = "install a new certificate on the appliance"
+        case code if code in MISNAMED:
+            cure = "write the host in VM_SYNC_VCDA__URL as the certificate spells it"
+        case _:
+            cure = "set VM_SYNC_VCDA__CA_FILE to the certificates of its authority"
+    return f"VCDA's certificate can't be trusted ({why}): {cure}, or set VM_SYNC_VCDA__THUMBPRINT to its SHA-256"

@@ -7,7 +7,7 @@ import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from service.kafka.connection import KafkaConnection
-from service.kafka.topics import Advice, Created, Finding, Refusal, Topic, TopicNames, _describe, ensure_topics, judge
+from service.kafka.topics import Advice, Created, Finding, Refusal, Topic, TopicNames, describe, ensure_topics, judge
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 
@@ -124,7 +124,7 @@ async def _topics(connection: KafkaConnection, names: TopicNames) -> dict[str, T
     admin = AIOKafkaAdminClient(**connection.arguments())
     await admin.start()
     try:
-        return await _describe(admin, names)
+        return await describe(admin, names)
     finally:
         await admin.close()
 

@@ -15,7 +15,8 @@ import yaml
 from jsonschema import Draft202012Validator
 
 from service import settings
-from service.kafka import topics
+from service.kafka import rights, topics
+from service.kafka.topics import TopicNames
 from tests.conftest import missing
 from tests.support import operator_crds as operators
 
@@ -67,6 +68,10 @@ def one(environment: str, kind: str, name: str = "vm-sync") -> Object:
 
 def name_of(thing: Object) -> str:
     return str(thing["metadata"]["name"])
+
+
+def containers_of(spec: Object) -> list[Object]:
+    return [*spec["containers"], *spec.get("initContainers", [])]
 
 
 def pod(environment: str) -> Object:
@@ -130,7 +135,7 @@ def violations(template: Object) -> list[str]:
     """Say what the restricted pod security standard would refuse; controls by the standard's names."""
     spec = template["spec"]
     of_pod = spec.get("securityContext", {})
-    containers = [*spec["containers"], *spec.get("initContainers", [])]
+    containers = containers_of(spec)
     checks = {
         "Host Namespaces": not any(spec.get(field) for field in ("hostNetwork", "hostPID", "hostIPC")),
         "Volume Types": all(set(volume) - {"name"} <= VOLUMES for volume in spec.get("volumes", [])),
@@ -176,7 +181,7 @@ def test_the_service_writes_no_file_and_holds_no_token_of_the_cluster(serving: s
     assert spec["automountServiceAccountToken"] is False
     assert one(serving, "ServiceAccount")["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
-    for container in spec["containers"]:
+    for container in containers_of(spec):
         assert container["securityContext"]["readOnlyRootFilesystem"] is True
 
 
@@ -184,18 +189,19 @@ def test_secrets_are_files_that_only_the_group_may_read_and_never_variables(serv
     spec = pod(serving)["spec"]
 
     (secrets,) = [volume["secret"] for volume in spec["volumes"] if volume["name"] == "secrets"]
-    (mount,) = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == "secrets"]
-    assert mount == {"name": "secrets", "mountPath": str(DEFAULTS.secrets_dir), "readOnly": True}
+    for container in (spec["containers"][0], *spec["initContainers"]):
+        (mount,) = [mount for mount in container["volumeMounts"] if mount["name"] == "secrets"]
+        assert mount == {"name": "secrets", "mountPath": str(DEFAULTS.secrets_dir), "readOnly": True}
     assert secrets["defaultMode"] == 0o440
     assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsGroup"]
-    for container in spec["containers"]:
+    for container in containers_of(spec):
         assert "env" not in container
         assert [list(source) for source in container.get("envFrom", [])] in ([["configMapRef"]], [])
 
 
 def test_every_container_says_how_much_memory_it_may_take_and_none_has_its_cpu_throttled(environment: str) -> None:
     for deployment in objects(environment, "Deployment"):
-        for container in deployment["spec"]["template"]["spec"]["containers"]:
+        for container in containers_of(deployment["spec"]["template"]["spec"]):
             assert set(container["resources"]["requests"]) == {"cpu", "memory"}
             assert set(container["resources"]["limits"]) == {"memory"}
 
@@ -260,6 +266,29 @@ def test_certificates_lie_where_the_settings_look_for_them() -> None:
     assert mounted == {value for name, value in variables("production").items() if name.endswith("_CA_FILE")}
 
 
+def test_everything_is_checked_before_the_service_starts_with_what_the_service_has(serving: str) -> None:
+    spec = pod(serving)["spec"]
+    (service,) = [container for container in spec["containers"] if container["name"] == "vm-sync"]
+    (check,) = spec["initContainers"]
+
+    for field in ("image", "envFrom", "volumeMounts", "securityContext"):
+        assert check[field] == service[field]
+
+
+@pytest.mark.parametrize(("answered", "ended"), [(0, 0), (1, 1), (2, 2), (3, 0)])
+def test_only_what_does_not_answer_at_present_lets_the_pod_start_all_the_same(
+    answered: int, ended: int, tmp_path: Path
+) -> None:
+    (check,) = pod("base")["spec"]["initContainers"]
+    program = tmp_path / "vm-sync"
+    program.write_text(f"#!/bin/sh\ntest $1 = check && exit {answered}\nexit 99\n")
+    program.chmod(0o755)
+
+    run = subprocess.run(check["command"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False, timeout=60)
+
+    assert run.returncode == ended
+
+
 # ---------------------------------------------------------------- things that refer to each other
 
 
@@ -272,7 +301,7 @@ def referred(spec: Object) -> Iterator[tuple[str, str]]:
             yield "Secret", volume["secret"]["secretName"]
         if "configMap" in volume:
             yield "ConfigMap", volume["configMap"]["name"]
-    for container in spec["containers"]:
+    for container in containers_of(spec):
         for source in container.get("envFrom", []):
             yield "ConfigMap", source["configMapRef"]["name"]
 
@@ -388,20 +417,25 @@ def test_the_topics_are_the_ones_that_the_service_would_make() -> None:
 
 def test_the_services_account_may_do_what_the_service_does_and_nothing_else() -> None:
     names, group = DEFAULTS.topics, DEFAULTS.kafka.group_id
+    needed = rights.of_topics(
+        TopicNames(
+            requests=names.requests,
+            completed=names.completed,
+            failed=names.failed,
+            dead_letter=names.dead_letter,
+            journal=names.journal,
+        )
+    )
 
-    rights = {
+    granted = {
         (acl["resource"]["type"], acl["resource"]["name"], acl["resource"].get("patternType", "literal")): sorted(
             acl["operations"]
         )
         for acl in one("strimzi", "KafkaUser")["spec"]["authorization"]["acls"]
     }
 
-    assert rights == {
-        ("topic", names.requests, "literal"): ["DescribeConfigs", "Read"],
-        ("topic", names.completed, "literal"): ["DescribeConfigs", "Write"],
-        ("topic", names.failed, "literal"): ["DescribeConfigs", "Write"],
-        ("topic", names.dead_letter, "literal"): ["DescribeConfigs", "Write"],
-        ("topic", names.journal, "literal"): ["DescribeConfigs", "Read", "Write"],
+    assert granted == {
+        **{("topic", name, "literal"): sorted(["DescribeConfigs", *map(str, some)]) for name, some in needed.items()},
         ("group", group, "literal"): ["Read"],
         ("transactionalId", f"{names.journal}-", "prefix"): ["Write"],
     }

@@ -302,7 +302,7 @@ MUTANTS: Final = (
         name="no fencing",
         rule="13",
         file="service/kafka/journal.py",
-        old='            transactional_id=f"{topic}-{partition}",\n',
+        old="            transactional_id=transactional_id(topic, partition),\n",
         new='            transactional_id=f"{topic}-{partition}-{id(self)}",\n',
         tests=("tests/kafka/test_journal.py",),
     ),

@@ -1,14 +1,17 @@
 """A Kafka with a listener for each way to be sure, or not, who is at the other end; and the certificates for it."""
 
+import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final, Self
 
 import trustme
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest
+from aiokafka.protocol.admin import CreateAclsRequest, DeleteAclsRequest, DescribeAclsRequest
 from cryptography.hazmat.primitives import serialization
 
 from service.sandbox.kafka import EmbeddedKafka
@@ -64,8 +67,11 @@ def _write_for_kafka(certificate: trustme.LeafCert, path: Path) -> None:
     path.write_bytes(key.private_bytes(kind, form, serialization.NoEncryption()) + chain)
 
 
-def secured(folder: Path) -> EmbeddedKafka:
-    """Return one, not started, with the certificates of `certificates(folder)`."""
+def secured(folder: Path, *, asking: bool = False, also: Mapping[str, str] = MappingProxyType({})) -> EmbeddedKafka:
+    """Return one, not started, with the certificates of `certificates(folder)`.
+
+    `asking`: for rights, as `guarded` does. `also` are further listeners, by the protocol that they speak.
+    """
     properties: dict[str, str] = {}
     for listener, protocol in LISTENERS.items():
         prefix = f"listener.name.{listener.lower()}"
@@ -88,7 +94,9 @@ def secured(folder: Path) -> EmbeddedKafka:
                 f"{prefix}.scram-sha-256.sasl.jaas.config": scram,
                 f"{prefix}.scram-sha-512.sasl.jaas.config": scram,
             }
-    return EmbeddedKafka(properties=properties, listeners=LISTENERS, scram={USER: PASSWORD})
+    return EmbeddedKafka(
+        properties=properties, listeners={**LISTENERS, **also}, scram={USER: PASSWORD}, authorizer=asking
+    )
 
 
 # ---------------------------------------------------------------- rights
@@ -123,7 +131,9 @@ class Operation(IntEnum):
     ALL = 2
     READ = 3
     WRITE = 4
+    CREATE = 5
     DESCRIBE = 8
+    DESCRIBE_CONFIGS = 10
 
 
 class Rights:
@@ -163,6 +173,11 @@ class Rights:
         response = await self._admin._send_request(asked)
         ((code, *_),) = response.creation_responses if request is CreateAclsRequest else response.filter_responses
         assert code == 0, response
+        # The controller has taken it; wait until the broker has heard of it.
+        look = DescribeAclsRequest(resource, name, _LITERAL, f"User:{USER}", "*", operation, permission)
+        async with asyncio.timeout(60):
+            while bool((await self._admin._send_request(look)).resources) != (request is CreateAclsRequest):
+                await asyncio.sleep(0.02)
 
 
 _DENY, _ALLOW, _LITERAL = 2, 3, 3

@@ -1,0 +1,141 @@
+"""Whether an address can be reached: its name, a TCP connection, a TLS handshake, and the certificate shown there.
+
+Nothing is sent beyond the handshake, and each connection is closed at once. Nothing here has a time limit of its own.
+"""
+
+import asyncio
+import errno
+import socket
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from typing_extensions import override
+
+from service.checks import Verdict, ok, warning
+
+RENEW: Final = timedelta(days=14)
+"""Before a certificate's end. Whatever renews certificates by itself does so earlier, so by then it has failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A host and a port."""
+
+    host: str
+    port: int
+
+    @override
+    def __str__(self) -> str:
+        """Write it as settings do."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """What a certificate says of itself."""
+
+    issuer: str
+    ends: datetime
+
+
+async def resolve(endpoint: Endpoint) -> list[str]:
+    """Return the addresses of a name.
+
+    Raises:
+        OSError: there are none.
+    """
+    found = await asyncio.get_running_loop().getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
+
+
+async def connect(endpoint: Endpoint) -> None:
+    """Open a TCP connection.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    _close(await _open(endpoint))
+
+
+async def handshake(endpoint: Endpoint, context: ssl.SSLContext) -> Certificate:
+    """Open a TLS connection, and return the certificate that was shown. `context` has to verify it.
+
+    Raises:
+        OSError: it can't be opened; an `ssl.SSLError` or a closed connection (`ConnectionError`) included.
+    """
+    writer = await _open(endpoint, context)
+    shown = writer.get_extra_info("ssl_object").getpeercert()
+    _close(writer)
+    return _certificate(shown)
+
+
+async def shown_certificate(endpoint: Endpoint) -> bytes:
+    """Return the certificate that is shown, DER-encoded, whoever has signed it: to compare it with a known one.
+
+    Raises:
+        OSError: see `handshake`.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent over this connection
+    writer = await _open(endpoint, context)
+    shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+    _close(writer)
+    return shown
+
+
+def trusting(certificate: bytes) -> ssl.SSLContext:
+    """Return a context that believes this one certificate, DER-encoded, whatever its name is, until it ends."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # it need be no authority
+    context.load_verify_locations(cadata=certificate)
+    return context
+
+
+async def _open(endpoint: Endpoint, tls: ssl.SSLContext | None = None) -> asyncio.StreamWriter:
+    name = None if tls is None else endpoint.host
+    try:
+        _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls, server_hostname=name)
+    except EOFError as error:
+        raise ConnectionResetError(errno.ECONNRESET, "the connection was closed") from error
+    return writer
+
+
+def _close(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()  # an orderly end of TLS waits for the other side
+
+
+# ---------------------------------------------------------------- in words
+
+
+def why(error: OSError) -> str:
+    """Say why an address can't be reached, without the words of a library."""
+    match error:
+        case socket.gaierror():
+            return "the name can't be resolved"
+        case ConnectionRefusedError():
+            return "the connection was refused, so nothing listens there"
+        case TimeoutError():
+            return "nothing answered"
+        case ConnectionError():
+            return "the connection was closed"
+        case _:
+            return (error.strerror or type(error).__name__).lower()
+
+
+def expiry(certificate: Certificate, *, now: datetime) -> Verdict:
+    """Judge a certificate that was accepted, by the time it has left."""
+    said = f"issued by {certificate.issuer}, valid until {certificate.ends:%Y-%m-%d}"
+    if certificate.ends - now > RENEW:
+        return ok(f"The certificate is trusted: {said}.")
+    days = max(0, (certificate.ends - now) // timedelta(days=1))
+    return warning(f"The certificate ends in {days} days: renew it where it is installed ({said}).")
+
+
+def _certificate(shown: dict[str, Any]) -> Certificate:
+    names = {name: value for part in shown.get("issuer", ()) for name, value in part}
+    known = [names[name] for name in ("commonName", "organizationName", "organizationalUnitName") if name in names]
+    ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
+    return Certificate(known[0] if known else "an authority without a name", ends)
