@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
+from service.kafka import topics
 from service.kafka.connection import KafkaConnection
 from service.kafka.topics import Advice, Created, Finding, Refusal, Topic, TopicNames, describe, ensure_topics, judge
 from service.sandbox.kafka import Kafka
@@ -134,6 +135,7 @@ async def _create(connection: KafkaConnection, name: str, partitions: int, **set
     await admin.start()
     try:
         await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
+        await topics._visible(admin, [name])
     finally:
         await admin.close()
 
