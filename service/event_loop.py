@@ -18,7 +18,7 @@ it if an answer arrives before it (its issue 471; measured: each time that a Kaf
 partition took half a minute to open). By then all requests have been answered."""
 
 
-def factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def factory(*, farewell: float = FAREWELL) -> Callable[[], asyncio.AbstractEventLoop] | None:
     """Return uvloop's loop factory; None: use Python's default loop."""
     if not TYPE_CHECKING and importlib.util.find_spec("uvloop") is None:  # not on every platform
         return None
@@ -28,7 +28,7 @@ def factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         @override
         async def create_connection(self, *given: Any, **options: Any) -> Any:
             if options.get("ssl"):
-                options.setdefault("ssl_shutdown_timeout", FAREWELL)
+                options.setdefault("ssl_shutdown_timeout", farewell)
             return await super().create_connection(*given, **options)
 
     return Loop

@@ -39,7 +39,7 @@ def talker() -> Iterator[tuple[tuple[str, int], ssl.SSLContext]]:
 
 
 def test_a_tls_connection_whose_peer_talks_on_is_closed_soon(
-    talker: tuple[tuple[str, int], ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+    talker: tuple[tuple[str, int], ssl.SSLContext],
 ) -> None:
     async def seconds_to_close() -> float:
         (host, port), context = talker
@@ -52,8 +52,7 @@ def test_a_tls_connection_whose_peer_talks_on_is_closed_soon(
             await asyncio.wait_for(writer.wait_closed(), 8)
         return asyncio.get_running_loop().time() - began
 
-    monkeypatch.setattr(loop, "FAREWELL", SHORT)
-    with asyncio.Runner(loop_factory=loop.factory()) as runner:
+    with asyncio.Runner(loop_factory=loop.factory(farewell=SHORT)) as runner:
         assert runner.run(seconds_to_close()) < 10 * SHORT
 
 

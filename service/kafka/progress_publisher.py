@@ -96,12 +96,12 @@ class _Told(NamedTuple):
 class Progressing(Progress):
     """Publishes progress on a topic."""
 
-    def __init__(self, *, topic: str, wire: Callable[[], Wire], clock: Clock) -> None:
+    def __init__(self, *, topic: str, wire: Callable[[], Wire], clock: Clock, capacity: int = CAPACITY) -> None:
         self._topic = topic
         self._wire = wire
         self._clock = clock
         self._told: dict[str, _Told] = {}
-        self._queue: asyncio.Queue[Progressed] = asyncio.Queue(CAPACITY)
+        self._queue: asyncio.Queue[Progressed] = asyncio.Queue(capacity)
         self._left_out = 0
         self._sending: asyncio.Task[None] | None = None
 
@@ -177,9 +177,9 @@ class Progressing(Progress):
 class KafkaWire:
     """An idempotent producer, without transactions. `connection`: aiokafka's arguments."""
 
-    def __init__(self, connection: Mapping[str, Any]) -> None:
+    def __init__(self, connection: Mapping[str, Any], *, request_limit: timedelta = REQUEST_LIMIT) -> None:
         self._producer = AIOKafkaProducer(
-            **connection, enable_idempotence=True, request_timeout_ms=milliseconds(REQUEST_LIMIT)
+            **connection, enable_idempotence=True, request_timeout_ms=milliseconds(request_limit)
         )
 
     async def open(self) -> None:

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from functools import partial
+from typing import Any, Final
 
 import uvicorn
 from prometheus_client import CollectorRegistry
@@ -120,6 +121,10 @@ def _answer(content: bytes, media_type: str) -> Response:
 class _Connection(H11Protocol):
     """A connection that is closed when nothing is asked or read on it, and when too many others are open."""
 
+    def __init__(self, *given: Any, answer_within: timedelta, **options: Any) -> None:  # noqa: ANN401 - uvicorn's own
+        super().__init__(*given, **options)
+        self._answer_within = answer_within.total_seconds()
+
     answered_at: float
     """When its last answer was whole, or it was opened, on the event loop's clock."""
     _limit: asyncio.TimerHandle
@@ -145,7 +150,7 @@ class _Connection(H11Protocol):
 
     def _expect_an_answer(self) -> None:
         self.answered_at = self.loop.time()
-        self._limit = self.loop.call_later(ANSWER_WITHIN.total_seconds(), self.cut)
+        self._limit = self.loop.call_later(self._answer_within, self.cut)
 
     def cut(self) -> None:
         """Close the connection at once, even if an answer is incomplete."""
@@ -163,7 +168,9 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(app: Starlette, *, host: str, port: int) -> AsyncIterator[int]:
+async def serving(
+    app: Starlette, *, host: str, port: int, answer_within: timedelta = ANSWER_WITHIN
+) -> AsyncIterator[int]:
     """Serve while the body runs, and yield the port, which the system picks where 0 was asked for.
 
     Raises OSError when the address can't be had. Leaving takes about `LEAVE_WITHIN` at most, whatever clients do.
@@ -172,10 +179,11 @@ async def serving(app: Starlette, *, host: str, port: int) -> AsyncIterator[int]
     # "::" is the address of all interfaces: of IPv4's, too, wherever the system can.
     both = host == "::" and socket.has_dualstack_ipv6()
     listener = socket.create_server((host, port), family=family, dualstack_ipv6=both)
+    connection: Any = partial(_Connection, answer_within=answer_within)  # uvicorn calls it, as it would a class
     server = _Server(
         uvicorn.Config(
             app,
-            http=_Connection,
+            http=connection,
             ws="none",
             lifespan="off",
             loop="none",

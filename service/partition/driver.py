@@ -47,9 +47,6 @@ OWN_BACKOFF = Backoff(first=timedelta(seconds=10), longest=timedelta(minutes=5))
 """Pauses before the POST to a busy replication (409) is repeated: the first, doubling, and the longest; with jitter. A
 sync that another user started takes minutes at least, and other replications of the site must not wait."""
 
-TICK = timedelta(seconds=1)
-"""How often deadlines are looked at. The shortest deadline of the contract is a second."""
-
 REPEAT_BACKOFF = Backoff(first=timedelta(seconds=30), longest=timedelta(minutes=10))
 """How long a request waits before its second POST after a doubt, and at most before the later ones: its first such POST
 goes at once. If the POSTs of a request repeatedly lead to no visible task, VCDA may create tasks later than look-ups
@@ -108,6 +105,7 @@ class Driver:
             clock=dependencies.clock,
             spawn=spawn,
             looked_up=self._looked_up,
+            one_by_one=dependencies.one_by_one,
         )
 
     @property
@@ -394,14 +392,14 @@ class Driver:
             now = self._dependencies.clock.now()
             for number, tracked in enumerate(self._deadlines.due(now), 1):
                 while self._journal_writer.behind:  # noqa: ASYNC110 - Kafka is slow, and takes these outcomes later
-                    await asyncio.sleep(TICK.total_seconds())
+                    await asyncio.sleep(self._dependencies.tick.total_seconds())
                 lingers = isinstance(tracked.state, Lingering)
                 told = self._move_on(tracked.request.replication_id)
                 if lingers and isinstance(tracked.state, Lingering):
                     self._outstay(tracked, now)
                 if not told or number % EXPIRED_AT_ONCE == 0:
                     await asyncio.sleep(0)
-            await asyncio.sleep(TICK.total_seconds())
+            await asyncio.sleep(self._dependencies.tick.total_seconds())
 
     def _outstay(self, tracked: TrackedSync, now: datetime) -> None:
         """Release the slot of a sync that lingers past the limit; its task may continue at VCDA."""
@@ -409,7 +407,7 @@ class Driver:
         if self._stopped or not isinstance(state, Lingering) or sync.occupies(state, now=now):
             return
         tracked.vacate(self._lane(tracked))
-        self._deadlines.add(max(sync.let_go_at(state), now + TICK), tracked)
+        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)
         if not tracked.held:
             tracked.held = True
             self._dependencies.metrics.replication_held(tracked.request.site, held=True)

@@ -123,7 +123,9 @@ class Reconciler:
         clock: Clock,
         spawn: Callable[[Coroutine[None, None, None]], object],
         looked_up: Callable[[TrackedSync, LookUp], None],
+        one_by_one: int = ONE_BY_ONE,
     ) -> None:
+        self._one_by_one = one_by_one
         self._api = api
         self._lane = lane
         self._clock = clock
@@ -160,15 +162,16 @@ class Reconciler:
     def _due(self, site: _Site) -> list[_Sought]:
         """Return those to look for now; of many also those whose turn is near, so that one look-up does for all."""
         now = self._clock.monotonic()
-        if len(site.sought) > ONE_BY_ONE and any(one.due <= now for one in site.sought.values()):
+        if len(site.sought) > self._one_by_one and any(one.due <= now for one in site.sought.values()):
             now += LOOK_AGAIN[1].total_seconds()
         return [one for one in site.sought.values() if one.due <= now]
 
     async def _look(self, name: str | None, site: _Site, due: list[_Sought]) -> None:
         """Look for those that are due, until a look-up fails: those left over then come next."""
         now = self._clock.monotonic()
-        together = [one for one in due if len(due) > ONE_BY_ONE or _could_conclude(one, now)]
-        alone = [one for one in due if len(due) <= ONE_BY_ONE and not _could_conclude(one, now)]
+        many = len(due) > self._one_by_one
+        together = [one for one in due if many or _could_conclude(one, now)]
+        alone = [one for one in due if not many and not _could_conclude(one, now)]
         if together and not await self._look_together(name, site, together):
             if not await self._look_alone(name, site, min(together, key=lambda one: one.failures)):
                 return
@@ -180,7 +183,7 @@ class Reconciler:
                     name or "local",
                     site.alone,
                 )
-            alone = due[:ONE_BY_ONE]
+            alone = due[: self._one_by_one]
         for one in alone:
             if not await self._look_alone(name, site, one):
                 return

@@ -52,7 +52,7 @@ from service.vcda import translate
 from service.vcda.credentials import Credentials
 from service.vcda.http import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, status_label
 from service.vcda.http_dates import retry_after
-from service.vcda.session import Login, NoCredentials, Session, Ticket, unauthorized
+from service.vcda.session import LOGOUT_LIMIT, Login, NoCredentials, Session, Ticket, unauthorized
 from service.vcda.spellings import Spellings
 from service.vcda.translate import BATCH
 
@@ -67,6 +67,15 @@ FINDS_AT_ONCE: Final = 4
 
 _REPLICATION_ID: Final = re.compile(REPLICATION_ID)
 _OPERATION_ID: Final = re.compile(OPERATION_ID)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiLimits:
+    """Limits of what VCDA may send, and of the time for the logout. Tests lower them."""
+
+    page_bytes: int = LARGE
+    pages: int = MAX_PAGES
+    logout: timedelta = LOGOUT_LIMIT
 
 
 class Meter(Protocol):
@@ -113,6 +122,7 @@ class Vcda:
         meter: Meter,
         version: str,
         tls: Tls | None = None,
+        limits: ApiLimits = ApiLimits(),
     ) -> None:
         """Prepare; the first call connects and logs in.
 
@@ -129,7 +139,10 @@ class Vcda:
             clock=clock,
             meter=meter,
         )
-        self._session = Session(self._wire, credentials=credentials, clock=clock, meter=meter)
+        self._limits = limits
+        self._session = Session(
+            self._wire, credentials=credentials, clock=clock, meter=meter, logout_limit=limits.logout
+        )
         self._spellings = Spellings()
         self._finding: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(FINDS_AT_ONCE)
@@ -341,14 +354,14 @@ class Vcda:
         tasks: dict[str, Task] = {}
         seen: set[str] = set()
         offset, matched = 0, None
-        for _ in range(MAX_PAGES):
+        for _ in range(self._limits.pages):
             reply = await self._call(
                 operation,
                 method="GET",
                 target=f"/tasks?{query}&limit={limit}" + (f"&offset={offset}" if offset else ""),
                 site=site,
                 operation_id=operation_id,
-                limit=LARGE,
+                limit=self._limits.page_bytes,
             )
             if isinstance(reply.seen, NoAnswer) and reply.seen.too_long and limit > 1:
                 limit //= SMALLER

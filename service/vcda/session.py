@@ -48,8 +48,8 @@ SETTLED: Final = 2 * BACKOFF.longest.total_seconds()
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks for new credentials during a pause: they may be files."""
 
-LOGOUT_LIMIT: Final = 5.0
-"""Seconds. A session that isn't logged out idles out after half an hour."""
+LOGOUT_LIMIT: Final = timedelta(seconds=5)
+"""A session that isn't logged out idles out after half an hour."""
 
 
 URL_HINT: Final = "that VM_SYNC_VCDA__URL is the address of VMware Cloud Director Availability"
@@ -114,8 +114,17 @@ class Session:
     It may raise OSError or ValueError, which counts as a failed login.
     """
 
-    def __init__(self, wire: Wire, *, credentials: Callable[[], Credentials], clock: Clock, meter: Meter) -> None:
+    def __init__(
+        self,
+        wire: Wire,
+        *,
+        credentials: Callable[[], Credentials],
+        clock: Clock,
+        meter: Meter,
+        logout_limit: timedelta = LOGOUT_LIMIT,
+    ) -> None:
         self._wire = wire
+        self._logout_limit = logout_limit.total_seconds()
         self._read_credentials = credentials
         self._clock = clock
         self._meter = meter
@@ -232,7 +241,7 @@ class Session:
         if login is None:
             return
         try:
-            async with asyncio.timeout(LOGOUT_LIMIT):
+            async with asyncio.timeout(self._logout_limit):
                 await self._wire.call("logout", method="DELETE", target="/sessions", token=login.token)
         except TimeoutError:
             logger.info("The logout timed out; the session at VCDA ends by its idle timeout")

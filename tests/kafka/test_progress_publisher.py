@@ -14,8 +14,7 @@ from aiokafka import AIOKafkaConsumer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, UnknownTopicOrPartitionError
 
-from service.kafka import progress_publisher as progress
-from service.kafka.progress_publisher import CLOSE_LIMIT, EVENTS_AT_ONCE, KafkaWire, Progress, Progressing
+from service.kafka.progress_publisher import CAPACITY, CLOSE_LIMIT, EVENTS_AT_ONCE, KafkaWire, Progress, Progressing
 from service.messages.kafka_record import Event
 from service.sandbox.kafka import Kafka
 from service.sandbox.vcda.simulator import Simulator
@@ -88,8 +87,8 @@ class Brokers:
             await asyncio.Event().wait()
 
 
-def telling(brokers: Brokers) -> Progressing:
-    told = Progressing(topic="progress", wire=brokers.wire, clock=VirtualClock(brokers.loop))
+def telling(brokers: Brokers, *, capacity: int = CAPACITY) -> Progressing:
+    told = Progressing(topic="progress", wire=brokers.wire, clock=VirtualClock(brokers.loop), capacity=capacity)
     told.open()
     return told
 
@@ -189,11 +188,10 @@ async def test_where_nothing_is_wanted_nothing_happens() -> None:
 
 @virtual
 async def test_a_full_queue_leaves_events_out_and_the_next_look_makes_up_for_them(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(progress, "CAPACITY", 3)
     brokers = Brokers()
-    told = telling(brokers)
+    told = telling(brokers, capacity=3)
     names = [f"op-{number}" for number in range(5)]
     for name in names:
         told.started(request(name), "task-1")
@@ -299,7 +297,7 @@ async def test_a_partition_tells_how_far_its_syncs_are(d: Deployment) -> None:
     await told.close()
 
 
-def test_outcomes_come_at_the_same_moments_whatever_becomes_of_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_come_at_the_same_moments_whatever_becomes_of_progress() -> None:
     went: list[list[tuple[float, str]]] = []
 
     def go(kafka: str) -> None:
@@ -307,16 +305,14 @@ def test_outcomes_come_at_the_same_moments_whatever_becomes_of_progress(monkeypa
         async def deploy(d: Deployment) -> None:
             brokers = Brokers()
             brokers.hangs, brokers.refuses_to_open = kafka in {"hangs", "full"}, kafka == "away"
-            told = Progress() if kafka == "none" else telling(brokers)
+            told = Progress() if kafka == "none" else telling(brokers, capacity=1 if kafka == "full" else CAPACITY)
             went.append(await outcomes(d, told))
             await told.close()
 
         deploy()
 
-    for kafka in ("none", "well", "hangs", "away"):
+    for kafka in ("none", "well", "hangs", "away", "full"):
         go(kafka)
-    monkeypatch.setattr(progress, "CAPACITY", 1)
-    go("full")
     assert len(went[0]) == 10
     assert went == [went[0]] * 5
 
@@ -361,10 +357,9 @@ async def test_what_is_sent_arrives_in_order(kafka: Kafka, topic_name: TopicName
 
 @pytest.mark.kafka
 async def test_a_topic_that_is_gone_is_not_waited_for_and_leaves_nothing_at_work(
-    kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+    kafka: Kafka, topic_name: TopicNamer
 ) -> None:
-    monkeypatch.setattr(progress, "REQUEST_LIMIT", timedelta(seconds=1))
-    wire = KafkaWire({"bootstrap_servers": kafka.bootstrap})
+    wire = KafkaWire({"bootstrap_servers": kafka.bootstrap}, request_limit=timedelta(seconds=1))
     await wire.open()
     with pytest.raises(UnknownTopicOrPartitionError):
         await wire.send([Event(topic=topic_name("gone"), key=b"k", value=b"v", headers=())])

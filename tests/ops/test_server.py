@@ -18,6 +18,8 @@ from service.ops.server import Document, operations, serving
 from tests.support.shown_syncs import Shown, ids, ready
 from tests.support.virtual_time import HandClock
 
+SOON = timedelta(seconds=0.3)
+
 
 class Service:
     """The application over an empty registry, and a client that talks to it without a socket."""
@@ -182,9 +184,8 @@ async def test_a_probe_is_answered_however_many_connections_send_nothing() -> No
     ["", "GET /livez HTTP/1.1\r\nhost: o", "GET /livez HTTP/1.1\r\nhost: o\r\n\r\nGET /liv"],
     ids=["nothing", "half a request", "half a second request"],
 )
-async def test_a_connection_on_which_nothing_is_asked_is_closed(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "ANSWER_WITHIN", timedelta(seconds=0.3))
-    async with serving(Service().app, host="127.0.0.1", port=0) as port:
+async def test_a_connection_on_which_nothing_is_asked_is_closed(text: str) -> None:
+    async with serving(Service().app, host="127.0.0.1", port=0, answer_within=SOON) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(text.encode())
 
@@ -194,11 +195,10 @@ async def test_a_connection_on_which_nothing_is_asked_is_closed(text: str, monke
         writer.close()
 
 
-async def test_a_connection_on_which_nothing_is_read_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "ANSWER_WITHIN", timedelta(seconds=0.3))
+async def test_a_connection_on_which_nothing_is_read_is_closed() -> None:
     service = Service()
     service.syncs = [Shown(f"{number:05}" * 200) for number in range(1000)]
-    async with serving(service.app, host="127.0.0.1", port=0) as port:
+    async with serving(service.app, host="127.0.0.1", port=0, answer_within=SOON) as port:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /syncs?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n" * 30)
             await asyncio.sleep(1)  # the server's timer is another of this loop's, due long before

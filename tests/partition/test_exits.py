@@ -10,12 +10,10 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
-from unittest.mock import patch
 
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from service.partition import driver
 from service.partition.driver import EXPIRED_AT_ONCE
 from service.sync import LINGER_LIMIT, MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Lingering, Running
 from service.vcda.lanes import LaneLimits
@@ -75,7 +73,9 @@ async def play(given_habits: Habits) -> None:
         def process(name: str) -> Process:
             meets = {"submit": habits.posts, "find": habits.finds, "poll": habits.polls}
             limits = LaneLimits(max_concurrent_submits=1, max_running=habits.max_running)
-            new = d.owner(name, limits=limits, meets=meets.__getitem__)
+            new = d.owner(
+                name, limits=limits, meets=meets.__getitem__, tick=timedelta(minutes=1)
+            )  # a day has fewer ticks then
             new.vcda.user = "another" if d.loop.time() >= habits.replaced_at else d.world.user
             return new
 
@@ -126,8 +126,7 @@ async def play(given_habits: Habits) -> None:
 @example(Habits(replaced_at=LATEST + LINGER_LIMIT.total_seconds() - 600.0))
 @given(habits)
 def test_everything_is_told_and_let_go_of_in_time(habits: Habits) -> None:
-    with patch.object(driver, "TICK", timedelta(minutes=1)):  # a day has fewer ticks then
-        run(play(habits))
+    run(play(habits))
 
 
 @deployed

@@ -137,14 +137,10 @@ async def test_rule_4_a_post_whose_connection_was_reset_goes_on_and_is_found(d: 
 
 
 @pytest.mark.parametrize("one_by_one", [ONE_BY_ONE, 0], ids=["for one replication", "for all"])
-def test_rule_5_a_look_up_that_began_before_the_wait_was_over_concludes_nothing(
-    one_by_one: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.partition.reconciler.ONE_BY_ONE", one_by_one)
-
+def test_rule_5_a_look_up_that_began_before_the_wait_was_over_concludes_nothing(one_by_one: int) -> None:
     async def play() -> None:
         async with Deployment() as d:
-            p0 = d.owner()
+            p0 = d.owner(one_by_one=one_by_one)
             p0.vcda.script["a1"] = ["late"]
             d.broker.ask("C4-1", "a1")
             await d.until(0.047)

@@ -91,10 +91,8 @@ async def test_nor_does_one_as_another_user_of_its_site(d: Deployment) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_doubt_of_an_account_that_never_comes_back_lets_go_of_its_replication_in_the_end(
-    restarted: bool, monkeypatch: pytest.MonkeyPatch
+    restarted: bool,
 ) -> None:
-    monkeypatch.setattr(sync, "LINGER_LIMIT", timedelta(minutes=20))
-
     async def play() -> None:
         async with Deployment() as d:
             p0 = d.owner()

@@ -195,7 +195,7 @@ MUTANTS: Final = (
     Mutant(
         name="what lingers is never looked at again",
         file="service/partition/driver.py",
-        old="        self._deadlines.add(max(sync.let_go_at(state), now + TICK), tracked)\n",
+        old="        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)\n",
         new="",
         tests=("tests/partition/test_exits.py",),
     ),
@@ -578,10 +578,9 @@ MUTANTS: Final = (
     Mutant(
         name="that no task of its replication is shown counts as none",
         file="service/partition/reconciler.py",
-        old="        together = [one for one in due if len(due) > ONE_BY_ONE or _could_conclude(one, now)]\n        "
-        "alone = [one for one in due if len(due) <= ONE_BY_ONE and not _could_conclude(one, now)]\n",
-        new="        site.alone = OWN_AFTER\n        together = [one for one in due if len(due) > ONE_BY_ONE]\n        "
-        "alone = due if not together else []\n",
+        old="        together = [one for one in due if many or _could_conclude(one, now)]\n"
+        "        alone = [one for one in due if not many and not _could_conclude(one, now)]\n",
+        new="        site.alone = OWN_AFTER\n        together, alone = (due, []) if many else ([], due)\n",
         tests=("tests/partition/test_adoption.py",),
     ),
     Mutant(
@@ -947,14 +946,14 @@ MUTANTS: Final = (
     Mutant(
         name="connections on which nothing is asked stay open",
         file="service/ops/server.py",
-        old="self.loop.call_later(ANSWER_WITHIN.total_seconds(), self.cut)",
+        old="self.loop.call_later(self._answer_within, self.cut)",
         new="self.loop.call_later(3600, self.cut)",
         tests=("tests/ops/test_server.py",),
     ),
     Mutant(
         name="idle connections turn probes away",
         file="service/ops/server.py",
-        old="            http=_Connection,\n",
+        old="            http=connection,\n",
         new="            http=H11Protocol,\n            limit_concurrency=CONNECTIONS,\n",
         tests=("tests/ops/test_server.py",),
     ),

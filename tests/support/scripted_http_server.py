@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from urllib.parse import parse_qs, urlsplit
 
 from service.sync import Account, SubmitAnswer
-from service.vcda.client import Vcda
+from service.vcda.client import ApiLimits, Vcda
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.http import Tls
 from tests.support.virtual_time import HandClock
@@ -301,7 +301,7 @@ class Ours:
 
 
 @asynccontextmanager
-async def ours(url: str, *, tls: Tls | None = None) -> AsyncIterator[Ours]:
+async def ours(url: str, *, tls: Tls | None = None, limits: ApiLimits = ApiLimits()) -> AsyncIterator[Ours]:  # noqa: B008 - frozen
     """Our side of the wire; `credentials[-1]` is what the provider returns."""
     clock, meter, credentials = HandClock(), Meter(), [CREDENTIALS]
     vcda = Vcda(
@@ -312,6 +312,7 @@ async def ours(url: str, *, tls: Tls | None = None) -> AsyncIterator[Ours]:
         meter=meter,
         version="1.2.3",
         tls=tls,
+        limits=limits,
     )
     try:
         yield Ours(vcda, clock, meter, credentials)

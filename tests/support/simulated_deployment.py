@@ -37,6 +37,7 @@ from service.messages.record_fate import NEVER_READ, Fate
 from service.partition.dependencies import Dependencies
 from service.partition.in_flight import TrackedSync
 from service.partition.partition import Partition
+from service.partition.reconciler import ONE_BY_ONE
 from service.sync import Policy
 from service.vcda.lanes import LaneLimits, Lanes
 from service.vcda.poller import Poller
@@ -478,6 +479,8 @@ class Process:
         limits: LaneLimits | None = None,
         meets: Callable[[str], str] = lambda _: "well",
         deadline: timedelta = timedelta(hours=6),
+        one_by_one: int = ONE_BY_ONE,
+        tick: timedelta = timedelta(seconds=1),
     ) -> None:
         self.name = name
         self.frozen = False
@@ -524,6 +527,8 @@ class Process:
             dead_letters=DEAD,
             deadline=deadline,
             random=random,
+            one_by_one=one_by_one,
+            tick=tick,
         )
         self._polling = self.spawn(poller.run())
 

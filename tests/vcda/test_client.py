@@ -20,6 +20,7 @@ from service.sync import (
     Trouble,
     Unanswered,
 )
+from service.vcda.client import ApiLimits
 from tests.support.scripted_http_server import (
     REPLICATION_ID,
     TASK_ID,
@@ -255,17 +256,15 @@ async def test_a_look_up_may_have_an_end() -> None:
 
 
 @pytest.mark.parametrize("each", [1_000, 15_000])
-async def test_a_page_that_is_too_long_is_asked_for_again_with_fewer_tasks(
-    each: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.vcda.client.LARGE", 20_000)
+async def test_a_page_that_is_too_long_is_asked_for_again_with_fewer_tasks(each: int) -> None:
+    limits = ApiLimits(page_bytes=20_000)
     tasks = [task(id=f"t{n}", result={"padding": "x" * each}) for n in range(12)]
 
     def shown(call: Call) -> Answer:
         offset, limit = int(call.query.get("offset", "0")), int(call.query["limit"])
         return page(*tasks[offset : offset + limit] * (9 if limit > 12 else 1), total=12)
 
-    async with appliance(script(tasks=shown)) as there, ours(there.url) as us:
+    async with appliance(script(tasks=shown)) as there, ours(there.url, limits=limits) as us:
         found = await us.vcda.find(site=None, replication_id=None, since=SINCE)
 
     assert isinstance(found, list)
@@ -329,9 +328,9 @@ async def test_tasks_of_another_kind_are_not_found_even_if_shown() -> None:
     assert [one.id for one in found] == [TASK_ID]
 
 
-async def test_a_server_that_always_has_another_page_is_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.vcda.client.MAX_PAGES", 5)
-    async with appliance(script(tasks=page(task(), total=10**9))) as there, ours(there.url) as us:
+async def test_a_server_that_always_has_another_page_is_trouble() -> None:
+    limits = ApiLimits(pages=5)
+    async with appliance(script(tasks=page(task(), total=10**9))) as there, ours(there.url, limits=limits) as us:
         found = await us.vcda.find(site=None, replication_id=None, since=SINCE)
 
         assert len(there.calls) == 6

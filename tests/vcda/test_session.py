@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from service.sync import NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
+from service.vcda.client import ApiLimits
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.session import LOOK_EVERY
 from tests.support.scripted_http_server import (
@@ -426,9 +427,9 @@ async def test_the_end_logs_out() -> None:
         assert [call.token for call in there.seen("DELETE /sessions")] == ["t0+/="]
 
 
-async def test_an_end_does_not_wait_for_a_logout_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.vcda.session.LOGOUT_LIMIT", 0.05)
-    async with appliance(script(logout=Drip(b"", drop=b""))) as there, ours(there.url) as us:
+async def test_an_end_does_not_wait_for_a_logout_that_hangs() -> None:
+    limits = ApiLimits(logout=timedelta(seconds=0.05))
+    async with appliance(script(logout=Drip(b"", drop=b""))) as there, ours(there.url, limits=limits) as us:
         await us.submit()
         await asyncio.wait_for(us.vcda.close(), 1)
 
