@@ -6,6 +6,7 @@ import sys
 import traceback
 import uuid
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import NoReturn, TypeAlias
 
 import pytest
@@ -36,6 +37,19 @@ def missing(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+@contextmanager
+def started(embedded: EmbeddedKafka) -> Iterator[EmbeddedKafka]:
+    """Run a Kafka of one's own, where the machine has what it takes."""
+    try:
+        embedded.start()
+    except KafkaError as error:
+        missing(str(error))
+    else:
+        yield embedded
+    finally:
+        embedded.close()
+
+
 @pytest.fixture(scope="session")
 def kafka() -> Iterator[Kafka]:
     """A Kafka for the whole run, shared by all tests: never stop it, and use only topics from `topic_name`.
@@ -45,15 +59,8 @@ def kafka() -> Iterator[Kafka]:
     if elsewhere := os.environ.get("VM_SYNC_TEST_BOOTSTRAP"):
         yield KafkaElsewhere(elsewhere)
         return
-    embedded = EmbeddedKafka()
-    try:
-        embedded.start()
-    except KafkaError as error:
-        missing(str(error))
-    else:
+    with started(EmbeddedKafka()) as embedded:
         yield embedded
-    finally:
-        embedded.close()
 
 
 @pytest.fixture(scope="session")
@@ -82,15 +89,8 @@ async def cluster(_cluster: Cluster) -> AsyncIterator[Cluster]:
 @pytest.fixture
 def own_kafka() -> Iterator[EmbeddedKafka]:
     """A Kafka for this test alone, which may stop, kill and start it; takes seconds."""
-    embedded = EmbeddedKafka()
-    try:
-        embedded.start()
-    except KafkaError as error:
-        missing(str(error))
-    else:
+    with started(EmbeddedKafka()) as embedded:
         yield embedded
-    finally:
-        embedded.close()
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened, StopReason
 from service.kafka.journal_codec import Cursor, encode_cursor
 from service.sandbox.kafka import EmbeddedKafka, Kafka
-from tests.conftest import TopicNamer
+from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Service, Station, until
 
 
@@ -166,7 +166,7 @@ async def test_a_topic_has_an_id_and_its_successor_another(station: Station) -> 
 @pytest.fixture
 def making_kafka() -> Iterator[EmbeddedKafka]:
     """One that makes topics that are asked for, as brokers do unless they are told not to."""
-    with EmbeddedKafka(properties={"auto.create.topics.enable": "true"}) as kafka:
+    with started(EmbeddedKafka(properties={"auto.create.topics.enable": "true"})) as kafka:
         yield kafka
 
 

@@ -25,8 +25,8 @@ from service.kafka import clients as connection
 from service.kafka.clients import Client, end
 from service.kafka.connection import KafkaConnection
 from service.kafka.consumer import SteadyConsumer
-from service.sandbox.kafka import EmbeddedKafka, KafkaError
-from tests.conftest import TopicNamer, missing
+from service.sandbox.kafka import EmbeddedKafka
+from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Service, Station, until
 from tests.support.relay import Relay
 
@@ -37,15 +37,8 @@ SHORTEST_FIREWALL = timedelta(minutes=4)
 @pytest.fixture(scope="module")
 def relayed_kafka() -> Iterator[EmbeddedKafka]:
     """One with a second listener, RELAYED; where clients find it, each test says."""
-    embedded = EmbeddedKafka(listeners={"RELAYED": "PLAINTEXT"})
-    try:
-        embedded.start()
-    except KafkaError as error:
-        missing(str(error))
-    else:
+    with started(EmbeddedKafka(listeners={"RELAYED": "PLAINTEXT"})) as embedded:
         yield embedded
-    finally:
-        embedded.close()
 
 
 async def restart(kafka: EmbeddedKafka, *, advertised: str) -> None:

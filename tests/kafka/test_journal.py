@@ -18,7 +18,7 @@ from service.kafka.journal_codec import Cursor
 from service.messages.kafka_record import MAX_REQUEST_BYTES, Event
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 from service.sync import ApiError, Request, Task, Waiting
-from tests.conftest import TopicNamer
+from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Station, request, until, word
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -280,7 +280,9 @@ async def test_what_can_not_be_told_at_all_is_tried_less_and_less_often(kafka: K
 @pytest.fixture
 def strict_kafka() -> Iterator[EmbeddedKafka]:
     """One that looks for transactions past their time-out all the time."""
-    with EmbeddedKafka(properties={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "50"}) as strict:
+    with started(
+        EmbeddedKafka(properties={"transaction.abort.timed.out.transaction.cleanup.interval.ms": "50"})
+    ) as strict:
         yield strict
 
 

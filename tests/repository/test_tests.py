@@ -26,6 +26,7 @@ ELSEWHERE: Final = {
     "intake/subscriber.py": "tests/intake/test_group.py",
     "intake/topic_comparison.py": "tests/intake/test_topics_replaced.py",
     "kafka/connection.py": "tests/kafka/test_clients.py",
+    "kafka/rights.py": "tests/kafka/test_check.py",
     "partition/journal_writer.py": "tests/partition/test_backlog.py",
     "sandbox/child_processes.py": "tests/sandbox/test_kafka.py",
     "sandbox/demo/demo.py": "tests/system/test_demo.py",
