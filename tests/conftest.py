@@ -10,11 +10,15 @@ from contextlib import contextmanager
 from typing import NoReturn, TypeAlias
 
 import pytest
+from hypothesis import settings
 
 from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaElsewhere, KafkaError
 from tests.support.cluster import Cluster
 
 TopicNamer: TypeAlias = Callable[[str], str]
+
+settings.register_profile("any machine", deadline=None)  # a loaded one, or one that measures coverage, is slow at times
+settings.load_profile("any machine")
 
 TEARDOWN_LIMIT = 120.0
 """Seconds. The time-out of a test ends its call; what it leaves behind, such as a task that can't be cancelled, may
