@@ -152,11 +152,11 @@ class App:
             log.info("Operations server listens on port %d", port, extra={"port": port})
             lag = asyncio.create_task(health.probe_loop(self._clock, lag=self._metrics.loop_lag))
             try:
-                return await self._work(stop)
+                return await self._work(stop, ops_port=port)
             finally:
                 lag.cancel()
 
-    async def _work(self, stop: asyncio.Event) -> int:
+    async def _work(self, stop: asyncio.Event, *, ops_port: int) -> int:
         parts = wiring.for_service(
             self._settings,
             clock=self._clock,
@@ -164,6 +164,7 @@ class App:
             tracing=self._tracing,
             redactor=self._redactor,
             version=self._version,
+            ops_port=ops_port,
         )
         syncs = parts.syncs
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))

@@ -19,7 +19,7 @@ from service.intake.group import Intake, Plan
 from service.intake.start_position import KafkaStartPositions
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.check import KafkaChecks
-from service.kafka.connection import KafkaConnection
+from service.kafka.connection import KafkaConnection, client_id
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened
 from service.kafka.progress_publisher import KafkaWire, Progress, Progressing
@@ -66,6 +66,8 @@ class Tuning:
     limits: LaneLimits
     poll_min: timedelta
     poll_max: timedelta
+    client_id: str | None = None
+    """Of the member of the group."""
     intake: IntakeTimings = DEFAULT_TIMINGS
     """How patient the intake is; no setting."""
 
@@ -95,9 +97,16 @@ class ServiceParts:
 
 
 def for_service(
-    settings: Settings, *, clock: Clock, metrics: Metrics, tracing: Tracing, redactor: Redactor, version: str
+    settings: Settings,
+    *,
+    clock: Clock,
+    metrics: Metrics,
+    tracing: Tracing,
+    redactor: Redactor,
+    version: str,
+    ops_port: int | None = None,
 ) -> ServiceParts:
-    """Make the parts of the service. Nothing is connected to yet.
+    """Make the parts of the service. Nothing is connected to yet. `ops_port` is told to the consumer group.
 
     Raises:
         Misfit: certificates can't be used.
@@ -109,7 +118,7 @@ def for_service(
         vcda,
         connection=kafka.arguments(),
         topics=topics,
-        tuning=_tuning(settings),
+        tuning=_tuning(settings, ops_port=ops_port),
         clock=clock,
         metrics=metrics,
         tracing=tracing,
@@ -224,6 +233,7 @@ def _connected(
                 ),
                 open_journal=open_journal,
                 timings=tuning.intake,
+                client_id=tuning.client_id,
             ),
             dependencies=dependencies.Dependencies(
                 api=api,
@@ -261,9 +271,10 @@ def _unheard(partition: int) -> None:
 # ---------------------------------------------------------------- from the settings
 
 
-def _tuning(settings: Settings) -> Tuning:
+def _tuning(settings: Settings, *, ops_port: int | None) -> Tuning:
     sync = settings.sync
     return Tuning(
+        client_id=None if ops_port is None else client_id(ops_port),
         group_id=settings.kafka.group_id,
         session_timeout=settings.kafka.session_timeout,
         max_in_flight=sync.max_in_flight,

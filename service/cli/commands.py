@@ -3,9 +3,8 @@
 Nothing that takes long to import is imported up here, since `--help` and a shell's completion read this module.
 """
 
-from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, TypeAlias
 
 import typer
 
@@ -42,10 +41,14 @@ def main(
     """Take the options that come before a command."""
 
 
-letters = typer.Typer(no_args_is_help=True, help="List and redrive dead letters: messages that are not valid requests.")
+letters = typer.Typer(
+    no_args_is_help=True, help="List, redrive and discard dead letters: messages that are not valid requests."
+)
 topics = typer.Typer(no_args_is_help=True, help="Check or create the service's topics.")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(topics, name="topics")
+
+WHEN: Final = "2h, PT2H, or a date (UTC)"
 
 DURATION: Final = "seconds, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA or lognormal-mean:MEAN:SIGMA"
 
@@ -168,7 +171,10 @@ def request(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait; then exit code 3.")] = 21_600,
     ops_url: Annotated[
         str | None,
-        typer.Option(help="URL of the service's operations server, for live progress; default: on this machine."),
+        typer.Option(
+            help="URL of the service's operations server, for live progress; default: that of the instance "
+            "that has the request's partition."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -181,45 +187,59 @@ def request(
     requesting.request(body, wait=timeout if wait else None, ops_url=ops_url, as_json=as_json)
 
 
-@app.command("list", epilog="Example: vm-sync list --state running --state waiting --site site2")
+Wide: TypeAlias = Annotated[bool, typer.Option("--wide", help="Show all columns, whatever the terminal's width.")]
+
+
+@app.command("list", epilog="Example: vm-sync list --failed --since 2h --site site2")
 def list_(
     *,
-    state: Annotated[list[State] | None, typer.Option(help="Show only requests in this state; repeatable.")] = None,
-    site: Annotated[str | None, typer.Option(help='Show only requests for this site; "" is the local site.')] = None,
-    replication: Annotated[str | None, typer.Option(help="Show only requests for this replicationId.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="Show at most this many requests, the latest ones.")] = 50,
+    state: Annotated[list[State] | None, typer.Option(help="Only those in this state; repeatable.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only those whose outcome is a failure.")] = False,
+    since: Annotated[
+        str | None, typer.Option(help=f"Only those that ended since then, or were accepted: {WHEN}.")
+    ] = None,
+    site: Annotated[str | None, typer.Option(help='Only those of this site; "" for the local site.')] = None,
+    replication: Annotated[str | None, typer.Option(help="Only those of this replicationId.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Show at most this many, the latest accepted.")] = 50,
+    watch: Annotated[bool, typer.Option("--watch", help="List again every 2 seconds, until Ctrl-C.")] = False,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List requests in flight and requests that ended recently, from the journal; works while the service is down."""
+    """List requests in flight and requests that ended recently, from the journal; works while the service is down.
+
+    Progress and what a request waits for come from the instances of the service, where they can be reached.
+    """
     from service.cli import syncs as looking
 
-    looking.list_(states=state or (), site=site, replication=replication, limit=limit, as_json=as_json)
+    wanted = looking.ListFilter(
+        states=state or (), failed=failed, since=since, site=site, replication=replication, limit=limit
+    )
+    looking.list_(wanted, watch=watch, wide=wide, as_json=as_json)
 
 
 @app.command(epilog="Example: vm-sync show nightly-2026-08-17")
 def show(
     name: Annotated[
-        str, typer.Argument(metavar="ID", help="operationID, replicationId or identity (requestId) of the request.")
+        str, typer.Argument(metavar="ID", help="An operationID, a replicationId, or a whole identity (requestId).")
     ],
     *,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one request's history from the journal; works while the service is down.
 
-    Lists the matches if there are several.
+    Lists the matches if there are several. What a request waits for, and its progress, say the service's instances.
     """
     from service.cli import syncs as looking
 
-    looking.show(name, as_json=as_json)
+    looking.show(name, wide=wide, as_json=as_json)
 
 
 # ---------------------------------------------------------------- dead letters
 
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only dead letters with this reason; repeatable.")]
-Since = Annotated[
-    datetime | None, typer.Option("--since", help="Only dead letters written at this time or later, UTC.")
-]
-Until = Annotated[datetime | None, typer.Option("--until", help="Only dead letters written before this time, UTC.")]
+Since = Annotated[str | None, typer.Option("--since", help=f"Only dead letters written at this time or later: {WHEN}.")]
+Until = Annotated[str | None, typer.Option("--until", help=f"Only dead letters written before this time: {WHEN}.")]
 Key = Annotated[str | None, typer.Option("--key", help="Only dead letters with this key.")]
 At = Annotated[
     list[str] | None,
@@ -231,7 +251,7 @@ At = Annotated[
 ]
 
 
-@letters.command("list", epilog="Example: vm-sync dead-letters list --reason bad-field --since 2026-08-17")
+@letters.command("list", epilog="Example: vm-sync dead-letters list --reason bad-field --since 2h")
 def list_dead_letters(
     *,
     reason: Reasons = None,
@@ -239,13 +259,49 @@ def list_dead_letters(
     until: Until = None,
     key: Key = None,
     at: At = None,
+    discarded: Annotated[bool, typer.Option("--discarded", help="List discarded ones, too.")] = False,
+    wide: Wide = False,
     as_json: AsJson = False,
 ) -> None:
-    """List dead letters with reason, original topic and offset, and number of redrives."""
+    """List dead letters with their reason, their message's beginning, and whether they were redriven."""
     from service.cli import dead_letters
 
     chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
-    dead_letters.list_(chosen, as_json=as_json)
+    dead_letters.list_(chosen, discarded=discarded, wide=wide, as_json=as_json)
+
+
+@letters.command("show", epilog="Example: vm-sync dead-letters show 0:12")
+def show_dead_letter(
+    at: Annotated[str, typer.Argument(metavar="PARTITION:OFFSET", help="As `dead-letters list` shows it.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Print one dead letter whole: why it is one, its headers, and the message."""
+    from service.cli import dead_letters
+
+    dead_letters.show(at, as_json=as_json)
+
+
+@letters.command("discard", epilog="Example: vm-sync dead-letters discard --reason not-json --since 1d")
+def discard(
+    *,
+    reason: Reasons = None,
+    since: Since = None,
+    until: Until = None,
+    key: Key = None,
+    at: At = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be discarded.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Mark dead letters as dealt with: they are no longer listed, and never redriven. The topic keeps them.
+
+    Asks for confirmation. Letters that were redriven already are left as they are.
+    """
+    from service.cli import dead_letters
+
+    chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    dead_letters.discard(chosen, dry_run=dry_run, confirmed=yes, as_json=as_json)
 
 
 @letters.command("redrive", epilog="Example: vm-sync dead-letters redrive --reason bad-field --dry-run")
@@ -305,14 +361,14 @@ def create_topics(*, as_json: AsJson = False) -> None:
 
 
 @app.command(epilog="Example: vm-sync settings --json")
-def settings(*, as_json: AsJson = False) -> None:
+def settings(*, wide: Wide = False, as_json: AsJson = False) -> None:
     """Print each setting with its value, the value's source, default, type and meaning; secrets are hidden.
 
     Invalid settings are marked in the list and printed on stderr; then the exit code is 2.
     """
     from service.cli import describe as describing
 
-    describing.settings(as_json=as_json)
+    describing.settings(wide=wide, as_json=as_json)
 
 
 @app.command(epilog="Example: vm-sync asyncapi --format html > asyncapi.html")

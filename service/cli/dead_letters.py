@@ -1,4 +1,4 @@
-"""List dead letters, and redrive them: send each to the requests topic again, once.
+"""List dead letters, redrive them (send each to the requests topic again, once), and discard them.
 
 A redrive may be interrupted at any point, and repeated by another user. So each redriven letter has a mark, written in
 the transaction that redrives the letter: both are committed, or neither. A new redrive takes over the transactional id
@@ -9,7 +9,7 @@ Marks stand in a compacted topic of their own, `<dead-letter topic>.redriven`, w
 committed offset would be simpler, but is one number for each partition, and filters leave gaps; and an unused group's
 offsets expire after a week, often before the letters do, which would then all come back at once. A mark's key names
 partition, offset and timestamp of the letter, so a topic that was deleted and created again is not taken for the old
-one.
+one. A letter that is discarded gets a mark there, too: so nobody redrives it, and lists leave it out.
 
 A letter that returns as a dead letter carries its redrive count (`vm-sync-redriven`); past a limit it is refused, so
 that a script which redrives every letter doesn't loop for ever. A letter whose bytes were not kept is always refused.
@@ -17,11 +17,12 @@ that a script which redrives every letter doesn't loop for ever. A letter whose 
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Collection, Mapping, Sequence
+import sys
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import typer
 from aiokafka import AIOKafkaProducer
@@ -29,7 +30,9 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced, TopicAlreadyExistsError, for_code
 
 from service.cli import kafka
-from service.cli.output import Exit, NoAnswer, moment, printable, say, show_json, show_table
+from service.cli.moments import maybe_moment
+from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
+from service.cli.tables import Column, age, show_table
 from service.clock import Clock
 from service.kafka.clients import end
 from service.kafka.topics import BROKER_MESSAGE_LIMIT, HEADER_ROOM, REPLICAS
@@ -44,7 +47,19 @@ LETTERS_AT_ONCE: Final = 100
 TRANSACTION_TIMEOUT: Final = timedelta(seconds=30)
 """An abandoned redrive blocks readers of the requests topic for so long, unless a new redrive starts earlier."""
 
-COLUMNS: Final = ("at", "written", "reason", "detail", "key", "request was at", "redriven")
+COLUMNS: Final = (
+    Column("at"),
+    Column("age"),
+    Column("reason"),
+    Column("key", rank=2),
+    Column("redriven", rank=5),
+    Column("message", rank=1, text=True),
+    Column("detail", rank=3, text=True),
+    Column("request was at", rank=6),
+)
+
+BEGINNING: Final = 60
+"""Characters of a message that a list shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,7 @@ class Letter:
 
     record: Record
     put_back_at: datetime | None
+    discarded_at: datetime | None = None
 
     def said(self, name: str) -> str:
         """The value of one of the service's headers."""
@@ -70,6 +86,11 @@ class Letter:
         return datetime.fromtimestamp(self.record.timestamp_ms / 1000, UTC)
 
     @property
+    def marked(self) -> bool:
+        """Whether it was redriven or discarded, so that it stays where it is."""
+        return self.put_back_at is not None or self.discarded_at is not None
+
+    @property
     def times(self) -> int:
         """How often the message was redriven, before and after this letter was written."""
         return redriven(self.record.headers) + (self.put_back_at is not None)
@@ -81,6 +102,13 @@ class Letter:
         if at_most is not None and self.times >= at_most:
             return f"redriven {self.times} times already; --force redrives it nevertheless"
         return None
+
+
+class _Mark(NamedTuple):
+    """That a letter was redriven, or discarded, and when."""
+
+    at: datetime
+    discarded: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +126,8 @@ class LetterFilter:
         cls,
         *,
         reasons: Collection[str],
-        since: datetime | None,
-        until: datetime | None,
+        since: str | None,
+        until: str | None,
         key: str | None,
         at: Collection[str],
     ) -> Self:
@@ -109,8 +137,8 @@ class LetterFilter:
             raise NoAnswer(msg, code=Exit.USAGE)
         return cls(
             reasons=frozenset(reasons),
-            since=since and since.replace(tzinfo=since.tzinfo or UTC),
-            until=until and until.replace(tzinfo=until.tzinfo or UTC),
+            since=maybe_moment("--since", since, now=Clock().now()),
+            until=maybe_moment("--until", until, now=Clock().now()),
             key=key,
             at=frozenset(map(_place, at)),
         )
@@ -135,14 +163,68 @@ def _place(text: str) -> tuple[int, int | None]:
     return int(partition), int(offset) if colon else None
 
 
-def list_(chosen: LetterFilter, *, as_json: bool) -> None:
-    """List the chosen letters."""
+def list_(chosen: LetterFilter, *, discarded: bool, wide: bool, as_json: bool) -> None:
+    """List the chosen letters; those that were discarded only on demand."""
     place = kafka.settings()
     letters = asyncio.run(_listed(place, chosen))
+    shown = [letter for letter in letters if discarded or letter.discarded_at is None]
     if as_json:
-        show_json([_json(letter) for letter in letters])
+        show_json([_json(letter) for letter in shown])
     else:
-        show_table(COLUMNS, [_row(letter) for letter in letters])
+        show_table(COLUMNS, [_row(letter) for letter in shown], wide=wide)
+    if len(shown) < len(letters):
+        say(f"{len(letters) - len(shown)} discarded letters are not shown; --discarded shows them.")
+
+
+def show(at: str, *, as_json: bool) -> None:
+    """Print one letter whole."""
+    partition, offset = _place(at)
+    if offset is None:
+        msg = f"A letter is named by PARTITION:OFFSET, as `vm-sync dead-letters list` shows it, not {printable(at)}."
+        raise NoAnswer(msg, code=Exit.USAGE)
+    place = kafka.settings()
+    chosen = LetterFilter.of(reasons=(), since=None, until=None, key=None, at=[at])
+    letters = asyncio.run(_listed(place, chosen))
+    if not letters:
+        msg = f"There is no dead letter at {partition}:{offset} of {place.names.dead_letter}: it may have been deleted."
+        raise NoAnswer(msg)
+    (letter,) = letters
+    if as_json:
+        headers = [[name, None if value is None else printable(value)] for name, value in letter.record.headers]
+        show_json(_json(letter) | {"headers": headers})
+        return
+    show_facts(_facts(letter))
+    print()
+    value = letter.record.value
+    text = "" if value is None else value.decode("utf-8", "backslashreplace")
+    print("\n".join([printable(line) for line in text.split("\n")]))
+
+
+def discard(chosen: LetterFilter, *, dry_run: bool, confirmed: bool, as_json: bool) -> None:
+    """Mark the chosen letters as dealt with, once that is confirmed; those that were redriven are left as they are."""
+    place = kafka.settings()
+    wanted = [letter for letter in asyncio.run(_listed(place, chosen)) if not letter.marked]
+    if not as_json and wanted:
+        show_table(COLUMNS, [_row(letter) for letter in wanted])
+    if wanted and not dry_run:
+        _confirm(len(wanted), confirmed=confirmed)
+        asyncio.run(_discarded(place, wanted))
+    if as_json:
+        show_json({"dryRun": dry_run, "discarded": [_json(letter) for letter in wanted]})
+    else:
+        print(f"{len(wanted)} {'would be discarded' if dry_run else 'discarded'}.")
+
+
+def _confirm(count: int, *, confirmed: bool) -> None:
+    """Ask a person. Raises `NoAnswer` where there is none, or where the answer is no."""
+    if confirmed:
+        return
+    if not sys.stdin.isatty():
+        msg = "Nobody can be asked for confirmation here: add --yes."
+        raise NoAnswer(msg, code=Exit.USAGE)
+    if not typer.confirm(f"Discard these {count} dead letters? They are never redriven then", err=True):
+        msg = "Nothing was discarded."
+        raise NoAnswer(msg, code=Exit.NO)
 
 
 def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
@@ -150,7 +232,7 @@ def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json
     place = kafka.settings()
     letters = asyncio.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
     before = [letter for letter in letters if letter.put_back_at]
-    fresh = [(letter, letter.refusal(at_most=at_most)) for letter in letters if not letter.put_back_at]
+    fresh = [(letter, letter.refusal(at_most=at_most)) for letter in letters if not letter.marked]
     refused = [(letter, why) for letter, why in fresh if why]
     done = [letter for letter, why in fresh if not why]
     if as_json:
@@ -164,7 +246,7 @@ def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json
         )
     else:
         if done:
-            show_table(COLUMNS[:-1], [_row(letter)[:-1] for letter in done])
+            show_table(COLUMNS, [_row(letter) for letter in done])
         verb = "would be redriven" if dry_run else "redriven"
         print(f"{len(done)} {verb}, {len(before)} were redriven before, {len(refused)} refused.")
         for letter, why in refused:
@@ -181,7 +263,7 @@ async def _listed(place: kafka.KafkaContext, chosen: LetterFilter) -> list[Lette
         return await _letters(place, chosen, marks=await _marks(place))
 
 
-async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Mapping[bytes, datetime]) -> list[Letter]:
+async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Mapping[bytes, _Mark]) -> list[Letter]:
     topic = place.names.dead_letter
     letters = []
     async for record in kafka.read(place, await kafka.places(place, topic), what=f"the dead letters of {topic}"):
@@ -194,7 +276,8 @@ async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Ma
             value=record.value,
             headers=tuple(record.headers),
         )
-        found = Letter(letter, marks.get(_mark(letter)))
+        at, discarded = marks.get(_mark(letter), (None, False))
+        found = Letter(letter, None if discarded else at, at if discarded else None)
         if chosen.holds(found):
             letters.append(found)
     return sorted(
@@ -202,14 +285,15 @@ async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Ma
     )
 
 
-async def _marks(place: kafka.KafkaContext) -> dict[bytes, datetime]:
-    """Read when letters were redriven, by their marks' keys."""
+async def _marks(place: kafka.KafkaContext) -> dict[bytes, _Mark]:
+    """Read when letters were redriven or discarded, by their marks' keys."""
     topic = _marks_topic(place)
     if not (await kafka.partitions(place)).get(topic):
         return {}
     marks = {}
     async for record in kafka.read(place, await kafka.places(place, topic), what=f"the marks of {topic}"):
-        marks[bytes(record.key)] = datetime.fromtimestamp(record.timestamp / 1000, UTC)
+        discarded = b"discardedAt" in (record.value or b"")
+        marks[bytes(record.key)] = _Mark(datetime.fromtimestamp(record.timestamp / 1000, UTC), discarded)
     return marks
 
 
@@ -235,7 +319,7 @@ async def _redriven(
         await _make_marks_topic(place)
         async with _producer(place) as producer:
             letters = await _letters(place, chosen, marks=await _marks(place))
-            wanted = [letter for letter in letters if not letter.put_back_at and not letter.refusal(at_most=at_most)]
+            wanted = [letter for letter in letters if not letter.marked and not letter.refusal(at_most=at_most)]
             for start in range(0, len(wanted), LETTERS_AT_ONCE):
                 await _put_back(place, producer, wanted[start : start + LETTERS_AT_ONCE])
                 if start:
@@ -289,6 +373,21 @@ async def _put_back(place: kafka.KafkaContext, producer: AIOKafkaProducer, lette
         raise NoAnswer(msg) from None
 
 
+async def _discarded(place: kafka.KafkaContext, letters: Sequence[Letter]) -> None:
+    """Mark letters as discarded; one that a redrive has marked meanwhile keeps whichever mark came last."""
+    now = json.dumps({"discardedAt": rfc3339(Clock().now())}).encode()
+    async with kafka.explained(place):
+        await _make_marks_topic(place)
+        async with _producer(place) as producer, asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
+            # The same producer as a redrive's: one that still runs is fenced, so no letter is redriven behind our back.
+            marks = await _marks(place)
+            async with producer.transaction():
+                wanted = [letter for letter in letters if _mark(letter.record) not in marks]
+                await asyncio.gather(
+                    *[await producer.send(_marks_topic(place), now, key=_mark(letter.record)) for letter in wanted]
+                )
+
+
 async def _make_marks_topic(place: kafka.KafkaContext) -> None:
     topic = _marks_topic(place)
     if (await kafka.partitions(place)).get(topic):
@@ -318,16 +417,40 @@ async def _make_marks_topic(place: kafka.KafkaContext) -> None:
 
 
 def _row(letter: Letter) -> tuple[str, ...]:
-    record = letter.record
+    record, now = letter.record, Clock().now()
+    message = printable((record.value or b"")[: 4 * BEGINNING])
     return (
         letter.at,
-        moment(letter.set_aside),
+        age(now - letter.set_aside),
         letter.said("reason"),
-        letter.said("detail"),
         printable(record.key),
+        _redriven_words(letter, now),
+        message[:BEGINNING] + ("..." if len(message) > BEGINNING else ""),
+        letter.said("detail"),
         f"{letter.said('topic')} {letter.said('partition')}:{letter.said('offset')}",
-        f"{letter.times} x" + (f", last {moment(letter.put_back_at)}" if letter.put_back_at else ""),
     )
+
+
+def _redriven_words(letter: Letter, now: datetime) -> str:
+    if letter.discarded_at:
+        return f"discarded {age(now - letter.discarded_at)} ago"
+    return f"{letter.times} x" + (f", last {age(now - letter.put_back_at)} ago" if letter.put_back_at else "")
+
+
+def _facts(letter: Letter) -> Iterator[tuple[str, str]]:
+    """Yield all that is known of it but the message itself."""
+    record = letter.record
+    yield "at", letter.at
+    yield "written", moment(letter.set_aside)
+    yield "reason", letter.said("reason")
+    yield "detail", letter.said("detail")
+    yield "request was at", f"{letter.said('topic')} {letter.said('partition')}:{letter.said('offset')}"
+    yield "key", "none" if record.key is None else printable(record.key)
+    yield "redriven", _redriven_words(letter, Clock().now())
+    for name, value in record.headers:
+        if not name.startswith("vm-sync-"):
+            yield f"header {printable(name)}", "null" if value is None else printable(value)
+    yield "message", f"{len(record.value or b'')} bytes, below"
 
 
 def _json(letter: Letter) -> dict[str, Any]:
@@ -343,4 +466,5 @@ def _json(letter: Letter) -> dict[str, Any]:
         "request": {name: letter.said(name) for name in ("topic", "partition", "offset", "timestamp")},
         "timesPutBack": letter.times,
         "putBackAt": rfc3339(letter.put_back_at),
+        "discardedAt": rfc3339(letter.discarded_at),
     }

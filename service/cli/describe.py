@@ -8,7 +8,8 @@ import typer
 from service import asyncapi as document
 from service.cli import kafka
 from service.cli.options import Format
-from service.cli.output import Exit, say, show_json, show_table
+from service.cli.output import Exit, say, show_json
+from service.cli.tables import Column, show_table
 from service.kafka import topics as needed
 from service.settings import SettingsError, describe, load
 
@@ -23,8 +24,8 @@ def topics(*, create: bool, as_json: bool) -> None:
         told = [{"finding": words[type(finding)], "text": finding.text} for finding in findings]
         show_json({"fits": fits, "topics": list(place.names.all()), "findings": told})
     else:
-        if findings:
-            show_table(("finding", "what"), [(words[type(finding)], finding.text) for finding in findings])
+        for finding in findings:
+            print(f"{words[type(finding)]}: {finding.text}")
         print("The topics fit." if fits else "The service can't work with these topics.")
     if not fits:
         raise typer.Exit(Exit.NO)
@@ -41,7 +42,7 @@ async def _ensured(place: kafka.KafkaContext, *, create: bool) -> list[needed.Fi
             )
 
 
-def settings(*, as_json: bool) -> None:
+def settings(*, wide: bool, as_json: bool) -> None:
     """Print the settings; errors are printed in the table and on stderr."""
     wrong: dict[str, str] = {}
     lines: tuple[str, ...] = ()
@@ -68,7 +69,14 @@ def settings(*, as_json: bool) -> None:
         )
     else:
         show_table(
-            ("setting", "wrong" if lines else "value", "from", "default", "type", "meaning"),
+            (
+                Column("setting"),
+                Column("wrong" if lines else "value", rank=1, text=True),
+                Column("from", rank=2),
+                Column("default", rank=3, text=True),
+                Column("type", rank=4, text=True),
+                Column("meaning", rank=5, text=True),
+            ),
             [
                 (
                     row.name,
@@ -80,6 +88,7 @@ def settings(*, as_json: bool) -> None:
                 )
                 for row in rows
             ],
+            wide=wide,
         )
     for line in lines:
         say(line)

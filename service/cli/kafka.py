@@ -5,8 +5,8 @@ The log of Kafka's client is not shown; `diagnosis` turns it into a sentence tha
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -129,27 +129,35 @@ async def read(
 ) -> AsyncGenerator[ConsumerRecord, None]:
     """Read partitions from their beginning to the end that they have now. `what` names them in the progress message."""
     wanted = list(wanted)
-    clock = asyncio.get_running_loop().time
     async with reader(place, wanted) as consumer:
         async with asyncio.timeout(SILENCE):
-            ends = await consumer.end_offsets(wanted)
-            begins = await consumer.beginning_offsets(wanted)
-            for where, offset in begins.items():
+            for where, offset in (await consumer.beginning_offsets(wanted)).items():
                 consumer.seek(where, offset)
-        total = sum(ends[where] - begins[where] for where in wanted)
-        left, note = total, clock() + NOTE_AFTER
-        while left:
-            records: list[ConsumerRecord] = []
-            before = left
-            async with asyncio.timeout(SILENCE):
-                # Control records move the position without being handed over, so an empty answer may be progress.
-                while left == before:
-                    got = await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)
-                    records += [record for some in got.values() for record in some]
-                    left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
-            for record in records:
-                if record.offset < ends[TopicPartition(record.topic, record.partition)]:
-                    yield record
-            if left and clock() > note:
-                say(f"Reading {what}: {100 * (total - left) // total} % of {total} records ...")
-                note = clock() + NOTE_AFTER
+        async with aclosing(read_on(consumer, wanted, what=what)) as records:
+            async for record in records:
+                yield record
+
+
+async def read_on(
+    consumer: AIOKafkaConsumer, wanted: Sequence[TopicPartition], *, what: str
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """Read partitions from where the consumer stands to the end that they have now. `what` is as in `read`."""
+    clock = asyncio.get_running_loop().time
+    async with asyncio.timeout(SILENCE):
+        ends = await consumer.end_offsets(wanted)
+        left = total = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
+    note = clock() + NOTE_AFTER
+    while left:
+        records: list[ConsumerRecord] = []
+        before = left
+        async with asyncio.timeout(SILENCE):
+            # Control records move the position without being handed over, so an empty answer may be progress.
+            while left == before:
+                got = await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)
+                records += [record for some in got.values() for record in some]
+                left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
+        for record in records:
+            yield record
+        if left and clock() > note:
+            say(f"Reading {what}: {100 * (total - left) // total} % of {total} records ...")
+            note = clock() + NOTE_AFTER

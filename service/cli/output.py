@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -126,20 +126,6 @@ class Answering(TyperGroup):
 def show_json(value: object) -> None:
     """Print the answer for a program."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def show_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print the answer for a person."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*[Text(cell) for cell in row])  # as text: a bracket in it is no markup
-    show(table)
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:

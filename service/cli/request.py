@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import sys
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,13 @@ from service.messages.requests import InvalidRequest, SyncRequested, read_reques
 
 ASK_EVERY: Final = 1.0
 """Seconds between two looks at `/syncs`: as fast as progress changes, and nothing for the service."""
+
+
+OWNER_AGAIN: Final = 15.0
+"""Seconds after which it is looked again which instance has the request's partition."""
+
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +59,17 @@ def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | No
     body = {"operationID": f"cli-{uuid.uuid4()}", **body}
     wanted = _understood(body)
     place = kafka.settings()
-    url = ops_url or f"http://localhost:{place.settings.ops.port}"
-    sent, outcome = asyncio.run(_request(place, wanted, body, url=url, wait=wait))
+    began = time.monotonic()
+    try:
+        sent, outcome = asyncio.run(_request(place, wanted, body, url=ops_url, wait=wait))
+    except KeyboardInterrupt:
+        if wait is None:
+            raise
+        say(f"Stopped waiting; the request goes on. To see how it ends: vm-sync show {wanted.operation_id}")
+        raise typer.Exit(INTERRUPTED) from None
+    if outcome is not None:
+        word = f"failed ({outcome['reason']})" if "reason" in outcome else "completed"
+        say(f"Request {wanted.operation_id} {printable(word)} after {_duration(time.monotonic() - began)}.")
     if as_json:
         show_json(sent.told() | ({"outcome": outcome} if wait else {}))
     else:
@@ -85,7 +102,7 @@ def _understood(body: Mapping[str, object]) -> SyncRequested:
 
 
 async def _request(
-    place: kafka.KafkaContext, wanted: SyncRequested, body: Mapping[str, object], *, url: str, wait: float | None
+    place: kafka.KafkaContext, wanted: SyncRequested, body: Mapping[str, object], *, url: str | None, wait: float | None
 ) -> tuple[Sent, dict[str, Any] | None]:
     names = place.names
     async with kafka.explained(place):
@@ -98,7 +115,8 @@ async def _request(
                 for where, end in (await consumer.end_offsets(outcomes)).items():
                     consumer.seek(where, end)
             sent = await _publish(place, wanted, body)
-            async with _progress(wanted, url=url):
+            say(f"Request {wanted.operation_id} is at offset {sent.offset} of partition {sent.place.partition}.")
+            async with _progress(place, sent, url=url):
                 return sent, await _outcome(consumer, wanted.identity, limit=wait)
 
 
@@ -133,10 +151,10 @@ async def _outcome(consumer: AIOKafkaConsumer, identity: str, *, limit: float) -
 
 
 @contextlib.asynccontextmanager
-async def _progress(wanted: SyncRequested, *, url: str) -> AsyncIterator[None]:
-    """Show the progress from `/syncs` on stderr, if it is a terminal."""
+async def _progress(place: kafka.KafkaContext, sent: Sent, *, url: str | None) -> AsyncIterator[None]:
+    """Show the live state and progress from `/syncs`, on stderr and only at a terminal."""
     if not sys.stderr.isatty():
-        say(f"Waiting for the outcome of {wanted.operation_id} ...")
+        say(f"Waiting for the outcome of {sent.request.operation_id} ...")
         yield
         return
     from rich.console import Console
@@ -144,7 +162,7 @@ async def _progress(wanted: SyncRequested, *, url: str) -> AsyncIterator[None]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
-        watching = asyncio.create_task(_watch(wanted, bars, url=url))
+        watching = asyncio.create_task(_watch(place, sent, bars, url=url))
         try:
             yield
         finally:
@@ -152,19 +170,39 @@ async def _progress(wanted: SyncRequested, *, url: str) -> AsyncIterator[None]:
             await asyncio.wait([watching])
 
 
-async def _watch(wanted: SyncRequested, bars: Any, *, url: str) -> None:  # noqa: ANN401 - rich is imported where it is used
+async def _watch(place: kafka.KafkaContext, sent: Sent, bars: Any, *, url: str | None) -> None:  # noqa: ANN401 - rich is imported where it is used
+    """Follow the request at `url`, or at whichever instance has its partition, which may change."""
     import httpx
 
+    from service.cli import instances
+
+    wanted = sent.request
     bar = bars.add_task("sent", total=None)
     parameters = {"replicationId": wanted.replication_id, "limit": "1000"}
-    async with httpx.AsyncClient(base_url=url, timeout=kafka.SILENCE, trust_env=False) as client:
+    owner, look_again = url, 0.0
+    async with httpx.AsyncClient(timeout=kafka.SILENCE, trust_env=False) as client:
         while True:
+            shown = False
+            if url is None and time.monotonic() >= look_again:
+                owner = (await instances.owners(place)).get(sent.place.partition, owner)
+                look_again = time.monotonic() + OWNER_AGAIN
             with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-                for sync in (await client.get("/syncs", params=parameters)).json()["syncs"]:
+                page = (await client.get(f"{owner}/syncs", params=parameters)).json() if owner else {"syncs": []}
+                for sync in page["syncs"]:
                     if sync["requestId"] == wanted.identity:
-                        percent = sync["progress"]
-                        bars.update(bar, description=sync["state"], completed=percent or 0, total=percent and 100)
+                        percent, waits = sync["progress"], sync.get("waitsFor")
+                        said = sync["state"] + (f" ({waits['cause']})" if waits else "")
+                        bars.update(bar, description=said, completed=percent or 0, total=percent and 100)
+                        shown = True
+            if not shown:  # it may be with another instance by now
+                look_again = min(look_again, time.monotonic() + ASK_EVERY)
             await asyncio.sleep(ASK_EVERY)
+
+
+def _duration(seconds: float) -> str:
+    """Write how long it took: `48 s`, `3 min 05 s`."""
+    whole = round(seconds)
+    return f"{whole} s" if whole < 120 else f"{whole // 60} min {whole % 60:02} s"  # noqa: PLR2004 - two minutes
 
 
 def _text(fact: object) -> str:

@@ -5,23 +5,56 @@ outcomes' topics.
 """
 
 import asyncio
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import aclosing
+import sys
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing, asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
 from service.cli import kafka
+from service.cli.moments import maybe_moment
 from service.cli.options import State
-from service.cli.output import NoAnswer, moment, printable, say, show_facts, show_json, show_table
+from service.cli.output import NoAnswer, moment, printable, say, show_facts, show_json
+from service.cli.tables import Column, age, show_table
+from service.clock import Clock
 from service.kafka.journal_codec import is_sync, read, restore
 from service.messages.outcomes import describe_error
 from service.moments import rfc3339
 from service.sync import ApiError, Ended, Lingering, Reason, Running, Submitting, Sync, Waiting
 
-COLUMNS: Final = ("operationID", "replicationId", "site", "state", "accepted", "submitted", "ended", "POSTs", "task")
+COLUMNS: Final = (
+    Column("operationID"),
+    Column("replicationId", rank=2),
+    Column("site"),
+    Column("state", rank=1, text=True),
+    Column("progress"),
+    Column("age"),
+    Column("ended", rank=4),
+    Column("POSTs", rank=5),
+    Column("task", rank=3),
+)
+"""What a person looks for; `age` since the acceptance, `ended` so long ago."""
+
+MOMENTS: Final = (Column("accepted"), Column("submitted"), Column("deadline"), Column("error"))
+"""What `--wide` adds."""
+
+WATCH_EVERY: Final = 2.0
+"""Seconds between two lists."""
+
+Live: TypeAlias = Mapping[str, Mapping[str, Any]]
+"""What the instances say of requests in flight, by identity: `/syncs` of the contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,60 +140,136 @@ class JournalEntry:
         return None if isinstance(self.at, Running) else self.at.http_status
 
 
-def list_(*, states: Collection[State], site: str | None, replication: str | None, limit: int, as_json: bool) -> None:
-    """List those that pass the filters; a site of "" means none."""
-    found = [
-        entry
-        for entry in asyncio.run(_journal())
-        if (not states or entry.state in states)
-        and (site is None or (entry.sync.request.site or "") == site)
-        and replication in {None, entry.sync.request.replication_id}
-    ]
-    if len(found) > limit:
-        say(f"The latest {limit} of {len(found)}; --limit shows more.")
-    _show(found[-limit:], as_json=as_json)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFilter:
+    """Which requests are meant, and how many. A site of "" is the local one."""
+
+    states: Collection[State] = ()
+    failed: bool = False
+    since: str | None = None
+    site: str | None = None
+    replication: str | None = None
+    limit: int = 50
+
+    def select(self, entries: Iterable[JournalEntry], *, now: datetime) -> list[JournalEntry]:
+        """Return those that are meant. `since` counts from the end, or the acceptance of what has not ended.
+
+        Raises:
+            NoAnswer: `since` names no moment.
+        """
+        since = maybe_moment("--since", self.since, now=now)
+        return [
+            entry
+            for entry in entries
+            if (not self.states or entry.state in self.states)
+            and (not self.failed or entry.reason is not None)
+            and (since is None or (entry.ended_at or entry.sync.request.accepted_at) >= since)
+            and (self.site is None or (entry.sync.request.site or "") == self.site)
+            and self.replication in {None, entry.sync.request.replication_id}
+        ]
 
 
-def show(name: str, *, as_json: bool) -> None:
+def list_(wanted: ListFilter, *, watch: bool, wide: bool, as_json: bool) -> None:
+    """List those that are meant; with `watch`, again and again until Ctrl-C."""
+    wanted.select((), now=_now())  # before Kafka is asked
+    with suppress(KeyboardInterrupt) if watch else nullcontext():
+        asyncio.run(_list(wanted, watch=watch, wide=wide, as_json=as_json))
+
+
+async def _list(wanted: ListFilter, *, watch: bool, wide: bool, as_json: bool) -> None:
+    place = kafka.settings()
+    async with kafka.explained(place), _journal(place) as entries:
+        while True:
+            found = wanted.select(await entries(), now=_now())
+            shown = found[-wanted.limit :]
+            live = await _live(place, shown, replication=wanted.replication)
+            if watch and sys.stdout.isatty():
+                print("\x1b[H\x1b[2J", end="")
+            if watch and not as_json:
+                print(f"{_now():%Y-%m-%d %H:%M:%SZ}, every {WATCH_EVERY:g} s; Ctrl-C ends it.")
+            _show(shown, live, wide=wide, as_json=as_json)
+            if len(found) > len(shown):
+                say(f"The latest {len(shown)} of {len(found)}; --limit shows more.")
+            if not watch:
+                return
+            sys.stdout.flush()  # it may be a pipe
+            await asyncio.sleep(WATCH_EVERY)
+
+
+def show(name: str, *, wide: bool, as_json: bool) -> None:
     """Show the history of the request of that name; list the matches if there are several."""
-    found = [entry for entry in asyncio.run(_journal()) if name in entry.names]
+    asyncio.run(_show_one(name, wide=wide, as_json=as_json))
+
+
+async def _show_one(name: str, *, wide: bool, as_json: bool) -> None:
+    place = kafka.settings()
+    async with kafka.explained(place), _journal(place) as entries:
+        found = [entry for entry in await entries() if name in entry.names]
     if not found:
         msg = (
             f"The journal has no request {printable(name)}: it was never accepted, or ended longer ago than "
             "VM_SYNC_SYNC__DEDUPLICATE_FOR; for dead letters see `vm-sync dead-letters list`."
         )
         raise NoAnswer(msg)
+    replications = {entry.sync.request.replication_id for entry in found}
+    live = await _live(place, found, replication=replications.pop() if len(replications) == 1 else None)
     if len(found) == 1 and not as_json:
-        show_facts(_story(found[0]))
+        show_facts(_story(found[0], live.get(found[0].sync.request.identity)))
     else:
-        _show(found, as_json=as_json)
+        _show(found, live, wide=wide, as_json=as_json)
 
 
-async def _journal() -> list[JournalEntry]:
-    """Read all of it, in the order of acceptance."""
-    place = kafka.settings()
+async def _live(place: kafka.KafkaContext, found: Iterable[JournalEntry], *, replication: str | None) -> Live:
+    """Ask the instances of the service for what is in flight; what is unknown is missing."""
+    wanted = [(entry.partition, entry.sync.request.identity) for entry in found if not isinstance(entry.sync, Ended)]
+    if not wanted:
+        return {}
+    from service.cli import instances
+
+    return await instances.in_flight(place, wanted, replication=replication)
+
+
+def _now() -> datetime:
+    return Clock().now()
+
+
+@asynccontextmanager
+async def _journal(place: kafka.KafkaContext) -> AsyncIterator[Callable[[], Awaitable[list[JournalEntry]]]]:
+    """Open the journal; each call of what is yielded reads it to its present end, and returns all of its requests."""
+    topic = place.names.journal
+    wanted = await kafka.places(place, topic)
     held: dict[tuple[int, bytes], bytes] = {}
-    async with kafka.explained(place):
-        topic = place.names.journal
-        wanted = await kafka.places(place, topic)
-        async with aclosing(kafka.read(place, wanted, what=f"the journal {topic}")) as records:
-            async for record in records:
-                if record.key is None or not is_sync(record.key):
-                    continue
-                if record.value is None:
-                    held.pop((record.partition, record.key), None)
-                else:
-                    held[record.partition, record.key] = record.value
-    entry = [one for (partition, key), value in held.items() if (one := _told(key, value, partition)) is not None]
-    if unknown := len(held) - len(entry):
+    async with kafka.reader(place, wanted) as consumer:
+        async with asyncio.timeout(kafka.SILENCE):
+            for where, offset in (await consumer.beginning_offsets(wanted)).items():
+                consumer.seek(where, offset)
+
+        async def entries() -> list[JournalEntry]:
+            async with aclosing(kafka.read_on(consumer, wanted, what=f"the journal {topic}")) as records:
+                async for record in records:
+                    if record.key is None or not is_sync(record.key):
+                        continue
+                    if record.value is None:
+                        held.pop((record.partition, record.key), None)
+                    else:
+                        held[record.partition, record.key] = record.value
+            return _understood(held, topic=topic)
+
+        yield entries
+
+
+def _understood(held: Mapping[tuple[int, bytes], bytes], *, topic: str) -> list[JournalEntry]:
+    """Return the requests that this version can read, in the order of acceptance."""
+    entries = [one for (partition, key), value in held.items() if (one := _told(key, value, partition)) is not None]
+    if unknown := len(held) - len(entries):
         msg = (
             f"{unknown} of {len(held)} records in the topic {topic} can't be read by this version: run the version "
             "that wrote them, or set VM_SYNC_TOPICS__JOURNAL to the service's journal."
         )
-        if not entry:
+        if not entries:
             raise NoAnswer(msg)
         say(msg)
-    return sorted(entry, key=lambda one: (one.sync.request.accepted_at, one.partition, one.sync.request.offset))
+    return sorted(entries, key=lambda one: (one.sync.request.accepted_at, one.partition, one.sync.request.offset))
 
 
 def _told(key: bytes, value: bytes, partition: int) -> JournalEntry | None:
@@ -175,14 +284,17 @@ def _told(key: bytes, value: bytes, partition: int) -> JournalEntry | None:
         return None
 
 
-def _show(found: Sequence[JournalEntry], *, as_json: bool) -> None:
+def _show(found: Sequence[JournalEntry], live: Live, *, wide: bool, as_json: bool) -> None:
     if as_json:
-        show_json([_json(entry) for entry in found])
-    else:
-        show_table(COLUMNS, [_row(entry) for entry in found])
+        show_json([_json(entry, live.get(entry.sync.request.identity)) for entry in found])
+        return
+    now = _now()
+    columns = (*COLUMNS, *MOMENTS) if wide else COLUMNS
+    rows = [_row(entry, live.get(entry.sync.request.identity, {}), now) for entry in found]
+    show_table(columns, [row[: len(columns)] for row in rows], wide=wide)
 
 
-def _json(entry: JournalEntry) -> dict[str, Any]:
+def _json(entry: JournalEntry, live: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the entry as JSON, with the field names of the contract."""
     request, error = entry.sync.request, entry.error
     return {
@@ -203,38 +315,48 @@ def _json(entry: JournalEntry) -> dict[str, Any]:
         "taskId": entry.task_id,
         "adopted": entry.adopted,
         "error": {"code": error.code, "msg": error.msg, "httpStatus": entry.http_status} if error else None,
+        "progress": live["progress"] if live else None,
+        "waitsFor": live["waitsFor"] if live else None,
     }
 
 
-def _state(entry: JournalEntry) -> str:
-    """Return the state in short, with the reason of the failure, or of the last attempt's."""
-    parts = [part for part in (entry.reason, entry.error.code if entry.error else None) if part]
-    return f"{entry.state}: {printable(', '.join(parts))}" if parts else entry.state
+def _state(entry: JournalEntry, live: Mapping[str, Any]) -> str:
+    """Say the state in short: with why it failed, what it waits for, or why the last attempt failed."""
+    state = entry.state if not live or entry.state is State.LINGERING else live["state"]
+    waits = live.get("waitsFor")
+    why = (entry.reason, waits["cause"] if waits else None, entry.error.code if entry.error else None)
+    parts = [part for part in why if part]
+    return f"{state}: {printable(', '.join(parts))}" if parts else str(state)
 
 
-def _row(entry: JournalEntry) -> tuple[str, ...]:
+def _row(entry: JournalEntry, live: Mapping[str, Any], now: datetime) -> tuple[str, ...]:
     request = entry.sync.request
+    percent = live.get("progress")
     return (
         request.operation_id,
         request.replication_id,
         request.site or "local",
-        _state(entry),
-        moment(request.accepted_at),
-        moment(entry.submitted_at),
-        moment(entry.ended_at),
+        _state(entry, live),
+        "" if percent is None else f"{percent} %",
+        age(now - request.accepted_at),
+        f"{age(now - entry.ended_at)} ago" if entry.ended_at else "",
         str(entry.at.attempts),
         entry.task_id or "",
+        moment(request.accepted_at),
+        moment(entry.submitted_at),
+        moment(request.deadline),
+        printable(describe_error(entry.error, entry.http_status)),
     )
 
 
-def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
+def _story(entry: JournalEntry, live: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
     """Yield the history in chronological order."""
     request = entry.sync.request
     yield "request", request.identity
     yield "operationID", request.operation_id
     yield "replicationId", request.replication_id
     yield "site", request.site or "local"
-    yield "state", entry.state
+    yield "state", live["state"] if live and entry.state is not State.LINGERING else entry.state
     yield "requested", f"{moment(request.requested_at)}, partition {entry.partition}, offset {request.offset}"
     yield "accepted", moment(request.accepted_at)
     if entry.submitted_at:
@@ -242,6 +364,27 @@ def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
     yield "POSTs", str(entry.at.attempts)
     if entry.task_id:
         yield "task", entry.task_id + (", adopted for a POST in doubt" if entry.adopted else "")
+    yield from _present(entry, live)
+    yield from _end(entry)
+
+
+def _present(entry: JournalEntry, live: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """Yield what is true of it now, if it has not ended."""
+    if isinstance(entry.sync, Ended):
+        return
+    yield "age", age(_now() - entry.sync.request.accepted_at)
+    if live is None:
+        yield "waits for", f"unknown: no instance of the service answers for partition {entry.partition}"
+        return
+    if live["progress"] is not None:
+        yield "progress", f"{live['progress']} %"
+    if live["waitsFor"]:
+        yield "waits for", _waits_for(live["waitsFor"])
+
+
+def _end(entry: JournalEntry) -> Iterator[tuple[str, str]]:
+    """Yield how it ended, or when it ends at the latest."""
+    request = entry.sync.request
     if entry.ended_at:
         lasted = entry.ended_at - request.accepted_at
         lasted -= timedelta(microseconds=lasted.microseconds)
@@ -256,3 +399,8 @@ def _story(entry: JournalEntry) -> Iterator[tuple[str, str]]:
         yield "remembered", f"until {moment(entry.sync.expires_at)}"
     else:
         yield "deadline", moment(request.deadline)
+
+
+def _waits_for(waits: Mapping[str, Any]) -> str:
+    until = waits.get("until")
+    return printable(f"{waits['cause']}: {waits['detail']}" + (f"; until {until} at the earliest" if until else ""))

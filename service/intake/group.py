@@ -69,6 +69,8 @@ class Plan:
     open_journal: Callable[[int], Awaitable[Opened]]
     """Opens the journal of a partition: fences, reads, raises `JournalLost` or `JournalMismatch`."""
     timings: IntakeTimings = DEFAULT_TIMINGS
+    client_id: str | None = None
+    """Of the member of the group; None: the client library's."""
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
@@ -106,7 +108,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._refusals = ConsumerRefusals(timings=plan.timings, clock=clock)
         self._subscriber = Subscriber(
             dependencies.requests,
-            connection=connection,
+            connection=connection if plan.client_id is None else {**connection, "client_id": plan.client_id},
             group_id=plan.group_id,
             session_timeout=plan.session_timeout,
             timings=plan.timings,

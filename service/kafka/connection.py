@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from service.kafka.clients import MAX_IDLE
 from service.moments import milliseconds
@@ -23,3 +23,17 @@ class KafkaConnection:
             "connections_max_idle_ms": milliseconds(MAX_IDLE),
             **self.security,
         }
+
+
+_OPS: Final = "vm-sync-ops-"
+
+
+def client_id(ops_port: int) -> str:
+    """Return the client id of a member of the consumer group, by which the commands find its operations server."""
+    return f"{_OPS}{ops_port}"
+
+
+def ops_port_of(client_id: str) -> int | None:
+    """Return the port of the operations server of the member with this client id; None: it is not the service's."""
+    text = client_id.removeprefix(_OPS)
+    return int(text) if text != client_id and text.isdecimal() else None

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from typing_extensions import override
 
 from service.cli.commands import app
 from service.kafka import journal_codec as records
+from service.kafka.connection import client_id
 from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.requests import DeadLetterReason, InvalidRequest
@@ -192,6 +194,29 @@ def test_waiting_for_an_outcome_tells_it_and_how_it_ended(
     assert answer["outcome"] == {"requestId": "op:C4-1:op-1", **outcome}
 
 
+def test_who_waits_is_told_the_operation_id_at_once_and_the_outcome_with_its_duration(scene: Scene) -> None:
+    thread = answering(scene, topic="failed", reason="task-failed")
+
+    said = scene.run("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "30").stderr
+
+    thread.join()
+    first, *_, last = said.splitlines()
+    assert re.fullmatch(r"Request op-1 is at offset 0 of partition \d\.", first)
+    assert re.fullmatch(r"Request op-1 failed \(task-failed\) after \d+ s\.", last)
+
+
+def test_who_stops_waiting_is_told_how_to_look_again(scene: Scene) -> None:
+    command = [sys.executable, "-m", "service.cli", "request", "C4-1", "--operation-id", "op-1", "--wait"]
+    with subprocess.Popen(command, env={**os.environ, **scene.env}, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "Request op-1 is at offset" in process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+        assert process.wait(60) == 130
+
+    assert said.splitlines()[-1] == "Stopped waiting; the request goes on. To see how it ends: vm-sync show op-1"
+
+
 def test_without_an_outcome_in_time_the_exit_code_is_3_and_the_request_stands(scene: Scene) -> None:
     result = scene.run("request", "C4-1", "--wait", "--timeout", "0.5")
 
@@ -345,6 +370,7 @@ def test_the_journal_is_listed_in_the_order_of_acceptance_with_the_present_state
     assert told[2]["taskId"] == "t-3"
     assert told[2]["adopted"]
     assert told[4]["endedAt"] == "2026-08-17T12:02:00.000Z"
+    assert {(sync["progress"], sync["waitsFor"]) for sync in told} == {(None, None)}, "no service runs"
     assert told[0]["error"] == {"code": "Busy", "msg": "come\x1b[2J back later", "httpStatus": 409}
     assert told[5]["error"] == {"code": "NotFound", "msg": "No such replication.", "httpStatus": 404}
     shown = journalled.run("list").stdout
@@ -361,6 +387,106 @@ def test_the_list_can_be_narrowed(journalled: Scene) -> None:
     assert ids("--site", "", "--limit", "2") == ["op-6", "op-7"]
     assert ids("--replication", "C4-1") == ["op-1", "op-7"]
     assert ids("--state", "running", "--site", "site2") == []
+    assert ids("--failed") == ["op-4", "op-6"]
+    assert ids("--failed", "--state", "failed", "--since", "2026-08-17T12:02:00Z") == ["op-6"]
+    assert ids("--since", "2026-08-17T12:02:01Z") == ["op-4"]
+    assert ids("--since", "PT1H") == []
+
+
+def test_a_list_is_one_line_a_request_with_ages_and_wide_has_the_moments_too(journalled: Scene) -> None:
+    head, *rows = journalled.run("list").stdout.splitlines()
+
+    assert head.split() == [
+        "operationID",
+        "replicationId",
+        "site",
+        "state",
+        "progress",
+        "age",
+        "ended",
+        "POSTs",
+        "task",
+    ]
+    assert len(rows) == len(SYNCS)
+    assert re.search(r"op-6 +C4-6 +local +failed: rejected, NotFound +\d+d +\d+d ago +1$", rows[5])
+    wide = journalled.run("list", "--wide").stdout.splitlines()
+    assert "2026-08-17 12:00:06Z" in wide[6]
+    assert "NotFound: No such replication. (HTTP 404)" in wide[6]
+
+
+def test_a_list_that_is_watched_shows_what_has_come_meanwhile_until_it_is_interrupted(journalled: Scene) -> None:
+    command = [sys.executable, "-m", "service.cli", "list", "--watch", "--site", "site9"]
+    environment = {**os.environ, **journalled.env, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert "every 2 s; Ctrl-C ends it." in process.stdout.readline()
+        later = Waiting(request=request(9, site="site9"))
+        journalled.write("journal", {"key": later.request.identity.encode(), "value": records.encode(later)})
+        for line in process.stdout:
+            if line.startswith("op-9"):
+                break
+        process.send_signal(signal.SIGINT)
+        process.stdout.read()
+        assert process.wait(60) == 0
+
+
+def test_a_request_in_flight_is_shown_with_what_its_owner_says_of_it(
+    journalled: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            waits = {"cause": "limit", "site": None, "until": None, "behind": None, "detail": "2 syncs run at site x"}
+            told = [
+                {"requestId": "op:C4-1:op-1", "state": "waiting", "progress": None, "waitsFor": waits},
+                {"requestId": "op:C4-3:op-3", "state": "running", "progress": 42, "waitsFor": None},
+            ]
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"syncs": told, "next": None}).encode())
+
+        @override
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def member(port: int, ready: threading.Event, stop: threading.Event) -> None:
+        consumer = AIOKafkaConsumer(
+            journalled.name("requests"),
+            bootstrap_servers=journalled.bootstrap,
+            group_id=journalled.name("group"),
+            client_id=client_id(port),
+        )
+        await consumer.start()
+        try:
+            while not consumer.assignment():
+                await asyncio.sleep(0.05)
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.05)
+        finally:
+            await consumer.stop()
+
+    monkeypatch.setenv("VM_SYNC_KAFKA__GROUP_ID", journalled.name("group"))
+    ready, stop = threading.Event(), threading.Event()
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threads = [
+            threading.Thread(target=server.serve_forever),
+            threading.Thread(target=lambda: asyncio.run(member(server.server_address[1], ready, stop))),
+        ]
+        for thread in threads:
+            thread.start()
+        assert ready.wait(60)
+        try:
+            listed = journalled.run("list").stdout
+            shown = journalled.run("show", "op-1").stdout
+        finally:
+            stop.set()
+            server.shutdown()
+            for thread in threads:
+                thread.join()
+
+    assert re.search(r"op-1 .*waiting: limit, Busy", listed)
+    assert re.search(r"op-3 .*running +42 %", listed)
+    assert "limit: 2 syncs run at site x" in shown
 
 
 def test_what_the_limit_leaves_out_is_told(journalled: Scene) -> None:
@@ -378,6 +504,7 @@ def test_a_request_is_found_by_each_of_its_names_and_its_story_told(journalled: 
     assert facts["submitted"] == "2026-08-17 12:00:00Z"
     assert facts["POSTs"] == "2"
     assert facts["task"] == "t-3, adopted for a POST in doubt"
+    assert result.stdout.count("no instance of the service answers for partition 0") == 1
 
 
 def test_of_several_requests_a_table_is_shown(journalled: Scene) -> None:
@@ -501,6 +628,42 @@ def test_dead_letters_can_be_chosen(scene: Scene) -> None:
     assert chosen("--since", f"{AN_HOUR_AGO + timedelta(seconds=4):%Y-%m-%dT%H:%M:%S}") == ["4", "5", "6"]
     assert chosen("--until", f"{AN_HOUR_AGO + timedelta(seconds=2):%Y-%m-%dT%H:%M:%S}") == ["0", "1"]
     assert chosen("--key", "C4-1", "--reason", "bad-field") == ["6"]
+
+
+def test_dead_letters_are_a_line_each_with_their_messages_beginning_and_one_is_shown_whole(scene: Scene) -> None:
+    message = b'{"operationID": "' + b"x" * 100 + b'"}\x1b[2J\nsecond line'
+    scene.write("dead_letter", dead(scene, 1), dead(scene, 2, value=message))
+
+    _, first, second = scene.run("dead-letters", "list").stdout.splitlines()
+    shown = scene.run("dead-letters", "show", "2:0").stdout
+    as_json = scene.answer("dead-letters", "show", "2:0")
+
+    assert re.match(r"1:0 +6\d|1:0 +1?\d\dm", first)
+    assert '{"operationID": "xxx' in second
+    assert "xxx..." in second
+    assert shown.endswith('"}\\x1b[2J\nsecond line\n')
+    assert "x" * 100 in shown
+    assert "header theirs" in shown
+    assert as_json["headers"][0] == ["theirs", "\\xff"]
+    assert scene.run("dead-letters", "show", "2:7").exit_code == 3
+    assert scene.run("dead-letters", "show", "2").exit_code == 2
+
+
+def test_what_is_discarded_is_listed_no_more_and_never_redriven(scene: Scene) -> None:
+    scene.write("dead_letter", *[dead(scene, number) for number in range(3)])
+
+    assert len(scene.answer("dead-letters", "discard", "--key", "C4-1", "--dry-run")["discarded"]) == 1
+    unasked = scene.run("dead-letters", "discard", "--key", "C4-1")
+    done = scene.answer("dead-letters", "discard", "--key", "C4-1", "--yes")
+
+    assert (unasked.exit_code, "add --yes" in unasked.stderr) == (2, True)
+    assert [letter["value"] for letter in done["discarded"]] == ["1"]
+    assert [letter["value"] for letter in scene.answer("dead-letters", "list")] == ["0", "2"]
+    assert len(scene.answer("dead-letters", "list", "--discarded")) == 3
+    assert "1 discarded letters are not shown" in scene.run("dead-letters", "list").stderr
+    assert len(scene.answer("dead-letters", "redrive")["putBack"]) == 2
+    assert values(scene) == [0, 2]
+    assert scene.answer("dead-letters", "discard", "--yes")["discarded"] == [], "the others were redriven"
 
 
 def test_what_is_put_back_has_its_bytes_and_a_count(scene: Scene) -> None:

@@ -1,0 +1,39 @@
+"""Reads the moments that options name: how long ago, in two spellings, or a date."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from service.cli.output import Exit, NoAnswer, printable
+
+SINCE_HELP: Final = "2h, 1d12h, PT2H: so long ago; or a date or moment, UTC unless it says otherwise."
+
+_UNITS: Final = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
+_SHORT: Final = re.compile(r"(?:\d+[dhms])+")
+_ISO: Final = re.compile(
+    r"P(?=.)(?:(?P<days>\d+)D)?(?:T(?=.)(?:(?P<hours>\d+)H)?(?:(?P<minutes>\d+)M)?(?:(?P<seconds>\d+)S)?)?"
+)
+
+
+def read_moment(option: str, text: str, *, now: datetime) -> datetime:
+    """Return the moment that an option names.
+
+    Raises:
+        NoAnswer: it names none.
+    """
+    try:
+        if _SHORT.fullmatch(text.lower()):
+            parts = re.findall(r"(\d+)([dhms])", text.lower())
+            return now - sum([timedelta(**{_UNITS[unit]: int(number)}) for number, unit in parts], timedelta())
+        if found := _ISO.fullmatch(text.upper()):
+            return now - timedelta(**{unit: int(number) for unit, number in found.groupdict().items() if number})
+        moment = datetime.fromisoformat(text)
+        return moment.replace(tzinfo=moment.tzinfo or UTC)
+    except (ValueError, OverflowError):
+        msg = f"{option} needs 2h, PT2H or a date such as 2026-08-17T12:00, not {printable(text)}."
+        raise NoAnswer(msg, code=Exit.USAGE) from None
+
+
+def maybe_moment(option: str, text: str | None, *, now: datetime) -> datetime | None:
+    """Return the moment that an option names, if it is given. Raises `NoAnswer` for one that names none."""
+    return None if text is None else read_moment(option, text, now=now)
