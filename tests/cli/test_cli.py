@@ -73,6 +73,7 @@ def test_there_are_the_commands_of_the_contract() -> None:
         "dead-letters redrive",
         "dead-letters discard",
         "topics check",
+        "check",
         "topics create",
         "settings",
         "asyncapi",
