@@ -15,6 +15,7 @@ ELSEWHERE: Final = {
     "cli/commands.py": "tests/cli/test_cli.py",
     "cli/dead_letters.py": "tests/cli/test_cli_kafka.py",
     "cli/describe.py": "tests/cli/test_cli.py",
+    "cli/instances.py": "tests/cli/test_cli_kafka.py",
     "cli/kafka.py": "tests/cli/test_cli_kafka.py",
     "cli/options.py": "tests/cli/test_cli.py",
     "cli/output.py": "tests/cli/test_cli.py",
