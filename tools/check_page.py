@@ -28,14 +28,12 @@ Found: TypeAlias = Mapping[str, list[tuple[Setup, Answer, str]]]
 """By the page's headings: the set-ups, what was said of each, and the rows of the page."""
 
 
-async def answers() -> Found:
+async def answers(place: Grounds) -> Found:
     """Run the command in each set-up; return what it said, and the row of the page."""
-    with tempfile.TemporaryDirectory() as folder:
-        async with grounds(Path(folder)) as place:
-            return {
-                title: [(setup, answer := await place.answer(setup), _row(setup, answer, place)) for setup in setups]
-                for title, setups in SETUPS.items()
-            }
+    return {
+        title: [(setup, answer := await place.answer(setup), _row(setup, answer, place)) for setup in setups]
+        for title, setups in SETUPS.items()
+    }
 
 
 def page(found: Found) -> str:
@@ -56,9 +54,15 @@ def _row(setup: Setup, answer: Answer, place: Grounds) -> str:
     return f"| {setup.situation} | {answer.code} | {place.tidied('<br>'.join(said)).replace('|', '&#124;')} |\n"
 
 
+async def _write() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with grounds(Path(folder)) as place:
+            PAGE.write_text(page(await answers(place)), encoding="utf-8")
+
+
 def main() -> None:
     """Write into the repository."""
-    PAGE.write_text(page(asyncio.run(answers())), encoding="utf-8")
+    asyncio.run(_write())
 
 
 if __name__ == "__main__":

@@ -3,25 +3,61 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from service.checks import Result, Status
+from service.cli.check import Lines, exit_code, summary
+from service.cli.output import Exit
+from service.kafka import rights
 from service.sandbox.kafka import KafkaError
 from tests.conftest import missing
-from tests.support.broken_setups import SETUPS, Answer, Setup
+from tests.support.broken_setups import LOGIN, NAMES, SETUPS, WRONG, Answer, Setup, grounds
+from tests.support.brokers import PASSWORD, Operation, Resource
 from tools import check_page
 
-pytestmark = pytest.mark.kafka
+LOGGED_IN = Setup(situation="all is well", kafka="LOGIN", settings=LOGIN, check="", says="")
 
 ALL = {setup.situation: setup for setups in SETUPS.values() for setup in setups}
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the command said: of the broken set-ups, and of one where the user has no right too many."""
+
+    broken: check_page.Found
+    exact: Answer
+
+
+async def _seen(folder: Path) -> Seen:
+    async with grounds(folder) as place:
+        broken = await check_page.answers(place)
+        async with place.rights.only(*_needed()):
+            exact = await place.answer(LOGGED_IN)
+        return Seen(broken, exact)
+
+
+def _needed() -> Iterator[tuple[Resource, str, tuple[Operation, ...]]]:
+    """The rights that the service needs; a test of the overlay for Strimzi holds that it grants the same."""
+    for name, needed in rights.of_topics(NAMES).items():
+        yield Resource.TOPIC, name, (*(Operation[right.name] for right in needed), Operation.DESCRIBE_CONFIGS)
+    yield Resource.GROUP, "vm-sync", (Operation.READ,)
+    yield Resource.TRANSACTIONAL_ID, f"{NAMES.journal}-*", (Operation.WRITE,)
+
+
 @pytest.fixture(scope="module")
-def found() -> Iterator[check_page.Found]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     try:
-        yield asyncio.run(check_page.answers())
+        yield asyncio.run(_seen(tmp_path_factory.mktemp("check")))
     except KafkaError as error:
         missing(str(error))
+
+
+@pytest.fixture(scope="module")
+def found(seen: Seen) -> check_page.Found:
+    return seen.broken
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +65,7 @@ def answers(found: check_page.Found) -> dict[str, Answer]:
     return {setup.situation: answer for rows in found.values() for setup, answer, _ in rows}
 
 
+@pytest.mark.kafka
 def test_the_page_is_what_the_command_says(found: check_page.Found) -> None:
     assert check_page.PAGE.read_text(encoding="utf-8") == check_page.page(found), "run: python -m tools.check_page"
 
@@ -37,6 +74,7 @@ def test_there_are_enough_broken_set_ups_and_each_has_a_name_of_its_own() -> Non
     assert sum(map(len, SETUPS.values())) == len(ALL) >= 25
 
 
+@pytest.mark.kafka
 @pytest.mark.parametrize("setup", ALL.values(), ids=lambda setup: setup.situation)
 def test_the_right_check_names_what_to_change(setup: Setup, answers: dict[str, Answer]) -> None:
     answer = answers[setup.situation]
@@ -48,6 +86,7 @@ def test_the_right_check_names_what_to_change(setup: Setup, answers: dict[str, A
     assert set(re.findall(r"VM_SYNC_\w+", setup.says)) <= set(named[0]["settings"])
 
 
+@pytest.mark.kafka
 @pytest.mark.parametrize("setup", ALL.values(), ids=lambda setup: setup.situation)
 def test_nothing_else_is_found_wrong(setup: Setup, answers: dict[str, Answer]) -> None:
     wrong = {line["check"] for line in answers[setup.situation].wrong if not line["text"].startswith("Fewer than 3")}
@@ -55,6 +94,7 @@ def test_nothing_else_is_found_wrong(setup: Setup, answers: dict[str, Answer]) -
     assert wrong == {setup.check}
 
 
+@pytest.mark.kafka
 def test_what_rests_on_something_that_failed_is_skipped_and_says_why(answers: dict[str, Answer]) -> None:
     lines = answers["VCDA's password is wrong"].lines
 
@@ -62,3 +102,64 @@ def test_what_rests_on_something_that_failed_is_skipped_and_says_why(answers: di
 
     assert {"clock", "tasks", "order", "task ids", "paging", "filters", "users on tasks", "caches"} == skipped.keys()
     assert set(skipped.values()) == {"Skipped because the check of VCDA's login failed."}
+
+
+@pytest.mark.kafka
+def test_the_rights_that_the_service_needs_are_enough(seen: Seen) -> None:
+    assert seen.exact.code == Exit.DONE
+    assert {line["check"] for line in seen.exact.wrong} == {"topics"}  # a single broker
+    assert "Not compared" in next(line["text"] for line in seen.exact.lines if line["check"] == "clock")
+
+
+@pytest.mark.kafka
+def test_no_secret_is_ever_said(answers: dict[str, Answer]) -> None:
+    said = "".join(line["text"] for answer in answers.values() for line in answer.lines)
+
+    assert not [secret for secret in (PASSWORD, WRONG, "password.") if secret in said]
+
+
+# ---------------------------------------------------------------- how it is said
+
+
+def result(status: Status, *, check: str = "login", group: str = "Kafka", answered: bool = True) -> Result:
+    return Result(group=group, check=check, status=status, text="So it is.", answered=answered)
+
+
+@pytest.mark.parametrize(
+    ("results", "code", "words"),
+    [
+        ([result(Status.OK)], Exit.DONE, "The service will work: all checks are ok."),
+        ([result(Status.WARNING)] * 2, Exit.DONE, "The service will work: 2 warnings."),
+        (
+            [result(Status.FAILURE, answered=False), result(Status.SKIPPED)],
+            Exit.NO_ANSWER,
+            "The service can't work at present: 1 failure, 1 skipped check.",
+        ),
+        (
+            [result(Status.FAILURE, answered=False), result(Status.FAILURE), result(Status.WARNING)],
+            Exit.NO,
+            "The service won't work like this: 2 failures, 1 warning.",
+        ),
+    ],
+    ids=["ok", "warnings", "nobody answers", "no"],
+)
+def test_a_definite_no_counts_more_than_an_answer_that_is_missing(
+    results: list[Result], code: Exit, words: str
+) -> None:
+    assert exit_code(results) is code
+    assert summary(results) == words
+
+
+def test_lines_stand_under_the_headings_of_what_they_are_about(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    for one in (result(Status.OK), result(Status.FAILURE, check="topics"), result(Status.WARNING, group="VCDA")):
+        lines.print(one)
+
+    assert capsys.readouterr().out.splitlines() == [
+        "Kafka",
+        "  ok       login             So it is.",
+        "  failure  topics            So it is.",
+        "",
+        "VCDA",
+        "  warning  login             So it is.",
+    ]

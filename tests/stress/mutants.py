@@ -1013,6 +1013,52 @@ MUTANTS: Final = (
         new="            for task in pending:\n",
         tests=("tests/partition/test_balance.py",),
     ),
+    Mutant(
+        name="a check whose base failed is made all the same",
+        file="service/checks.py",
+        old="        cause = next((failed[base] for base in check.needs if base in failed), None)\n",
+        new="        cause = None\n",
+        tests=("tests/test_checks.py",),
+    ),
+    Mutant(
+        name="checks have no bound together",
+        file="service/checks.py",
+        old="        for verdict in await _made(check, min(check.limit.total_seconds(), left)):\n",
+        new="        for verdict in await _made(check, check.limit.total_seconds()):\n",
+        tests=("tests/test_checks.py",),
+    ),
+    Mutant(
+        name="a check for a transactional id starts its producer's successor",
+        file="service/kafka/rights.py",
+        old="        answer = await client.send(node, EndTxnRequest(transactional_id, NOBODY, 0, "
+        "transaction_result=False))\n",
+        new="        from aiokafka.protocol.transaction import InitProducerIdRequest\n\n"
+        "        answer = await client.send(node, InitProducerIdRequest(transactional_id, 12_000))\n"
+        "        if answer.error_code == 0:\n"
+        "            return True\n",
+        tests=("tests/kafka/test_check.py",),
+    ),
+    Mutant(
+        name="a right that is lacking passes the check",
+        file="service/kafka/check.py",
+        old="            if name in allowed and (lacking := needed - (allowed[name] or frozenset()))\n",
+        new="            if name in allowed and not allowed[name] and (lacking := needed)\n",
+        tests=("tests/cli/test_check.py",),
+    ),
+    Mutant(
+        name="the check's session at VCDA stays open",
+        file="service/vcda/check.py",
+        old="            if self._token is not None:\n",
+        new="            if self._token is None:\n",
+        tests=("tests/vcda/test_check.py",),
+    ),
+    Mutant(
+        name="a filter that VCDA ignores passes the check",
+        file="service/vcda/check.py",
+        old="        if others := {_resource(task) for task in found} - {resource}:\n",
+        new="        if others := {_resource(task) for task in found[:0]} - {resource}:\n",
+        tests=("tests/vcda/test_check.py",),
+    ),
 )
 
 

@@ -1,7 +1,8 @@
 """A Kafka with a listener for each way to be sure, or not, who is at the other end; and the certificates for it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import IntEnum
@@ -144,13 +145,28 @@ class Rights:
 
     async def __aenter__(self) -> Self:
         await self._admin.start()
-        for resource in Resource:
-            name = "kafka-cluster" if resource is Resource.CLUSTER else "*"
-            await self._ask(CreateAclsRequest, resource, name, Operation.ALL, permission=_ALLOW)
+        await self._all(CreateAclsRequest)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._admin.close()
+
+    @asynccontextmanager
+    async def only(self, *rights: tuple[Resource, str, tuple[Operation, ...]]) -> AsyncIterator[None]:
+        """Leave `USER` these rights alone for a while; a name that ends with `-*` stands for all that begin so."""
+        granted = [(resource, name, operation) for resource, name, some in rights for operation in some]
+        await self._all(DeleteAclsRequest)
+        for right in granted:
+            await self._ask(CreateAclsRequest, *right, permission=_ALLOW)
+        yield
+        for right in granted:
+            await self._ask(DeleteAclsRequest, *right, permission=_ALLOW)
+        await self._all(CreateAclsRequest)
+
+    async def _all(self, request: "type[CreateAclsRequest | DeleteAclsRequest]") -> None:
+        for resource in Resource:
+            name = "kafka-cluster" if resource is Resource.CLUSTER else "*"
+            await self._ask(request, resource, name, Operation.ALL, permission=_ALLOW)
 
     async def deny(self, resource: Resource, name: str, operation: Operation = Operation.READ) -> None:
         """Take a right away."""
@@ -169,15 +185,18 @@ class Rights:
         *,
         permission: int,
     ) -> None:
-        asked = request(resource, name, _LITERAL, f"User:{USER}", "*", operation, permission)
+        pattern = _LITERAL
+        if name.endswith("-*"):
+            name, pattern = name.removesuffix("*"), _PREFIXED
+        asked = request(resource, name, pattern, f"User:{USER}", "*", operation, permission)
         response = await self._admin._send_request(asked)
         ((code, *_),) = response.creation_responses if request is CreateAclsRequest else response.filter_responses
         assert code == 0, response
         # The controller has taken it; wait until the broker has heard of it.
-        look = DescribeAclsRequest(resource, name, _LITERAL, f"User:{USER}", "*", operation, permission)
+        look = DescribeAclsRequest(resource, name, pattern, f"User:{USER}", "*", operation, permission)
         async with asyncio.timeout(60):
             while bool((await self._admin._send_request(look)).resources) != (request is CreateAclsRequest):
                 await asyncio.sleep(0.02)
 
 
-_DENY, _ALLOW, _LITERAL = 2, 3, 3
+_DENY, _ALLOW, _LITERAL, _PREFIXED = 2, 3, 3, 4
