@@ -13,7 +13,7 @@ The modules and folders, in the order in which they are best read; docs/architec
 - `vcda`: the API's client, each site's limits and circuit breaker, and when a task is polled.
 - `observability`, `ops`, `asyncapi`: metrics, logs and traces; the operations server; the document for other teams.
 - `certificates`: TLS certificates from files, reloaded when the files change.
-- `checks`, `endpoints`: what `vm-sync check` is made of; the questions stand in `kafka` and `vcda`.
+- `checks`, `endpoints`: run the checks of `vm-sync check`, which are in `kafka` and `vcda`; reach an address.
 - `clock`, `moments`, `backoff`, `event_loop`: the only source of the time, the form of times, pauses that double, and
   the choice of the event loop.
 - `settings`, `wiring`, `app`, `cli`: the settings, the construction of all parts, the life of a process, the commands.

@@ -1,9 +1,9 @@
-"""Checks: questions whose answers say, in bounded time and without changing anything, whether something will work.
+"""Runs checks: each bounded in time, and skipped if a check that it depends on has failed.
 
-A check ends as ok, as a warning (it will work, but promises less than it could) or as a failure; one that needs the
-answer of a check that has failed is skipped. What to change stands in the sentence, with the setting's name.
+A check ends as ok, as a warning (the service will work, but guarantees less than it could) or as a failure. The text
+says what to change, with the setting's name. Checks have no side effects.
 
-It knows neither Kafka nor VCDA: `service.kafka.check` and `service.vcda.check` have the questions.
+It knows neither Kafka nor VCDA: their checks are in `service.kafka.check` and `service.vcda.check`.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def failure(text: str, *, answered: bool = True) -> Verdict:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """A question. `run` changes nothing; it is cancelled after `limit`, and `overdue` then says what to look at."""
+    """One check. `run` has no side effects; it is cancelled after `limit`, and `overdue` then says what to look at."""
 
     group: str
     """What it is about, for a person: `Kafka`, `VCDA`, `site site2`."""
@@ -66,7 +66,7 @@ class Check:
     limit: timedelta
     overdue: str
     needs: "tuple[Check, ...]" = ()
-    """The checks before it without which it makes no sense."""
+    """The checks that it depends on; they come before it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Whether an address can be reached: its name, a TCP connection, a TLS handshake, and the certificate shown there.
+"""Tests whether an address can be reached: DNS, a TCP connection, a TLS handshake, and the server's certificate.
 
 Nothing is sent beyond the handshake, and each connection is closed at once. Nothing here has a time limit of its own.
 """
@@ -17,6 +17,9 @@ from service.checks import Verdict, ok, warning
 
 RENEW: Final = timedelta(days=14)
 """Before a certificate's end. Whatever renews certificates by itself does so earlier, so by then it has failed."""
+
+NEXT_ADDRESS: Final = 0.25
+"""Seconds after which the next address of a name is tried too, as the clients do: a dead IPv6 route costs no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,9 @@ def trusting(certificate: bytes) -> ssl.SSLContext:
 async def _open(endpoint: Endpoint, tls: ssl.SSLContext | None = None) -> asyncio.StreamWriter:
     name = None if tls is None else endpoint.host
     try:
-        _, writer = await asyncio.open_connection(endpoint.host, endpoint.port, ssl=tls, server_hostname=name)
+        _, writer = await asyncio.open_connection(
+            endpoint.host, endpoint.port, ssl=tls, server_hostname=name, happy_eyeballs_delay=NEXT_ADDRESS
+        )
     except EOFError as error:
         raise ConnectionResetError(errno.ECONNRESET, "the connection was closed") from error
     return writer
@@ -123,6 +128,13 @@ def why(error: OSError) -> str:
             return "the connection was closed"
         case _:
             return (error.strerror or type(error).__name__).lower()
+
+
+def resolved(endpoint: Endpoint, addresses: list[str]) -> Verdict:
+    """Say which addresses a name has."""
+    if addresses == [endpoint.host]:
+        return ok(f"{endpoint.host} is an address; there is no name to resolve.")
+    return ok(f"{endpoint.host} has the address {', '.join(addresses)}.")
 
 
 def expiry(certificate: Certificate, *, now: datetime) -> Verdict:

@@ -1,4 +1,4 @@
-"""`vm-sync check`: everything that the service will need of Kafka and VCDA, tried without changing anything."""
+"""`vm-sync check`: checks that Kafka and VCDA provide all that the service needs, without changing anything."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Checks everything that the service will need of Kafka, in the order in which one thing rests on another.
+"""Checks that Kafka provides all that the service needs. Each check comes after those that it depends on.
 
 Nothing is changed: no topic is made, no message written, no group joined, no producer fenced. Only on a cluster where
 no group or no transaction ever was, Kafka itself makes its own topic for them when it is asked who coordinates them,
@@ -149,7 +149,7 @@ class KafkaChecks:
                     f"There is no address for the name {server.host}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS.",
                     answered=False,
                 )
-            return ok(f"{server.host} has the address {', '.join(addresses)}.")
+            return endpoints.resolved(server, addresses)
 
         return await self._each_server(one)
 
@@ -327,7 +327,7 @@ class KafkaChecks:
                     self._setting[journal],
                 )
             ]
-        return [ok(f"Transactions are granted, and coordinated: {ids[0]} to {ids[-1]}.")]
+        return [ok(f"Write is granted on the transactional ids {ids[0]} to {ids[-1]}, and they have a coordinator.")]
 
     async def _clocks(self) -> Sequence[Verdict]:
         asked = self._clock.now()

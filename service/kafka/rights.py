@@ -1,4 +1,4 @@
-"""The rights at Kafka that the service needs, and whether its user has them, asked for without using any.
+"""The rights at Kafka that the service needs, and requests that show whether its user has them, without side effects.
 
     topics              Metadata's answer lists what the user may do with each of them
     consumer group      so does DescribeGroups

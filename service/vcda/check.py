@@ -1,10 +1,10 @@
-"""Checks everything that the service will need of VCDA, in the order in which one thing rests on another.
+"""Checks that VCDA provides all that the service needs. Each check comes after those that it depends on.
 
-Nothing is changed there: it logs in once, extends that session to the configured sites, reads lists of tasks, and logs
-out. No sync is asked for; whether the account may ask for one shows with the first request.
+Nothing is changed: it logs in once, extends the session to the configured sites, lists tasks, and logs out. No sync is
+requested, so the right to do so is not checked; the first request shows it.
 
-What the service relies on when it polls tasks, and when it looks for the task of a POST without an answer, is compared
-with what VCDA does: a page's shape, its order, paging, the filters, and what is said of a task that doesn't exist.
+Polls and look-ups of the service depend on how VCDA lists tasks. So the format of a page, its order, paging, the
+filters, and the answers about a task that doesn't exist are compared with what the service expects.
 """
 
 import asyncio
@@ -58,8 +58,8 @@ class _Meter:
         """Count nothing."""
 
 
-class _Otherwise(Exception):
-    """VCDA answers otherwise than the service relies on, or not at all; the text is for an operator."""
+class _Unexpected(Exception):
+    """VCDA's answer is not what the service expects, or there is none; the text is for an operator."""
 
     def __init__(self, text: str, *, answered: bool = True) -> None:
         super().__init__(text)
@@ -159,7 +159,7 @@ class VcdaChecks:
         async def explained() -> Sequence[Verdict]:
             try:
                 return await run()
-            except _Otherwise as error:
+            except _Unexpected as error:
                 return [failure(str(error), answered=error.answered)]
 
         return Check(group=group, name=name, run=explained, limit=STEP, overdue=overdue, needs=needs)
@@ -173,7 +173,7 @@ class VcdaChecks:
         except OSError:
             text = f"There is no address for the name {self._address.host}: check VM_SYNC_VCDA__URL."
             return [failure(text, answered=False)]
-        return [ok(f"{self._address.host} has the address {', '.join(addresses)}.")]
+        return [endpoints.resolved(self._address, addresses)]
 
     async def _connects(self) -> Sequence[Verdict]:
         try:
@@ -386,7 +386,7 @@ class VcdaChecks:
         answer = await self._get(f"/tasks?{query}&sort={NEWEST_FIRST}{_site('&', site)}")
         if isinstance(answer, Answer) and age_of(answer.headers) is not None:
             msg = "A cache between this service and VCDA answers for it: exclude /tasks from the cache."
-            raise _Otherwise(msg)
+            raise _Unexpected(msg)
         if not isinstance(answer, Answer) or not _is_good(answer):
             where = "VCDA" if site.name is None else f"VCDA's connection to {site.name}"
             cure = f"look at {where}"
@@ -395,7 +395,7 @@ class VcdaChecks:
             elif isinstance(answer, NoAnswer) and answer.label == "timeout":
                 cure += ", or raise VM_SYNC_VCDA__REQUEST_TIMEOUT"
             msg = f"The tasks can't be listed, {_said(answer)}: {cure}."
-            raise _Otherwise(msg, answered=_is_answer(answer))
+            raise _Unexpected(msg, answered=_is_answer(answer))
         page = translate.read_page(answer.body)
         value = translate.read_object(answer.body) or {}
         items = value.get("items")
@@ -404,21 +404,21 @@ class VcdaChecks:
                 "The list of tasks can't be understood, since it has no items with ids, or no total: look for a proxy "
                 "that changes answers between the service and VM_SYNC_VCDA__URL, or don't use this version of VCDA."
             )
-            raise _Otherwise(msg)
+            raise _Unexpected(msg)
         return page.total, items
 
     async def _get(self, target: str) -> Answer | NoAnswer:
         return await self._wire.call("find", method="GET", target=target, token=self._token, limit=LARGE)
 
 
-NOTHING: Final = "Not compared: there is no task for it so far."
+NOTHING: Final = "Not compared: VCDA has no task yet that would show it."
 
 
 def unlike(what: str) -> Sequence[Verdict]:
-    """Return that VCDA does something otherwise than the service relies on."""
+    """Return that VCDA behaves differently from what the service expects."""
     return [
         failure(
-            f"{what} The service relies on that: look for a proxy that changes requests between the service and "
+            f"{what} The service depends on it: look for a proxy that changes requests between the service and "
             "VM_SYNC_VCDA__URL, or don't use this version of VCDA."
         )
     ]

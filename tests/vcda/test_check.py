@@ -78,7 +78,7 @@ async def test_without_any_task_what_could_be_compared_is_ok_and_the_rest_says_s
         results = await found(vcda.url)
 
     assert {result.status for result in results} == {Status.OK}
-    assert by_name(results)["filters"][1] == "Not compared: there is no task for it so far."
+    assert by_name(results)["filters"][1] == "Not compared: VCDA has no task yet that would show it."
     assert "unknown ids are left out" in by_name(results)["task ids"][1]
 
 
