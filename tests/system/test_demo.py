@@ -1,19 +1,25 @@
 """The demo: what it holds against the service, and the whole of it as a process."""
 
+import io
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from rich.console import Console
 
 from service.sandbox.demo.seen import Outcome, Seen, Sent, broken_promises
+from service.sandbox.demo.view import picture
 from tests.conftest import missing
 
 FINE: dict[str, Any] = {"repeated": [], "overlapping": 0}
@@ -68,6 +74,48 @@ def test_lags_are_told_as_median_and_95th_percentile() -> None:
     assert seen().lags == (0.0, 0.0)
     assert seen("a").lags == (0.0, 0.0)
     assert seen(*["a"] * 39).lags == (19.0, 37.0)
+
+
+# ---------------------------------------------------------------- the live view
+
+
+def drawn(width: int, height: int = 40) -> list[str]:
+    """The view with twenty syncs in flight and ten outcomes, as a terminal of that size shows it."""
+    found = seen(*"ab")
+    found.in_flight = [
+        {
+            "requestId": f"op:C4-{number}:demo-{number:04}",
+            "operationID": f"demo-{number:04}",
+            "replicationId": f"C4-{uuid.UUID(int=number)}",
+            "site": "site2",
+            "state": "submitting",
+            "progress": number,
+            "acceptedAt": datetime.now(UTC).isoformat(),
+        }
+        for number in range(20)
+    ]
+    data = {"operationID": "demo-0001", "replicationId": f"C4-{uuid.UUID(int=1)}", "reason": "task-failed"}
+    found.outcomes = [Outcome(at=100.0, lag=0.1, data=data | {"error": {"code": "ReplicationFailed"}})] * 10
+    console = Console(width=width, height=height, file=io.StringIO(), color_system=None)
+    console.print(picture(found, console.size, log=Path("/tmp/vm-sync-demo-x/service.log")))  # noqa: S108 - only a text
+    return str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]  # a StringIO
+
+
+def test_at_80_columns_the_view_keeps_id_site_state_percent_and_age_and_each_is_one_line() -> None:
+    lines = drawn(80)
+
+    assert lines[0].rstrip().endswith("dead letters 1"), "the head line fits"
+    head, first = (next(line for line in lines if word in line) for word in ("operationID", "demo-0019"))
+    assert head.split() == ["operationID", "site", "state", "progress", "age"]
+    assert first.split() == ["demo-0019", "site2", "submitting", "19", "%", "0s"]
+    assert "demo-0001  failed: task-failed (ReplicationFailed)" in "\n".join(lines)
+    assert all(len(line) <= 80 for line in lines)
+
+
+@pytest.mark.parametrize(("width", "height"), [(120, 44), (80, 24), (60, 15)])
+def test_the_view_is_never_higher_than_the_terminal(width: int, height: int) -> None:
+    assert len(drawn(width, height)) <= height
+    assert ("replicationId" in "\n".join(drawn(width, height))) == (width == 120)
 
 
 # ---------------------------------------------------------------- the whole of it
@@ -143,7 +191,8 @@ def test_the_demo_shows_requests_failures_and_a_dead_letter_and_that_all_promise
 def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> None:
     with demo("--requests", "1", "--keep") as process:
         said = until(process, "the log")
-        settings = dict(re.findall(r"(VM_SYNC_\w+)=(\S+)", said))
+        exports = [line for line in said.splitlines() if line.startswith("  export ")]
+        settings = dict([word.split("=", 1) for line in exports for word in shlex.split(line)[1:]])
         replication = re.findall(r"vm-sync request (\S+) --wait", said)[0]
         ours = children(process.pid)
 
@@ -158,6 +207,8 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
         end_of(process, signal.SIGINT)
 
     assert json.loads(answer.stdout)["outcome"]["replicationId"] == replication
+    assert json.loads(settings["VM_SYNC_VCDA__SITES"])[0]["name"] == "site2"
+    assert {"VM_SYNC_VCDA__URL", "VM_SYNC_VCDA__CREDENTIALS__USER"} <= settings.keys()
     assert process.returncode == 0
     assert "vm_sync_outcomes_total" in metrics
     assert len(ours) >= 2
@@ -170,7 +221,7 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_however_a_demo_ends_its_children_do_too(end: signal.Signals) -> None:
     with demo() as process:
-        until(process, "sent ")
+        until(process, "sent: ")
         ours = children(process.pid)
         end_of(process, end)
 

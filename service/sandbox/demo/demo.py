@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import random
+import shlex
 import signal
 import socket
 import subprocess
@@ -108,6 +109,7 @@ async def _keep(bootstrap: str, service: "Service") -> None:
                 "Kafka, the simulated VCDA and the service keep running until Ctrl-C. In another shell:",
                 "",
                 f"  export VM_SYNC_KAFKA__BOOTSTRAP_SERVERS={bootstrap} VM_SYNC_OPS__PORT={service.port}",
+                *[f"  export {line}" for line in service.exports],
                 f"  vm-sync request {example} --wait",
                 "  vm-sync list",
                 "  vm-sync dead-letters list",
@@ -152,6 +154,12 @@ class Service:
         self._environ = {name: text for name, text in os.environ.items() if not name.upper().startswith("VM_SYNC_")}
         self._environ |= {f"VM_SYNC_{name}": text for name, text in own.items()}
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def exports(self) -> list[str]:
+        """Variables for a second process beside this one, in a shell's words."""
+        names = ("VCDA__URL", "VCDA__CREDENTIALS__USER", "VCDA__CREDENTIALS__PASSWORD", "VCDA__SITES")
+        return [f"VM_SYNC_{name}={shlex.quote(self._environ[f'VM_SYNC_{name}'])}" for name in names]
 
     @property
     def url(self) -> str:

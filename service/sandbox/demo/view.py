@@ -4,11 +4,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Console, ConsoleDimensions, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,6 +23,12 @@ LOCAL_SITE = Config().local_site
 
 ROWS = 12
 """Syncs in flight that are shown; more than that flicker past."""
+
+WIDE = 100
+"""Columns from which there is room for replications and bars."""
+
+FRAME = 8
+"""Lines of the view that are neither syncs nor outcomes."""
 
 LATEST = 6
 """Outcomes that are shown."""
@@ -42,7 +49,9 @@ class View:
 
     def __init__(self, seen: Seen, *, log: Path) -> None:
         self._seen, self._log = seen, log
-        self._live = Live(auto_refresh=False, transient=True) if sys.stdout.isatty() else None
+        self._console = Console()
+        self._live = self._new_live() if sys.stdout.isatty() else None
+        self._size = self._console.size
         self._lines = 0
         self._next = 0.0
 
@@ -59,7 +68,9 @@ class View:
     def draw(self) -> None:
         """Show the present."""
         if self._live is not None:
-            self._live.update(self._picture(), refresh=True)
+            if self._console.size != self._size:
+                self._resized(self._live)
+            self._live.update(picture(self._seen, self._console.size, log=self._log), refresh=True)
             return
         for outcome in self._seen.outcomes[self._lines :]:
             say(_line(outcome))
@@ -82,29 +93,66 @@ class View:
         ]
         return " | ".join(parts)
 
-    def _picture(self) -> Group:
-        flying = Table(box=box.SIMPLE_HEAD, expand=True)
-        for column in ("operationID", "replicationId", "site", "state", "progress"):
-            flying.add_column(column, no_wrap=True)
-        order = sorted(self._seen.in_flight, key=lambda sync: (-(sync["progress"] or 0), sync["requestId"]))
-        for sync in order[:ROWS]:
-            bar = ProgressBar(total=100, completed=sync["progress"] or 0, width=30)
-            state = Text(sync["state"], style=STYLES.get(sync["state"], ""))
-            flying.add_row(sync["operationID"], sync["replicationId"], _shown(sync["site"]), state, bar)
-        if len(order) > ROWS:
-            flying.add_row(Text(f"and {len(order) - ROWS} more", style="dim"))
-        latest = [
-            Text(_line(outcome), style="red" if "reason" in outcome.data else "green")
-            for outcome in self._seen.outcomes[-LATEST:]
-        ]
-        log = Text(f"the service logs to {self._log}", style="dim")
-        return Group(Text(self._counts(), style="bold"), flying, *latest, log)
+    def _new_live(self) -> Live:
+        return Live(console=self._console, auto_refresh=False, transient=True)
+
+    def _resized(self, live: Live) -> None:
+        """Begin on a clear screen: the terminal has wrapped the lines that were drawn for another width."""
+        self._size = self._console.size
+        live.stop()
+        self._console.clear()
+        self._live = self._new_live()
+        self._live.start()
 
 
-def _line(outcome: Outcome) -> str:
+def picture(seen: Seen, size: ConsoleDimensions, *, log: Path) -> Group:
+    """Draw the present for a terminal of that size: in a narrow one without replications and bars."""
+    wide = size.width >= WIDE
+    flying = Table(box=box.SIMPLE_HEAD, expand=True)
+    for column in ("operationID", *(["replicationId"] if wide else []), "site", "state", "progress", "age"):
+        flying.add_column(column, no_wrap=True)
+    order = sorted(seen.in_flight, key=lambda sync: (-(sync["progress"] or 0), sync["requestId"]))
+    rows = max(1, min(ROWS, size.height - LATEST - FRAME))
+    now = datetime.now(UTC)
+    for sync in order[:rows]:
+        percent = "" if sync["progress"] is None else f"{sync['progress']} %"
+        bar = ProgressBar(total=100, completed=sync["progress"] or 0, width=30)
+        state = Text(sync["state"], style=STYLES.get(sync["state"], ""))
+        age = f"{(now - datetime.fromisoformat(sync['acceptedAt'])).total_seconds():.0f}s"
+        replication = [sync["replicationId"]] if wide else []
+        flying.add_row(sync["operationID"], *replication, _shown(sync["site"]), state, bar if wide else percent, age)
+    if len(order) > rows:
+        flying.add_row(Text(f"and {len(order) - rows} more", style="dim"))
+    latest = [
+        _one_line(_line(outcome, wide=wide), "red" if "reason" in outcome.data else "green")
+        for outcome in seen.outcomes[-LATEST:]
+    ]
+    return Group(_one_line(_head(seen), "bold"), flying, *latest, _one_line(f"the service logs to {log}", "dim"))
+
+
+def _one_line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _head(seen: Seen) -> str:
+    """Say in 80 columns how far it is."""
+    failed = sum("reason" in outcome.data for outcome in seen.outcomes)
+    parts = [
+        f"{seen.now():.1f} s",
+        f"sent {len(seen.sent)} of {seen.total}",
+        f"in flight {len(seen.in_flight)}",
+        f"completed {len(seen.outcomes) - failed}",
+        f"failed {failed}",
+        f"dead letters {seen.dead_letters}",
+    ]
+    return " | ".join(parts)
+
+
+def _line(outcome: Outcome, *, wide: bool = True) -> str:
     data = outcome.data
     error = f" ({data['error']['code']})" if data.get("error") else ""
-    return f"{outcome.at:5.1f} s  {data['operationID']}  {data['replicationId']}  {outcome.word}{error}"
+    replication = f"{data['replicationId']}  " if wide else ""
+    return f"{outcome.at:5.1f} s  {data['operationID']}  {replication}{outcome.word}{error}"
 
 
 def _shown(site: str | None) -> str:
