@@ -15,11 +15,16 @@ Rule 3: exactly one step of a request returns its outcome.
     The deadline passes:  Waiting -----------------> Ended (Failed: not-started)
                           Submitting, Running -----> Lingering (Failed: timed-out)
 
+    A cancel:             Waiting -----------------> Ended (Failed: cancelled); also an intent whose POST has not left
+    A release, as well:   Submitting, Running -----> Ended (Failed: cancelled)
+                          Lingering ---------------> Ended (its outcome, timed-out, is written)
+
 A `Lingering` sync has its outcome, but its task may still run at VCDA, which has no cancel. Its replication is held
 until the task has ended, or is known not to exist: otherwise two syncs of one replication would overlap.
 
 Every state has an exit. LINGER_LIMIT after its deadline a lingering sync no longer occupies a slot of its site, and its
-replication is free, unless VCDA still shows the task as unfinished (UNSEEN_LIMIT).
+replication is free, unless VCDA still shows the task as unfinished (UNSEEN_LIMIT). An operator can release it at any
+time.
 
 Two kinds of time: `datetime` is wall time, and is stored in the journal; `float` is the monotonic clock of this
 process, and is never stored.
@@ -166,6 +171,12 @@ WITHHELD = "withheld"
 
 WITHOUT_CREDENTIALS = "NoCredentials"
 """The code of the error of a request that is rejected, since there are no credentials for its site."""
+
+CANCELLED = "Cancelled"
+"""The code of the error of a request that was cancelled before it was submitted."""
+
+RELEASED = "Released"
+"""The code of the error of a request that was released: VCDA may still work on it."""
 
 NO_CREDENTIALS = "no_credentials"
 """The trouble's label where no call was made, since this process has no credentials for the site."""
@@ -318,6 +329,7 @@ class Reason(StrEnum):
     TIMED_OUT = "timed-out"
     TASK_LOST = "task-lost"
     NOT_STARTED = "not-started"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -642,6 +654,46 @@ def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | Non
             assert_never(state)
 
 
+def cancelled(
+    state: InFlight,
+    *,
+    release: bool,
+    by: str | None,
+    why: str | None,
+    now: datetime,
+    policy: Policy,
+    sent: bool = True,
+) -> Step:
+    """Apply a cancel: it ends a waiting request. Others go on unless they are released, since VCDA has no cancel.
+
+    A release ends the request at once and frees its replication, whatever VCDA does. `by` and `why` say who cancelled
+    or released it, and for what reason. `sent` is False while the POST of an intent has not left this process, and
+    never will after this step: then the request counts as waiting.
+    """
+    match state:
+        case Submitting(in_doubt=False) if not sent:
+            waits = Waiting(request=state.request, attempts=state.attempts - 1)
+            return cancelled(waits, release=release, by=by, why=why, now=now, policy=policy)
+        case Waiting():
+            error = ApiError(CANCELLED, _on_request("The request was cancelled", by=by, why=why))
+            return _failed(state, Reason.CANCELLED, now=now, ended_at=now, policy=policy, error=error)
+        case _ if not release:
+            return Step(state)
+        case Submitting() | Running():
+            error = _released(state, by=by, why=why)
+            return _failed(state, Reason.CANCELLED, now=now, ended_at=now, policy=policy, error=error)
+        case Lingering():
+            ended = _ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy)
+            return Step(replace(ended, error=_released(state.of, by=by, why=why)))
+        case _:
+            assert_never(state)
+
+
+def answered_late(ended: Ended, seen: Accepted) -> Ended:
+    """Note the task of a POST that was answered after its request was released: the task is no other request's."""
+    return replace(ended, task_id=seen.task.id, submitted_at=seen.task.started_at)
+
+
 def let_go_at(state: Lingering) -> datetime:
     """Return when a lingering sync ends unless VCDA shows its task as unfinished again.
 
@@ -739,6 +791,19 @@ def _let_go(state: Lingering, *, now: datetime, policy: Policy) -> Step:
     """End a lingering sync without another outcome, which frees its replication."""
     ended = _ended(state.of, Reason.TIMED_OUT, ended_at=state.told_at, now=now, policy=policy)
     return Step(replace(ended, error=_told_error(state.of)))
+
+
+def _released(of: Submitting | Running, *, by: str | None, why: str | None) -> ApiError:
+    done = _on_request("The request was released", by=by, why=why)
+    if isinstance(of, Submitting):
+        return ApiError(RELEASED, f"{done} VCDA may have received its POST, and may work on it.")
+    return ApiError(RELEASED, f"{done} VCDA may still work on task {of.task_id}.")
+
+
+def _on_request(what: str, *, by: str | None, why: str | None) -> str:
+    """Say in a sentence what was done, by whom and why."""
+    by_whom = "" if by is None else f" by {by}"
+    return f"{what}{by_whom}." if why is None else f"{what}{by_whom}: {why.removesuffix('.')}."
 
 
 def _told_error(of: Submitting | Running) -> ApiError | None:

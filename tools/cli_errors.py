@@ -58,6 +58,7 @@ WITHOUT_KAFKA: Final = (
     Case("the request is invalid", ("request", "a b"), NOBODY),
     Case("there is no such reason", ("dead-letters", "list", "--reason", "bad-luck"), NOBODY),
     Case("the value of --at is invalid", ("dead-letters", "redrive", "--at", "first"), NOBODY),
+    Case("the reason of a cancel is invalid", ("cancel", "nightly-1", "--reason", "two\tcolumns"), NOBODY),
     Case("no broker listens at that address", ("list",), NOBODY),
     Case("there is no such host", ("list",), _kafka(bootstrap_servers="kafka.invalid:9092")),
     Case("the embedded Kafka can't be of this version", ("kafka", "--version", "2.8.0")),
@@ -80,6 +81,7 @@ def with_kafka(plain: str, login: str) -> Iterator[Case]:
     yield Case("the missing topics can be created", ("topics", "create"), here)
     yield Case("two topics have one name", ("topics", "check"), here | {"VM_SYNC_TOPICS__JOURNAL": "vm-sync.requests"})
     yield Case("no such request is known", ("show", "nightly-1"), here)
+    yield Case("there is no request to cancel", ("cancel", "nightly-1"), here)
     in_time = ("request", "C4-1", "--operation-id", "nightly-1", "--wait", "--timeout", "0.2")
     yield Case("no outcome in time", in_time, here)
     yield Case("dead letters must not be redriven", ("dead-letters", "redrive"), here)

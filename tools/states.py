@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -145,19 +146,28 @@ def _calls(state: sync.InFlight) -> Iterator[Call]:
                     "read back from the journal",
                     lambda: sync.restored(state, opened_at=0.0, now=EPOCH, policy=POLICY),
                 )
+            case "cancelled":
+                yield from _cancels(state)
             case "expired":
                 for when, now in _moments(state):
                     yield when, lambda now=now: sync.expired(state, now=now, policy=POLICY)  # type: ignore[misc]
             case "answered" | "looked_up" | "polled":
-                for label, seen in _examples(takes["seen"]):
-                    if _can_be(name, state):
-                        yield (
-                            label,
-                            lambda function=function, seen=seen: function(state, seen, now=EPOCH, policy=POLICY),  # type: ignore[misc]
-                        )
+                for label, seen in _examples(takes["seen"]) if _can_be(name, state) else ():
+                    yield (
+                        label,
+                        lambda function=function, seen=seen: function(state, seen, now=EPOCH, policy=POLICY),  # type: ignore[misc]
+                    )
             case _:
                 msg = f"the transition sync.{name} isn't drawn: give it a case in tools/states.py"
                 raise LookupError(msg)
+
+
+def _cancels(state: sync.InFlight) -> Iterator[Call]:
+    cancel = partial(sync.cancelled, state, by=None, why=None, now=EPOCH, policy=POLICY)
+    yield "a cancel", partial(cancel, release=False)
+    yield "a release", partial(cancel, release=True)
+    if state is SUBMITTING:
+        yield "a cancel before the POST leaves", partial(cancel, release=False, sent=False)
 
 
 def _can_be(name: str, state: sync.InFlight) -> bool:

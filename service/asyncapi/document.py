@@ -160,8 +160,9 @@ def _requests_channel(topics: Topics, *, partitions: int | None, replicas: int |
         "`partitioner=murmur2_random`), so that all requests for one replication share a partition. Requests without a "
         f"key have no order among them. Largest message: {MAX_REQUEST_BYTES // 1024} KiB, key and headers included. "
         "An invalid message goes to the dead-letter topic and does not delay the messages behind it. A second "
-        "message whose identity is in flight, or ended recently, is a duplicate and is dropped.",
-        messages=("syncRequested", "syncRequestedCloudEvent", "syncRequestedStructured"),
+        "message whose identity is in flight, or ended recently, is a duplicate and is dropped. A cancel names a "
+        "request that was sent before it, and has the same key.",
+        messages=("syncRequested", "syncRequestedCloudEvent", "syncRequestedStructured", "syncCancelRequested"),
         partitions=partitions,
         replicas=replicas,
     )
@@ -312,6 +313,16 @@ def _messages(*, progress: bool) -> Object:
             payload=_structured(),
             correlation={**_REQUEST_ID, "location": "$message.payload#/data/operationID"},
             samples=examples.STRUCTURED_MODE,
+        ),
+        "syncCancelRequested": _message(
+            title="Sync cancel requested",
+            summary="Cancels a request that was sent before: plain JSON, or the data of a CloudEvent in either mode, "
+            "whose attributes mean nothing then. A request that waits ends as `cancelled`; with `release` any other "
+            "one does, too.",
+            headers=_headers({"content-type": _text("As of a request.", "application/json")}),
+            payload="SyncCancelRequested",
+            key="The key of the request that is cancelled: its replicationId.",
+            samples=examples.CANCELS,
         ),
         "syncCompleted": _told(
             "SyncCompleted",

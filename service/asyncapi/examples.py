@@ -98,6 +98,23 @@ STRUCTURED_MODE: Final = (
     ),
 )
 
+CANCELS: Final = (
+    Example(
+        name="cancel-by-request-id",
+        summary="Cancels the request that an outcome would name by this requestId",
+        key=_REPLICATION,
+        headers={},
+        value={"cancel": f"op:{_REPLICATION}:nightly-2026-03-01.17"},
+    ),
+    Example(
+        name="cancel-release",
+        summary="Releases a request that is named by its ids, whatever its state, and says by whom and why",
+        key=_REPLICATION,
+        headers={"content-type": "application/json"},
+        value={"cancel": _DATA, "release": True, "by": "night shift", "reason": "VCDA's task hangs"},
+    ),
+)
+
 _REQUEST: Final = sync.Request(
     identity=f"op:{_REPLICATION}:nightly-2026-03-01.17",
     operation_id="nightly-2026-03-01.17",
@@ -209,6 +226,30 @@ _OUTCOMES: Final[tuple[tuple[str, str, sync.Outcome], ...]] = (
             error=sync.ApiError("NotStarted", "The deadline passed before the request was submitted."),
         ),
     ),
+    (
+        "failed-cancelled",
+        "A SyncCancelRequested ended the request before it was submitted",
+        replace(
+            _FAILED,
+            reason=sync.Reason.CANCELLED,
+            attempts=0,
+            error=sync.ApiError(sync.CANCELLED, "The request was cancelled by night shift: Site B moves today."),
+        ),
+    ),
+    (
+        "failed-cancelled-released",
+        "A SyncCancelRequested released the request; VCDA may still work on its task",
+        replace(
+            _FAILED,
+            reason=sync.Reason.CANCELLED,
+            task_id=_TASK,
+            submitted_at=_SUBMITTED_AT,
+            error=sync.ApiError(
+                sync.RELEASED,
+                f"The request was released by night shift: VCDA's task hangs. VCDA may still work on task {_TASK}.",
+            ),
+        ),
+    ),
 )
 _STARTED: Final = Progressed(request=_REQUEST, task_id=_TASK, state="started", percent=None, at=_SUBMITTED_AT)
 _PROGRESSED: Final = (
@@ -261,4 +302,4 @@ FAILED: Final = tuple(example for example in OUTCOMES if example.name.startswith
 PROGRESS: Final = tuple(_progress(*row) for row in _PROGRESSED)
 DEAD_LETTERS: Final = tuple(_dead_letter(*row) for row in _BAD)
 REQUESTS: Final = (*PLAIN, *BINARY, *STRUCTURED_MODE)
-ALL: Final = (*REQUESTS, *OUTCOMES, *PROGRESS, *DEAD_LETTERS)
+ALL: Final = (*REQUESTS, *CANCELS, *OUTCOMES, *PROGRESS, *DEAD_LETTERS)

@@ -235,6 +235,37 @@ def show(
     looking.show(name, wide=wide, as_json=as_json)
 
 
+@app.command(epilog="Example: vm-sync cancel nightly-2026-08-17 --release --by alice --reason 'task hangs'")
+def cancel(
+    name: Annotated[
+        str, typer.Argument(metavar="ID", help="operationID, replicationId or identity (requestId) of the request.")
+    ],
+    *,
+    release: Annotated[
+        bool,
+        typer.Option(
+            "--release",
+            help="End also a request that VCDA has, or may have, and free its replication. VCDA may still work on it.",
+        ),
+    ] = False,
+    by: Annotated[str | None, typer.Option(help="Who cancels it, for the outcome; default: your user name.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why, for the outcome.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Release without asking for confirmation.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the service has read the cancel.")] = False,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait; then exit code 3.")] = 60,
+    as_json: AsJson = False,
+) -> None:
+    """Cancel a request that waits; with --release, give up one whose task is stuck. Works while the service is down.
+
+    Exit code 1 if the request goes on or has ended already.
+    """
+    from service.cli import cancel as cancelling
+
+    cancelling.cancel(
+        name, release=release, by=by, why=reason, yes=yes, wait=timeout if wait else None, as_json=as_json
+    )
+
+
 # ---------------------------------------------------------------- dead letters
 
 Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only dead letters with this reason; repeatable.")]

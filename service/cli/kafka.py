@@ -125,13 +125,22 @@ async def reader(place: KafkaContext, wanted: Iterable[TopicPartition]) -> Async
 
 
 async def read(
-    place: KafkaContext, wanted: Iterable[TopicPartition], *, what: str
+    place: KafkaContext,
+    wanted: Iterable[TopicPartition],
+    *,
+    what: str,
+    start: Mapping[TopicPartition, int] | None = None,
 ) -> AsyncGenerator[ConsumerRecord, None]:
-    """Read partitions from their beginning to the end that they have now. `what` names them in the progress message."""
+    """Read partitions to the end that they have now, from their beginning or from the offsets in `start`.
+
+    `what` names the partitions in the progress message.
+    """
     wanted = list(wanted)
     async with reader(place, wanted) as consumer:
         async with asyncio.timeout(SILENCE):
-            for where, offset in (await consumer.beginning_offsets(wanted)).items():
+            ends = await consumer.end_offsets(wanted)
+            for where, begin in (await consumer.beginning_offsets(wanted)).items():
+                offset = min(max(begin, (start or {}).get(where, begin)), ends[where])
                 consumer.seek(where, offset)
         async with aclosing(read_on(consumer, wanted, what=what)) as records:
             async for record in records:

@@ -95,10 +95,10 @@ def _understood(body: Mapping[str, object]) -> SyncRequested:
         value=json.dumps(body).encode(),
     )
     read = read_request(record)
-    if isinstance(read, InvalidRequest):
-        msg = f"Invalid request: {read.detail}."
-        raise NoAnswer(msg, code=Exit.USAGE)
-    return read
+    if isinstance(read, SyncRequested):
+        return read
+    msg = f"Invalid request: {read.detail}." if isinstance(read, InvalidRequest) else "Not a request for a sync."
+    raise NoAnswer(msg, code=Exit.USAGE)
 
 
 async def _request(

@@ -178,7 +178,7 @@ def list_(wanted: ListFilter, *, watch: bool, wide: bool, as_json: bool) -> None
 
 async def _list(wanted: ListFilter, *, watch: bool, wide: bool, as_json: bool) -> None:
     place = kafka.settings()
-    async with kafka.explained(place), _journal(place) as entries:
+    async with kafka.explained(place), journal(place) as entries:
         while True:
             found = wanted.select(await entries(), now=_now())
             shown = found[-wanted.limit :]
@@ -203,7 +203,7 @@ def show(name: str, *, wide: bool, as_json: bool) -> None:
 
 async def _show_one(name: str, *, wide: bool, as_json: bool) -> None:
     place = kafka.settings()
-    async with kafka.explained(place), _journal(place) as entries:
+    async with kafka.explained(place), journal(place) as entries:
         found = [entry for entry in await entries() if name in entry.names]
     if not found:
         msg = (
@@ -234,7 +234,7 @@ def _now() -> datetime:
 
 
 @asynccontextmanager
-async def _journal(place: kafka.KafkaContext) -> AsyncIterator[Callable[[], Awaitable[list[JournalEntry]]]]:
+async def journal(place: kafka.KafkaContext) -> AsyncIterator[Callable[[], Awaitable[list[JournalEntry]]]]:
     """Open the journal; each call of what is yielded reads it to its present end, and returns all of its requests."""
     topic = place.names.journal
     wanted = await kafka.places(place, topic)
@@ -286,7 +286,7 @@ def _told(key: bytes, value: bytes, partition: int) -> JournalEntry | None:
 
 def _show(found: Sequence[JournalEntry], live: Live, *, wide: bool, as_json: bool) -> None:
     if as_json:
-        show_json([_json(entry, live.get(entry.sync.request.identity)) for entry in found])
+        show_json([entry_json(entry, live.get(entry.sync.request.identity)) for entry in found])
         return
     now = _now()
     columns = (*COLUMNS, *MOMENTS) if wide else COLUMNS
@@ -294,7 +294,7 @@ def _show(found: Sequence[JournalEntry], live: Live, *, wide: bool, as_json: boo
     show_table(columns, [row[: len(columns)] for row in rows], wide=wide)
 
 
-def _json(entry: JournalEntry, live: Mapping[str, Any] | None) -> dict[str, Any]:
+def entry_json(entry: JournalEntry, live: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the entry as JSON, with the field names of the contract."""
     request, error = entry.sync.request, entry.error
     return {

@@ -1,6 +1,6 @@
-"""Reads requests: a record of the requests topic becomes a SyncRequested or an InvalidRequest.
+"""Reads requests: a record of the requests topic becomes a SyncRequested, a SyncCancelRequested or an InvalidRequest.
 
-    a Kafka record --read_request--> SyncRequested, or InvalidRequest and why
+    a Kafka record --read_request--> SyncRequested or SyncCancelRequested, or InvalidRequest and why
 
 `schemas.py` has the fields of a message; this module reads them from a record, plain or as a CloudEvent.
 
@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import quote
 
 from pydantic import ValidationError
 from pydantic_core import from_json
 
 from service.messages.kafka_record import MAX_REQUEST_BYTES, Header, Record, record_size
-from service.messages.schemas import SyncRequestedModel
+from service.messages.schemas import SyncCancelRequestedModel, SyncRequestedModel
 from service.messages.trace_context import read_trace
 
 MAX_IDENTITY_PART: Final = 255
@@ -41,6 +41,26 @@ class SyncRequested:
     has_key: bool = True
     other_key: bool = False
     """Its key is not its replicationId, so it may be in another partition than its siblings."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SyncCancelRequested:
+    """A valid cancel of a request that was sent before: of one identity, or of a replication's requests by operation.
+
+    `release`: it ends also what VCDA has accepted, or may have.
+    """
+
+    identity: str | None = None
+    ids: tuple[str, str] | None = None
+    """replicationId and operationID, where the message names them instead of the identity."""
+    release: bool = False
+    by: str | None = None
+    why: str | None = None
+
+    @property
+    def named(self) -> str:
+        """The request's name, as the message has it, for a log line."""
+        return self.identity or ":".join(self.ids or ())
 
 
 class DeadLetterReason(StrEnum):
@@ -81,10 +101,17 @@ _RULES: Final = {
     "replicationId": "a string of 1 to 128 characters of A-Z a-z 0-9 _ -",
     "site": "a string of 1 to 255 printable characters",
     "deadlineSeconds": "an integer from 1 to 604800",
+    "cancel": "a requestId, or an object with replicationId and operationID",
+    "release": "true or false",
+    "by": "a string of 1 to 255 printable characters",
+    "reason": "a string of 1 to 255 printable characters",
 }
 
 
-def read_request(record: Record) -> SyncRequested | InvalidRequest:
+Read: TypeAlias = SyncRequested | SyncCancelRequested | InvalidRequest
+
+
+def read_request(record: Record) -> Read:
     """Read a record. Never raises: an invalid message is a value."""
     if record.unreadable is not None:
         return InvalidRequest(DeadLetterReason.UNREADABLE, record.unreadable)
@@ -143,7 +170,7 @@ def _read_json(value: bytes | None) -> object:
         return InvalidRequest(DeadLetterReason.NOT_JSON, "the value is not JSON in UTF-8")
 
 
-def _read_plain_or_binary(record: Record, headers: Mapping[str, str]) -> SyncRequested | InvalidRequest:
+def _read_plain_or_binary(record: Record, headers: Mapping[str, str]) -> Read:
     specversion, source, id_ = headers.get("ce_specversion"), headers.get("ce_source"), headers.get("ce_id")
     plain = specversion is None and source is None and id_ is None
     event = None if plain else _read_attributes(specversion, source=source, id_=id_)
@@ -164,7 +191,7 @@ def _is_envelope(data: object) -> bool:
     return isinstance(data, dict) and "specversion" in data and ("data" in data or "data_base64" in data)
 
 
-def _read_structured(record: Record, headers: Mapping[str, str]) -> SyncRequested | InvalidRequest:
+def _read_structured(record: Record, headers: Mapping[str, str]) -> Read:
     envelope = _read_json(record.value)
     if isinstance(envelope, InvalidRequest):
         return envelope
@@ -211,11 +238,11 @@ def _read_attributes(specversion: object, *, source: object, id_: object) -> tup
     return str(source), str(id_)
 
 
-def _read_data(
-    data: object, *, record: Record, event: tuple[str, str] | None, trace: Mapping[str, object]
-) -> SyncRequested | InvalidRequest:
+def _read_data(data: object, *, record: Record, event: tuple[str, str] | None, trace: Mapping[str, object]) -> Read:
     if not isinstance(data, dict):
         return InvalidRequest(DeadLetterReason.NOT_AN_OBJECT, "the request is not a JSON object")
+    if _is_cancel(data):
+        return _read_cancel(data)
     try:
         read = SyncRequestedModel.model_validate(data)
     except ValidationError as error:
@@ -236,6 +263,26 @@ def _read_data(
         tracestate=tracestate,
         has_key=record.key is not None,
         other_key=record.key is not None and record.key != read.replication_id.encode(),
+    )
+
+
+def _is_cancel(data: Mapping[str, object]) -> bool:
+    """Whether the message is a cancel. A request may have any unknown field, also one of this name."""
+    return "cancel" in data and "operationID" not in data and "replicationId" not in data
+
+
+def _read_cancel(data: Mapping[str, object]) -> SyncCancelRequested | InvalidRequest:
+    try:
+        read = SyncCancelRequestedModel.model_validate(data)
+    except ValidationError as error:
+        return _explain(error)
+    name = read.cancel
+    return SyncCancelRequested(
+        identity=name if isinstance(name, str) else None,
+        ids=None if isinstance(name, str) else (name.replication_id, name.operation_id),
+        release=read.release,
+        by=read.by or None,
+        why=read.reason or None,
     )
 
 

@@ -28,6 +28,10 @@ _UNPRINTABLE: Final = (
 """Controls, separators other than the plain space, invisible formatting, private use. Written as ranges, since the
 regular expressions of different languages agree on these, and not on Unicode's categories."""
 
+_IDENTITY: Final = "^(ce|op):[A-Za-z0-9._~%-]+:[A-Za-z0-9._~%-]+$"
+_MAX_IDENTITY: Final = 6_124
+"""Two parts of 255 characters, each of four bytes, percent-encoded."""
+
 _MOMENT: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z$"
 
 
@@ -80,6 +84,7 @@ Moment = Annotated[
     Field(pattern=_MOMENT, json_schema_extra={"format": "date-time"}, examples=["2026-03-01T22:00:00.000Z"]),
 ]
 Text = Annotated[str, Field(max_length=MAX_TEXT)]
+Note = Annotated[str, Field(pattern=f"^[^{_UNPRINTABLE}]+$", min_length=1, max_length=255)]
 
 
 class SyncRequestedModel(BaseModel):
@@ -106,6 +111,56 @@ class SyncRequestedModel(BaseModel):
         ),
         BeforeValidator(_whole),
     ] = 0
+
+
+class CancelledIds(BaseModel):
+    """The ids of the request to cancel. A CloudEvent with these ids is meant, too."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    operation_id: OperationId
+    replication_id: ReplicationId
+
+
+class SyncCancelRequestedModel(BaseModel):
+    """Cancels a request that was sent before; has the key of that request. Unknown fields are ignored.
+
+    A message with `operationID` or `replicationId` at its top level is a SyncRequested.
+    """
+
+    model_config = ConfigDict(title="SyncCancelRequested", strict=True, frozen=True)
+
+    cancel: Annotated[
+        Annotated[str, Field(pattern=_IDENTITY, max_length=_MAX_IDENTITY)] | CancelledIds,
+        Field(
+            title="Request",
+            description="The request to cancel: its `requestId`, or its replicationId and operationID.",
+            examples=["op:C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55:nightly-2026-03-01.17"],
+        ),
+    ]
+    release: Annotated[
+        bool,
+        Field(
+            title="Release",
+            description="End also a request that is submitting, in doubt, running or lingering, and free its "
+            "replication at once. VCDA has no cancel and may still work on it: make sure that it does not, "
+            "otherwise two syncs of the replication overlap. Default: false, such a request goes on.",
+            examples=[True],
+        ),
+    ] = False
+    # As above: the value that stands for "left out" is one that can't be sent.
+    by: Annotated[
+        Note,
+        Field(title="By", description="Who cancels the request; for its outcome.", examples=["night shift"]),
+    ] = ""
+    reason: Annotated[
+        Note,
+        Field(
+            title="Reason",
+            description="Why the request is cancelled; for its outcome.",
+            examples=["Site B moves today"],
+        ),
+    ] = ""
 
 
 class Warned(BaseModel):
@@ -232,7 +287,9 @@ class SyncFailed(_Outcome):
             "will not change that, or the service has no credentials for the site. `timed-out`: the deadline passed "
             "while a task was, or may have been, running; the task may still run. `task-lost`: VCDA no longer knows "
             "a task that it had accepted. "
-            "`not-started`: the deadline passed and VCDA is known not to have accepted the request.",
+            "`not-started`: the deadline passed and VCDA is known not to have accepted the request. "
+            "`cancelled`: a SyncCancelRequested ended it; `error` says by whom and why, and whether VCDA may still "
+            "work on it.",
             json_schema_extra={"enum": [reason.value for reason in sync.Reason]},
         ),
     ]
@@ -289,13 +346,14 @@ class SyncProgressed(_About):
 
 MESSAGES: Final[dict[str, type[BaseModel]]] = {
     "sync-requested.v1": SyncRequestedModel,
+    "sync-cancel-requested.v1": SyncCancelRequestedModel,
     "sync-completed.v1": SyncCompleted,
     "sync-failed.v1": SyncFailed,
     "sync-progressed.v1": SyncProgressed,
 }
-"""Every message, by the name of its schema. The first is read, the others are written."""
+"""Every message, by the name of its schema. The first two are read, the others are written."""
 
-READ: Final = frozenset({"sync-requested.v1"})
+READ: Final = frozenset({"sync-requested.v1", "sync-cancel-requested.v1"})
 """Messages that the service reads. Compatible changes differ for messages that it reads and that it writes."""
 
 

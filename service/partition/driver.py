@@ -19,6 +19,7 @@ from functools import partial
 from service import sync
 from service.backoff import Backoff
 from service.messages.outcomes import write_outcome
+from service.messages.requests import SyncCancelRequested
 from service.messages.trace_context import context_of
 from service.messages.wait_cause import WaitCause
 from service.partition.deadlines import Deadlines
@@ -140,6 +141,51 @@ class Driver:
         self._journal_writer.put(request.identity, tracked.state)
         self._move_on(request.replication_id)
 
+    def cancel(self, asked: SyncCancelRequested, *, offset: int) -> None:
+        """Carry out a cancel, which was read at this offset: it names a request that was read before it."""
+        if asked.ids is not None:
+            found = self._in_flight.of_operation(*asked.ids)
+        else:
+            named = self._in_flight.get(asked.identity or "")
+            found = () if named is None else (named,)
+        if not found:
+            log.warning(
+                "Cancel at offset %d of partition %d has no effect: the request %s is not in flight here; it has "
+                "ended, was never accepted, or has another key",
+                offset,
+                self._number,
+                asked.named,
+            )
+        for tracked in found:
+            self._cancel(tracked, asked)
+
+    def _cancel(self, tracked: TrackedSync, asked: SyncCancelRequested) -> None:
+        before, now, policy = tracked.state, self._dependencies.clock.now(), self._dependencies.policy
+        if isinstance(before, Ended):
+            return  # it expired when the one before it was cancelled
+        step = sync.cancelled(
+            before, sent=tracked.left, release=asked.release, by=asked.by, why=asked.why, now=now, policy=policy
+        )
+        if not isinstance(step.state, Ended):
+            log.warning(
+                "Cancel of %s has no effect: the request is %s and goes on, since VCDA has no cancel; a release frees "
+                "its replication",
+                tracked.request.identity,
+                public_state(before),
+                extra=tracked.ids,
+            )
+            return
+        if step.state.error is not None and step.state.error.code == sync.RELEASED:
+            log.warning(
+                "Released %s, which was %s: %s",
+                tracked.request.identity,
+                public_state(before),
+                step.state.error.msg,
+                extra=tracked.ids | {"task_id": step.state.task_id},
+            )
+        self._become(tracked, step)
+        self._move_on(tracked.request.replication_id)
+
     def resume(self) -> None:
         """Start POSTs again after quiescing."""
         if self.quiescing:
@@ -154,7 +200,6 @@ class Driver:
     def release(self) -> None:
         """Release what these syncs hold in the process: slots and queue entries in lanes, polls, progress, counts."""
         for tracked in self._in_flight:
-            tracked.answered(self._lane(tracked))
             self._leave(tracked)
             self._dependencies.metrics.moved(tracked.request.site, public_state(tracked.state), None)
 
@@ -262,6 +307,8 @@ class Driver:
         trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
         if not withheld(answer):
             lane.record_result(_missing_credentials(answer) or trouble)
+        if isinstance(tracked.state, Ended) and isinstance(answer, sync.Accepted) and not self._stopped:
+            self._answered_late(tracked, sync.answered_late(tracked.state, answer))
         if self._stopped or not isinstance(tracked.state, Submitting | Lingering):
             return
         step = sync.answered(
@@ -272,6 +319,18 @@ class Driver:
             self._wait_busy(tracked)
         else:
             self._take_up(tracked)
+
+    def _answered_late(self, tracked: TrackedSync, ended: Ended) -> None:
+        """Write down the task of a request that was released while its POST was on its way."""
+        tracked.state = ended
+        self._journal_writer.put(tracked.request.identity, ended)
+        self._deduplication.add(ended)
+        log.warning(
+            "VCDA accepted the POST of %s after the request was released: VCDA works on task %s",
+            tracked.request.identity,
+            ended.task_id,
+            extra=tracked.ids | {"task_id": ended.task_id},
+        )
 
     def _looked_up(self, tracked: TrackedSync, seen: sync.LookUp) -> None:
         if self._stopped or not isinstance(tracked.state, Submitting | Lingering):
@@ -492,6 +551,7 @@ class Driver:
             tracked.watch = None
         self._dependencies.progress.ended(tracked.request)
         lane = self._lane(tracked)
+        tracked.answered(lane)
         tracked.vacate(lane)
         if tracked.slot_request is not None:
             lane.withdraw(tracked.slot_request)

@@ -128,6 +128,15 @@ class InFlight:
         """Return a replication's syncs, the oldest first."""
         return tuple(islice(self._queues.get(replication_id.casefold(), ()), most))
 
+    def get(self, identity: str) -> TrackedSync | None:
+        """Return the sync of an identity, if it is in flight."""
+        return self._tracked_syncs.get(identity)
+
+    def of_operation(self, replication_id: str, operation_id: str) -> tuple[TrackedSync, ...]:
+        """Return a replication's syncs with this operationID: more than one only where requests are CloudEvents."""
+        queue = self._queues.get(replication_id.casefold(), ())
+        return tuple(tracked for tracked in queue if tracked.request.operation_id == operation_id)
+
     def eldest(self, replication_id: str) -> TrackedSync | None:
         """Return the oldest sync of a replication, the only one that may run."""
         queue = self._queues.get(replication_id.casefold())

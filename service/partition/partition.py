@@ -28,7 +28,7 @@ from service.kafka.journal_replay import EndedSyncs
 from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
-from service.messages.requests import InvalidRequest, SyncRequested, read_request
+from service.messages.requests import InvalidRequest, SyncCancelRequested, SyncRequested, read_request
 from service.messages.wait_cause import WaitCause
 from service.partition.balance import Balance, Taken
 from service.partition.deduplication import Deduplication
@@ -295,6 +295,10 @@ class Partition:
                 self.number,
                 asked.detail,
             )
+            return
+        if isinstance(asked, SyncCancelRequested):
+            taken.fates[Fate.CANCEL] += 1
+            self._driver.cancel(asked, offset=record.offset)
             return
         if not asked.has_key:
             taken.without_key += 1

@@ -117,7 +117,12 @@ def test_every_topic_that_others_see_is_there_and_the_journal_is_not() -> None:
 
 def test_outcomes_on_one_topic_share_a_channel() -> None:
     assert {name: set(channel["messages"]) for name, channel in ONE_TOPIC["channels"].items()} == {
-        "requests": {"syncRequested", "syncRequestedCloudEvent", "syncRequestedStructured"},
+        "requests": {
+            "syncRequested",
+            "syncRequestedCloudEvent",
+            "syncRequestedStructured",
+            "syncCancelRequested",
+        },
         "outcomes": {"syncCompleted", "syncFailed"},
         "deadLetters": {"deadLetter"},
     }
@@ -213,7 +218,16 @@ def test_every_header_of_a_dead_letter_is_described() -> None:
 
 def test_parts_of_one_name_have_one_shape() -> None:
     parts = DOCUMENT["components"]["schemas"]
-    assert set(parts) == {"SyncRequested", "SyncCompleted", "SyncFailed", "Warned", "Error", "Instance"}
+    assert set(parts) == {
+        "SyncRequested",
+        "SyncCancelRequested",
+        "CancelledIds",
+        "SyncCompleted",
+        "SyncFailed",
+        "Warned",
+        "Error",
+        "Instance",
+    }
 
 
 def test_two_documents_share_nothing_that_can_be_changed() -> None:

@@ -563,6 +563,157 @@ def test_a_journal_that_is_none_is_told_in_a_sentence(scene: Scene) -> None:
     assert "VM_SYNC_TOPICS__JOURNAL" in result.stderr
 
 
+# ---------------------------------------------------------------- cancel
+
+
+def body(scene: Scene) -> dict[str, Any]:
+    """The only message on the requests topic, which has to lie where its request does."""
+    (record,) = scene.read("requests")
+    return {"partition": record.partition, "key": record.key, **json.loads(record.value)}
+
+
+def test_a_cancel_goes_to_the_partition_of_its_request_and_says_by_whom_and_why(journalled: Scene) -> None:
+    told = journalled.answer("cancel", "op-7", "--by", "alice", "--reason", "not needed")
+
+    assert body(journalled) == {
+        "partition": 1,
+        "key": b"C4-1",
+        "cancel": "op:C4-7:op-7",
+        "by": "alice",
+        "reason": "not needed",
+    }
+    assert told == {
+        "requestId": "op:C4-7:op-7",
+        "state": "waiting",
+        "release": False,
+        "topic": journalled.name("requests"),
+        "partition": 1,
+        "offset": 0,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "said"),
+    [
+        ("op-2", 1, "op:C4-2:op-2 is in_doubt and goes on, since VCDA has no cancel: nothing was sent. --release"),
+        ("op-3", 1, "op:C4-3:op-3 is running (task t-3) and goes on"),
+        ("op-4", 1, "op:C4-4:op-4 is lingering (task t-4) and goes on"),
+        ("op-5", 1, "Nothing to cancel: op:C4-5:op-5 has ended (completed) at 2026-08-17 12:02:00Z."),
+        ("op-6", 1, "Nothing to cancel: op:C4-6:op-6 has ended (failed: rejected) at"),
+        ("C4-1", 2, "C4-1 names 2 requests; give the requestId of one of them: op:C4-1:op-1, op:C4-7:op-7."),
+        ("op-99", 3, "There is no request op-99, neither in the journal nor unread in the topic"),
+    ],
+)
+def test_a_cancel_that_would_do_nothing_is_not_sent_and_says_why(
+    journalled: Scene, name: str, code: int, said: str
+) -> None:
+    result = journalled.run("cancel", name)
+
+    assert result.exit_code == code
+    assert result.stderr.startswith(said), result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not journalled.read("requests")
+
+
+def test_a_release_is_confirmed_or_not_sent(journalled: Scene) -> None:
+    refused = journalled.run("cancel", "op-3", "--release")
+    assert refused.exit_code == 2
+    assert "op:C4-3:op-3 is running. VCDA may still work on task t-3. After a release the next" in refused.stderr
+    assert "Nothing was sent: a release needs --yes" in refused.stderr
+    assert not journalled.read("requests")
+
+    told = journalled.answer("cancel", "op-3", "--release", "--yes")
+    assert (told["requestId"], told["release"]) == ("op:C4-3:op-3", True)
+    sent = body(journalled)
+    assert (sent["cancel"], sent["release"], sent["key"]) == ("op:C4-3:op-3", True, b"C4-3")
+
+
+@pytest.mark.parametrize(("answer", "code", "sent"), [("y\n", 0, 1), ("n\n", 1, 0), ("", 1, 0)])
+def test_a_person_at_a_terminal_confirms_a_release(
+    journalled: Scene, monkeypatch: pytest.MonkeyPatch, answer: str, code: int, sent: int
+) -> None:
+    monkeypatch.setattr("service.cli.cancel._at_a_terminal", lambda: True)
+    result = CliRunner().invoke(app, ["cancel", "op-3", "--release"], env=journalled.env, input=answer)
+
+    assert result.exit_code == code, result.output
+    assert "Release it?" in result.stderr
+    assert len(journalled.read("requests")) == sent
+
+
+def test_a_request_that_the_service_has_not_read_yet_is_found_on_the_topic(scene: Scene) -> None:
+    sent = scene.answer("request", "C4-9", "--operation-id", "op-9")
+    cursor = records.encode_cursor(records.Cursor(scene.name("requests"), sent["offset"]))
+    scene.write("journal", {"key": records.CURSOR_KEY, "value": cursor, "partition": sent["partition"]})
+
+    told = scene.answer("cancel", "op-9")
+
+    assert (told["requestId"], told["state"]) == ("op:C4-9:op-9", "unread")
+    assert (told["partition"], told["offset"]) == (sent["partition"], sent["offset"] + 1)
+    read = records.encode_cursor(records.Cursor(scene.name("requests"), sent["offset"] + 1))
+    scene.write("journal", {"key": records.CURSOR_KEY, "value": read, "partition": sent["partition"]})
+    assert scene.run("cancel", "op-9").exit_code == 3, "it was read, and the journal knows nothing of it any more"
+
+
+@pytest.mark.parametrize("option", ["--by", "--reason"])
+def test_a_cancel_that_would_be_a_dead_letter_is_not_sent(journalled: Scene, option: str) -> None:
+    result = journalled.run("cancel", "op-7", option, "a\nb")
+
+    assert result.exit_code == 2
+    assert f"Invalid cancel: {option[2:]} must be a string of 1 to 255 printable characters." in result.stderr
+    assert not journalled.read("requests")
+
+
+def carrying_out(scene: Scene, *, by: Sync | None, cursor: int = 1) -> threading.Thread:
+    """Do as the service does once there is a cancel: write the sync's next state and the cursor."""
+
+    async def answer() -> None:
+        give_up = time.monotonic() + 30
+        while not (sent := await scene._read("requests")) and time.monotonic() < give_up:
+            await asyncio.sleep(0.05)
+        place = sent[0].partition
+        changes = [] if by is None else [{"key": by.request.identity.encode(), "value": records.encode(by)}]
+        read = records.encode_cursor(records.Cursor(scene.name("requests"), cursor))
+        for change in (*changes, {"key": records.CURSOR_KEY, "value": read}):
+            await scene._write("journal", [{**change, "partition": place}])
+
+    thread = threading.Thread(target=lambda: asyncio.run(answer()))
+    thread.start()
+    return thread
+
+
+WAITED = ended(7, reason=Reason.CANCELLED)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "by", "code", "said"),
+    [
+        ("op-7", (), replace(WAITED, request=request(7, replication_id="C4-1")), 0, "has ended (failed: cancelled)"),
+        ("op-7", (), replace(running(7), request=request(7, replication_id="C4-1")), 1, "goes on"),
+        ("op-7", (), replace(WAITED, request=request(7, replication_id="C4-1"), reason=None), 1, "ended before"),
+        ("op-3", ("--release", "--yes"), ended(3, reason=Reason.CANCELLED), 0, "has ended (failed: cancelled)"),
+        ("op-4", ("--release", "--yes"), ended(4, reason=Reason.TIMED_OUT), 0, "has ended (failed: timed-out)"),
+        ("op-3", ("--release", "--yes"), ended(3, reason=Reason.TASK_FAILED), 1, "ended before"),
+    ],
+)
+def test_waiting_tells_what_the_cancel_did(
+    journalled: Scene, name: str, options: tuple[str, ...], by: Sync, code: int, said: str
+) -> None:
+    thread = carrying_out(journalled, by=by)
+    result = journalled.run("cancel", name, *options, "--wait", "--timeout", "30")
+
+    thread.join()
+    assert result.exit_code == code, result.output
+    assert said in result.stderr
+
+
+def test_waiting_for_a_service_that_is_down_ends_and_says_when_the_cancel_takes_effect(journalled: Scene) -> None:
+    result = journalled.run("cancel", "op-7", "--wait", "--timeout", "0.5")
+
+    assert result.exit_code == 3
+    assert "it takes effect when the service reads it" in result.stderr
+    assert len(journalled.read("requests")) == 1
+
+
 # ---------------------------------------------------------------- dead letters
 
 

@@ -12,13 +12,20 @@ from hypothesis import strategies as st
 from service.messages import schemas
 from service.messages.dead_letters import write_dead_letter, write_redriven
 from service.messages.kafka_record import MAX_REQUEST_BYTES, Header
-from service.messages.requests import DeadLetterReason, InvalidRequest, SyncRequested, read_request
+from service.messages.requests import (
+    DeadLetterReason,
+    InvalidRequest,
+    SyncCancelRequested,
+    SyncRequested,
+    read_request,
+)
 from tests.support.bad_requests import (
     BAD_REQUESTS,
     GOOD,
     STRUCTURED,
     BadRequest,
     binary,
+    cancel,
     record,
     structured,
     with_fields,
@@ -201,12 +208,18 @@ VALUES = st.sampled_from(
 HEADERS = st.lists(st.tuples(NAMES | st.text(), st.none() | VALUES | st.binary(max_size=30)), max_size=8).map(tuple)
 
 
+TEXT = st.text(st.sampled_from("aZ0-._: é\n\x00"), max_size=5)
+
+
+FIELD_NAMES = (
+    *("operationID", "replicationId", "site", "deadlineSeconds"),
+    *("specversion", "id", "source", "data", "cancel"),
+)
+
+
 FIELDS = st.fixed_dictionaries(
     {},
-    optional={
-        name: JSON | st.text(st.sampled_from("aZ0-._: é\n\x00"), max_size=5) | st.integers(-1, 604_802) | st.just(60.0)
-        for name in ["operationID", "replicationId", "site", "deadlineSeconds", "specversion", "id", "source", "data"]
-    }
+    optional={name: JSON | TEXT | st.integers(-1, 604_802) | st.just(60.0) for name in FIELD_NAMES}
     | {"data_base64": JSON | st.binary(max_size=20).map(lambda raw: raw.hex())},
 )
 
@@ -222,9 +235,12 @@ def test_whatever_the_bytes_the_answer_is_a_value_and_can_be_set_aside(
         event = write_dead_letter(given_record, read, topic="dead")
         assert (event.key, event.value) == (given_record.key, given_record.value)
         assert write_redriven(given_record, topic="again").value == value
-    else:
+    elif isinstance(read, SyncRequested):
         assert read.identity.isascii()
         assert read.identity.isprintable()
+    else:
+        assert read.named.isascii()
+        assert read.named.isprintable()
 
 
 @settings(max_examples=200, deadline=None)
@@ -236,3 +252,57 @@ def test_requests_are_accepted_and_refused_as_the_json_schema_does(fields: dict[
         return  # not JSON, of which a JSON Schema can say nothing
     accepted = isinstance(read_request(record(value)), SyncRequested)
     assert accepted == validator("sync-requested.v1").is_valid(fields)
+
+
+# ---------------------------------------------------------------- cancels
+
+
+def test_a_cancel_names_a_request_by_its_identity() -> None:
+    read = read_request(cancel("ce:%2Fa:1"))
+    assert read == SyncCancelRequested(identity="ce:%2Fa:1")
+    assert read.named == "ce:%2Fa:1"
+
+
+def test_a_cancel_names_a_request_by_its_ids_and_says_by_whom_and_why() -> None:
+    read = read_request(cancel(GOOD, release=True, by="Zoë", reason="stuck, see ticket", more=1))
+    assert read == SyncCancelRequested(ids=("C4-1", "op-1"), release=True, by="Zoë", why="stuck, see ticket")
+    assert read.named == "C4-1:op-1"
+
+
+def test_a_cancel_may_be_a_cloudevent_in_either_mode() -> None:
+    value = {"cancel": "op:C4-1:op-1"}
+    event = {"specversion": "1.0", "id": "1", "source": "/a", "type": "t"}
+    headers = [(f"ce_{name}", text.encode()) for name, text in event.items()]
+    wanted = SyncCancelRequested(identity="op:C4-1:op-1")
+    assert read_request(record(json.dumps(value).encode(), *headers)) == wanted
+    assert read_request(record(json.dumps({**event, "data": value}).encode(), STRUCTURED)) == wanted
+
+
+def test_the_longest_identity_of_a_cloudevent_can_be_cancelled() -> None:
+    longest = understood(structured(source="\U0001f600" * 255, id="\U0001f600" * 255)).identity
+    assert read_request(cancel(longest)) == SyncCancelRequested(identity=longest)
+    assert isinstance(read_request(cancel(longest + "a")), InvalidRequest)
+
+
+def test_a_request_with_an_unknown_field_of_that_name_is_a_request() -> None:
+    assert understood(with_fields(cancel="op:C4-1:op-1")).operation_id == "op-1"
+
+
+IDS = st.fixed_dictionaries(
+    {}, optional={"operationID": st.just("op-1") | JSON, "replicationId": st.just("C4-1") | JSON}
+)
+CANCELS = st.fixed_dictionaries(
+    {"cancel": st.sampled_from(["op:C4-1:op-1", "ce:a:b", "op-1", "op:C4-1:op-1\n"]) | IDS | JSON},
+    optional={"release": st.booleans() | JSON, "by": TEXT | JSON, "reason": TEXT | JSON, "more": JSON},
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(CANCELS)
+def test_cancels_are_accepted_and_refused_as_the_json_schema_does(fields: dict[str, Any]) -> None:
+    try:
+        value = json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, UnicodeEncodeError):
+        return
+    accepted = isinstance(read_request(record(value)), SyncCancelRequested)
+    assert accepted == validator("sync-cancel-requested.v1").is_valid(fields)

@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from service import sync
 from service.asyncapi import examples
 from service.messages import schemas
-from service.messages.requests import SyncRequested, read_request
+from service.messages.requests import SyncCancelRequested, SyncRequested, read_request
 from tests.support.compatibility import breaks
 from tests.support.ecma import validator
 from tools.schemas import FOLDER, files, write
@@ -74,6 +74,12 @@ def test_an_example_of_a_request_is_understood(example: examples.Example) -> Non
     assert read.identity.startswith("ce:" if "cloudevent" in example.name else "op:")
     if "structured" not in example.name:
         validator("sync-requested.v1").validate(example.value)
+
+
+@pytest.mark.parametrize("example", examples.CANCELS, ids=lambda example: example.name)
+def test_an_example_of_a_cancel_is_understood(example: examples.Example) -> None:
+    assert isinstance(read_request(example.record()), SyncCancelRequested)
+    validator("sync-cancel-requested.v1").validate(example.value)
 
 
 @pytest.mark.parametrize("example", examples.OUTCOMES, ids=lambda example: example.name)

@@ -5,7 +5,8 @@ the partition when. A failure names its seed; `SEED=123 pytest tests/partition/t
 same to the last event, and shows what the journal said. `SCHEDULES=100000` plays more of them.
 
 Not generated is what is not promised: POSTs that VCDA takes later than D, tasks it forgets before they are known here,
-other people's syncs.
+other people's syncs. A release gives promises up, for its own replication alone: VCDA may still work on what was
+released.
 """
 
 import asyncio
@@ -63,6 +64,10 @@ class Schedule:
     seed: int
     asked: dict[str, Asked] = field(default_factory=dict)
     nonsense: int = 0
+    cancelled: set[str] = field(default_factory=set)
+    """Operations for which there was a cancel."""
+    released: set[str] = field(default_factory=set)
+    """Those of them that were to be released."""
     met: Counter[str] = field(default_factory=Counter)
     rough: bool = True
     forgotten: set[str] = field(default_factory=set)
@@ -85,6 +90,8 @@ class Schedule:
             slots_ahead=dice.choice([0, 0, 3]),
         )
         self.replications = dice.choice([2, 2, 2, CROWD])
+        self.cancelling = dice.choice([0.0, 0.0, 0.3, 0.6])
+        self.releasing = dice.choice([0.0, 0.5])
         self.stuck = dice.choice([0.0, 0.0, 0.3])
         """How often a task never ends by itself."""
         self.policy = replace(POLICY, late=timedelta(seconds=dice.choice([3, 8])))
@@ -181,6 +188,8 @@ class Schedule:
         def leaves(operation_id: str) -> None:
             """Nothing leaves before its intent stands."""
             (state,) = (s for s in d.log.states().values() if s.request.operation_id == operation_id)
+            if operation_id in self.released and isinstance(state, Ended):
+                return  # the next owner has released it, and this process doesn't know
             assert isinstance(state.of if isinstance(state, Lingering) else state, Submitting)
 
         process.vcda.leaves = leaves
@@ -191,6 +200,8 @@ class Schedule:
         if dice.random() < 0.05:
             self.nonsense += 1
             d.broker.ask("C4-0", "nonsense", value=b"nonsense")
+        elif self.asked and dice.random() < self.cancelling:
+            self._cancel(d, dice.choice(list(self.asked.values())))
         elif self.asked and dice.random() < 0.15:
             again = dice.choice(list(self.asked.values()))
             d.broker.ask(again.replication_id, again.operation_id, deadline=again.deadline)
@@ -206,6 +217,17 @@ class Schedule:
     def _put(self, d: Deployment, asked: Asked) -> None:
         self.asked[asked.operation_id] = asked
         d.broker.ask(asked.replication_id, asked.operation_id, deadline=asked.deadline)
+
+    def _cancel(self, d: Deployment, asked: Asked) -> None:
+        """Cancel or release a request, in whatever state it is; perhaps not for the first time."""
+        release = self.dice.random() < self.releasing
+        self.cancelled.add(asked.operation_id)
+        if release:
+            self.released.add(asked.operation_id)
+        states = (s for s in d.log.states().values() if s.request.operation_id == asked.operation_id)
+        state = next(states, None)
+        self.met[f"{'release' if release else 'cancel'} {type(state).__name__}"] += 1
+        d.broker.cancel(asked.replication_id, asked.operation_id, release=release, by="dice")
 
     def _forget(self, d: Deployment) -> None:
         """Let VCDA forget all tasks at once that are known to be ours: it was restored from a backup, say."""
@@ -297,20 +319,31 @@ class Schedule:
         assert len(d.log.told) - len(told) == self.nonsense, "each message that can't be understood is told once"
         tasks = d.world.tasks_of()
         assert all(n == 1 for n in tasks.values()), f"more than one task: {tasks}"
-        assert not d.world.overlaps, "two syncs of one replication overlapped"
+        freed = {self.asked[operation].replication_id for operation in self.released}
+        overlaps = [pair for pair in d.world.overlaps if self.asked[pair[0]].replication_id not in freed]
+        assert not overlaps, "two syncs of one replication overlapped"
         self.forgotten = d.world.forgotten
         by_operation = {made.operation_id: made for made in d.world.made.values()}
         for one in told:
-            self._judge_truth(one, by_operation.get(one.operation_id))
+            made = by_operation.get(one.operation_id)
+            if one.data["replicationId"] in freed and one.verdict in {"completed", "task-failed", "task-lost"}:
+                made = d.world.made[one.data["taskId"]]  # or that of a released request, whose task was not known
+            self._judge_truth(one, made)
             posts = sum(process.vcda.posts[one.operation_id] for process in d.processes)
             assert posts <= one.data["attempts"], "each POST was an attempt"
+        ids = Counter(one.data["taskId"] for one in told if one.data["taskId"] is not None)
+        assert all(n == 1 for n in ids.values()), "no task is that of two requests, a released one included"
         order: dict[str, list[int]] = defaultdict(list)
         for one in told:
+            if one.verdict == "cancelled":
+                continue  # at once, whatever it waited behind
             order[one.data["replicationId"]].append(self.asked[one.operation_id].order)
         assert all(some == sorted(some) for some in order.values()), "outcomes of one replication come in order"
         begun: dict[str, list[int]] = defaultdict(list)
         for made in sorted(d.world.made.values(), key=lambda made: made.begun):
             asked = self.asked[made.operation_id]
+            if asked.replication_id in freed:
+                continue
             begun[asked.replication_id].append(asked.order)
         assert all(some == sorted(some) for some in begun.values()), "syncs of one replication run in order"
         for process in d.processes:
@@ -333,6 +366,12 @@ class Schedule:
                 assert made.task.id in self.forgotten
             case "rejected" | "not-started":
                 assert made is None, f"{one.verdict}, and yet there is {made}"
+            case "cancelled":
+                assert one.operation_id in self.cancelled
+                released = one.data["error"]["code"] == "Released"
+                assert not released or one.operation_id in self.released
+                assert released or made is None, f"cancelled before it was submitted, and yet there is {made}"
+                assert made is None or one.data["taskId"] in {None, made.task.id}
             case "timed-out":
                 assert self.asked[one.operation_id].deadline is not None
                 assert made is None or one.data["taskId"] in {None, made.task.id}
@@ -369,7 +408,9 @@ def test_whatever_goes_wrong_the_promises_hold() -> None:
         "replications named in lower case",
         *("find down", "poll down", "adopted", "refused"),
         *("forgotten", "forgotten together", "poison", "stuck"),
-        *("completed", "task-failed", "task-lost", "rejected", "not-started", "timed-out"),
+        *("completed", "task-failed", "task-lost", "rejected", "not-started", "timed-out", "cancelled"),
+        *(f"cancel {state}" for state in ("NoneType", "Waiting", "Submitting", "Running", "Lingering", "Ended")),
+        *(f"release {state}" for state in ("NoneType", "Waiting", "Submitting", "Running", "Lingering", "Ended")),
     }
     assert expected <= set(met), "the dice are loaded: nobody met some of what may go wrong"
 

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -303,6 +304,46 @@ async def test_an_example_reads_a_failure_too_and_puts_its_request_where_java_wo
     assert await _place(told["operationID"], demo) == (murmur2(replication.encode()) & 0x7FFFFFFF) % 4
 
 
+@pytest.mark.e2e
+@pytest.mark.parametrize("language", EXAMPLES)
+async def test_an_example_cancels_a_request_that_waits(language: str, demo: Demo) -> None:
+    command, tool = EXAMPLES[language]
+    _need_tools(tool)
+    replication, running, waiting = _told_apart(), f"runs-{uuid.uuid4()}", f"waits-{uuid.uuid4()}"
+    demo.plan(replication=replication, failing=0.0, duration=600.0)  # longer than Maven takes
+    for operation in (running, waiting):
+        asked = _shell([f"vm-sync request {replication} --operation-id {operation}"], demo)
+        assert asked.returncode == 0, asked.stderr
+    await _until(waiting, "waiting", demo)
+    arguments = [part.format(f"{replication} {waiting}") for part in command]
+
+    process = await asyncio.create_subprocess_exec(
+        *(arguments if arguments != command else [*command, replication, waiting]),
+        cwd=ROOT / "docs" / "examples" / language,
+        env=demo.environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    output, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+
+    assert process.returncode == 0, output
+    ended = await _until(waiting, "failed", demo)
+    assert ended["reason"] == "cancelled"
+    assert ended["error"]["msg"].startswith("The request was cancelled by ")
+
+
+async def _until(operation_id: str, state: str, demo: Demo) -> dict[str, Any]:
+    """Wait until the journal says that a request is in this state."""
+    until = time.monotonic() + PATIENCE
+    while True:
+        shown = await asyncio.to_thread(_shell, [f"vm-sync show {operation_id} --json"], demo)
+        if shown.returncode == 0 and (found := json.loads(shown.stdout)[0])["state"] == state:
+            return dict(found)
+        assert time.monotonic() < until, shown.stdout + shown.stderr
+        await asyncio.sleep(0.2)
+
+
 def _told_apart() -> str:
     """Draw a replication that librdkafka's own way of choosing a partition would put elsewhere than Java's."""
     while True:
@@ -391,6 +432,9 @@ def test_other_teams_are_told_every_field_and_every_reason() -> None:
     assert {field for field in fields if f"| `{field}` | required" in page.read_text()} == set(schema["required"])
     reasons = [row[0].strip("`") for row in _rows(page, "| `reason` | what happened | what to do |")]
     assert sorted(reasons) == sorted(Reason)
+    fields = [row[0].strip("`") for row in _rows(page, "| field of a cancel | | |")]
+    schema = json.loads((ROOT / "schemas" / "sync-cancel-requested.v1.json").read_text())
+    assert set(fields) == set(schema["properties"])
 
 
 @pytest.mark.e2e

@@ -12,6 +12,7 @@ ELSEWHERE: Final = {
     "asyncapi/examples.py": "tests/asyncapi/test_document.py",
     "asyncapi/page.py": "tests/asyncapi/test_document.py",
     "asyncapi/serialize.py": "tests/asyncapi/test_document.py",
+    "cli/cancel.py": "tests/cli/test_cli_kafka.py",
     "cli/commands.py": "tests/cli/test_cli.py",
     "cli/dead_letters.py": "tests/cli/test_cli_kafka.py",
     "cli/describe.py": "tests/cli/test_cli.py",

@@ -47,6 +47,11 @@ def without(field: str) -> Record:
     return record(json.dumps({name: value for name, value in GOOD.items() if name != field}).encode())
 
 
+def cancel(name: object, **fields: object) -> Record:
+    """Make a cancel of a request, with fields added."""
+    return record(json.dumps({"cancel": name, **fields}).encode())
+
+
 def binary(**attributes: str | None) -> Record:
     """Make a CloudEvent in binary mode; an attribute of None is left out."""
     event = {"specversion": "1.0", "id": "1", "source": "/a", "type": "t", **attributes}
@@ -190,4 +195,16 @@ BAD_REQUESTS: Final = [
     BadRequest(
         "a deadline of 1e999", record(b'{"operationID":"o","replicationId":"r","deadlineSeconds":1e999}'), _R.BAD_FIELD
     ),
+    # cancels
+    BadRequest("a cancel of null", cancel(None), _R.BAD_FIELD),
+    BadRequest("a cancel of true", cancel(True), _R.BAD_FIELD),
+    BadRequest("a cancel of a bare operationID", cancel("op-1"), _R.BAD_FIELD),
+    BadRequest("a cancel of a list", cancel(["op:C4-1:op-1"]), _R.BAD_FIELD),
+    BadRequest("a cancel without an operationID", cancel({"replicationId": "C4-1"}), _R.BAD_FIELD),
+    BadRequest("a cancel and an operationID beside it", cancel("op:C4-1:op-1", operationID="op-1"), _R.MISSING_FIELD),
+    BadRequest("a cancel with a release that is a string", cancel("op:C4-1:op-1", release="true"), _R.BAD_FIELD),
+    BadRequest("a cancel with a release of null", cancel("op:C4-1:op-1", release=None), _R.BAD_FIELD),
+    BadRequest("a cancel by nobody", cancel("op:C4-1:op-1", by=""), _R.BAD_FIELD),
+    BadRequest("a cancel by 256 characters", cancel("op:C4-1:op-1", by="b" * 256), _R.BAD_FIELD),
+    BadRequest("a cancel with a line break in its reason", cancel("op:C4-1:op-1", reason="a\nb"), _R.BAD_FIELD),
 ]

@@ -31,7 +31,7 @@ from service.intake.timings import IntakeTimings
 from service.kafka.journal_api import Batch, Entry, JournalLost, Opened
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode, encode, encode_cursor, read
 from service.kafka.journal_replay import Replay
-from service.messages.kafka_record import Event, Record
+from service.messages.kafka_record import Event, Header, Record
 from service.messages.outcomes import OutcomeTopics
 from service.messages.record_fate import NEVER_READ, Fate
 from service.partition.dependencies import Dependencies
@@ -232,6 +232,7 @@ class Broker:
         number: int = 0,
         deadline: int | None = None,
         value: bytes | None = None,
+        headers: tuple[Header, ...] = (),
     ) -> None:
         """Put a request on the topic; `value` instead of it."""
         asked = {"replicationId": replication_id, "operationID": operation_id}
@@ -248,13 +249,18 @@ class Broker:
                 timestamp_ms=int(moment.timestamp() * 1000),
                 key=replication_id.encode(),
                 value=json.dumps(asked).encode() if value is None else value,
-                headers=(),
+                headers=headers,
             )
         )
         readers, log.readers = log.readers, []
         for reader in readers:
             if not reader.done():
                 reader.set_result(None)
+
+    def cancel(self, replication_id: str, operation_id: str, *, release: bool = False, **fields: str) -> None:
+        """Put a cancel of a request on the topic."""
+        asked = {"cancel": f"op:{replication_id}:{operation_id}", "release": release, **fields}
+        self.ask(replication_id, operation_id, value=json.dumps(asked).encode())
 
     async def open(self, number: int, *, process: "Process") -> Opened:
         """Fence whoever had the journal, then read it."""

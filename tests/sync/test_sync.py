@@ -522,6 +522,103 @@ def test_a_post_without_an_answer_past_its_deadline_is_told_and_lingers(state: S
     )
 
 
+# ---------------------------------------------------------------- cancels and releases
+
+
+def cancelled(state: sync.InFlight, *, release: bool = False, by: str | None = None, why: str | None = None) -> Step:
+    return sync.cancelled(state, release=release, by=by, why=why, now=LATER, policy=POLICY)
+
+
+def ended_as_cancelled(error: ApiError, *, attempts: int = 1, task_id: str | None = None) -> Step:
+    """A request that ended as cancelled, and its outcome, which says the same."""
+    submitted_at = NOON if task_id else None
+    return Step(
+        Ended(
+            request=REQUEST,
+            attempts=attempts,
+            reason=Reason.CANCELLED,
+            ended_at=LATER,
+            expires_at=remembered_until(LATER, deduplicate_for=POLICY.deduplicate_for),
+            task_id=task_id,
+            submitted_at=submitted_at,
+            error=error,
+        ),
+        Failed(
+            request=REQUEST,
+            reason=Reason.CANCELLED,
+            ended_at=LATER,
+            attempts=attempts,
+            task_id=task_id,
+            submitted_at=submitted_at,
+            error=error,
+        ),
+    )
+
+
+@pytest.mark.parametrize("release", [True, False])
+@pytest.mark.parametrize(
+    ("by", "why", "words"),
+    [
+        (None, None, "The request was cancelled."),
+        ("alice", None, "The request was cancelled by alice."),
+        (None, "Site B moves.", "The request was cancelled: Site B moves."),
+        ("alice", "Site B moves", "The request was cancelled by alice: Site B moves."),
+    ],
+)
+def test_a_cancel_ends_a_waiting_request_and_the_outcome_says_by_whom_and_why(
+    by: str | None, why: str | None, words: str, *, release: bool
+) -> None:
+    waiting = replace(WAITING, attempts=2, trouble=WARNING, http_status=503)
+    step = cancelled(waiting, release=release, by=by, why=why)
+    assert step == ended_as_cancelled(ApiError("Cancelled", words), attempts=2)
+
+
+@pytest.mark.parametrize("state", [SUBMITTING, DOUBT, RUNNING, lingering(DOUBT), lingering(RUNNING)])
+def test_a_cancel_changes_nothing_about_what_vcda_has_or_may_have(state: sync.InFlight) -> None:
+    step = cancelled(state)
+    assert step == Step(state)
+    assert step.state is state
+
+
+@pytest.mark.parametrize("release", [True, False])
+def test_an_intent_whose_post_has_not_left_is_cancelled_like_a_waiting_request(*, release: bool) -> None:
+    intent = replace(SUBMITTING, attempts=2, trouble=WARNING)
+    step = sync.cancelled(intent, sent=False, release=release, by=None, why=None, now=LATER, policy=POLICY)
+    assert step == ended_as_cancelled(ApiError("Cancelled", "The request was cancelled."), attempts=1)
+
+
+def test_a_post_in_doubt_goes_on_though_it_was_not_sent_by_this_process() -> None:
+    step = sync.cancelled(DOUBT, sent=False, release=False, by=None, why=None, now=LATER, policy=POLICY)
+    assert step == Step(DOUBT)
+
+
+@pytest.mark.parametrize("state", [SUBMITTING, DOUBT])
+def test_a_released_post_ends_as_cancelled_and_says_that_vcda_may_work_on_it(state: Submitting) -> None:
+    words = "The request was released by alice: stuck. VCDA may have received its POST, and may work on it."
+    step = cancelled(replace(state, trouble=WARNING, http_status=503), release=True, by="alice", why="stuck")
+    assert step == ended_as_cancelled(ApiError("Released", words))
+
+
+def test_a_released_task_ends_as_cancelled_and_is_named() -> None:
+    words = "The request was released by alice. VCDA may still work on task task-1."
+    step = cancelled(RUNNING, release=True, by="alice")
+    assert step == ended_as_cancelled(ApiError("Released", words), task_id="task-1")
+
+
+def test_a_released_lingering_sync_tells_no_second_outcome_and_its_record_says_who_released_it() -> None:
+    step = cancelled(lingering(replace(RUNNING, adopted=True)), release=True, by="alice", why="stuck")
+    error = ApiError("Released", "The request was released by alice: stuck. VCDA may still work on task task-1.")
+    before = over(task_id="task-1", adopted=True).state
+    assert isinstance(before, Ended)
+    assert step == Step(replace(before, error=error))
+
+
+def test_the_task_of_a_post_that_is_answered_after_its_release_is_noted() -> None:
+    ended = cancelled(SUBMITTING, release=True).state
+    assert isinstance(ended, Ended)
+    assert sync.answered_late(ended, Accepted(TASK, ME)) == replace(ended, task_id="task-1", submitted_at=NOON)
+
+
 # ---------------------------------------------------------------- behind an outcome that was told
 
 
@@ -758,7 +855,7 @@ poll_answers = st.one_of(tasks, st.builds(Absent, moments, st.booleans()), st.bu
 
 @dataclass(frozen=True)
 class Seen:
-    """One thing that may happen next: an hour passes, the process is restarted, or the world says something."""
+    """One thing that may happen next: an hour passes, a restart, a cancel, or the world says something."""
 
     what: str
     answer: sync.SubmitAnswer | None = None
@@ -767,7 +864,7 @@ class Seen:
 
 
 happenings = st.one_of(
-    st.builds(Seen, st.just("time")),
+    st.builds(Seen, st.sampled_from(["time", "time", "time", "cancel", "release"])),
     st.builds(Seen, st.just("restart")),
     st.builds(Seen, st.just("world"), answers, look_ups, poll_answers),
 )
@@ -791,6 +888,10 @@ class Life:
         if seen.what == "time":
             self.now += timedelta(hours=1)
             step = sync.expired(state, now=self.now, policy=POLICY)
+        elif seen.what in {"cancel", "release"}:
+            release = seen.what == "release"
+            step = sync.cancelled(state, release=release, by="alice", why=None, now=self.now, policy=POLICY)
+            assert isinstance(step.state, Ended) == (release or isinstance(state, Waiting))
         elif seen.what == "restart":
             step = Step(sync.restored(state, opened_at=1.0, now=self.now, policy=POLICY))
         elif isinstance(state, Waiting):
@@ -870,6 +971,8 @@ def test_a_timed_out_sync_keeps_its_replication_until_its_task_has_ended_or_is_k
         before, at = life.state, life.now
         life.step(one)
         if not (isinstance(before, Lingering) and isinstance(life.state, Ended)):
+            continue
+        if one.what == "release":
             continue
         if isinstance(before.of, Running):
             ended = isinstance(one.poll, Task) and one.poll.state in {"SUCCEEDED", "FAILED"}

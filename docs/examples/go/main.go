@@ -1,4 +1,5 @@
 // Ask for a sync of one VM replication and wait for its outcome: go run . REPLICATION_ID
+// Cancel a request that was sent before: go run . REPLICATION_ID OPERATION_ID
 package main
 
 import (
@@ -17,6 +18,11 @@ import (
 type request struct {
 	OperationID   string `json:"operationID"`
 	ReplicationID string `json:"replicationId"`
+}
+
+type cancelRequest struct {
+	Cancel request `json:"cancel"`
+	By     string  `json:"by"`
 }
 
 // sync returns the outcome as it was told, and whether the request failed.
@@ -58,10 +64,32 @@ func sync(ctx context.Context, brokers, replicationID string) (outcome []byte, f
 	}
 }
 
+// cancel cancels a request. It has its outcome if it still waits; one that VCDA has accepted goes on.
+func cancel(ctx context.Context, brokers, replicationID, operationID string) error {
+	client, err := kgo.NewClient(kgo.SeedBrokers(strings.Split(brokers, ",")...))
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	value, err := json.Marshal(cancelRequest{Cancel: request{operationID, replicationID}, By: "main.go"})
+	if err != nil {
+		return err
+	}
+	// The same key as the request's, so that the cancel is behind it in the same partition.
+	record := &kgo.Record{Topic: "vm-sync.requests", Key: []byte(replicationID), Value: value}
+	return client.ProduceSync(ctx, record).FirstErr()
+}
+
 func main() {
 	brokers := os.Getenv("KAFKA_BOOTSTRAP_SERVERS")
 	if brokers == "" {
 		brokers = "localhost:9092"
+	}
+	if len(os.Args) > 2 {
+		if err := cancel(context.Background(), brokers, os.Args[1], os.Args[2]); err != nil {
+			log.Fatal(err)
+		}
+		return
 	}
 	outcome, failed, err := sync(context.Background(), brokers, os.Args[1])
 	if err != nil {

@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
 # Ask for a sync of one VM replication and wait for its outcome: sync.sh REPLICATION_ID. Needs kcat.
+# Cancel a request that was sent before: sync.sh REPLICATION_ID OPERATION_ID.
 set -euo pipefail
 
 brokers=${KAFKA_BOOTSTRAP_SERVERS:-localhost:9092}
 replication=$1
-operation=kcat-$(date +%s)-$$
+operation=${2:-kcat-$(date +%s)-$$}
 since=$(($(date +%s%3N) - 60000)) # a minute before the request, should the clocks differ
+ids=$(printf '{"operationID": "%s", "replicationId": "%s"}' "$operation" "$replication")
 
 # The key keeps the requests for one replication in order, but only if it chooses the partition as Java's clients do.
-printf '{"operationID": "%s", "replicationId": "%s"}\n' "$operation" "$replication" |
+send() {
     kcat -P -b "$brokers" -t vm-sync.requests -k "$replication" -X topic.partitioner=murmur2_random
+}
+
+if [ -n "${2:-}" ]; then
+    # A request that still waits ends; one that VCDA has accepted goes on.
+    printf '{"cancel": %s, "by": "sync.sh"}\n' "$ids" | send
+    exit
+fi
+printf '%s\n' "$ids" | send
 
 # Without read_committed, outcomes would be seen that never came to be.
 outcomes() {

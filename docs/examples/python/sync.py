@@ -1,4 +1,7 @@
-"""Ask for a sync of one VM replication and wait for its outcome: python sync.py REPLICATION_ID."""
+"""Ask for a sync of one VM replication and wait for its outcome: python sync.py REPLICATION_ID.
+
+Cancel a request that was sent before: python sync.py REPLICATION_ID OPERATION_ID.
+"""
 
 import asyncio
 import json
@@ -33,7 +36,17 @@ async def sync(replication_id: str) -> dict:
     raise AssertionError
 
 
+async def cancel(replication_id: str, operation_id: str) -> None:
+    """Cancel a request. It has its outcome if it still waits; one that VCDA has accepted goes on."""
+    message = {"cancel": {"replicationId": replication_id, "operationID": operation_id}, "by": "sync.py"}
+    async with AIOKafkaProducer(bootstrap_servers=BROKERS, enable_idempotence=True) as producer:
+        # The same key as the request's, so that the cancel is behind it in the same partition.
+        await producer.send_and_wait("vm-sync.requests", json.dumps(message).encode(), key=replication_id.encode())
+
+
 if __name__ == "__main__":
+    if sys.argv[2:]:
+        sys.exit(asyncio.run(cancel(*sys.argv[1:])))
     told = asyncio.run(sync(sys.argv[1]))
     print(json.dumps(told))
     sys.exit("reason" in told)

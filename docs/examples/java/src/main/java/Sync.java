@@ -13,12 +13,19 @@ import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.serialization.StringDeserializer;
 import org.apache.kafka.common.serialization.StringSerializer;
 
-/** Ask for a sync of one VM replication and wait for its outcome: mvn -q compile exec:java -Dexec.args=REPLICATION_ID */
+/**
+ * Ask for a sync of one VM replication and wait for its outcome: mvn -q compile exec:java -Dexec.args=REPLICATION_ID
+ * Cancel a request that was sent before: mvn -q compile exec:java -Dexec.args="REPLICATION_ID OPERATION_ID"
+ */
 public final class Sync {
 
     private static final String BROKERS = System.getenv().getOrDefault("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092");
 
     public static void main(String[] args) throws Exception {
+        if (args.length > 1) {
+            cancel(args[0], args[1]);
+            return;
+        }
         ConsumerRecord<String, String> outcome = sync(args[0]);
         System.out.println(outcome.value());
         System.exit(outcome.topic().equals("vm-sync.failed") ? 1 : 0);
@@ -53,6 +60,18 @@ public final class Sync {
                     }
                 }
             }
+        }
+    }
+
+    /** Cancel a request. It has its outcome if it still waits; one that VCDA has accepted goes on. */
+    static void cancel(String replicationId, String operationId) throws Exception {
+        String message = """
+                {"cancel": {"operationID": "%s", "replicationId": "%s"}, "by": "Sync.java"}"""
+                .formatted(operationId, replicationId);
+        Map<String, Object> writing = Map.of("bootstrap.servers", BROKERS);
+        try (var producer = new KafkaProducer<>(writing, new StringSerializer(), new StringSerializer())) {
+            // The same key as the request's, so that the cancel is behind it in the same partition.
+            producer.send(new ProducerRecord<>("vm-sync.requests", replicationId, message)).get();
         }
     }
 
