@@ -194,9 +194,8 @@ class KafkaChecks:
         await self._admin.start()
         protocol = self._settings.security_protocol
         if self._settings.sasl_mechanism:
-            return [
-                ok(f"Logged in as {self._settings.sasl_username} with {self._settings.sasl_mechanism}, {protocol}.")
-            ]
+            who = self._settings.sasl_username or "the token's user"
+            return [ok(f"Logged in as {who} with {self._settings.sasl_mechanism}, {protocol}.")]
         return [ok(f"Connected with {protocol}, which has no login.")]
 
     async def _brokers(self) -> Sequence[Verdict]:
