@@ -99,6 +99,8 @@ class InFlight:
 
     def __init__(self) -> None:
         self._tracked_syncs: dict[str, TrackedSync] = {}
+        self.sites: Counter[str | None] = Counter()
+        """How many there are of each site."""
         self.behind: Counter[str | None] = Counter()
         """By site: how many wait behind an older request of their replication. Only sites of which some do."""
         self._queues: dict[str, list[TrackedSync] | deque[TrackedSync]] = {}
@@ -145,6 +147,7 @@ class InFlight:
     def add(self, tracked: TrackedSync) -> None:
         """Add a sync behind the earlier ones of its replication."""
         self._tracked_syncs[tracked.request.identity] = tracked
+        self.sites[tracked.request.site] += 1
         key = tracked.request.replication_id.casefold()
         queue = self._queues.setdefault(key, [])
         if queue:
@@ -162,19 +165,21 @@ class InFlight:
         was_first = queue[0] is tracked
         queue.remove(tracked)
         if not was_first:
-            self._no_longer_behind(request.site)
+            _one_less(self.behind, request.site)
         elif queue:
-            self._no_longer_behind(queue[0].request.site)
+            _one_less(self.behind, queue[0].request.site)
+        _one_less(self.sites, request.site)
         if not queue:
             del self._queues[key]
         elif queue[0].request.deadline <= now:
             queue[0].behind = request.operation_id
 
-    def _no_longer_behind(self, site: str | None) -> None:
-        """Count one less. A message may name any site, so nothing is kept of what is at 0."""
-        self.behind[site] -= 1
-        if not self.behind[site]:
-            del self.behind[site]
+
+def _one_less(counts: Counter[str | None], site: str | None) -> None:
+    """Count one less. A message may name any site, so nothing is kept of what is at 0."""
+    counts[site] -= 1
+    if not counts[site]:
+        del counts[site]
 
 
 def public_state(state: sync.Sync) -> str | None:

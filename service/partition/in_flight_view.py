@@ -108,10 +108,14 @@ def oldest_accepted(partitions: Iterable[Partition]) -> Mapping[str | None, date
     """Return by site when the oldest request without an outcome was accepted."""
     oldest: dict[str | None, datetime] = {}
     for partition in partitions:
+        left = set(partition.sites)
         for tracked in partition.tracked_syncs():
+            if not left:
+                break  # they come in the order of acceptance, and there may be 50,000
             request = tracked.request
-            if isinstance(tracked.state, Lingering):
+            if request.site not in left or isinstance(tracked.state, Lingering):
                 continue  # the request has its outcome
+            left.discard(request.site)
             if request.site not in oldest or request.accepted_at < oldest[request.site]:
                 oldest[request.site] = request.accepted_at
     return oldest

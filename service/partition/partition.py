@@ -243,6 +243,11 @@ class Partition:
         """Yield what is in flight here, in the order of acceptance."""
         yield from self._in_flight
 
+    @property
+    def sites(self) -> frozenset[str | None]:
+        """The sites that something in flight here is of."""
+        return frozenset(self._in_flight.sites)
+
     def waits_for(self, tracked: TrackedSync) -> WaitsFor | None:
         """Return what a request waits for before its POST, or why its sync is not polled; None: neither."""
         return self._driver.waits_for(tracked)

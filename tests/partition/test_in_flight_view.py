@@ -1,5 +1,7 @@
 """What operators are shown of the syncs in flight: each with its state, and how long the oldest request waits."""
 
+import json
+
 from service.kafka.journal_codec import read
 from service.partition.in_flight_view import InFlightView, in_flight_views, oldest_accepted
 from service.partition.partition import Partition
@@ -65,6 +67,22 @@ async def test_a_restored_intent_is_in_doubt_in_the_journal_as_well(d: Deploymen
 
     assert views(p1)["a1"].state == "in_doubt"
     assert read(d.log.records["op:C4-1:a1"]).in_doubt
+
+
+@deployed
+async def test_each_site_has_its_own_oldest_request_and_what_waits_behind_is_not_looked_at(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1e6
+    p0 = d.owner()
+    for number, site in enumerate([None, "site2", "site2", "site3"]):
+        request = {"replicationId": f"C4-{number}", "operationID": f"a{number}", "site": site}
+        await d.until(number + 1.0)
+        d.broker.ask(f"C4-{number}", "", value=json.dumps({k: v for k, v in request.items() if v}).encode())
+    await d.until(10.0)
+
+    shown = views(p0)
+    oldest = oldest_accepted([opened(p0)])
+
+    assert oldest == {site: shown[name].accepted_at for site, name in ((None, "a0"), ("site2", "a1"), ("site3", "a3"))}
 
 
 @deployed

@@ -239,7 +239,8 @@ def test_settings_and_commands_that_people_are_told_of_exist(document: Path) -> 
     )
     for command in named:
         assert re.match(
-            r"(list|show ID|request|run|settings|topics (check|create)|dead-letters (list|redrive))", command
+            r"(list|show ID|request|run|settings|topics (check|create)|dead-letters (list|show|redrive|discard))",
+            command,
         )
 
 

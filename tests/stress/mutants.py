@@ -1059,6 +1059,62 @@ MUTANTS: Final = (
         new="        if others := {_resource(task) for task in found[:0]} - {resource}:\n",
         tests=("tests/vcda/test_check.py",),
     ),
+    Mutant(
+        name="missing credentials leave the slots to the limit of running syncs",
+        file="service/vcda/lanes.py",
+        old="            or self.without_credentials  # so that",
+        new="            or False  # so that",
+        tests=("tests/partition/test_waiting.py",),
+    ),
+    Mutant(
+        name="a poll without credentials pauses its site",
+        file="service/vcda/client.py",
+        old="return Trouble(label=NO_CREDENTIALS, detail=_without_credentials(site), own=True)",
+        new="return Trouble(label=NO_CREDENTIALS, detail=_without_credentials(site))",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
+        name="a request that is the first of its replication now still counts as waiting for an elder",
+        file="service/partition/in_flight.py",
+        old="            _one_less(self.behind, queue[0].request.site)\n",
+        new="            pass\n",
+        tests=("tests/partition/test_waiting.py",),
+    ),
+    Mutant(
+        name="a request that ends while it waits by itself stays counted",
+        file="service/partition/driver.py",
+        old="        self._no_longer_alone(tracked)\n        if tracked.held:",
+        new="        if tracked.held:",
+        tests=("tests/partition/test_waiting.py",),
+    ),
+    Mutant(
+        name="the error of an outcome is not kept for list and show",
+        file="service/kafka/journal_codec.py",
+        old='                "trouble": _words(state.error),\n',
+        new="",
+        tests=("tests/kafka/test_journal_codec.py",),
+    ),
+    Mutant(
+        name="a restored doubt is not marked in the journal",
+        file="service/partition/driver.py",
+        old="            if isinstance(tracked.state, Submitting):  # in doubt",
+        new="            if False:  # in doubt",
+        tests=("tests/partition/test_in_flight_view.py",),
+    ),
+    Mutant(
+        name="new credentials of a site are found at the next login only",
+        file="service/vcda/session.py",
+        old="if not isinstance(credentials, Trouble) and credentials.of_site(site) is not None:",
+        new="if False:",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
+        name="each copy of a duplicate is logged",
+        file="service/partition/partition.py",
+        old="        self._duplicates[asked.identity] = None\n",
+        new="        self._duplicates = {}\n",
+        tests=("tests/partition/test_admission_log.py",),
+    ),
 )
 
 

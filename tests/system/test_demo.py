@@ -204,6 +204,7 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
             check=False,
         )
         metrics = httpx.get(re.findall(r"http://\S+/metrics", said)[0]).text
+        log = Path(re.findall(r"the log +(\S+)", said)[0]).read_text()
         end_of(process, signal.SIGINT)
 
     assert json.loads(answer.stdout)["outcome"]["replicationId"] == replication
@@ -211,6 +212,14 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
     assert {"VM_SYNC_VCDA__URL", "VM_SYNC_VCDA__CREDENTIALS__USER"} <= settings.keys()
     assert process.returncode == 0
     assert "vm_sync_outcomes_total" in metrics
+    started = re.search(
+        r"vm-sync \S+ started: Kafka \S+ \(cluster (\S+)\), group vm-sync, topic vm-sync\.requests with 4 partitions; "
+        r"VCDA http://127\.0\.0\.1:\d+.*; sites local, site2; settings ([0-9a-f]{12})",
+        log,
+    )
+    assert started is not None
+    assert started[1] != "unknown"
+    assert f'vm_sync_config_hash{{hash="{started[2]}"}} 1.0' in metrics
     assert len(ours) >= 2
     assert running(ours) == set()
 
