@@ -88,6 +88,7 @@ model: $(READY) ## check every state of the protocol's model with Spin: a quarte
 
 chaos: $(READY) ## run the fault injection test; options: SEED=, SEEDS=, REQUESTS=
 	$(BIN)/python -m tests.stress.chaos
+	$(BIN)/python -m tests.stress.versions
 
 bench: $(READY) ## run the benchmark and write its pages: an hour
 	$(BIN)/python -m benchmarks

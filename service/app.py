@@ -29,9 +29,10 @@ from service.backoff import Backoff
 from service.clock import Clock
 from service.intake.group import Intake
 from service.kafka.connection import KafkaConnection
+from service.kafka.denials import Account
 from service.kafka.diagnosis import diagnosis, overheard
 from service.kafka.journal_api import StopReason
-from service.kafka.topics import Advice, Refusal, TopicNames, cluster_id, ensure_topics
+from service.kafka.topics import Advice, Created, Denied, Refusal, TopicNames, cluster_id, ensure_topics
 from service.messages.requests import DeadLetterReason
 from service.messages.wait_cause import WaitCause
 from service.observability import logs
@@ -50,6 +51,9 @@ log = logging.getLogger(__name__)
 
 START_BACKOFF = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=10))
 """Pauses between attempts to reach Kafka at the start."""
+
+START_SAID_AGAIN = timedelta(minutes=1)
+"""How often the same cause for that is logged."""
 
 AWAY_FOR_LONG = timedelta(seconds=30)
 """How long Kafka may be silent before the process is not ready: longer than a broker's restart."""
@@ -123,6 +127,7 @@ class App:
         self._health = health.Health(away_for_long=AWAY_FOR_LONG)
         self._tracing = tracing()
         self._intake: Intake | None = None
+        self._account = Account()
 
     async def run(self, stop: asyncio.Event) -> int:
         """Start, work until `stop` is set or something essential has ended, drain. Returns the exit code.
@@ -166,7 +171,7 @@ class App:
             version=self._version,
             ops_port=ops_port,
         )
-        syncs = parts.syncs
+        syncs, self._account = parts.syncs, parts.account
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         polling = asyncio.create_task(syncs.poller.run())
         keeping = asyncio.create_task(self._keep_logged_in(parts.vcda, syncs.lanes))
@@ -225,6 +230,7 @@ class App:
     async def _topics(self, kafka: KafkaConnection, names: TopicNames, stop: asyncio.Event) -> bool:
         """Make and check the topics, as soon as Kafka is there."""
         refusals: list[str] = []
+        said: set[str] = set()
 
         async def ensure() -> None:
             found = await ensure_topics(
@@ -233,11 +239,14 @@ class App:
                 partitions=self._settings.kafka.partitions,
                 create=self._settings.kafka.create_topics,
             )
+            refusals.extend(finding.text for finding in found if isinstance(finding, Refusal))
             for finding in found:
-                if isinstance(finding, Refusal):
-                    refusals.append(finding.text)
-                else:
+                if isinstance(finding, Advice | Created) and finding.text not in said:
+                    said.add(finding.text)
                     log.log(logging.WARNING if isinstance(finding, Advice) else logging.INFO, "%s", finding.text)
+            denied = [finding.text for finding in found if isinstance(finding, Denied)]
+            if denied and not refusals:
+                raise NotReached(" ".join(denied))
 
         reached = await self._until_reached(stop, ensure)
         if refusals:
@@ -245,41 +254,48 @@ class App:
         return reached
 
     async def _until_reached(self, stop: asyncio.Event, attempt: Callable[[], Coroutine[None, None, None]]) -> bool:
-        """Try until Kafka can be reached; False after the start limit, or after a stop signal."""
+        """Try until Kafka can be used; False after the start limit, or after a stop signal."""
         began = self._clock.monotonic()
         limit = self._settings.kafka.start_limit
-        repeats = 0
+        servers = self._settings.kafka.bootstrap_servers
+        repeats, logged, logged_at = 0, "", began
         while not stop.is_set():
             pause = START_BACKOFF.pause(repeats)
             try:
                 done = await self._diagnosed(_unless(stop, attempt()))
-            except NotReached as why:
-                age = self._clock.monotonic() - began
-                servers = self._settings.kafka.bootstrap_servers
-                if age + pause > limit.total_seconds():
+            except NotReached as error:
+                why, now = str(error), self._clock.monotonic()
+                self._health.refused([why])
+                if now - began + pause > limit.total_seconds():
                     log.error(  # noqa: TRY400 - the cause is in the sentence
-                        "Connecting to Kafka at %s (VM_SYNC_KAFKA__BOOTSTRAP_SERVERS) has failed for %.0f s, the limit "
-                        "of VM_SYNC_KAFKA__START_LIMIT: %s",
+                        "Kafka at %s (VM_SYNC_KAFKA__BOOTSTRAP_SERVERS) could not be used for %.0f s, the limit of "
+                        "VM_SYNC_KAFKA__START_LIMIT: %s",
                         servers,
-                        age,
+                        now - began,
                         why,
                     )
                     return False
-                log.warning("Connecting to Kafka at %s failed, trying again in %.0f s: %s", servers, pause, why)
+                if why != logged or now - logged_at > START_SAID_AGAIN.total_seconds():
+                    logged, logged_at = why, now
+                    log.warning("Kafka at %s can't be used yet, trying again: %s", servers, why)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(pause):
                         await stop.wait()
                 repeats += 1
             else:
+                self._health.refused(())
                 return done  # also after a stop signal: whatever was started has to be stopped
         return False
 
     async def _diagnosed(self, attempt: Coroutine[None, None, bool]) -> bool:
+        kafka = self._settings.kafka
         with overheard() as errors:
             try:
                 return await attempt
             except (KafkaError, OSError, TimeoutError) as error:
-                raise NotReached(diagnosis(error, errors, kafka=self._settings.kafka)) from None
+                raise NotReached(
+                    diagnosis(error, errors, kafka=kafka, account=self._account, group=kafka.group_id)
+                ) from None
 
     # ------------------------------------------------------------ while it works
 

@@ -20,6 +20,7 @@ from service.intake.start_position import KafkaStartPositions
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.check import KafkaChecks
 from service.kafka.connection import KafkaConnection, client_id
+from service.kafka.denials import Account, Denials
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened
 from service.kafka.progress_publisher import KafkaWire, Progress, Progressing
@@ -89,6 +90,7 @@ class ServiceParts:
 
     vcda: Vcda
     kafka: KafkaConnection
+    account: Account
     topics: TopicNames
     syncs: Parts
 
@@ -126,7 +128,8 @@ def for_service(
         canonical_site=vcda.canonical_site,
         opening=_unheard,
     )
-    return ServiceParts(vcda=vcda, kafka=kafka, topics=topics, syncs=syncs)
+    account = topics.account(kafka.arguments(), group=settings.kafka.group_id)
+    return ServiceParts(vcda=vcda, kafka=kafka, account=account, topics=topics, syncs=syncs)
 
 
 def for_checks(settings: Settings, *, clock: Clock, version: str) -> tuple[KafkaChecks, VcdaChecks]:
@@ -208,12 +211,18 @@ def _connected(
     )
     metrics.set_overdue(polls.overdue)
     progress = _progress(topics, connection, clock=clock)
-    refusals = Refusals()
+    refusals = Refusals(clock)
+    denials = Denials(topics.account(connection, group=tuning.group_id), clock=clock)
 
     async def open_journal(partition: int) -> Opened:
         opening(partition)
         return await KafkaJournal.open(
-            topic=topics.journal, partition=partition, connection=connection, clock=clock, refusals=refusals
+            topic=topics.journal,
+            partition=partition,
+            connection=connection,
+            clock=clock,
+            refusals=refusals,
+            denials=denials,
         )
 
     def make_intake() -> Intake:
@@ -230,8 +239,10 @@ def _connected(
                     group_id=tuning.group_id,
                     clock=clock,
                     timings=tuning.intake,
+                    denials=denials,
                 ),
                 open_journal=open_journal,
+                denials=denials,
                 timings=tuning.intake,
                 client_id=tuning.client_id,
             ),

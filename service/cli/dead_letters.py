@@ -27,7 +27,14 @@ from typing import Any, Final, NamedTuple, Self
 import typer
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError, MessageSizeTooLargeError, ProducerFenced, TopicAlreadyExistsError, for_code
+from aiokafka.errors import (
+    IllegalOperation,
+    KafkaError,
+    MessageSizeTooLargeError,
+    ProducerFenced,
+    TopicAlreadyExistsError,
+    for_code,
+)
 
 from service.cli import kafka
 from service.cli.moments import maybe_moment
@@ -35,6 +42,7 @@ from service.cli.output import Exit, NoAnswer, moment, printable, say, show_fact
 from service.cli.tables import Column, age, show_table
 from service.clock import Clock
 from service.kafka.clients import end
+from service.kafka.denials import DENIALS, Operation
 from service.kafka.topics import BROKER_MESSAGE_LIMIT, HEADER_ROOM, REPLICAS
 from service.messages.dead_letters import redriven, write_redriven
 from service.messages.kafka_record import Record
@@ -288,7 +296,10 @@ async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Ma
 async def _marks(place: kafka.KafkaContext) -> dict[bytes, _Mark]:
     """Read when letters were redriven or discarded, by their marks' keys."""
     topic = _marks_topic(place)
-    if not (await kafka.partitions(place)).get(topic):
+    seen = await kafka.described(place, topic)
+    if topic in seen.hidden:
+        say(f"{place.denied(topic, Operation.READ)} Until then, no letter is shown as redriven.")
+    if topic not in seen.topics:
         return {}
     marks = {}
     async for record in kafka.read(place, await kafka.places(place, topic), what=f"the marks of {topic}"):
@@ -315,7 +326,8 @@ async def _redriven(
     if dry_run:
         return await _listed(place, chosen)
     async with kafka.explained(place):
-        await kafka.places(place, place.names.dead_letter, place.names.requests)
+        await kafka.places(place, place.names.dead_letter)
+        await kafka.places(place, place.names.requests, operation=Operation.WRITE)
         await _make_marks_topic(place)
         async with _producer(place) as producer:
             letters = await _letters(place, chosen, marks=await _marks(place))
@@ -352,13 +364,20 @@ async def _put_back(place: kafka.KafkaContext, producer: AIOKafkaProducer, lette
     now = json.dumps({"putBackAt": rfc3339(Clock().now())}).encode()
     try:
         async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()), producer.transaction():
-            sent = []
-            for letter in letters:
-                event = write_redriven(letter.record, topic=place.names.requests)
-                headers = list(event.headers)
-                sent.append(await producer.send(event.topic, event.value, key=event.key, headers=headers))
-                sent.append(await producer.send(_marks_topic(place), now, key=_mark(letter.record)))
-            await asyncio.gather(*sent)
+            sent: list[asyncio.Future[Any]] = []
+            errors: list[BaseException] = []
+            try:
+                for letter in letters:
+                    event = write_redriven(letter.record, topic=place.names.requests)
+                    headers = list(event.headers)
+                    sent.append(await producer.send(event.topic, event.value, key=event.key, headers=headers))
+                    sent.append(await producer.send(_marks_topic(place), now, key=_mark(letter.record)))
+            except (KafkaError, IllegalOperation) as error:  # what was sent before says why nothing more may be sent
+                errors.append(error)
+            results = await asyncio.gather(*sent, return_exceptions=True)
+            errors = [*(result for result in results if isinstance(result, BaseException)), *errors]
+            if errors:
+                raise errors[0]
     except ProducerFenced:
         msg = "Another redrive was started and has fenced this one; nothing was redriven twice."
         raise NoAnswer(msg) from None
@@ -368,7 +387,14 @@ async def _put_back(place: kafka.KafkaContext, producer: AIOKafkaProducer, lette
             "select others with --at, or raise the topic's max.message.bytes."
         )
         raise NoAnswer(msg) from None
-    except (KafkaError, TimeoutError, AssertionError) as error:  # aiokafka asserts what a failed producer may do
+    except DENIALS:
+        raise  # a sentence that names the right is made of it
+    except (
+        KafkaError,
+        IllegalOperation,
+        TimeoutError,
+        AssertionError,
+    ) as error:  # aiokafka asserts what a failed producer may do
         msg = f"Kafka failed during the redrive ({type(error).__name__}): start again; no letter is redriven twice."
         raise NoAnswer(msg) from None
 
@@ -390,7 +416,10 @@ async def _discarded(place: kafka.KafkaContext, letters: Sequence[Letter]) -> No
 
 async def _make_marks_topic(place: kafka.KafkaContext) -> None:
     topic = _marks_topic(place)
-    if (await kafka.partitions(place)).get(topic):
+    seen = await kafka.described(place, topic)
+    if topic in seen.hidden:
+        raise place.denied(topic, Operation.WRITE)
+    if topic in seen.topics:
         return
     admin = AIOKafkaAdminClient(**place.arguments)
     try:
@@ -407,7 +436,7 @@ async def _make_marks_topic(place: kafka.KafkaContext) -> None:
                 )
                 raise NoAnswer(msg)
         async with asyncio.timeout(kafka.SILENCE):
-            while not (await kafka.partitions(place)).get(topic):  # noqa: ASYNC110 - Kafka has no event for it
+            while (await kafka.described(place, topic)).unsettled:  # noqa: ASYNC110 - Kafka has no event for it
                 await asyncio.sleep(0.1)
     finally:
         await end(admin)

@@ -18,8 +18,14 @@ def topics(*, create: bool, as_json: bool) -> None:
     """Create the missing topics, if `create`, and print what does not fit."""
     place = kafka.settings()
     findings = asyncio.run(_ensured(place, create=create))
-    words = {needed.Refusal: "refused", needed.Advice: "advice", needed.Created: "created"}
-    fits = not any(isinstance(finding, needed.Refusal) for finding in findings)
+    words = {
+        needed.Refusal: "refused",
+        needed.Unsupported: "unsupported",
+        needed.Denied: "denied",
+        needed.Advice: "advice",
+        needed.Created: "created",
+    }
+    fits = not any(isinstance(finding, needed.Refusal | needed.Denied) for finding in findings)
     if as_json:
         told = [{"finding": words[type(finding)], "text": finding.text} for finding in findings]
         show_json({"fits": fits, "topics": list(place.names.all()), "findings": told})
@@ -28,7 +34,8 @@ def topics(*, create: bool, as_json: bool) -> None:
             print(f"{words[type(finding)]}: {finding.text}")
         print("The topics fit." if fits else "The service can't work with these topics.")
     if not fits:
-        raise typer.Exit(Exit.NO)
+        unsupported = any(isinstance(finding, needed.Unsupported) for finding in findings)
+        raise typer.Exit(Exit.USAGE if unsupported else Exit.NO)
 
 
 async def _ensured(place: kafka.KafkaContext, *, create: bool) -> list[needed.Finding]:

@@ -12,12 +12,14 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 
 from service.cli.output import NoAnswer, say
 from service.kafka.clients import end
 from service.kafka.connection import KafkaConnection
+from service.kafka.denials import Account, MissingRight, Operation, Resource
 from service.kafka.diagnosis import diagnosis, overheard
+from service.kafka.topic_descriptions import Described, describe
 from service.kafka.topics import TopicNames
 from service.settings import KafkaSettings, kafka_security, load_for_kafka
 
@@ -55,6 +57,21 @@ class KafkaContext:
         )
 
     @property
+    def account(self) -> Account:
+        """Whom Kafka sees in this command, and which settings name what it asks for."""
+        return self.names.account(self.connection.security, group=self.settings.kafka.group_id)
+
+    def diagnosis(self, raised: BaseException, overheard: Sequence[BaseException]) -> str:
+        """Say in one sentence why Kafka can't be used."""
+        if isinstance(raised, NotReadable):
+            return str(self.denied(str(raised.args[0]), Operation.READ))
+        return diagnosis(raised, overheard, kafka=self.settings.kafka, account=self.account)
+
+    def denied(self, topic: str, operation: Operation) -> NoAnswer:
+        """Return the answer where a right on a topic is missing."""
+        return NoAnswer(f"{self.account.denial(MissingRight(operation, Resource.TOPIC, topic))}.")
+
+    @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of any Kafka client."""
         return self.connection.arguments() | {"request_timeout_ms": REQUEST_MS}
@@ -72,37 +89,47 @@ async def explained(place: KafkaContext) -> AsyncIterator[None]:
     """Turn what Kafka's client raises within into a sentence, and keep its own log to itself."""
     log = logging.getLogger("aiokafka")
     log.propagate = False
+    asyncio.get_running_loop().set_exception_handler(_report)
     with overheard() as errors:
         try:
             yield
         except (KafkaError, TimeoutError, OSError) as error:
-            raise NoAnswer(diagnosis(error, errors, kafka=place.settings.kafka)) from None
+            raise NoAnswer(place.diagnosis(error, errors)) from None
         finally:
             log.propagate = True
 
 
-async def partitions(place: KafkaContext) -> Mapping[str, int]:
-    """Return how many partitions each topic has. All are asked for: naming a missing one would make it."""
+def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Print what asyncio reports, but for futures of a failed client that nothing awaits: why is said elsewhere."""
+    if not type(context.get("exception")).__module__.startswith("aiokafka."):
+        loop.default_exception_handler(context)
+
+
+async def described(place: KafkaContext, *topics: str) -> Described:
+    """Return what the brokers say of topics."""
     admin = AIOKafkaAdminClient(**place.arguments)
     try:
         async with asyncio.timeout(SILENCE):
             await admin.start()
-            return {topic["topic"]: len(topic["partitions"]) for topic in await admin.describe_topics()}
+            return await describe(admin, topics)
     finally:
         await end(admin)
 
 
-async def places(place: KafkaContext, *topics: str) -> list[TopicPartition]:
-    """Return the partitions of topics. Raises `NoAnswer` for one that doesn't exist."""
-    there = await partitions(place)
+async def places(place: KafkaContext, *topics: str, operation: Operation = Operation.READ) -> list[TopicPartition]:
+    """Return the partitions of topics, for an `operation`. Raises `NoAnswer` for one that is missing or hidden."""
+    seen = await described(place, *topics)
     for topic in topics:
-        if not there.get(topic):
+        if topic in seen.hidden:
+            raise place.denied(topic, operation)
+        if topic not in seen.topics:
             msg = (
                 f"There is no topic {topic} on Kafka at {place.settings.kafka.bootstrap_servers}: run `vm-sync topics "
                 "check`, and check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS."
             )
             raise NoAnswer(msg)
-    return [TopicPartition(topic, number) for topic in dict.fromkeys(topics) for number in range(there[topic])]
+    there = {topic: seen.topics[topic].partitions for topic in topics}
+    return [TopicPartition(topic, number) for topic, count in there.items() for number in range(count)]
 
 
 @asynccontextmanager
@@ -122,6 +149,20 @@ async def reader(place: KafkaContext, wanted: Iterable[TopicPartition]) -> Async
         yield consumer
     finally:
         await end(consumer)
+
+
+class NotReadable(TopicAuthorizationFailedError):  # type: ignore[misc] # aiokafka is untyped
+    """The right to read a topic is missing; Kafka's client raises its error for a missing right to write, too."""
+
+
+async def records_of(
+    consumer: AIOKafkaConsumer, *, timeout_ms: int = 1_000, max_records: int | None = None
+) -> Mapping[TopicPartition, Sequence[ConsumerRecord]]:
+    """Return the next records of any partition. Raises `NotReadable`."""
+    try:
+        return await consumer.getmany(timeout_ms=timeout_ms, max_records=max_records)  # type: ignore[no-any-return]
+    except TopicAuthorizationFailedError as error:
+        raise NotReadable(*error.args) from None
 
 
 async def read(
@@ -162,7 +203,7 @@ async def read_on(
         async with asyncio.timeout(SILENCE):
             # Control records move the position without being handed over, so an empty answer may be progress.
             while left == before:
-                got = await consumer.getmany(timeout_ms=200, max_records=RECORDS_AT_ONCE)
+                got = await records_of(consumer, timeout_ms=200, max_records=RECORDS_AT_ONCE)
                 records += [record for some in got.values() for record in some]
                 left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
         for record in records:

@@ -20,6 +20,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from service.cli import kafka
 from service.cli.output import Exit, NoAnswer, printable, say, show_facts, show_json
 from service.kafka.clients import end
+from service.kafka.denials import Operation
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
 
@@ -106,7 +107,7 @@ async def _request(
 ) -> tuple[Sent, dict[str, Any] | None]:
     names = place.names
     async with kafka.explained(place):
-        await kafka.places(place, names.requests)
+        await kafka.places(place, names.requests, operation=Operation.WRITE)
         if wait is None:
             return await _publish(place, wanted, body), None
         outcomes = await kafka.places(place, names.completed, names.failed)
@@ -141,7 +142,7 @@ async def _outcome(consumer: AIOKafkaConsumer, identity: str, *, limit: float) -
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(limit):
             while True:
-                for records in (await consumer.getmany(timeout_ms=1_000)).values():
+                for records in (await kafka.records_of(consumer)).values():
                     for record in records:
                         with contextlib.suppress(ValueError, AttributeError):  # others may write there, too
                             outcome = json.loads(record.value or b"")

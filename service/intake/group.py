@@ -25,7 +25,6 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.intake.reading import Arrivals, BackPressure, ReadingWatch
-from service.intake.refusals import ConsumerRefusals
 from service.intake.start_position import StartPositions
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor, SupervisorMeter
@@ -33,7 +32,9 @@ from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.intake.topic_comparison import TopicComparison
 from service.kafka.clients import rebootstrap
 from service.kafka.consumer import SteadyConsumer
+from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, Resource, explain
 from service.kafka.journal_api import Opened, StopReason
+from service.kafka.outage import Outage
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
 from service.partition.dependencies import Dependencies
@@ -68,6 +69,8 @@ class Plan:
     """Checks that a journal and the requests topic belong together."""
     open_journal: Callable[[int], Awaitable[Opened]]
     """Opens the journal of a partition: fences, reads, raises `JournalLost` or `JournalMismatch`."""
+    denials: Denials
+    """What Kafka denies at present, to any client of the process."""
     timings: IntakeTimings = DEFAULT_TIMINGS
     client_id: str | None = None
     """Of the member of the group; None: the client library's."""
@@ -105,7 +108,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self.kafka_seen_at = clock.monotonic()
         self.died = asyncio.Event()
         """Set when a task that must not end has ended; the log names the task."""
-        self._refusals = ConsumerRefusals(timings=plan.timings, clock=clock)
+        self._denials = plan.denials
+        self._outage = Outage(servers=",".join(connection["bootstrap_servers"]), clock=clock)
         self._subscriber = Subscriber(
             dependencies.requests,
             connection=connection if plan.client_id is None else {**connection, "client_id": plan.client_id},
@@ -116,7 +120,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             listener=self,
             take=self._take,
             read=metrics.records_read,
-            refused=self._refusals.note,
+            refused=self._refused,
         )
         self._arrivals = Arrivals(self._subscriber)
         self._pressure = BackPressure(
@@ -184,6 +188,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         await self._report()
         for task in self._tasks:
             task.cancel()
+        self._outage.close()
         await self._leave(max(1.0, deadline - self._clock.monotonic()))
 
     async def _leave(self, limit: float) -> None:
@@ -221,7 +226,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     def refused(self) -> list[str]:
         """Return the rights that Kafka refuses at present, as sentences."""
-        return self._refusals.current()
+        return self._denials.current()
 
     def stalled(self) -> list[str]:
         """Return why nothing is read, or of which partitions, though there are records; nothing when all is well.
@@ -245,13 +250,21 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         ]
 
     def unopened(self) -> list[str]:
-        """Return the partitions that have been unopened for long, with the cause; without stopped partitions."""
+        """Return the partitions whose outcomes are not written: unopened for long, or lost again and again.
+
+        With the cause; without stopped partitions.
+        """
         now = self._clock.monotonic()
-        return [
-            f"partition {number} has not been open for {supervisor.unopened_for(now):.0f} s: {supervisor.trouble}"
-            for number, supervisor in sorted(self._supervisors.items())
-            if supervisor.unopened_for(now) > self._timings.opening_limit.total_seconds()
-        ]
+        reasons = []
+        for number, supervisor in sorted(self._supervisors.items()):
+            if (seconds := supervisor.unopened_for(now)) > self._timings.opening_limit.total_seconds():
+                reasons.append(f"partition {number} has not been open for {seconds:.0f} s: {supervisor.trouble}")
+            elif supervisor.reopens_again_and_again(now):
+                reasons.append(
+                    f"partition {number} has been lost {supervisor.losses} times in a row, so its outcomes are not "
+                    f"written: {supervisor.trouble}"
+                )
+        return reasons
 
     def missing(self) -> str | None:
         """Return the name of the requests topic while Kafka has none."""
@@ -396,7 +409,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 reported = self._clock.monotonic()
                 await self._report()
                 await self._watch_reading()
-                self._refusals.forget_past()
+                self._denials.forget_past()
                 await self._watch_kafka()
             await asyncio.sleep(LOOK)
 
@@ -436,22 +449,35 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             log.debug("Committing the cursors to the consumer group failed: %r", error)
         if seen:
             self.kafka_seen_at = self._clock.monotonic()
+            self._outage.answered()
+        else:
+            self._outage.silent(self.kafka_seen_at)
         self._metrics.kafka_connected(seen)
+
+    def _refused(self, place: TopicPartition | None, error: Exception) -> None:
+        """Take what a broker has refused to the consumer: of the partition's topic, or (None) of the group."""
+        group, topic = self._plan.group_id, self._dependencies.requests
+        if right := MissingRight.of(error, operation=Operation.READ, group=group, topics=[topic]):
+            self._denials.note(right)
+        else:
+            about = f"the consumer group {group}" if place is None else f"topic {topic}"
+            self._denials.note_text(f"Kafka refuses {about}: {explain(error)}")
 
     def _note_partitions(self, count: int) -> None:
         """Count the topic's partitions, and look for a topic that is missing: aiokafka does so every five minutes."""
         self._metrics.partitions(count)
         self.partition_count = count
         topic = self._dependencies.requests
+        hidden = count == 0 and not self._consumer.may_see(topic)
         if count == 0:
             self._consumer.refresh()
-            if not self._missing:
-                log.error(
-                    "The requests topic %s does not exist, or the right to read it is missing; waiting for it", topic
-                )
-        elif self._missing:
+        if hidden:
+            self._denials.note(MissingRight(Operation.READ, Resource.TOPIC, topic), lasts=LASTS_AT_JOURNALS)
+        elif count == 0 and not self._missing:
+            log.error("The requests topic %s does not exist; waiting for it", topic)
+        elif count and self._missing:
             log.warning("The requests topic %s is available again", topic)
-        self._missing = count == 0
+        self._missing = count == 0 and not hidden
 
     def _reached(self, place: TopicPartition, cursor: int) -> int:
         """Return the offset to commit to the group, for lag displays.

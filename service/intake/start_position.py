@@ -25,6 +25,7 @@ from service.clock import Clock
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.clients import end
 from service.kafka.consumer import SteadyConsumer, probe_consumer, timestamp_of
+from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, explain
 from service.kafka.journal import too_narrow
 from service.kafka.journal_api import JournalLost, JournalMismatch, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode_cursor
@@ -98,6 +99,7 @@ class KafkaStartPositions:
         clock: Clock,
         timings: IntakeTimings = DEFAULT_TIMINGS,
         tail: int = TAIL,
+        denials: Denials | None = None,
     ) -> None:
         self._connection = connection
         self._requests = requests
@@ -106,6 +108,7 @@ class KafkaStartPositions:
         self._clock = clock
         self._leader_settles = timings.leader_settles
         self._tail = tail
+        self._denials = denials
         self._ends: dict[int, int] = {}
         """Of journals that another group has written to, when they were looked at last."""
 
@@ -120,7 +123,7 @@ class KafkaStartPositions:
                     committed = _never
                 return Looked(cursor, await self._start(place, cursor, consumer, committed))
         except KafkaError as error:
-            raise JournalLost(repr(error)) from error
+            raise JournalLost(self._why(error)) from error
 
     async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: Committed) -> Start:
         """Check the cursor of an opened journal; see `StartPositions`."""
@@ -129,7 +132,16 @@ class KafkaStartPositions:
                 self._check_topic(cursor)
                 return await self._start(place, cursor, consumer, committed)
         except KafkaError as error:
-            raise JournalLost(repr(error)) from error
+            raise JournalLost(self._why(error)) from error
+
+    def _why(self, error: KafkaError) -> str:
+        """Say what failed, and report it where a right is missing."""
+        right = MissingRight.of(error, operation=Operation.READ, group=self._group_id)
+        if right is None:
+            return explain(error)
+        if self._denials is not None:
+            self._denials.note(right, lasts=LASTS_AT_JOURNALS)
+        return f"Kafka denies {right}"
 
     # ------------------------------------------------------------ the journal, from outside
 
@@ -138,7 +150,8 @@ class KafkaStartPositions:
         place = TopicPartition(self._journal, partition)
         partitions = await consumer.partitions_of(self._journal)
         if not partitions:
-            msg = f"the topic {self._journal} does not exist, or the right to read it is missing"
+            await consumer.topic_id(self._journal)  # raises where we may not see it
+            msg = f"the topic {self._journal} does not exist"
             raise JournalLost(msg)
         if partition not in partitions:
             raise too_narrow(self._journal, partition)

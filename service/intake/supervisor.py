@@ -13,6 +13,7 @@ group may have assigned to another member.
 
 import asyncio
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -97,6 +98,10 @@ class PartitionSupervisor:
         """Why the partition refuses to work, while it does."""
         self.trouble = "opening is still under way"
         """Why it is not open, while it isn't."""
+        self.losses = 0
+        """How often it was lost since it was last open for long enough to count."""
+        self.open_since: float | None = None
+        """Since when (monotonic) it is open, while it is."""
         self.closed_since = dependencies.clock.monotonic()
         """Since when (monotonic) it is not open, while it isn't."""
         self.cursor: int | None = None
@@ -154,6 +159,11 @@ class PartitionSupervisor:
         """Return for how many seconds the partition has not been open; 0 where it is, or refuses to work."""
         return now - self.closed_since if self.partition is None and self.mismatched is None else 0.0
 
+    def reopens_again_and_again(self, now: float) -> bool:
+        """Whether the partition was lost several times in a row, and has not stayed open since."""
+        settled = self.open_since is not None and now - self.open_since > self._timings.settled.total_seconds()
+        return self.losses >= self._timings.lost_often and self.mismatched is None and not settled
+
     # ------------------------------------------------------------ the task
 
     async def _run(self, after: "asyncio.Task[None] | None") -> None:
@@ -168,7 +178,8 @@ class PartitionSupervisor:
                 await self._refuse(error)
                 continue
             if lasted > self._timings.proven.total_seconds():
-                repeats = 0
+                repeats = self.losses = 0
+            self.losses += lasted > 0
             await asyncio.sleep(self._timings.reopen.pause(repeats, chance=self._dependencies.random.random()))
             repeats += 1
             await self._until_confirmed()
@@ -189,17 +200,19 @@ class PartitionSupervisor:
         number = self.place.partition
         try:
             partition = await self._open(lost)
-            opened_at = self._clock.monotonic()
+            opened_at = self.open_since = self._clock.monotonic()
             self.trouble = await lost
             log.warning("Partition %d is closed and will be reopened: %s", number, self.trouble)
             self._metrics.reopened()
             return self._clock.monotonic() - opened_at
         except JournalLost as error:
-            self.trouble = str(error)
-            log.warning("Opening partition %d failed; trying again: %s", number, error)
+            again, self.trouble = _same(str(error), self.trouble), str(error)
+            level = logging.DEBUG if again else logging.WARNING  # while the cause is the same, once is enough
+            log.log(level, "Opening partition %d failed; trying again: %s", number, error)
             return 0.0
         finally:
             self.reading = None
+            self.open_since = None
             if self.partition is not None:
                 self.partition, self.closed_since = None, self._clock.monotonic()
             self._member.supervised()
@@ -347,6 +360,11 @@ class PartitionSupervisor:
         self._memory = replace(memory, batch=replace(batch, events=[]), end=opened.journal.end)
         self._metrics.rewritten()
         return replace(opened, cursor=batch.cursor, in_flight=in_flight, ended=memory.ended)
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two causes differ in numbers at most, such as offsets and durations."""
+    return re.sub(r"\d+", "", one) == re.sub(r"\d+", "", other)
 
 
 async def _ended(earlier: "asyncio.Task[None] | None") -> None:

@@ -40,6 +40,14 @@ class IntakeTimings:
     """If a partition is lost sooner than this after it was opened, opening counts as failed, and the pauses continue to
     double, so that it isn't tried ten times a second."""
 
+    lost_often: int = 3
+    """A partition that was lost so often, without staying open in between, makes the process unready: its outcomes are
+    not written. Once or twice is a broker's restart."""
+
+    settled: timedelta = timedelta(seconds=20)
+    """How long such a partition has to stay open to count as well again: longer than the longest pause before the next
+    attempt, so that an outcome that can't be written is tried meanwhile."""
+
     opening_limit: timedelta = timedelta(minutes=2)
     """How long a partition may be closed before the process is not ready: its predecessor's hand-over takes half a
     minute at most, reading the journal of half a million requests some seconds."""
@@ -64,12 +72,6 @@ class IntakeTimings:
     ends."""
 
     # ------------------------------------------------------------ reading
-
-    refusal_counts: timedelta = timedelta(seconds=5)
-    """A refusal is over when it has not been reported for so long; while it lasts, the consumer retries each second."""
-
-    refusal_again: timedelta = timedelta(minutes=1)
-    """How often a refusal that lasts is logged."""
 
     unread_limit: timedelta = timedelta(seconds=90)
     """If nothing was read for so long of a partition that has unread records and is not full, reading has stalled,

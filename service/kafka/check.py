@@ -24,7 +24,8 @@ from service.kafka import diagnosis, rights, topics
 from service.kafka.clients import CUT_LIMIT, end, wire_of
 from service.kafka.connection import KafkaConnection
 from service.kafka.journal import BATCH_BYTES, transactional_id
-from service.kafka.topics import Refusal, Topic, TopicNames
+from service.kafka.topic_descriptions import Described, Topic, describe
+from service.kafka.topics import Denied, Refusal, TopicNames
 from service.messages.kafka_record import MAX_REQUEST_BYTES
 from service.moments import milliseconds
 
@@ -74,6 +75,7 @@ class KafkaChecks:
         self._arguments = connection.arguments()
         self._arguments |= {"request_timeout_ms": milliseconds(REQUEST)}
         self._user = f"User:{settings.sasl_username}" if settings.sasl_username else "the service's user"
+        self._account = names.account(self._arguments, group=settings.group_id)
         self._setting = {
             getattr(names, field): f"VM_SYNC_TOPICS__{field.upper()}" for field in reversed(TopicNames.__slots__)
         }
@@ -262,11 +264,11 @@ class KafkaChecks:
 
     async def _topics_fit(self) -> Sequence[Verdict]:
         admin, names = self._admin, self._names
-        self._topics = await topics.describe(admin, names)
+        self._topics = (await describe(admin, names.all())).topics
         missing = [name for name in names.all() if name not in self._topics and name not in self._hidden]
         verdicts = await self._missing(missing)
         for finding in topics.judge_existing(self._topics, names=names):
-            verdicts.append(failure(finding.text) if isinstance(finding, Refusal) else warning(finding.text))
+            verdicts.append(failure(finding.text) if isinstance(finding, Refusal | Denied) else warning(finding.text))
         if not verdicts and not self._hidden:
             count = self._topics[names.requests].partitions
             verdicts.append(
@@ -281,7 +283,11 @@ class KafkaChecks:
         if not missing or not self._settings.create_topics:
             return [failure(topics.absent(name).text) for name in missing]
         refused = await topics.refused_creations(
-            self._admin, missing, self._topics, names=self._names, partitions=self._settings.partitions
+            self._admin,
+            Described(dict(self._topics), set(self._hidden)),
+            names=self._names,
+            partitions=self._settings.partitions,
+            account=self._account,
         )
         if refused:
             return [failure(refusal.text) for refusal in refused]

@@ -44,7 +44,7 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.kafka.clients import end
-from service.kafka.topics import topic_id
+from service.kafka.topic_descriptions import topic_id
 
 log = logging.getLogger(__name__)
 
@@ -166,12 +166,16 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         """Request a refresh of the topics' metadata."""
         self._client.force_metadata_update()
 
+    def may_see(self, topic: str) -> bool:
+        """Whether the brokers have not denied to describe a topic, when they were last asked."""
+        return topic not in self._client.cluster.unauthorized_topics
+
     async def partitions_of(self, topic: str) -> set[int]:
         """Return the partitions that a topic has now; none where there is no such topic, or none that may be read."""
         return set((await self._client.fetch_all_metadata()).partitions_for_topic(topic) or ())
 
     async def topic_id(self, topic: str) -> str | None:
-        """Return Kafka's id of a topic; see `topics.topic_id`."""
+        """Return Kafka's id of a topic; see `topic_descriptions.topic_id`."""
         return await topic_id(self._client, topic)
 
     @override

@@ -12,16 +12,15 @@ from typing import Final, Protocol
 
 from aiokafka.errors import (
     AuthenticationFailedError,
-    GroupAuthorizationFailedError,
     KafkaConnectionError,
     NodeNotReadyError,
     RequestTimedOutError,
     SaslAuthenticationFailed,
-    TopicAuthorizationFailedError,
-    TransactionalIdAuthorizationFailed,
     UnsupportedSaslMechanismError,
 )
 from typing_extensions import override
+
+from service.kafka.denials import Account, MissingRight, Operation
 
 EXPIRED: Final = 10
 MISNAMED: Final = (62, 64)
@@ -65,9 +64,17 @@ def overheard() -> Iterator[Sequence[BaseException]]:
         log.removeHandler(listener)
 
 
-def diagnosis(raised: BaseException, overheard: Sequence[BaseException], *, kafka: KafkaSettings) -> str:
+def diagnosis(
+    raised: BaseException,
+    overheard: Sequence[BaseException],
+    *,
+    kafka: KafkaSettings,
+    account: Account | None = None,
+    group: str = "",
+) -> str:
     """Choose the most specific error, the latest first. The sentence never quotes a broker."""
-    found = (_telling(error, kafka) for error in (raised, *reversed(overheard)))
+    account = account or Account()
+    found = (_telling(error, kafka, account, group) for error in (raised, *reversed(overheard)))
     if (sentence := next(filter(None, found), None)) is not None:
         return sentence
     if not isinstance(raised, KafkaConnectionError | TimeoutError | OSError):
@@ -90,12 +97,12 @@ def diagnosis(raised: BaseException, overheard: Sequence[BaseException], *, kafk
 def is_answer(raised: BaseException, overheard: Sequence[BaseException], *, kafka: KafkaSettings) -> bool:
     """Whether Kafka has said no, or has hung up; if it was only out of reach, the same may work later."""
     errors = (raised, *overheard)
-    if any(_telling(error, kafka) is not None or _hung_up(error) for error in errors):
+    if any(_telling(error, kafka, Account(), "") is not None or _hung_up(error) for error in errors):
         return True
     return not isinstance(raised, KafkaConnectionError | NodeNotReadyError | RequestTimedOutError | OSError)
 
 
-def _telling(error: BaseException, kafka: KafkaSettings) -> str | None:
+def _telling(error: BaseException, kafka: KafkaSettings, account: Account, group: str) -> str | None:
     match error:
         case UnsupportedSaslMechanismError():
             return (
@@ -117,17 +124,9 @@ def _telling(error: BaseException, kafka: KafkaSettings) -> str | None:
                 f"The TLS handshake with Kafka at {kafka.bootstrap_servers} failed ({error.reason}): check "
                 "VM_SYNC_KAFKA__SECURITY_PROTOCOL and VM_SYNC_KAFKA__SSL_CERT_FILE."
             )
-        case TopicAuthorizationFailedError() | GroupAuthorizationFailedError():
-            return (
-                f"Kafka denies the service's user access: grant the missing right by an ACL ({type(error).__name__})."
-            )
-        case TransactionalIdAuthorizationFailed():
-            return (
-                "Kafka denies transactions to the service's user: grant Write on the transactional id "
-                f"({type(error).__name__})."
-            )
         case _:
-            return None
+            right = MissingRight.of(error, operation=Operation.WRITE, group=group)
+            return None if right is None else f"{account.denial(right)}."
 
 
 def _cure(code: int) -> str:

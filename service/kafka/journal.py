@@ -13,12 +13,20 @@ is reopened from the journal.
 
 import asyncio
 import logging
+import math
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, RecordListTooLargeError
+from aiokafka.errors import (
+    IllegalOperation,
+    KafkaError,
+    KafkaTimeoutError,
+    MessageSizeTooLargeError,
+    RecordListTooLargeError,
+    UnknownTopicOrPartitionError,
+)
 from aiokafka.partitioner import murmur2
 from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
@@ -26,9 +34,11 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from service.clock import Clock
 from service.event_loop import to_its_end
 from service.kafka.clients import end
+from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, explain
 from service.kafka.journal_api import Batch, Entry, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, encode, encode_cursor, is_sync, read
 from service.kafka.journal_replay import Replay
+from service.kafka.topic_descriptions import topic_id
 from service.messages.kafka_record import Event, Header
 from service.moments import milliseconds
 from service.sync import InFlight
@@ -67,10 +77,13 @@ FETCH_BYTES = 2 * 1024 * 1024
 """Read of a journal at once. All partitions of a process are opened together: with 8 MiB, eight of them left 80 MB more
 behind, and were no sooner open (measured)."""
 
+SIZE_TRIED_AGAIN = timedelta(minutes=10)
+"""How long a size that was refused is not sent again. A refusal costs a reopening of the partition."""
+
 TOO_LARGE = (MessageSizeTooLargeError, RecordListTooLargeError)
 """A broker's words for a batch that is larger than its topic's max.message.bytes, or than a segment."""
 
-TROUBLE = (KafkaError, OSError, TimeoutError, AssertionError)
+TROUBLE = (KafkaError, IllegalOperation, OSError, TimeoutError, AssertionError)
 """What a Kafka that fails raises. aiokafka asserts its states: a fenced producer's is not what the next call wants."""
 
 
@@ -92,41 +105,58 @@ class Refusals:
     """Remembers batches that brokers refused for their size, so that they aren't sent again. One for all journals.
 
     The limit may be unreadable for the service, and may change at any time. So it is learnt from a refusal, which costs
-    a reopening of the partition, and forgotten when the process ends.
+    a reopening of the partition, and forgotten after `SIZE_TRIED_AGAIN`: the topic may accept more by then.
     """
 
-    def __init__(self) -> None:
-        self._room: dict[str, int] = {}
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or Clock()
+        self._room: dict[str, tuple[int, float]] = {}
+        """By topic, the largest size that was not refused, and until when (monotonic) that counts."""
+        self._said: set[tuple[str, int]] = set()
 
     def room(self, topic: str) -> int:
         """Return the largest size of a batch that has not been refused."""
-        return self._room.get(topic, BATCH_BYTES)
+        room, until = self._room.get(topic, (BATCH_BYTES, math.inf))
+        return room if self._clock.monotonic() < until else BATCH_BYTES
 
     def fits(self, event: Event) -> bool:
-        """Whether no event of this size has been refused."""
-        if event.topic not in self._room:
-            return True
-        return _size((event.key, event.value, list(event.headers), None)) <= self._room[event.topic]
+        """Whether no event of this size has been refused lately."""
+        room = self.room(event.topic)
+        return room == BATCH_BYTES or _size((event.key, event.value, list(event.headers), None)) <= room
 
     def refused(self, topic: str, *, size: int, records: int) -> None:
         """Learn that a batch was too large. Of a batch of several records, half the size is tried next."""
-        self._room[topic] = size - 1 if records == 1 else size // 2
+        room = size - 1 if records == 1 else size // 2
+        self._room[topic] = room, self._clock.monotonic() + SIZE_TRIED_AGAIN.total_seconds()
+        if (topic, room) in self._said:
+            return
+        self._said.add((topic, room))
         log.error(
-            "Kafka refuses a batch of %d bytes for topic %s as too large: raise the topic's max.message.bytes. Until "
-            "this process is restarted, larger events are shortened; an event that can't be shortened stops its "
-            "partition",
+            "Kafka refuses a batch of %d bytes for topic %s as too large: raise the topic's max.message.bytes. Larger "
+            "events are shortened, and sent as they are again after %.0f minutes; an event that can't be shortened "
+            "stops its partition",
             size,
             topic,
+            SIZE_TRIED_AGAIN / timedelta(minutes=1),
         )
 
 
 class KafkaJournal:
     """The journal of one partition on a real Kafka."""
 
-    def __init__(self, *, topic: str, partition: int, connection: Mapping[str, Any], refusals: Refusals) -> None:
+    def __init__(
+        self,
+        *,
+        topic: str,
+        partition: int,
+        connection: Mapping[str, Any],
+        refusals: Refusals,
+        denials: Denials | None = None,
+    ) -> None:
         self._place = TopicPartition(topic, partition)
         self._connection = connection
         self._refusals = refusals
+        self._denials = denials
         self.end = 0
         self._failed = False
         self._producer = AIOKafkaProducer(
@@ -141,7 +171,14 @@ class KafkaJournal:
 
     @classmethod
     async def open(
-        cls, *, topic: str, partition: int, connection: Mapping[str, Any], clock: Clock, refusals: Refusals
+        cls,
+        *,
+        topic: str,
+        partition: int,
+        connection: Mapping[str, Any],
+        clock: Clock,
+        refusals: Refusals,
+        denials: Denials | None = None,
     ) -> Opened:
         """Fence the predecessor, then read the journal up to a record that is written after that.
 
@@ -149,13 +186,13 @@ class KafkaJournal:
             JournalLost: Kafka could not be reached, or another process opened the journal meanwhile.
             JournalUnfit: it holds what no version known here has written.
         """
-        journal = cls(topic=topic, partition=partition, connection=connection, refusals=refusals)
+        journal = cls(topic=topic, partition=partition, connection=connection, refusals=refusals, denials=denials)
         try:
             async with asyncio.timeout(START_LIMIT.total_seconds()):
                 await journal._producer.start()
             opened_at = clock.monotonic()
             async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
-                partitions = await journal._producer.partitions_for(topic)
+                partitions = await journal._partitions(topic)
             if partition not in partitions:
                 raise too_narrow(topic, partition)
             await journal._mark()
@@ -176,9 +213,10 @@ class KafkaJournal:
                 )
                 raise JournalMismatch(msg, reason=StopReason.JOURNAL_UNREADABLE) from error
             if isinstance(error, TROUBLE):
-                msg = f"opening the journal {topic}-{partition} failed: {error!r}"
+                msg = f"opening the journal {topic}-{partition} failed: {journal._why(error)}"
                 raise JournalLost(msg) from error
             raise
+        journal._allowed({topic, f"{topic}-{partition}"})
         return Opened(
             journal=journal,
             opened_at=opened_at,
@@ -198,8 +236,31 @@ class KafkaJournal:
             await to_its_end(self._transact(batch))
         except TROUBLE as error:
             self._failed = True
-            msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {error!r}"
+            msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {self._why(error)}"
             raise JournalLost(msg) from error
+
+    def _why(self, error: BaseException) -> str:
+        """Say what failed, and report it where a right is missing."""
+        if (right := MissingRight.of(error, operation=Operation.WRITE, topics=[self._place.topic])) is None:
+            return explain(error)
+        if self._denials is not None:
+            self._denials.note(right, lasts=LASTS_AT_JOURNALS)
+        return f"Kafka denies {right}"
+
+    async def _partitions(self, topic: str) -> set[int]:
+        """Return the partitions of a topic.
+
+        aiokafka takes a topic for unknown when Kafka doesn't answer; asked by its name, Kafka says what is the matter.
+        """
+        try:
+            return set(await self._producer.partitions_for(topic))
+        except UnknownTopicOrPartitionError:
+            await topic_id(self._producer.client, topic)
+            raise
+
+    def _allowed(self, names: Iterable[str]) -> None:
+        if self._denials is not None:
+            self._denials.allowed(*names)
 
     async def _mark(self) -> None:
         """Write a mark: the journal has to be read up to this record.
@@ -213,13 +274,14 @@ class KafkaJournal:
         async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
             records = await self._laid_out(batch)
         await self._write(records)
+        self._allowed({place.topic for place, _ in records})
 
     async def _laid_out(self, batch: Batch) -> list[tuple[TopicPartition, Iterable["_Record"]]]:
         """Return the records of a batch, each with its topic and partition."""
         events: dict[TopicPartition, list[_Record]] = {}
         for told in batch.events:
             event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
-            count = len(await self._producer.partitions_for(event.topic))
+            count = len(await self._partitions(event.topic))
             place = TopicPartition(event.topic, _partition(event.key, count))
             events.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
         return [(self._place, _journal_records(batch)), *events.items()]
@@ -238,11 +300,14 @@ class KafkaJournal:
     async def _send(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
         """Send, and wait until the brokers have acknowledged all records."""
         sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
+        refused: IllegalOperation | None = None
         try:
             for place, some in records:
                 for part in self._batches(some, room=self._refusals.room(place.topic)):
                     arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
                     sent.append((place.topic, part, arrived))
+        except IllegalOperation as error:  # the transaction failed meanwhile; what was sent before says why
+            refused = error
         finally:
             results = await asyncio.gather(*(arrived for *_, arrived in sent), return_exceptions=True)
             for (topic, part, _), result in zip(sent, results, strict=True):
@@ -252,13 +317,19 @@ class KafkaJournal:
             if isinstance(result, BaseException):
                 raise result
             if topic == self._place.topic:
-                if result.offset < self.end:
-                    msg = (
-                        f"the journal {topic}-{self._place.partition} was deleted and created again, or truncated at "
-                        f"its end: a record was appended at offset {result.offset}, but {self.end} had been reached"
-                    )
-                    raise JournalLost(msg)
-                self.end = result.offset + part.record_count()
+                self._advance(result.offset, part.record_count())
+        if refused is not None:
+            raise refused
+
+    def _advance(self, offset: int, count: int) -> None:
+        """Note that so many records of ours were appended at this offset."""
+        if offset < self.end:
+            msg = (
+                f"the journal {self._place.topic}-{self._place.partition} was deleted and created again, or truncated "
+                f"at its end: a record was appended at offset {offset}, but {self.end} had been reached"
+            )
+            raise JournalLost(msg)
+        self.end = offset + count
 
     def _batches(self, records: Iterable["_Record"], *, room: int) -> Iterator[BatchBuilder]:
         """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2.
@@ -292,7 +363,7 @@ class KafkaJournal:
                     if is_sync(record.key) and record.value is not None:
                         yield record.key.decode(), read(record.value).expires_at
         except TROUBLE as error:
-            raise JournalLost(repr(error)) from error
+            raise JournalLost(self._why(error)) from error
 
     async def _records(self) -> AsyncIterator[Sequence[ConsumerRecord]]:
         """Read all records up to this process's mark, and let the event loop run other tasks meanwhile.

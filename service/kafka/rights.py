@@ -40,7 +40,8 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 from typing_extensions import override
 
-from service.kafka.topics import TopicNames, topic_metadata
+from service.kafka.topic_descriptions import topic_metadata
+from service.kafka.topics import TopicNames
 
 
 class Operation(IntEnum):

@@ -5,24 +5,28 @@ deletes an existing topic.
 """
 
 import asyncio
-from base64 import urlsafe_b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from io import BytesIO
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.client import AIOKafkaClient
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, NodeNotReadyError, TopicAlreadyExistsError, for_code
-from aiokafka.protocol.api import Request, RequestStruct, Response
-from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
-from typing_extensions import override
+from aiokafka.errors import (
+    ClusterAuthorizationFailedError,
+    InvalidConfigurationError,
+    InvalidReplicationFactorError,
+    KafkaError,
+    PolicyViolationError,
+    TopicAlreadyExistsError,
+    TopicAuthorizationFailedError,
+    for_code,
+)
 
 from service.kafka.clients import end
 from service.kafka.connection import KafkaConnection
+from service.kafka.denials import Account, MissingRight, Operation, Resource, principal
+from service.kafka.topic_descriptions import AGAIN, Described, Topic, describe, missing_requests
 from service.moments import milliseconds
 
 REPLICAS = 3
@@ -68,12 +72,41 @@ class TopicNames:
         names = (self.requests, self.completed, self.failed, self.dead_letter, self.journal, self.progress)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
+    def settings(self) -> dict[str, str]:
+        """Return the setting that has each name."""
+        fields = ("requests", "completed", "failed", "dead_letter", "journal", "progress")
+        named = {getattr(self, field): f"VM_SYNC_TOPICS__{field.upper()}" for field in fields}
+        return {name: setting for name, setting in named.items() if name is not None}
+
+    def account(self, connection: Mapping[str, Any], *, group: str) -> Account:
+        """Return whom Kafka sees in a client with these of aiokafka's arguments, and what the settings name."""
+        named = {**self.settings(), group: "VM_SYNC_KAFKA__GROUP_ID"}
+        return Account(principal=principal(connection), settings=named)
+
+    def right(self, name: str) -> MissingRight:
+        """Return the right without which the service may not even see one of the topics."""
+        operation = Operation.READ if name == self.requests else Operation.WRITE
+        return MissingRight(operation, Resource.TOPIC, name)
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
     """The service can't work with these topics; the text says what to do."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported(Refusal):
+    """This Kafka lacks what the service can't do without."""
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """The account lacks a right on a topic; the text names it. The service waits for it."""
+
+    text: str
+    topic: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,37 +121,10 @@ class Created:
     """A missing topic was created."""
 
     text: str
+    topic: str
 
 
-Finding: TypeAlias = Refusal | Advice | Created
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Topic:
-    """A topic as Kafka describes it. `settings` is None if the right to read them is missing."""
-
-    partitions: int
-    replicas: int
-    settings: Mapping[str, str] | None = None
-
-    @property
-    def policy(self) -> str | None:
-        """The cleanup policy; None if unknown."""
-        return (self.settings or {}).get("cleanup.policy")
-
-    @property
-    def min_insync(self) -> int:
-        """How many replicas must have a message before it is acknowledged; 0 if unknown."""
-        return int((self.settings or {}).get("min.insync.replicas", 0))
-
-    @property
-    def largest(self) -> int:
-        """The longest message it takes, in bytes; 0 if unknown."""
-        return int((self.settings or {}).get("max.message.bytes", 0))
-
-    def flag(self, name: str) -> bool:
-        """Return whether a setting is on."""
-        return (self.settings or {}).get(name) == "true"
+Finding: TypeAlias = Refusal | Denied | Advice | Created
 
 
 async def ensure_topics(
@@ -133,22 +139,30 @@ async def ensure_topics(
     """
     if (clash := _clash(names)) is not None:
         return [clash]
+    account = Account(principal=principal(connection.security), settings=names.settings())
     admin = AIOKafkaAdminClient(**connection.arguments())
     try:
         await admin.start()
-        topics = await describe(admin, names)
-        created = await _create_missing(admin, topics, names=names, partitions=partitions) if create else []
-        if created:
-            topics = await describe(admin, names)
-        refused = any(isinstance(finding, Refusal) for finding in created)
-        return created if refused else [*created, *judge(topics, names=names)]
+        if lacking := await missing_requests(admin):
+            return [_without_transactions(lacking)]
+        seen = await describe(admin, names.all())
+        findings: list[Finding] = [_hidden(name, names, account) for name in names.all() if name in seen.hidden]
+        if create:
+            findings += await _create_missing(admin, seen, names=names, partitions=partitions, account=account)
+            created = {finding.topic for finding in findings if isinstance(finding, Created)}
+            if any(isinstance(finding, Refusal) for finding in findings):
+                return findings
+            if created:
+                seen = await _settled(admin, seen.topics.keys() | created)
+        denied = {finding.topic for finding in findings if isinstance(finding, Denied)}
+        return [*findings, *judge(seen.topics, names=names, but=denied)]
     finally:
         await end(admin)
 
 
-def judge(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Finding]:
-    """Compare the topics that exist, by name, with what the service needs."""
-    missing = [absent(name) for name in names.all() if name not in topics]
+def judge(topics: Mapping[str, Topic], *, names: TopicNames, but: Collection[str] = ()) -> list[Finding]:
+    """Compare the topics that exist, by name, with what the service needs; nothing is said of those in `but`."""
+    missing = [absent(name) for name in names.all() if name not in topics and name not in but]
     return [*missing, *judge_existing(topics, names=names)]
 
 
@@ -189,7 +203,14 @@ def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
     if few := [name for name, topic in needed.items() if topic.replicas < REPLICAS]:
         yield Advice(f"Fewer than {REPLICAS} replicas, so messages can be lost with their brokers: {', '.join(few)}.")
     if unseen := [name for name, topic in needed.items() if topic.settings is None]:
-        yield Advice(f"The topics' settings can't be checked without the right DescribeConfigs: {', '.join(unseen)}.")
+        yield Advice(
+            "The topics' settings can't be checked: this takes the right DescribeConfigs, and a Kafka that has such a "
+            f"request: {', '.join(unseen)}."
+        )
+    if (journal := needed.get(names.journal)) and journal.policy is None:
+        yield Advice(
+            f"Kafka doesn't tell the cleanup.policy of the journal {names.journal}: check yourself that it is compact."
+        )
     written = {name: topic for name, topic in needed.items() if name != names.requests}
     if lonely := [name for name, topic in written.items() if topic.replicas >= REPLICAS and topic.min_insync == 1]:
         yield Advice(
@@ -239,249 +260,123 @@ def _unequal(names: TopicNames, requests: Topic, journal: Topic) -> Refusal:
 # ---------------------------------------------------------------- talking to Kafka
 
 
-async def describe(admin: AIOKafkaAdminClient, names: TopicNames) -> dict[str, Topic]:
-    """Return those of the topics that exist, and that we are allowed to see. Raises KafkaError."""
-    # Asked for by name, missing topics would be made by the brokers, with one partition: aiokafka allows it, and
-    # brokers do by default. So ask for all.
-    seen = {
-        topic["topic"]: topic["partitions"]
-        for topic in await admin.describe_topics()
-        if topic["topic"] in names.all() and topic["partitions"]
-    }
-    settings = await _settings(admin, seen)
-    return {
-        name: Topic(
-            partitions=len(partitions),
-            replicas=min(len(partition["replicas"]) for partition in partitions),
-            settings=settings[name],
-        )
-        for name, partitions in seen.items()
-    }
-
-
-async def _settings(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, Mapping[str, str] | None]:
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
-    if not resources:
-        return {}
-    return {
-        name: None if code else {entry[0]: entry[1] for entry in entries}
-        for response in await admin.describe_configs(resources)
-        for code, _message, _type, name, entries in response.resources
-    }
-
-
 async def refused_creations(
-    admin: AIOKafkaAdminClient,
-    missing: Sequence[str],
-    topics: Mapping[str, Topic],
-    *,
-    names: TopicNames,
-    partitions: int,
-) -> list[Refusal]:
+    admin: AIOKafkaAdminClient, seen: Described, *, names: TopicNames, partitions: int, account: Account
+) -> list[Refusal | Denied]:
     """Return why Kafka would not create the missing topics; none of them is created by asking. Raises KafkaError."""
-    new = await _new_topics(admin, missing, topics, names=names, partitions=partitions)
-    response = await admin.create_topics(new, timeout_ms=milliseconds(CREATE_LIMIT), validate_only=True)
-    findings = [_created(name, code, message) for name, code, message in response.topic_errors]
-    return [finding for finding in findings if isinstance(finding, Refusal)]
+    journal = seen.topics.get(names.requests)
+    new = await _new_topics(
+        admin, seen, names=names, partitions=partitions, journal=journal.partitions if journal else partitions
+    )
+    findings = await _create(admin, new, account=account, validate_only=True)
+    return [finding for finding in findings if isinstance(finding, Refusal | Denied)]
 
 
 async def _create_missing(
-    admin: AIOKafkaAdminClient, topics: Mapping[str, Topic], *, names: TopicNames, partitions: int
+    admin: AIOKafkaAdminClient, seen: Described, *, names: TopicNames, partitions: int, account: Account
 ) -> list[Finding]:
-    missing = [name for name in names.all() if name not in topics]
-    if not missing:
-        return []
-    new = await _new_topics(admin, missing, topics, names=names, partitions=partitions)
-    response = await admin.create_topics(new, timeout_ms=milliseconds(CREATE_LIMIT))
-    findings = [_created(name, code, message) for name, code, message in response.topic_errors]
-    if not any(isinstance(finding, Refusal) for finding in findings):
-        await _visible(admin, missing)
-    return findings
+    """Create what is missing; the journal last, as wide as the requests topic turned out to be."""
+    new = await _new_topics(admin, seen, names=names, partitions=partitions, journal=partitions)
+    findings = await _create(admin, [topic for topic in new if topic.name != names.journal], account=account)
+    if all(topic.name != names.journal for topic in new) or _any_failed(findings):
+        return findings
+    requests = (await _settled(admin, [names.requests])).topics.get(names.requests)
+    width = requests.partitions if requests else partitions
+    new = await _new_topics(admin, seen, names=names, partitions=partitions, journal=width)
+    return findings + await _create(admin, [topic for topic in new if topic.name == names.journal], account=account)
+
+
+def _any_failed(findings: Iterable[Finding]) -> bool:
+    return any(isinstance(finding, Refusal | Denied) for finding in findings)
 
 
 async def _new_topics(
-    admin: AIOKafkaAdminClient,
-    missing: Iterable[str],
-    topics: Mapping[str, Topic],
-    *,
-    names: TopicNames,
-    partitions: int,
+    admin: AIOKafkaAdminClient, seen: Described, *, names: TopicNames, partitions: int, journal: int
 ) -> list[NewTopic]:
+    """Return the topics that are missing, as they have to be; `journal` is the width of a journal."""
+    topics = seen.topics
+    missing = [name for name in names.all() if name not in topics and name not in seen.hidden]
+    if not missing:
+        return []
     replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
-    twin = topics.get(names.requests) or topics.get(names.journal)
-    paired = twin.partitions if twin else partitions
+    requests = topics[names.journal].partitions if names.journal in topics else partitions
+    width = {names.requests: requests, names.journal: journal}
+    largest = topics[names.requests].largest if names.requests in topics else 0
     everywhere = {
         "min.insync.replicas": str(max(1, replicas - 1)),
         "unclean.leader.election.enable": "false",
     }
     special = {
         names.journal: JOURNAL_SETTINGS,
-        names.dead_letter: {"max.message.bytes": str(BROKER_MESSAGE_LIMIT + HEADER_ROOM)},
+        names.dead_letter: {"max.message.bytes": str((largest or BROKER_MESSAGE_LIMIT) + HEADER_ROOM)},
     }
-    if (requests := topics.get(names.requests)) is not None and requests.largest:
-        special[names.dead_letter] = {"max.message.bytes": str(requests.largest + HEADER_ROOM)}
     return [
-        NewTopic(
-            name,
-            paired if name in {names.requests, names.journal} else partitions,
-            replicas,
-            topic_configs=everywhere | dict(special.get(name, {})),
-        )
+        NewTopic(name, width.get(name, partitions), replicas, topic_configs=everywhere | dict(special.get(name, {})))
         for name in missing
     ]
 
 
-def _created(name: str, code: int, message: str | None) -> Finding:
+async def _create(
+    admin: AIOKafkaAdminClient, topics: Collection[NewTopic], *, account: Account, validate_only: bool = False
+) -> list[Finding]:
+    if not topics:
+        return []
+    limit = milliseconds(CREATE_LIMIT)
+    response = await admin.create_topics(list(topics), timeout_ms=limit, validate_only=validate_only)
+    wanted = {topic.name: topic.topic_configs for topic in topics}
+    return [
+        _created(name, code, message, settings=wanted[name], account=account)
+        for name, code, message in response.topic_errors
+    ]
+
+
+def _created(name: str, code: int, message: str | None, *, settings: Mapping[str, str], account: Account) -> Finding:
     if code == TopicAlreadyExistsError.errno:  # another process of the service was faster
-        return Created(f"The topic {name} was created by another process.")
-    if code:
-        error = for_code(code)
-        if error.retriable:
-            raise error(message)
-        return Refusal(
-            f"Creating the topic {name} failed: {message or error.__name__}. Create the topic yourself, or grant "
-            "Create to the service's user."
+        return Created(f"The topic {name} was created by another process.", name)
+    if not code:
+        return Created(f"The topic {name} was created.", name)
+    error = for_code(code)
+    if error.retriable:
+        raise error(message)
+    if error in {TopicAuthorizationFailedError, ClusterAuthorizationFailedError}:
+        denial = account.denial(MissingRight(Operation.CREATE, Resource.TOPIC, name))
+        return Denied(f"The topic {name} doesn't exist. {denial}, or create the topic yourself.", name)
+    if error in {InvalidConfigurationError, InvalidReplicationFactorError, PolicyViolationError}:
+        wanted = ", ".join(f"{setting}={value}" for setting, value in settings.items())
+        return Unsupported(
+            f"Kafka refuses to create the topic {name} with {wanted}: {message or error.__name__}. Create the topic "
+            "yourself with what this Kafka offers; the journal must have cleanup.policy=compact."
         )
-    return Created(f"The topic {name} was created.")
+    return Refusal(f"Creating the topic {name} failed: {message or error.__name__}. Create the topic yourself.")
 
 
-async def _visible(admin: AIOKafkaAdminClient, names: Iterable[str]) -> None:
-    """Wait until the brokers' metadata has each topic with a leader for each partition."""
-    waiting = set(names)
-    async with asyncio.timeout(CREATE_LIMIT.total_seconds()):
-        while waiting:
-            for topic in await admin.describe_topics():
-                if topic["partitions"] and all(partition["leader"] >= 0 for partition in topic["partitions"]):
-                    waiting.discard(topic["topic"])
-            if waiting:
-                await asyncio.sleep(0.05)
+async def _settled(admin: AIOKafkaAdminClient, wanted: Collection[str]) -> Described:
+    """Describe topics that exist until every broker knows them, with a leader for each partition, or for so long."""
+    seen = await describe(admin, wanted)
+    for _ in range(int(CREATE_LIMIT.total_seconds() / AGAIN)):
+        if not seen.unsettled:
+            break
+        await asyncio.sleep(AGAIN)
+        seen = await describe(admin, wanted)
+    return seen
 
 
-# ---------------------------------------------------------------- a topic's id
+# ---------------------------------------------------------------- what this Kafka lacks, or denies
 
 
-class _Uuid:
-    """Sixteen bytes, as Kafka's tools write them; None: the broker knows none."""
-
-    @staticmethod
-    def encode(value: bytes) -> bytes:
-        return value
-
-    @staticmethod
-    def decode(data: BytesIO) -> str | None:
-        value = data.read(16)
-        return None if value == bytes(16) else urlsafe_b64encode(value).decode().rstrip("=")
-
-
-class _MetadataResponse(Response):  # type: ignore[misc] # aiokafka is untyped
-    API_KEY = 3
-    API_VERSION = 10
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString("utf-8")),
-                ("port", Int32),
-                ("rack", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("name", CompactString("utf-8")),
-                ("topic_id", _Uuid),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("isr", CompactArray(Int32)),
-                        ("offline_replicas", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("authorized_operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_authorized_operations", Int32),
-        ("tags", TaggedFields),
+def _without_transactions(lacking: Iterable[str]) -> Unsupported:
+    return Unsupported(
+        f"This Kafka has no transactions (it doesn't know {', '.join(lacking)}): the service can't work with it, since "
+        "outcomes, journal and cursor are written in one transaction. docs/kafka-versions.md lists what works."
     )
 
 
-class _MetadataRequestStruct(RequestStruct):  # type: ignore[misc] # aiokafka is untyped
-    API_KEY = 3
-    API_VERSION = 10
-    FLEXIBLE_VERSION = True
-    RESPONSE_TYPE = _MetadataResponse
-    SCHEMA = Schema(
-        (
-            "topics",
-            CompactArray(("topic_id", _Uuid), ("name", CompactString("utf-8")), ("tags", TaggedFields)),
-        ),
-        ("allow_auto_topic_creation", Boolean),
-        ("include_cluster_authorized_operations", Boolean),
-        ("include_topic_authorized_operations", Boolean),
-        ("tags", TaggedFields),
-    )
+def _hidden(name: str, names: TopicNames, account: Account) -> Denied:
+    text = f"{account.denial(names.right(name))}. Without it, Kafka doesn't say whether the topic exists."
+    return Denied(text, name)
 
 
-class _MetadataRequest(Request[_MetadataRequestStruct]):  # type: ignore[misc] # aiokafka is untyped
-    """Topics' metadata in the first version that has their ids; aiokafka's own end before that."""
-
-    API_KEY = 3
-
-    def __init__(self, topics: Iterable[str], *, rights: bool) -> None:
-        self._topics = list(topics)
-        self._rights = rights
-
-    @override
-    def build(self, request_struct_class: type[_MetadataRequestStruct]) -> _MetadataRequestStruct:
-        flags = (False, False, self._rights)  # not made by asking, and nobody's rights on the cluster wanted
-        return request_struct_class([(bytes(16), topic, {}) for topic in self._topics], *flags, {})
-
-
-async def topic_metadata(client: AIOKafkaClient, names: Iterable[str], *, rights: bool = False) -> list[dict[str, Any]]:
-    """Return what Kafka says of topics, a missing or hidden one included, as its `error_code`; makes none by asking.
-
-    Raises:
-        KafkaError: Kafka can't be asked.
-        IncompatibleBrokerVersion, NotImplementedError: the brokers are older than 2.8, or not Apache Kafka.
-    """
-    node = client.get_random_node()
-    if node is None:
-        raise NodeNotReadyError
-    response = await client.send(node, _MetadataRequest(names, rights=rights))
-    topics: list[dict[str, Any]] = response.to_object()["topics"]
-    return topics
-
-
-async def topic_id(client: AIOKafkaClient, name: str) -> str | None:
-    """Return a topic's id, as Kafka's tools write it: a topic that is deleted and created again has a different id.
-
-    None: the brokers (before 2.8, or not Apache Kafka) know none.
-
-    Raises:
-        KafkaError: Kafka can't be asked, or has no such topic.
-    """
-    try:
-        (topic,) = await topic_metadata(client, [name])
-    except (IncompatibleBrokerVersion, NotImplementedError):
-        return None
-    if topic["error_code"]:
-        raise for_code(topic["error_code"])
-    identity: str | None = topic["topic_id"]
-    return identity
+# ---------------------------------------------------------------- which Kafka
 
 
 async def cluster_id(connection: KafkaConnection) -> str | None:

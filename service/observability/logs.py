@@ -54,6 +54,9 @@ TAMED: Final = {
 }
 """Least level for others' loggers, unless ours is DEBUG: then all of them speak."""
 
+CHATTY: Final = {"aiokafka": logging.CRITICAL, "faststream": logging.ERROR}
+"""Libraries whose records below this level are left out, unless our level is DEBUG: see `consequential`."""
+
 QUEUED: Final = 4 * 1024 * 1024
 """Bytes of lines that wait for a slow reader: some ten thousand lines, minutes of a busy service."""
 
@@ -155,6 +158,16 @@ def heard(record: logging.LogRecord) -> bool:
         text.startswith("Future exception was never")
         or (text.startswith("Task exception was never") and "/aiokafka/" in text)
     )
+
+
+def consequential(record: logging.LogRecord) -> bool:
+    """Whether a record isn't one of those in which Kafka's client comments on each attempt, broker and partition.
+
+    What follows from these is said by the service: that Kafka is away and why, what it denies, what is reopened. An
+    error with a traceback may be a bug, and passes.
+    """
+    library = record.name.partition(".")[0]
+    return library not in CHATTY or record.levelno >= CHATTY[library] or bool(record.exc_info)
 
 
 STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
@@ -397,6 +410,8 @@ def configure(
     redactor = Redactor(secrets)
     writer = Writer(_standard_error() if file is None else file)
     logging.basicConfig(level=level, handlers=[handler(redactor, form=form, to=writer)], force=True)
+    if level != "DEBUG":
+        writer.addFilter(consequential)
     for name, least in TAMED.items():
         other = logging.getLogger(name)
         other.handlers.clear()

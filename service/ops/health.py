@@ -139,7 +139,7 @@ class Health:
         if self._away_since is not None and now - self._away_since > self._away_for_long:
             reasons.append(f"Kafka has been unreachable for {now - self._away_since:.0f} s")
         if self._missing is not None:
-            reasons.append(f"the topic {self._missing} does not exist, or the right to read it is missing")
+            reasons.append(f"the topic {self._missing} does not exist")
         reasons += self._refused
         reasons += self._unopened
         if self._held_since is not None and now - self._held_since > self._away_for_long:

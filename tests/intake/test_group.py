@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
 
 from service.kafka.journal_api import StopReason
+from service.partition.partition import Partition
 from service.sandbox.kafka import Kafka
 from service.sync import SubmitAnswer
 from tests.conftest import TopicNamer
@@ -342,3 +344,26 @@ async def test_partitions_that_were_added_without_widening_the_journal_wait_and_
     assert service.metric("partitions_stopped", reason="journal-too-narrow") == 0
     await station.ask("op-2", partition=1)
     await station.settled("op-1", "op-2")
+
+
+async def test_a_partition_that_is_lost_again_and_again_is_a_reason_not_to_be_ready_until_it_stays_open(
+    station: Station,
+) -> None:
+    station.set_timings(settled=timedelta(seconds=1.5))
+    service = await station.service()
+    await until(lambda: service.owned == {0}, what="the partition is open")
+    for number in range(3):
+        assert service.intake.unopened() == [], number
+        lost = service.partition()
+        lost.fail("Kafka refuses each commit")
+        await until(partial(reopened, service, lost), what="it is open again")
+
+    (reason,) = service.intake.unopened()
+    assert reason.startswith("partition 0 has been lost 3 times in a row")
+    assert "Kafka refuses each commit" in reason
+    await until(lambda: service.intake.unopened() == [], what="it has stayed open")
+
+
+def reopened(service: Service, lost: Partition) -> bool:
+    """Tell whether the only partition is open, and not as the one that was lost."""
+    return service.owned == {0} and service.partition() is not lost

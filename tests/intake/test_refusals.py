@@ -100,7 +100,7 @@ async def test_a_member_that_is_refused_while_the_group_rebalances_joins_soon_af
         service.consumer._coordinator.request_rejoin()
         await station.ask("during")
         await asyncio.sleep(MISSING_FOR)
-        assert any("GroupAuthorizationFailed" in reason for reason in service.intake.refused())
+        assert any("the right Read on group" in reason for reason in service.intake.refused())
         await rights.give_back(Resource.GROUP, station.prefix)
 
         await station.settled("during", within=BACK_WITHIN)

@@ -14,6 +14,7 @@ from service.intake.group import Intake, Plan
 from service.intake.start_position import Looked, Start
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import DEFAULT_TIMINGS
+from service.kafka.denials import Account, Denials
 from service.kafka.journal_api import Batch, JournalLost, Opened
 from service.kafka.journal_codec import Cursor
 from service.kafka.journal_replay import EndedSyncs
@@ -68,6 +69,7 @@ def intake_of(journals: Swallowing) -> Intake:
             max_in_flight=10,
             positions=Fitting(),
             open_journal=journals.open,
+            denials=Denials(Account(), clock=VirtualClock(loop)),
         ),
         dependencies=dependencies(),
         metrics=Quiet(),

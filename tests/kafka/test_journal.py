@@ -20,6 +20,7 @@ from service.sandbox.kafka import EmbeddedKafka, Kafka
 from service.sync import ApiError, Request, Task, Waiting
 from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Station, request, until, word
+from tests.support.virtual_time import HandClock
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -316,3 +317,40 @@ async def test_a_partition_whose_transaction_timed_out_works_again_by_itself(
             return reopened >= 1 and len(service.opened) == 1 + reopened and service.metric("partitions_owned") == 1
 
         await until(works_again, what=lambda: f"it works again, opened {len(service.opened)} times")
+
+
+def test_a_size_that_is_refused_is_logged_once_and_tried_again_after_some_minutes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    clock = HandClock()
+    refusals = Refusals(clock)
+    large = Event(topic="completed", key=b"", value=bytes(2_000), headers=())
+
+    for _ in range(3):
+        refusals.refused("completed", size=2_000, records=1)
+        assert not refusals.fits(large)
+        assert refusals.room("completed") == 1_999
+        clock.seconds += 700
+        assert refusals.fits(large)
+        assert refusals.room("completed") == journal.BATCH_BYTES
+
+    assert [record.getMessage().count("2000 bytes for topic completed") for record in caplog.records] == [1]
+    refusals.refused("completed", size=1_000, records=1)
+    refusals.refused("failed", size=1_000, records=1)
+    assert len(caplog.records) == 3
+
+
+async def test_a_kafka_that_is_away_is_not_taken_for_a_missing_topic(
+    own_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "REQUEST_TIMEOUT", timedelta(seconds=2))
+    async with Station(own_kafka.bootstrap, topic_name("away")) as station:
+        first = await opened(station)
+        own_kafka.kill()
+
+        with pytest.raises(JournalLost) as lost:
+            await first.journal.commit(Batch(events=[Event(topic="never-seen", key=b"", value=b"")]))
+        await first.journal.close()
+        own_kafka.start()
+
+    assert "UnknownTopic" not in str(lost.value)

@@ -8,9 +8,11 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from service.kafka import topics
 from service.kafka.connection import KafkaConnection
-from service.kafka.topics import Advice, Created, Finding, Refusal, Topic, TopicNames, describe, ensure_topics, judge
+from service.kafka.topic_descriptions import Topic, describe
+from service.kafka.topics import Advice, Created, Finding, Refusal, TopicNames, ensure_topics, judge
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
+from tests.support.cluster import Cluster
 
 NAMES = TopicNames(requests="requests", completed="completed", failed="failed", dead_letter="dead", journal="journal")
 GOOD = Topic(
@@ -125,7 +127,7 @@ async def _topics(connection: KafkaConnection, names: TopicNames) -> dict[str, T
     admin = AIOKafkaAdminClient(**connection.arguments())
     await admin.start()
     try:
-        return await describe(admin, names)
+        return (await describe(admin, names.all())).topics
     finally:
         await admin.close()
 
@@ -135,7 +137,7 @@ async def _create(connection: KafkaConnection, name: str, partitions: int, **set
     await admin.start()
     try:
         await admin.create_topics([NewTopic(name, partitions, 1, topic_configs=settings)])
-        await topics._visible(admin, [name])
+        await topics._settled(admin, [name])
     finally:
         await admin.close()
 
@@ -208,3 +210,20 @@ async def test_what_kafka_itself_refuses_is_told_in_its_words(kafka: Kafka, topi
 
     assert isinstance(refusal, Refusal)
     assert "Creating the topic" in refusal.text
+
+
+async def test_three_processes_that_start_at_once_on_three_brokers_find_all_topics(
+    cluster: Cluster, topic_name: TopicNamer
+) -> None:
+    connection = KafkaConnection(bootstrap_servers=tuple(cluster.bootstrap.split(",")))
+    fields = ("requests", "completed", "failed", "dead_letter", "journal")
+    for number in range(6):
+        names = TopicNames(**{field: topic_name(f"{field}-{number}") for field in fields})
+
+        found = await asyncio.gather(
+            *(ensure_topics(connection, names=names, partitions=12, create=True) for _ in range(3))
+        )
+
+        assert not [refusal for findings in found for refusal in _refusals(findings)]
+        made = {finding.topic for findings in found for finding in findings if isinstance(finding, Created)}
+        assert made == set(names.all())

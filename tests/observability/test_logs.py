@@ -542,3 +542,21 @@ def test_a_reader_that_reads_nothing_holds_the_end_of_a_process_up_for_a_second_
 
     assert ended - began >= logs.LAST_LINES.total_seconds()
     assert ended - began < logs.LAST_LINES.total_seconds() + 5.0
+
+
+@pytest.mark.parametrize("name", ["aiokafka.client", "aiokafka.consumer.fetcher", "faststream"])
+def test_what_kafkas_client_says_of_each_attempt_is_left_out_unless_it_may_be_a_bug(
+    name: str, restored: None, file: IO[str]
+) -> None:
+    logs.configure(form="json", level="INFO", file=file.fileno())
+    other = logging.getLogger(name)
+    other.warning("Got error produce response on topic-partition %s, retrying. Error: %s", "t-0", "NotEnoughReplicas")
+    try:
+        raise KeyError(1)
+    except KeyError:
+        other.exception("Unexpected error in fetcher routine")
+    logs.configure(form="json", level="DEBUG", file=file.fileno())
+    other.warning("Heartbeat failed")
+
+    messages = [json.loads(line)["message"] for line in written(file).splitlines()]
+    assert messages == ["Unexpected error in fetcher routine", "Heartbeat failed"]

@@ -19,6 +19,7 @@ from service.kafka import rights, topics
 from service.kafka.topics import TopicNames
 from tests.conftest import missing
 from tests.support import operator_crds as operators
+from tests.support.grants import USERS, grants_of
 
 KUBERNETES = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
 README = (KUBERNETES.parent / "README.md").read_text()
@@ -409,6 +410,9 @@ def test_the_topics_are_the_ones_that_the_service_would_make() -> None:
 
     made = {name_of(topic): topic["spec"] for topic in objects("strimzi", "KafkaTopic")}
 
+    redriven = made.pop(f"{names.dead_letter}.redriven")  # which `vm-sync dead-letters redrive` would make
+    assert (redriven["partitions"], redriven["replicas"]) == (1, topics.REPLICAS)
+    assert {key: str(value) for key, value in redriven["config"].items()} == everywhere | {"cleanup.policy": "compact"}
     assert made.keys() == {names.requests, names.completed, names.failed, names.dead_letter, names.journal}
     for name, spec in made.items():
         assert (spec["partitions"], spec["replicas"]) == (DEFAULTS.kafka.partitions, topics.REPLICAS)
@@ -452,6 +456,17 @@ def test_the_account_is_the_one_that_production_uses() -> None:
 def test_everything_for_strimzi_says_which_kafka_it_belongs_to() -> None:
     for thing in rendered("strimzi"):
         assert "strimzi.io/cluster" in thing["metadata"]["labels"]
+
+
+def test_the_page_of_rights_has_a_row_for_each_that_is_granted() -> None:
+    page = (USERS.parents[4] / "docs" / "rights.md").read_text(encoding="utf-8")
+    start, running, operator = page.split("\n## ")[1:]
+
+    for grant in grants_of("vm-sync"):
+        assert f"| {grant} |" in start
+        assert f"| {grant} |" in running
+    for grant in grants_of("vm-sync-operator"):
+        assert f"| {grant} |" in operator
 
 
 # ---------------------------------------------------------------- the README

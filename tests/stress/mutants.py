@@ -418,8 +418,8 @@ MUTANTS: Final = (
     Mutant(
         name="an append below the journal's end is taken for good",
         file="service/kafka/journal.py",
-        old="                if result.offset < self.end:\n",
-        new="                if result.offset < 0:\n",
+        old="        if offset < self.end:\n",
+        new="        if offset < 0:\n",
         tests=(REPLACED,),
     ),
     Mutant(
@@ -449,6 +449,41 @@ MUTANTS: Final = (
         old="            self._report(errors, self._refused)\n",
         new="            if errors:\n                raise next(iter(errors.values()))\n",
         tests=("tests/intake/test_refusals.py",),
+    ),
+    Mutant(
+        name="a right that a journal lacks is not named",
+        file="service/kafka/journal.py",
+        old="            self._denials.note(right, lasts=LASTS_AT_JOURNALS)\n",
+        new="            pass\n",
+        tests=("tests/system/test_rights.py",),
+    ),
+    Mutant(
+        name="one broker alone says which topics exist",
+        file="service/kafka/topic_descriptions.py",
+        old="    nodes = [broker.nodeId for broker in admin._client.cluster.brokers()]\n",
+        new="    nodes = [admin._client.get_random_node()]\n",
+        tests=("tests/kafka/test_topics.py",),
+    ),
+    Mutant(
+        name="a partition that is lost again and again passes for well",
+        file="service/intake/supervisor.py",
+        old="            self.losses += lasted > 0\n",
+        new="",
+        tests=("tests/intake/test_group.py",),
+    ),
+    Mutant(
+        name="a Kafka without transactions is tried all the same",
+        file="service/kafka/topics.py",
+        old="        if lacking := await missing_requests(admin):\n",
+        new="        if lacking := ():\n",
+        tests=("tests/kafka/test_lacking.py",),
+    ),
+    Mutant(
+        name="a Kafka that is away is taken for a missing topic",
+        file="service/kafka/journal.py",
+        old="            await topic_id(self._producer.client, topic)\n",
+        new="",
+        tests=("tests/kafka/test_journal.py",),
     ),
     Mutant(
         name="a heartbeat that a refusal has ended is not started again",

@@ -1,0 +1,146 @@
+"""A Kafka with the topics of one deployment, and two accounts that have the rights of the Strimzi overlay or fewer.
+
+For the tests of the rights, and for the script that takes each of them away and writes down what is said.
+"""
+
+import asyncio
+import json
+import uuid
+from collections.abc import Mapping
+from typing import Final, Self
+
+import httpx
+from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from typer.testing import CliRunner, Result
+
+from service.cli.commands import app
+from service.kafka.connection import KafkaConnection
+from service.kafka.topics import TopicNames, ensure_topics
+from service.sandbox.vcda.simulator import Simulator
+from service.sandbox.vcda.world import Durations, Plan
+from tests.support.cluster import OPERATOR, PASSWORDS, SERVICE
+from tests.support.grants import Acls, Grant, grants_of
+from tests.support.process_harness import Ledger, Process, appliance
+
+SHORT: Final = Plan(queued=Durations.of(0), duration=Durations.of(0.3))
+
+REPLICATION: Final = "C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f"
+
+COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
+    "request": ("request", REPLICATION, "--operation-id", "by-hand"),
+    "request --wait": ("request", REPLICATION, "--operation-id", "by-hand", "--wait", "--timeout", "20"),
+    "list": ("list",),
+    "show": ("show", "op-1"),
+    "dead-letters list": ("dead-letters", "list"),
+    "dead-letters redrive --dry-run": ("dead-letters", "redrive", "--dry-run", "--force"),
+    "dead-letters redrive": ("dead-letters", "redrive", "--force"),
+    "topics check": ("topics", "check"),
+}
+"""What an operator runs against Kafka, by what it is called in the documentation."""
+
+
+class RightsScene:
+    """See the module. An async context: topics exist, no right is granted yet, VCDA answers at once."""
+
+    def __init__(self, *, bootstrap: str, login: str, prefix: str) -> None:
+        self.prefix = prefix
+        self._bootstrap, self._login = bootstrap, login
+        self.simulator = Simulator(appliance(SHORT))
+        self.service = [grant.under(prefix) for grant in grants_of(SERVICE)]
+        """The service's rights, for this deployment."""
+        self.operator = [grant.under(prefix) for grant in grants_of(OPERATOR)]
+        """The operator's."""
+        self.service_acls = Acls(bootstrap, SERVICE)
+        self.operator_acls = Acls(bootstrap, OPERATOR)
+
+    async def __aenter__(self) -> Self:
+        await self.simulator.__aenter__()
+        self.ledger = Ledger(
+            bootstrap=self._bootstrap, simulator=self.simulator, prefix=self.prefix, partitions=1, door=self._login
+        )
+        await self.service_acls.__aenter__()
+        await self.operator_acls.__aenter__()
+        topics = self.ledger.topics
+        connection = KafkaConnection(bootstrap_servers=tuple(self._bootstrap.split(",")))
+        await ensure_topics(connection, names=TopicNames(**topics), partitions=1, create=True)
+        await self._create_marks()
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        await self.operator_acls.__aexit__(*args)
+        await self.service_acls.__aexit__(*args)
+        await self.ledger.__aexit__(*args)
+        await self.simulator.__aexit__(*args)
+
+    async def _create_marks(self) -> None:
+        """Create the topic of the redriven letters, as the overlay does."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+        await admin.start()
+        try:
+            replicas = min(3, len((await admin.describe_cluster())["brokers"]))
+            settings = {"cleanup.policy": "compact"}
+            name = f"{self.ledger.topics['dead_letter']}.redriven"
+            await admin.create_topics([NewTopic(name, 1, replicas, topic_configs=settings)])
+        finally:
+            await admin.close()
+
+    def login(self, user: str) -> dict[str, str]:
+        """Return the settings with which somebody logs in."""
+        return {
+            "VM_SYNC_KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+            "VM_SYNC_KAFKA__SASL_MECHANISM": "SCRAM-SHA-512",
+            "VM_SYNC_KAFKA__SASL_USERNAME": user,
+            "VM_SYNC_KAFKA__SASL_PASSWORD": PASSWORDS[user],
+        }
+
+    def start(self) -> Process:
+        """Start a service process that logs in with its own account, and makes no topics."""
+        settings = {**self.login(SERVICE), "VM_SYNC_KAFKA__CREATE_TOPICS": "false"}
+        return self.ledger.start(command=(), **settings)
+
+    async def run(self, *command: str) -> Result:
+        """Run a command as the operator."""
+        environment = self.ledger.environment(**self.login(OPERATOR))
+        return await asyncio.to_thread(CliRunner().invoke, app, command, env=environment, prog_name="vm-sync")
+
+    async def spoil(self) -> None:
+        """Write a dead letter, as the service would."""
+        producer = AIOKafkaProducer(bootstrap_servers=self._bootstrap)
+        await producer.start()
+        try:
+            await producer.send_and_wait(
+                self.ledger.topics["dead_letter"], b"?", key=b"C4-9", headers=[("vm-sync-reason", b"not-json")]
+            )
+        finally:
+            await producer.stop()
+
+    async def ask(self) -> str:
+        """Put a request on the topic, and return its operation."""
+        name = f"op-{uuid.uuid4().hex[:8]}"
+        await self.ledger.ask(name, f"C4-{uuid.uuid4()}")
+        return name
+
+    async def told(self, name: str) -> bool:
+        """Tell whether a request has its outcome."""
+        return any(one.event["operationID"] == name for one in await self.ledger.outcomes())
+
+    @staticmethod
+    async def not_ready(process: Process) -> list[str] | None:
+        """Return why a process isn't ready: nothing when it is, None where it can't be asked."""
+        try:
+            answer = await process.get("/readyz")
+        except (httpx.HTTPError, AssertionError):
+            return None
+        return [] if answer.status_code == 200 else answer.json()["reasons"]
+
+
+def warnings(process: Process) -> list[str]:
+    """Return what a process has said above INFO."""
+    lines = [json.loads(line) for line in process.text().splitlines() if line.startswith("{")]
+    return [line["message"] for line in lines if line["level"] not in {"INFO", "DEBUG"}]
+
+
+def without(grants: list[Grant], grant: Grant) -> list[Grant]:
+    """Return all but one right."""
+    return [one for one in grants if one != grant]
