@@ -148,7 +148,11 @@ async def _bad_day(ledger: Ledger, simulator: Simulator) -> None:
     await ledger.send_raw(partition=0, value=b"no JSON")
     keyless = b'{"operationID": "op-keyless", "replicationId": "C4-00000000-0000-4000-8000-00000000aaaa"}'
     await ledger.send_raw(partition=0, value=keyless)
-    await ledger.wait(within=120, least=len(names) + 1)
+    other_key = b'{"operationID": "op-other-key", "replicationId": "C4-00000000-0000-4000-8000-00000000aaab"}'
+    await ledger.send_raw(partition=0, key=b"another-key", value=other_key)
+    nowhere = b'{"operationID": "op-x", "replicationId": "C4-00000000-0000-4000-8000-00000000aaac", "site": "site-x"}'
+    await ledger.send_raw(partition=0, value=nowhere)  # a site without credentials
+    await ledger.wait(within=120, least=len(names) + 3)
     simulator.fault(operation="poll", answer="status", status=503, times=2)
     world.plan(replication="C4-00000000-0000-4000-8000-00000000bbbb", duration=600)
     await ledger.ask("op-still-running", "C4-00000000-0000-4000-8000-00000000bbbb")
