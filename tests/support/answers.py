@@ -340,7 +340,7 @@ POLLS: Final = (
         answer="an unknown state",
         then="Treated as running, logged and counted.",
         ends=DONE,
-        plan={"word": "PAUSED_BY_AN_ADMINISTRATOR"},
+        plan={"word": "PAUSED_BY_AN_ADMINISTRATOR", "duration": 4},  # longer than two polls are apart
     ),
     Row(
         answer="progress that falls and rises",
