@@ -27,7 +27,7 @@ MODEL, RESULTS, TRACES = FOLDER / "protocol.pml", FOLDER / "results.txt", FOLDER
 LIMIT: Final = 1200
 """Seconds for one scenario; the longest takes one minute on an idle machine."""
 
-PROPERTY: Final = {1: "a", 4: "c", 8: "d", 16: "e", 32: "f", 64: "dead letter", 128: "doubt"}
+PROPERTY: Final = {1: "a", 4: "c", 8: "d", 16: "e", 32: "f", 64: "dead letter", 128: "doubt", 256: "g"}
 """The bits of the macro PROPS, and the names of the properties; b has no bit: it is Spin's check of end states."""
 
 BITSTATE: Final = "BITSTATE"
@@ -84,6 +84,12 @@ SCENARIOS: Final = (
     ),
     Scenario("rules: journal emptied", "holds", "JOURNAL=1 NF=1 FM=256"),
     Scenario("rules: journal emptied and a crash", "holds", "JOURNAL=1 NF=2 FM=257"),
+    Scenario("rules: the first request is cancelled, any one fault", "holds", "CANCEL=1 NF=1"),
+    Scenario("rules: the second request is cancelled, any one fault", "holds", "CANCEL=1 C=1 NF=1"),
+    Scenario("rules: the first request is cancelled, a deadline, a rejection", "holds", "CANCEL=1 NF=0 NDL=1 NREJ=1"),
+    Scenario(
+        "rules: the first request is cancelled, with quiescing", "holds", "CANCEL=1 NF=1 FM=9 QUIESCE=1 TAKEBACK=1"
+    ),
     Scenario("without: Submitting durable", "c", "NF=1 WRITE_AHEAD=0"),
     Scenario("without: window", "c", "NF=1 WINDOW=0"),
     Scenario("without: window, with quiescing", "c", "NF=1 WINDOW=0 QUIESCE=1 TAKEBACK=1"),
@@ -123,6 +129,7 @@ SCENARIOS: Final = (
     Scenario("without: the topic compared at all", "b", "TOPIC=1 NF=1 FM=128 TOPICCHECK=0"),
     Scenario("without: the topic compared while it is read", "b", "TOPIC=1 NF=1 FM=128 TOPICCHECK=1"),
     Scenario("without: an empty journal is refused", "c", "JOURNAL=1 NF=1 FM=256 JCHECK=0"),
+    Scenario("without: a cancelled request whose POST was sent goes on", "g", "CANCEL=3 NF=0 PROPS=256", "-E"),
     Scenario("speed: no quiescing", "doubt", "NF=0 PROPS=128"),
     Scenario("speed: quiescing, Submitting not taken back", "doubt", "NF=0 PROPS=128 QUIESCE=1"),
     Scenario("speed: quiescing and taking back", "holds", "NF=0 PROPS=128 QUIESCE=1 TAKEBACK=1"),
@@ -150,6 +157,13 @@ SCENARIOS: Final = (
         "residual: a replication is released while its task can't be seen (a, b, c, f)",
         "holds",
         "ACC=1 NF=1 FM=64 NDL=9 LETGO=1 PROPS=101",
+    ),
+    Scenario("residual: a request is released while VCDA works on it (d)", "d", "CANCEL=2 NF=0 PROPS=8", "-E"),
+    Scenario("residual: a request is released while VCDA works on it (e)", "e", "CANCEL=2 NF=1 PROPS=16", "-E"),
+    Scenario(
+        "residual: a request is released while VCDA works on it (a, b, c, f)",
+        "holds",
+        "CANCEL=2 NF=1 FM=9 NDL=1 PROPS=101",
     ),
     Scenario("help: idempotency key, delay unbounded (c, e)", "holds", "NF=1 DUNB=1 RIDEMP=1 PROPS=20", "-E"),
     Scenario("help: idempotency key, delay unbounded, deadline (d)", "d", "NF=1 DUNB=1 RIDEMP=1 NDL=1 PROPS=8", "-E"),

@@ -44,7 +44,7 @@
 #define POISON 0        /* 1: a message that cannot be understood stands first in the log */
 #endif
 #ifndef PROPS
-#define PROPS 127       /* 1 a, 4 c, 8 d, 16 e, 32 f, 64 dead letter once, 128 hand-over leaves no doubt; b is the end-state check */
+#define PROPS 383       /* 1 a, 4 c, 8 d, 16 e, 32 f, 64 dead letter once, 128 hand-over leaves no doubt, 256 g; b is the end-state check */
 #endif
 
 /* rules: 1 = on */
@@ -161,6 +161,13 @@
 #define R409 0          /* 1: VCDA refuses a POST while the replication's task runs */
 #endif
 
+#ifndef CANCEL
+#define CANCEL 0        /* the log ends with 1: a cancel of request C; 2: a release of it; 3: a cancel that ends whatever VCDA may have */
+#endif
+#ifndef C
+#define C 0
+#endif
+
 #define NP (NREQ)
 #define NT (NREQ+1+FOREIGN)
 #define QW (WAIT_W+WAIT_D+1)
@@ -198,7 +205,7 @@
 #define X(p,r) ((p)*NREQ+(r))
 #define o(p) (1-(p))
 #define rep(r) ((r)==2)
-#define NREC (NREQ+1+POISON)
+#define NREC (NREQ+1+POISON+(CANCEL>0))
 
 byte ps[2]; bit member[2], joined[2], pend[2], asg[2], rev[2], ep[2], dirty[2]; bit reb; byte gown = 0; byte sess[2];
 byte pr[2], tx[2], pos[2], emit[2], win[2], wc[2], quiet[2], lk[2], lres[2]; bit dlp[2];
@@ -249,8 +256,8 @@ bit grp, jcur;          /* the group has read; the journal has a cursor */
 byte i, j, n, ch, b;   /* scratch: zero between steps */
 #define Z i=0; j=0; n=0; ch=0; b=0
 
-/* log: [bad] a1 a1 a2 [b1] */
-#define recreq(k) ((k)<POISON -> 99 : ((k)-POISON<2 -> 0 : (k)-POISON-1))
+/* log: [bad] a1 a1 a2 [b1] [cancel] */
+#define recreq(k) (CANCEL && (k)==NREC-1 -> 98 : ((k)<POISON -> 99 : ((k)-POISON<2 -> 0 : (k)-POISON-1)))
 #define alive(p) (ps[p]!=DEAD)
 #define up(p) (ps[p]==UP)
 #define head(p,r) ((r)!=1 || st[X(p,0)]==DONE)
@@ -276,10 +283,30 @@ byte i, j, n, ch, b;   /* scratch: zero between steps */
 #define anysee(p,r) (mustsee(p,r,0)||mustsee(p,r,1)||mustsee(p,r,2))
 #endif
 
+#if CANCEL
+bit cut[2], gone;       /* a process has cancelled request C, and that is not committed yet; committed: it has no task, and gets none */
+#define AT_ONCE(p) (cut[p] && i==C)
+#define GONE_FOR_GOOD(p) if :: cut[p] && i==C && CANCEL!=2 -> gone=1; n=0; do :: n<NT -> assert(!(PROPS&256) || tre[n]!=C+1) /* g */; n++ :: else -> break od :: else fi;
+#define KEEP_CUT(p,x) cut[p]=x;
+#define LEAVES(p,x) ((x)==INFLIGHT || (x)==DOUBT || (x)==RUNNING || (x)==CHECKED)
+#define CANCELS(p) \
+  n = st[X(p,C)]; \
+  if :: n==WAITING || n==FRESH || (CANCEL>1 && LEAVES(p,n)) -> settle(p,C,DONE); emit[p]=emit[p]|(1<<C); cut[p]=1; printf("P%d: reads a cancel: request %d has ended\n", p, C) \
+     :: CANCEL==2 && (n==LDOUBT || n==LRUN) -> settle(p,C,DONE); printf("P%d: reads a release: the replication of %d is free\n", p, C) \
+     :: else -> printf("P%d: reads a cancel: request %d goes on\n", p, C) fi; \
+  if :: st[X(p,C)]==DONE && lk[p]==C+1 -> lk[p]=0; lres[p]=0 :: else fi; calm(p)
+#else
+#define AT_ONCE(p) 0
+#define GONE_FOR_GOOD(p)
+#define KEEP_CUT(p,x)
+#define CANCELS(p) skip
+#define gone 0
+#endif
+
 inline forget(p) {      /* memory of the partition is dropped; POSTs under way go on without a reader */
   i = 0; do :: i < NREQ -> st[X(p,i)]=0; tk[X(p,i)]=0; ans[X(p,i)]=0; own[X(p,i)]=QD; FORGET_NAME(X(p,i)) i++ :: else -> break od;
   i = 0; do :: i < NP -> if :: pown[i]==p+1 -> pown[i]=0 :: else fi; i++ :: else -> break od;
-  tx[p]=0; pos[p]=0; emit[p]=0; dirty[p]=0; win[p]=W+1; wc[p]=0; quiet[p]=QW; lk[p]=0; lres[p]=0; dlp[p]=0;
+  tx[p]=0; pos[p]=0; emit[p]=0; dirty[p]=0; win[p]=W+1; wc[p]=0; quiet[p]=QW; lk[p]=0; lres[p]=0; dlp[p]=0; KEEP_CUT(p,0)
 #if OFFMODE==2
   cpos[p]=0;
 #endif
@@ -302,7 +329,8 @@ inline apply(p) {
           if :: out[i]<2 -> out[i]++ :: else fi;
           printf("      -> outcome of %d visible\n", i);
           assert(!(PROPS&1) || out[i]==1);                         /* a */
-          assert(!(PROPS&32) || i!=1 || out[0]>=1)                 /* f */
+          assert(!(PROPS&32) || i!=1 || out[0]>=1 || AT_ONCE(p))   /* f */
+          GONE_FOR_GOOD(p)
          :: else fi;
       i++
      :: else -> break od;
@@ -387,16 +415,17 @@ inline start(p) {
 #define timed(p) (WINDOW && (posts(st[X(p,0)]) || posts(st[X(p,1)]) || posts(st[X(p,NREQ-1)])))   /* else the window's age matters to nobody */
 #define needproof(p) (WINDOW && win[p]>W && (st[X(p,0)]==FRESH || st[X(p,1)]==FRESH || (NREQ==3 && st[X(p,NREQ-1)]==FRESH)))
 #define COMMITS(p) \
-  :: d_step { can(p) && up(p) && !busy(p) && pos[p]<NREC -> dirty[p]=1; b=1; do :: pos[p]<NREC && b -> n=record(pos[p]); pos[p]++; b=(pos[p]>POISON+1); \
+  :: d_step { can(p) && up(p) && !busy(p) && pos[p]<NREC -> dirty[p]=1; b=1; do :: pos[p]<NREC && b -> n=record(pos[p]); pos[p]++; b=(pos[p]>POISON+1 && pos[p]<NREC-(CANCEL>0)); \
        if :: n==99 -> dlp[p]=1; printf("P%d: reads a bad message\n", p) \
-          :: n!=99 && (st[X(p,n)]==NONE || (!DEDUP && st[X(p,n)]==DONE)) -> st[X(p,n)]=WAITING; printf("P%d: reads request %d\n", p, n) \
+          :: n==98 -> CANCELS(p); b=0 \
+          :: n<98 && (st[X(p,n)]==NONE || (!DEDUP && st[X(p,n)]==DONE)) -> st[X(p,n)]=WAITING; printf("P%d: reads request %d\n", p, n) \
           :: else -> printf("P%d: reads a duplicate of %d\n", p, n) fi :: else -> break od; EARLY(p) Z } \
   :: d_step { can(p) && up(p) && (dirty[p] || (needproof(p) && !busy(p)) || (OPENPROOF==2 && !ep[p]) || startable(p)) -> tx[p]=SENT; \
        b=(dirty[p]||startable(p)); i=0; do :: i<NREQ -> if :: !busy(p) && st[X(p,i)]==WAITING && head(p,i) -> st[X(p,i)]=FRESH; NAME(p,i) printf("P%d: request %d is to be submitted\n", p, i) :: else fi; i++ :: else -> break od; \
        wc[p]=(timed(p) -> 0 : W+1); printf("P%d: sends a commit\n", p); if :: b :: else -> printf("      -> only to prove ownership\n") fi; Z } \
   :: d_step { tx[p]==SENT && (pr[p]==OPEN || pr[p]==FENCED) -> \
        if :: ep[p] -> tx[p]=ACKED; printf("broker: P%d's commit stands\n", p); apply(p) :: else -> tx[p]=REFUSED; printf("broker: P%d's commit refused (fenced)\n", p) fi; Z } \
-  :: d_step { up(p) && pr[p]==OPEN && tx[p]==ACKED -> tx[p]=0; dirty[p]=0; emit[p]=0; dlp[p]=0; win[p]=(FROM_SEND || !timed(p) -> wc[p] : 0); wc[p]=0; LATER(p) printf("P%d: commit answered\n", p); Z } \
+  :: d_step { up(p) && pr[p]==OPEN && tx[p]==ACKED -> tx[p]=0; dirty[p]=0; emit[p]=0; KEEP_CUT(p,0) dlp[p]=0; win[p]=(FROM_SEND || !timed(p) -> wc[p] : 0); wc[p]=0; LATER(p) printf("P%d: commit answered\n", p); Z } \
   :: d_step { up(p) && pr[p]==OPEN && tx[p]==REFUSED -> pr[p]=FENCED; forget(p); printf("P%d: fenced\n", p); Z } \
   :: d_step { nf>0 && (FM&16) && up(p) && pr[p]==OPEN && (tx[p]==SENT || tx[p]==ACKED) -> nf--; printf("FAULT: P%d never learns its commit's fate\n", p); \
        if :: UNKNOWN_REOPENS -> pr[p]=FENCED :: else -> tx[p]=0; wc[p]=0 fi; Z } \
@@ -502,6 +531,7 @@ inline create(k) {
           :: R409 && b && !(RIDEMP && ch) -> printf("VCDA: busy, refuses\n"); answer(k,99) \
           :: else -> printf("VCDA: task %d starts for request %d\n", j+1, preq[k]-1); \
              assert(!(PROPS&4) || !ch);   /* c */ \
+             assert(!(PROPS&256) || !gone || preq[k]!=C+1);   /* g */ \
              assert(!(PROPS&8) || !b);    /* d */ \
              if :: j<NT -> tre[j]=preq[k]; tend[j]=0; SETDEL(k) MADE_BY(k) answer(k,j+1) :: else -> answer(k,0) fi fi; Z } \
   :: d_step { nrej>0 && preq[k]!=0 -> nrej--; printf("VCDA: refuses request %d for good\n", preq[k]-1); answer(k,99); Z } \

@@ -47,6 +47,7 @@ from tests.stress.schedule import (
     SESSION_TIMEOUT,
     SETTLE,
     TOO_LATE,
+    Cancelling,
     Happening,
     Odd,
     Schedule,
@@ -353,6 +354,10 @@ class Conductor:
             await asyncio.sleep(max(0.0, began + one.at - time.monotonic()))
             if isinstance(one, Spoiling):
                 await self._spoil(one)
+            elif isinstance(one, Cancelling):
+                standing.append(
+                    await self._ledger.begin_to_cancel(one.operation_id, one.replication_id, release=one.release)
+                )
             else:
                 standing.append(await self._ledger.begin_to_ask(one.operation_id, one.replication_id, **one.fields))
             self._asked = len(self._ledger.asked)
@@ -370,6 +375,8 @@ class Conductor:
 
     async def _provoke(self) -> "asyncio.Task[None]":
         """Switch on what is not promised, for replications of their own."""
+        for replication in self._schedule.released:
+            self._ledger.foreseen[replication] = "a request was released while VCDA worked on it"
         for replication in self._schedule.late:
             self._ledger.foreseen[replication] = "VCDA took the POST later than D"
             await self._switch(

@@ -50,7 +50,38 @@ class Found:
     test: str | None
 
 
+CANCELS: Final = "tests/partition/test_cancel.py"
+
 MUTANTS: Final = (
+    Mutant(
+        name="a cancel ends a request whose POST was sent",
+        rule="18",
+        file="service/sync.py",
+        old="        case _ if not release:\n            return Step(state)\n",
+        new="",
+        tests=(CANCELS,),
+    ),
+    Mutant(
+        name="the slot of a released request's POST is kept until its answer",
+        file="service/partition/driver.py",
+        old="        tracked.answered(lane)\n        tracked.vacate(lane)\n",
+        new="        tracked.vacate(lane)\n",
+        tests=(CANCELS,),
+    ),
+    Mutant(
+        name="the task of a POST that is answered after its release is not noted",
+        file="service/partition/driver.py",
+        old="            self._answered_late(tracked, sync.answered_late(tracked.state, answer))\n",
+        new="            pass\n",
+        tests=(CANCELS,),
+    ),
+    Mutant(
+        name="a cancel has no fate",
+        file="service/partition/partition.py",
+        old="            taken.fates[Fate.CANCEL] += 1\n",
+        new="",
+        tests=(CANCELS,),
+    ),
     Mutant(
         name="an internal error of a closed partition's task is dropped",
         file="service/partition/partition.py",

@@ -82,6 +82,8 @@ class Evidence:
     counted_lost: float = 0.0
     """How many the service says were gone before it could read them."""
     told: Sequence[Told]
+    cancelled: Mapping[str, bool] = field(default_factory=dict)
+    """Operations for which there was a cancel, and whether one of theirs was a release."""
     tasks: Sequence[Mapping[str, Any]]
     """The simulated VCDA's own ledger."""
     spoilt: Sequence[Spoilt] = ()
@@ -199,7 +201,9 @@ def _truth(
             if operation_id not in seen.unsure:
                 yield f"{operation_id} has an outcome, and was never asked for"
             continue
-        lie = _lie(some[0], tasks.get(operation_id, ()), by_id)
+        lie = _lie(some[0], tasks.get(operation_id, ()), by_id) or _cancelled_lie(
+            some[0], tasks.get(operation_id, ()), seen.cancelled
+        )
         if lie is None:
             continue
         foreseen = seen.foreseen.get(event["replicationId"])
@@ -226,8 +230,20 @@ def _lie(told: Told, own: Sequence[Mapping[str, Any]], by_id: Mapping[str, Mappi
     return None
 
 
+def _cancelled_lie(told: Told, own: Sequence[Mapping[str, Any]], cancelled: Mapping[str, bool]) -> str | None:
+    """Return what is not as the outcome says of a cancel."""
+    event = told.event
+    if event.get("reason") != "cancelled":
+        return None
+    if event["operationID"] not in cancelled:
+        return "nobody has cancelled it"
+    if event["error"]["code"] == "Released":
+        return None if cancelled[event["operationID"]] else "nobody has released it"
+    return "VCDA has a task for it" if own else None
+
+
 def _order(seen: Evidence) -> Iterator[str]:
-    """Syncs and outcomes of one replication come in the order of its requests."""
+    """Syncs and outcomes of one replication come in the order of its requests; what is cancelled ends at once."""
     started: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)
     for task in seen.tasks:
         asked = seen.asked.get(task["operationID"] or "")
@@ -239,7 +255,8 @@ def _order(seen: Evidence) -> Iterator[str]:
             yield f"the syncs of {replication_id} began out of order"
     placed: defaultdict[tuple[str, TopicPartition], list[tuple[int, int]]] = defaultdict(list)
     for one in seen.told:
-        if (asked := seen.asked.get(one.event["operationID"])) is not None:
+        asked = seen.asked.get(one.event["operationID"])
+        if asked is not None and one.event.get("reason") != "cancelled":
             placed[asked.replication_id, one.place].append((asked.offset, one.offset))
     for (replication_id, _), offsets in placed.items():
         told_at = [at for _, at in sorted(offsets)]

@@ -112,6 +112,16 @@ class Sending:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelling:
+    """A cancel to put on the topic; it may come before its request, or after its end."""
+
+    at: float
+    operation_id: str
+    replication_id: str
+    release: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spoiling:
     """Something unreadable to put on the topic; `below`: not even Kafka's client can read it."""
 
@@ -125,17 +135,18 @@ class Spoiling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A run. `late` and `by_hand` are replications on which what is not promised is provoked, `odd` are others."""
+    """A run. What is not promised is provoked on `late`, `by_hand` and `released` replications; `odd` are others."""
 
     seed: int
     members: int
     skews: tuple[float, ...]
     """By how many seconds the wall clock of each process is wrong."""
     length: float
-    sendings: tuple[Sending | Spoiling, ...]
+    sendings: tuple[Sending | Spoiling | Cancelling, ...]
     happenings: tuple[Happening, ...]
     late: tuple[str, ...]
     by_hand: tuple[str, ...]
+    released: tuple[str, ...]
     spelling: str | None
     own_user: bool
     """Whether site2 knows the service by a user of its own, who sees their own tasks only."""
@@ -183,6 +194,11 @@ last with it, and who loses a partition while a commit is under way never hears 
 GENTLE: Final = 0.25
 """The share of runs without these: there, the sum of all fates is what was produced."""
 
+CANCELLED: Final = 0.06
+"""The share of requests for which there is a cancel."""
+RELEASED: Final = 0.8
+"""The share of these that are releases, on replications of their own."""
+
 ODD: Final = tuple(Odd)
 ENDINGS: Final = tuple(Ending)
 
@@ -203,7 +219,12 @@ def draw(
     length = AT_LEAST + requests / A_SECOND
     late = tuple(_replication(rng) for _ in range(2))
     by_hand = (_replication(rng),)
-    sendings: list[Sending | Spoiling] = [*_sendings(rng, requests, length), *_spoilings(rng, requests // 60, length)]
+    asked = _sendings(rng, requests, length)
+    sendings: list[Sending | Spoiling | Cancelling] = [*asked, *_spoilings(rng, requests // 60, length)]
+    sendings += _cancellings(rng, asked, share=CANCELLED, release=False)
+    released = tuple(_replication(rng) for _ in range(1 + requests // 60))
+    freed = _bursts(rng, released, length)
+    sendings += [*freed, *_cancellings(rng, freed, share=0.5, release=True)]
     for replication_id in (*late, *by_hand):
         at = rng.uniform(0, length)
         sendings.append(Sending(at=at, operation_id=f"not-promised-{at:.3f}", replication_id=replication_id, fields={}))
@@ -225,6 +246,7 @@ def draw(
         happenings=tuple(happenings),
         late=late,
         by_hand=by_hand,
+        released=released,
         spelling=rng.choice(SPELLINGS),
         own_user=rng.choice(OWN_USERS),
         odd=strange,
@@ -259,6 +281,32 @@ def _sendings(rng: Random, requests: int, length: float) -> list[Sending]:
         sendings.append(one)
         sendings.extend(replace(one, at=rng.uniform(one.at, length)) for _ in range(again))
     return sendings
+
+
+def _bursts(rng: Random, replications: Collection[str], length: float) -> list[Sending]:
+    """Several requests for each of these replications, so that some of them wait."""
+    sendings = []
+    for replication_id in replications:
+        at = rng.uniform(0, length)
+        for number in range(6):
+            name = f"freed-{replication_id[3:11]}-{number}"
+            at = min(length, at + rng.uniform(0.0, 2.0))
+            sendings.append(Sending(at=at, operation_id=name, replication_id=replication_id, fields={}))
+    return sendings
+
+
+def _cancellings(rng: Random, asked: Collection[Sending], *, share: float, release: bool) -> list[Cancelling]:
+    """Cancels of some of these requests, now and then twice: most while they wait, are on their way or run."""
+    return [
+        Cancelling(
+            at=max(0.0, one.at + rng.choice((-0.1, 0.0, 0.05, rng.uniform(0.0, 8.0)))),
+            operation_id=one.operation_id,
+            replication_id=one.replication_id,
+            release=release and rng.random() < RELEASED,
+        )
+        for one in asked
+        for _ in range(rng.choice((1, 1, 1, 2)) if rng.random() < share else 0)
+    ]
 
 
 def _spoilings(rng: Random, count: int, length: float) -> list[Spoiling]:

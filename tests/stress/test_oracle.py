@@ -27,6 +27,12 @@ def told(operation_id: str, offset: int, *, task_id: str | None, reason: str | N
     return Told(place.topic, event, (), place, offset)
 
 
+def cut(operation_id: str, offset: int, *, code: str = "Cancelled") -> Told:
+    """The outcome of a request that was cancelled or released."""
+    one = told(operation_id, offset, task_id=None, reason="cancelled")
+    return replace(one, event={**one.event, "error": {"code": code}})
+
+
 def letter(offset: int, *, value: bytes | None = b"{", key: bytes | None = b"k", reason: bytes = b"not-json") -> Told:
     headers = (("x", b"1"), ("vm-sync-partition", b"3"), ("vm-sync-offset", str(offset).encode()))
     place = TopicPartition("dead-letter", 0)
@@ -70,6 +76,15 @@ def test_what_was_kept_is_found_kept() -> None:
             "c is told not-started, and VCDA has a task for it",
         ),
         (replace(GOOD, told=[*GOOD.told[:2], told("c", 1, task_id="t3", reason="task-lost")]), "still knows its task"),
+        (replace(GOOD, told=[*GOOD.told[:2], cut("c", 1)], tasks=GOOD.tasks[:2]), "nobody has cancelled it"),
+        (
+            replace(GOOD, told=[*GOOD.told[:2], cut("c", 1)], cancelled={"c": True}),
+            "c is told cancelled, and VCDA has a task for it",
+        ),
+        (
+            replace(GOOD, told=[*GOOD.told[:2], cut("c", 1, code="Released")], cancelled={"c": False}),
+            "nobody has released it",
+        ),
         (
             replace(GOOD, tasks=[task("t1", "a", start=4.0), *GOOD.tasks[1:]]),
             "the syncs of R began out of order",
@@ -101,6 +116,16 @@ def test_a_promise_that_was_broken_is_named(broken: Evidence, sentence: str) -> 
     (violation,) = judge(broken).violations
 
     assert sentence in violation
+
+
+def test_a_cancelled_request_may_be_told_before_its_elders_and_a_released_one_may_have_a_task() -> None:
+    elder = task("t1", "a", start=1.0, state="FAILED")
+    outcomes = [cut("b", 0), told("a", 1, task_id="t1", reason="task-failed"), GOOD.told[2]]
+    cancelled = replace(GOOD, told=outcomes, tasks=[elder, GOOD.tasks[2]], cancelled={"b": False})
+    released = replace(GOOD, told=[*GOOD.told[:2], cut("c", 1, code="Released")], cancelled={"c": True})
+
+    assert judge(cancelled).violations == []
+    assert judge(released).violations == []
 
 
 def test_a_second_task_is_excused_only_if_vcda_had_forgotten_the_first_by_then() -> None:

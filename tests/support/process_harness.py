@@ -175,6 +175,8 @@ class Ledger:
         self.partitions = partitions
         self.asked: dict[str, Asked] = {}
         self.unsure: set[str] = set()
+        self.cancelled: dict[str, bool] = {}
+        """Operations for which there was a cancel, and whether one of theirs was a release."""
         self.spoilt: list[Spoilt] = []
         self.spoilt_twice: Counter[int] = Counter()
         """By partition, how often nobody knows whether a record that can't be handed over stands there."""
@@ -264,6 +266,22 @@ class Ledger:
             self.unsure.discard(operation_id)
             asked = Asked(operation_id, replication_id, record.partition, record.offset)
             self.asked.setdefault(operation_id, asked)
+
+        return asyncio.create_task(stands())
+
+    async def begin_to_cancel(
+        self, operation_id: str, replication_id: str, *, release: bool = False
+    ) -> "asyncio.Task[None]":
+        """Put a cancel on the topic, behind what was put before; what is returned is done when it stands there."""
+        self.cancelled[operation_id] = release or self.cancelled.get(operation_id, False)
+        producer = await self._producing()
+        named = {"operationID": operation_id, "replicationId": replication_id}
+        value = json.dumps({"cancel": named, "release": release, "by": "chaos"}).encode()
+        sent = await producer.send(self.topics["requests"], key=replication_id.encode(), value=value)
+
+        async def stands() -> None:
+            with suppress(KafkaError):
+                await sent
 
         return asyncio.create_task(stands())
 
@@ -392,6 +410,7 @@ class Ledger:
             Evidence(
                 asked=self.asked,
                 unsure=frozenset(self.unsure),
+                cancelled=self.cancelled,
                 told=told,
                 tasks=self.simulator.world.ledger(),
                 spoilt=self.spoilt,
