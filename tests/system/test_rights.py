@@ -59,6 +59,27 @@ async def test_an_operator_can_run_each_command_with_the_rights_of_the_overlay(s
     assert not [result.stderr for result in said.values() if "denies" in result.stderr + result.stdout]
 
 
+async def test_an_operator_can_cancel_a_request_while_the_service_is_down(scene: RightsScene) -> None:
+    await scene.operator_acls.only(scene.operator)
+    name = await scene.ask()
+
+    sent = await scene.run("cancel", name)
+
+    assert sent.exit_code == 0, sent.output
+    assert "takes effect when the service reads it" in sent.stderr
+    write = (f"{scene.prefix}.requests", Operation.Write)
+    (grant,) = [one for one in scene.operator if (one.name, one.operation) == write]
+    await scene.operator_acls.only(without(scene.operator, grant))
+    denied = await scene.run("cancel", name)
+    assert denied.exit_code == 3
+    assert f"Kafka denies User:{OPERATOR} the right Write on topic {scene.prefix}.requests" in denied.stderr
+    await scene.service_acls.only(scene.service)
+    process = scene.start()
+    await scene.ledger.ready(process, within=90)
+    (told,) = await scene.ledger.wait(within=60)
+    assert told.event["reason"] == "cancelled"
+
+
 async def test_a_command_names_the_right_that_is_missing(scene: RightsScene) -> None:
     await scene.operator_acls.only(scene.operator)
     await scene.spoil()
