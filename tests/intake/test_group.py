@@ -215,7 +215,8 @@ async def test_a_member_that_quiesces_for_too_long_is_succeeded_and_tells_nothin
 
     await station.settled("op-1", "op-2")
     adopted = [service.metric("tasks_adopted_total") for service in (old, new)]
-    assert sum(adopted) == 1, "by whichever of them the group gave the partition to"
+    # By whichever of them has the partition then; by both, where the old one is fenced before it has written that down.
+    assert sum(adopted) >= 1, adopted
     assert old.vcda.posts + new.vcda.posts == {"op-1": 1, "op-2": 1}
 
 

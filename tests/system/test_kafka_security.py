@@ -119,7 +119,7 @@ REFUSED = {
         "ELSEWHERE",
         "SSL",
         TRUSTED,
-        "for '127.0.0.1'.+names in VM_SYNC_KAFKA__BOOTSTRAP",
+        "for '127.0.0.1'.+certificates in VM_SYNC_KAFKA__BOOTSTRAP",
     ),
     "no certificate where one is wanted": ("MUTUAL", "SSL", TRUSTED, "require a client certificate.+SSL_CERT_FILE"),
     "a certificate of our own that they don't know": (
@@ -186,7 +186,7 @@ async def test_a_process_tries_again_and_then_ends_with_a_sentence_about(name: s
         assert "VM_SYNC_KAFKA__START_LIMIT" in said[-1]["message"]
         assert not [secret for secret in SECRETS if secret in text]
         assert "Traceback" not in text
-        assert vcda.world.counters()["calls"] == {}
+        assert set(vcda.world.counters()["calls"]) <= {"login", "logout"}  # a login is tried from the start
 
 
 async def ensure(settings: KafkaSettings, topic_name: TopicNamer) -> list[Finding]:
