@@ -30,7 +30,7 @@ def tree(tmp_path: Path) -> Path:
 
 def test_a_tree_in_which_everything_fits_may_be_released(tree: Path) -> None:
     assert list(release.contradictions(tree, f"v{release.version(tree)}")) == []
-    assert str(release.notes(tree, release.version(tree))).startswith("The first release")
+    assert str(release.notes(tree, release.version(tree))).startswith("This will be the first release")
 
 
 def test_another_tag_than_the_version_is_refused(tree: Path) -> None:
