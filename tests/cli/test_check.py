@@ -150,6 +150,14 @@ def test_a_definite_no_counts_more_than_an_answer_that_is_missing(
     assert summary(results) == words
 
 
+def test_what_fails_at_vcda_counts_unless_it_may() -> None:
+    wrong = [result(Status.OK), result(Status.FAILURE, group="VCDA"), result(Status.FAILURE, group="site site2")]
+
+    assert exit_code(wrong) is Exit.NO
+    assert exit_code(wrong, vcda_may_fail=True) is Exit.DONE
+    assert exit_code([*wrong, result(Status.FAILURE)], vcda_may_fail=True) is Exit.NO
+
+
 def test_lines_stand_under_the_headings_of_what_they_are_about(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     for one in (result(Status.OK), result(Status.FAILURE, check="topics"), result(Status.WARNING, group="VCDA")):

@@ -277,12 +277,12 @@ def test_everything_is_checked_before_the_service_starts_with_what_the_service_h
 
 
 @pytest.mark.parametrize(("answered", "ended"), [(0, 0), (1, 1), (2, 2), (3, 0)])
-def test_only_what_does_not_answer_at_present_lets_the_pod_start_all_the_same(
+def test_neither_vcda_nor_what_does_not_answer_at_present_keeps_the_pod_from_starting(
     answered: int, ended: int, tmp_path: Path
 ) -> None:
     (check,) = pod("base")["spec"]["initContainers"]
     program = tmp_path / "vm-sync"
-    program.write_text(f"#!/bin/sh\ntest $1 = check && exit {answered}\nexit 99\n")
+    program.write_text(f"#!/bin/sh\ntest \"$*\" = 'check --vcda-may-fail' && exit {answered}\nexit 99\n")
     program.chmod(0o755)
 
     run = subprocess.run(check["command"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False, timeout=60)
