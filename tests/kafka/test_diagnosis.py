@@ -24,8 +24,11 @@ BOOTSTRAP = KafkaConnectionError("Unable to bootstrap")
     [
         (BOOTSTRAP, "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
         (TimeoutError(), "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"),
-        (GroupAuthorizationFailedError("secret"), "Kafka denies the service's user access: grant the missing right"),
-        (TransactionalIdAuthorizationFailed("x"), "Kafka denies transactions to the service's user: grant Write"),
+        (GroupAuthorizationFailedError("g"), "Kafka denies this user the right Read on group g: grant it to this user"),
+        (
+            TransactionalIdAuthorizationFailed("x"),
+            "Kafka denies this user the right Write on transactional id x: grant",
+        ),
         (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError."),
     ],
 )
