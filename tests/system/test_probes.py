@@ -228,9 +228,9 @@ async def test_kafka_away_is_told_and_waited_for_and_no_reason_to_be_restarted()
         ):
             process = ledger.start(command=fragile.command(AWAY_FOR_LONG=1, KAFKA_SILENT=6))
             assert "the consumer group has not been joined yet" in await answers(process, "/readyz", 503)
-            await until(lambda: len(_attempts(process)) == 3)
-            for line in _attempts(process):
-                assert f"Connecting to Kafka at {embedded.bootstrap} failed" in line
+            await until(lambda: _attempts(process))
+            (line,) = _attempts(process)  # the same cause is logged once a minute
+            assert f"Kafka at {embedded.bootstrap} can't be" in line
             assert (await process.get("/livez")).status_code == 200
             assert len(messages(process)) < 15
 
@@ -384,5 +384,5 @@ async def test_topics_that_do_not_fit_are_refused_with_advice_and_exit_code_2(
         refusals = messages(process, level="ERROR")
         assert any(names["journal"] in line and "partitions" in line for line in refusals), refusals
         assert any(names["journal"] in line and "compact" in line for line in refusals), refusals
-        assert simulator.world.counts.calls == {}
+        assert set(simulator.world.counts.calls) <= {"login", "logout"}  # a login is tried from the start
         assert ledger.tracebacks() == []
