@@ -555,6 +555,7 @@ def test_what_kafkas_client_says_of_each_attempt_is_left_out_unless_it_may_be_a_
         raise KeyError(1)
     except KeyError:
         other.exception("Unexpected error in fetcher routine")
+    assert written(file).count("\n") == 1  # by the writer of this handler, which the next one replaces
     logs.configure(form="json", level="DEBUG", file=file.fileno())
     other.warning("Heartbeat failed")
 
