@@ -148,3 +148,17 @@ async def test_a_process_whose_fetching_has_ended_says_so_and_ends(station: Stat
 
     async with asyncio.timeout(10):
         await service.intake.died.wait()
+
+
+async def test_a_position_that_is_out_of_range_is_noted_and_not_moved(station: Station, kafka: Kafka) -> None:
+    await station.ask("op-1", partition=0)
+    place = TopicPartition(station.topics.requests, 0)
+    connection = {"bootstrap_servers": kafka.bootstrap, "auto_offset_reset": "earliest"}  # what FastStream would say
+    async with probe_consumer(connection=connection, clock=Clock()) as consumer:
+        consumer.assign([place])
+        consumer.seek(place, 1_000)
+        async with asyncio.timeout(60):
+            while place not in consumer.out_of_range:
+                assert await consumer.getmany(timeout_ms=100) == {}
+
+        assert consumer.out_of_range == {place: 1_000}

@@ -409,7 +409,7 @@ MUTANTS: Final = (
         file="service/kafka/consumer.py",
         old='        super().__init__(*topics, **options | {"auto_offset_reset": "none"})',
         new='        super().__init__(*topics, **options | {"auto_offset_reset": "earliest"})',
-        tests=(REPLACED,),
+        tests=("tests/kafka/test_consumer.py", REPLACED),
     ),
     Mutant(
         name="a record below the cursor is dropped",
