@@ -489,13 +489,6 @@ MUTANTS: Final = (
         tests=("tests/system/test_rights.py",),
     ),
     Mutant(
-        name="one broker alone says which topics exist",
-        file="service/kafka/topic_descriptions.py",
-        old="    nodes = [broker.nodeId for broker in admin._client.cluster.brokers()]\n",
-        new="    nodes = [admin._client.get_random_node()]\n",
-        tests=("tests/kafka/test_topics.py",),
-    ),
-    Mutant(
         name="a partition that is lost again and again passes for well",
         file="service/intake/supervisor.py",
         old="            self.losses += lasted > 0\n",
@@ -1063,7 +1056,7 @@ MUTANTS: Final = (
         file="service/messages/requests.py",
         old="            if name in _UNDERSTOOD:\n",
         new="            if name:\n",
-        tests=("tests/messages/test_requests.py",),
+        tests=("tests/messages/test_trace_context.py",),
     ),
     Mutant(
         name="names of headers are read as spelled",
