@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import typer
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from service.cli import kafka, syncs
 from service.cli.options import State
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
-from service.kafka.clients import end
 from service.kafka.journal_codec import CURSOR_KEY, decode_cursor
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
@@ -261,19 +260,7 @@ async def _cancel(
 
 
 async def _publish(place: kafka.KafkaContext, target: Target, message: Mapping[str, object]) -> Cancel:
-    producer = AIOKafkaProducer(**place.arguments, acks="all", enable_idempotence=True)
-    try:
-        async with asyncio.timeout(kafka.SILENCE):
-            await producer.start()
-            stored = await producer.send_and_wait(
-                place.names.requests,
-                json.dumps(message).encode(),
-                key=target.replication_id.encode(),
-                partition=target.partition,
-                headers=[("content-type", b"application/json")],
-            )
-    finally:
-        await end(producer)
+    stored = await kafka.publish(place, message, key=target.replication_id, partition=target.partition)
     return Cancel(target, stored.topic, stored.offset, bool(message.get("release")))
 
 

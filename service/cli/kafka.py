@@ -4,15 +4,17 @@ The log of Kafka's client is not shown; `diagnosis` turns it into a sentence tha
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
+from aiokafka.structs import RecordMetadata
 
 from service.cli.output import NoAnswer, say
 from service.kafka.clients import end
@@ -149,6 +151,25 @@ async def reader(place: KafkaContext, wanted: Iterable[TopicPartition]) -> Async
         yield consumer
     finally:
         await end(consumer)
+
+
+async def publish(
+    place: KafkaContext, message: Mapping[str, object], *, key: str, partition: int | None = None
+) -> RecordMetadata:
+    """Put a message on the requests topic, and return where it is. Without a `partition` the key decides."""
+    producer = AIOKafkaProducer(**place.arguments, acks="all", enable_idempotence=True)
+    try:
+        async with asyncio.timeout(SILENCE):
+            await producer.start()
+            return await producer.send_and_wait(
+                place.names.requests,
+                json.dumps(message).encode(),
+                key=key.encode(),
+                partition=partition,
+                headers=[("content-type", b"application/json")],
+            )
+    finally:
+        await end(producer)
 
 
 class NotReadable(TopicAuthorizationFailedError):  # type: ignore[misc] # aiokafka is untyped

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import typer
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from service.cli import kafka
 from service.cli.output import Exit, NoAnswer, printable, say, show_facts, show_json
-from service.kafka.clients import end
 from service.kafka.denials import Operation
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
@@ -122,18 +121,7 @@ async def _request(
 
 
 async def _publish(place: kafka.KafkaContext, wanted: SyncRequested, body: Mapping[str, object]) -> Sent:
-    producer = AIOKafkaProducer(**place.arguments, acks="all", enable_idempotence=True)
-    try:
-        async with asyncio.timeout(kafka.SILENCE):
-            await producer.start()
-            stored = await producer.send_and_wait(
-                place.names.requests,
-                json.dumps(body).encode(),
-                key=wanted.replication_id.encode(),
-                headers=[("content-type", b"application/json")],
-            )
-    finally:
-        await end(producer)
+    stored = await kafka.publish(place, body, key=wanted.replication_id)
     return Sent(wanted, TopicPartition(stored.topic, stored.partition), stored.offset)
 
 

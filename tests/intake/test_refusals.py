@@ -10,8 +10,8 @@ from aiokafka.errors import TopicAuthorizationFailedError
 
 from service.clock import Clock
 from service.kafka.consumer import SteadyConsumer
-from service.sandbox.kafka import EmbeddedKafka, KafkaError
-from tests.conftest import TopicNamer, missing
+from service.sandbox.kafka import EmbeddedKafka
+from tests.conftest import TopicNamer, started
 from tests.support.brokers import LOGIN, Operation, Resource, Rights, guarded
 from tests.support.kafka_harness import Station, good, until
 
@@ -26,15 +26,8 @@ BACK_WITHIN = 15.0
 
 @pytest.fixture(scope="module")
 def guarded_kafka() -> Iterator[EmbeddedKafka]:
-    embedded = guarded()
-    try:
-        embedded.start()
-    except KafkaError as error:
-        missing(str(error))
-    else:
+    with started(guarded()) as embedded:
         yield embedded
-    finally:
-        embedded.close()
 
 
 @pytest.fixture
