@@ -210,25 +210,35 @@ async def read(
 
 
 async def read_on(
-    consumer: AIOKafkaConsumer, wanted: Sequence[TopicPartition], *, what: str
+    consumer: AIOKafkaConsumer,
+    wanted: Sequence[TopicPartition],
+    *,
+    what: str,
+    silence: float = SILENCE,
+    note_after: float = NOTE_AFTER,
+    at_once: int = RECORDS_AT_ONCE,
 ) -> AsyncGenerator[ConsumerRecord, None]:
-    """Read partitions from where the consumer stands to the end that they have now. `what` is as in `read`."""
+    """Read partitions from where the consumer stands to the end that they have now. `what` is as in `read`.
+
+    Raises:
+        TimeoutError: Kafka has been silent for `silence` seconds.
+    """
     clock = asyncio.get_running_loop().time
     async with asyncio.timeout(SILENCE):
         ends = await consumer.end_offsets(wanted)
         left = total = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
-    note = clock() + NOTE_AFTER
+    note = clock() + note_after
     while left:
         records: list[ConsumerRecord] = []
         before = left
-        async with asyncio.timeout(SILENCE):
+        async with asyncio.timeout(silence):
             # Control records move the position without being handed over, so an empty answer may be progress.
             while left == before:
-                got = await records_of(consumer, timeout_ms=200, max_records=RECORDS_AT_ONCE)
+                got = await records_of(consumer, timeout_ms=200, max_records=at_once)
                 records += [record for some in got.values() for record in some]
                 left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
         for record in records:
             yield record
         if left and clock() > note:
             say(f"Reading {what}: {100 * (total - left) // total} % of {total} records ...")
-            note = clock() + NOTE_AFTER
+            note = clock() + note_after

@@ -67,8 +67,15 @@ class KafkaChecks:
     """The checks of one Kafka. Make it inside the event loop that it will be used in, and use it once."""
 
     def __init__(
-        self, connection: KafkaConnection, *, settings: KafkaSettings, names: TopicNames, clock: Clock
+        self,
+        connection: KafkaConnection,
+        *,
+        settings: KafkaSettings,
+        names: TopicNames,
+        clock: Clock,
+        step: timedelta = STEP,
     ) -> None:
+        self._step = step
         self._settings = settings
         self._names = names
         self._clock = clock
@@ -131,7 +138,7 @@ class KafkaChecks:
                 except (KafkaError, OSError) as error:
                     return [self._failed(error, errors)]
 
-        return Check(group=GROUP, name=name, run=explained, limit=STEP, overdue=overdue, needs=needs)
+        return Check(group=GROUP, name=name, run=explained, limit=self._step, overdue=overdue, needs=needs)
 
     def _failed(self, error: BaseException, overheard: Sequence[BaseException]) -> Verdict:
         return failure(

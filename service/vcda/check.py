@@ -85,9 +85,17 @@ class VcdaChecks:
     """The checks of one VCDA. Make it inside the event loop that it will be used in, and use it once."""
 
     def __init__(
-        self, url: str, *, credentials: Credentials, tls: Tls, request_timeout: timedelta, clock: Clock, version: str
+        self,
+        url: str,
+        *,
+        credentials: Credentials,
+        tls: Tls,
+        request_timeout: timedelta,
+        clock: Clock,
+        version: str,
+        aged: float = AGED,
     ) -> None:
-        """Prepare; nothing is connected yet.
+        """Prepare; nothing is connected yet. `aged`: seconds after which the answer of a cache shows its age.
 
         Raises:
             ValueError: of the URL or the thumbprint, as `Wire` and `Tls` say.
@@ -104,6 +112,7 @@ class VcdaChecks:
         self._address = Endpoint(parts.hostname or "", parts.port or (80 if self._verification is None else 443))
         self._token: str | None = None
         self._listed_at = 0.0
+        self._aged = aged
 
     async def results(self) -> AsyncIterator[Result]:
         """Make the checks, and give each result as soon as it is known: of the appliance, then of each remote site."""
@@ -328,7 +337,7 @@ class VcdaChecks:
 
     async def _caches(self, site: _Site) -> Sequence[Verdict]:
         """Ask for what was asked for before, once an answer out of a cache would be old enough to show it."""
-        await asyncio.sleep(max(0.0, self._listed_at + AGED - self._clock.monotonic()))
+        await asyncio.sleep(max(0.0, self._listed_at + self._aged - self._clock.monotonic()))
         await self._page(site, LIST)
         return [ok("No cache answers for VCDA.")]
 

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -22,12 +23,15 @@ from typer.testing import CliRunner, Result
 from typing_extensions import override
 
 from service.cli.commands import app
+from service.cli.kafka import KafkaContext, explained, read_on, reader
+from service.cli.output import NoAnswer
 from service.kafka import journal_codec as records
-from service.kafka.connection import client_id
+from service.kafka.connection import KafkaConnection, client_id
 from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.requests import DeadLetterReason, InvalidRequest
 from service.sandbox.kafka import Kafka
+from service.settings import load_for_kafka
 from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
 from tests.conftest import TopicNamer
 
@@ -934,7 +938,7 @@ def test_of_two_redrives_at_once_one_stops_and_nothing_is_put_back_twice(scene: 
 # ---------------------------------------------------------------- reading in time
 
 
-def test_reading_ends_where_the_topic_ended_when_it_began(journalled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_ends_where_the_topic_ended_when_it_began(journalled: Scene) -> None:
     stop = threading.Event()
 
     async def write_on() -> None:
@@ -950,26 +954,36 @@ def test_reading_ends_where_the_topic_ended_when_it_began(journalled: Scene, mon
         thread.join()
 
 
-def test_a_kafka_that_falls_silent_is_given_up(journalled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cli.kafka.SILENCE", 0.5)
-    monkeypatch.setattr(AIOKafkaConsumer, "getmany", _nothing)
+def test_a_kafka_that_falls_silent_is_given_up(journalled: Scene) -> None:
+    async def nothing(**_: object) -> dict[TopicPartition, list[object]]:
+        await asyncio.sleep(0.05)
+        return {}
 
-    result = journalled.run("list")
+    async def reading() -> None:
+        async with journal_reader(journalled) as (consumer, wanted):
+            consumer.getmany = nothing
+            async for _ in read_on(consumer, wanted, what="the journal", silence=0.5):
+                pytest.fail("a record, although Kafka is silent")
 
-    assert result.exit_code == 3
-    assert "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS" in result.stderr
+    with pytest.raises(NoAnswer, match="VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"):
+        asyncio.run(reading())
 
 
-async def _nothing(*_: object, **__: object) -> dict[str, object]:
-    await asyncio.sleep(0.05)
-    return {}
+def test_reading_that_takes_long_says_how_far_it_is(journalled: Scene, capsys: pytest.CaptureFixture[str]) -> None:
+    async def reading() -> int:
+        async with journal_reader(journalled) as (consumer, wanted):
+            await consumer.seek_to_beginning()
+            read = read_on(consumer, wanted, what="the journal", note_after=0.0, at_once=1)
+            return len([record async for record in read])
+
+    assert asyncio.run(reading()) >= len(SYNCS)
+    assert "Reading the journal" in capsys.readouterr().err
 
 
-def test_reading_that_takes_long_says_how_far_it_is(journalled: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("service.cli.kafka.NOTE_AFTER", 0.0)
-    monkeypatch.setattr("service.cli.kafka.RECORDS_AT_ONCE", 1)
-
-    result = journalled.run("list", "--json")
-
-    assert "Reading the journal" in result.stderr
-    assert len(json.loads(result.stdout)) == len(SYNCS)
+@asynccontextmanager
+async def journal_reader(scene: Scene) -> AsyncIterator[tuple[AIOKafkaConsumer, list[TopicPartition]]]:
+    settings = load_for_kafka(scene.env)
+    place = KafkaContext(settings, KafkaConnection(bootstrap_servers=tuple(settings.kafka.servers)))
+    wanted = [TopicPartition(place.names.journal, number) for number in range(3)]
+    async with explained(place), reader(place, wanted) as consumer:
+        yield consumer, wanted

@@ -41,11 +41,13 @@ async def connected(kafka: Kafka) -> AsyncIterator[AIOKafkaClient]:
         await client.close()
 
 
-async def results(kafka: Kafka, topics: TopicNames, **settings: str) -> dict[str, "Result"]:
+async def results(
+    kafka: Kafka, topics: TopicNames, *, step: timedelta = check.STEP, **settings: str
+) -> dict[str, "Result"]:
     given = {"BOOTSTRAP_SERVERS": kafka.bootstrap, "PARTITIONS": "3", **settings}
     found = load_for_kafka({f"VM_SYNC_KAFKA__{name}": value for name, value in given.items()}).kafka
     connection = KafkaConnection(bootstrap_servers=tuple(found.servers))
-    checks = KafkaChecks(connection, settings=found, names=topics, clock=Clock())
+    checks = KafkaChecks(connection, settings=found, names=topics, clock=Clock(), step=step)
     return {result.check: result async for result in checks.results()}
 
 
@@ -131,13 +133,12 @@ async def test_kafkas_clock_is_its_controllers(kafka: Kafka) -> None:
 
 @pytest.mark.kafka
 async def test_a_cluster_that_cannot_coordinate_transactions_is_told_by_the_brokers_setting(
-    topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+    topic_name: TopicNamer,
 ) -> None:
-    monkeypatch.setattr(check, "STEP", timedelta(seconds=3))
     lacking = EmbeddedKafka(properties={"transaction.state.log.replication.factor": "3"})
     try:
         await asyncio.to_thread(lacking.start)
-        found = await results(lacking, names(topic_name))
+        found = await results(lacking, names(topic_name), step=timedelta(seconds=3))
     except KafkaError as error:
         missing(str(error))
     finally:

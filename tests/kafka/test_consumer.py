@@ -2,13 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import aiokafka.codec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.protocol.fetch import FetchRequest
 
 from service.clock import Clock
-from service.kafka.consumer import probe_consumer, timestamp_of
+from service.kafka.consumer import LOOK_WAIT_MS, probe_consumer, timestamp_of
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.support.kafka_harness import Station, good, word
@@ -140,6 +142,26 @@ async def test_a_single_record_tells_its_timestamp_where_there_is_one_that_can_b
             return await timestamp_of(place, offset, consumer=consumer)
 
     assert [await stamp(offset) for offset in (0, 1, 2, 99)] == [1_772_402_400_123, None, None, None]
+
+
+async def test_a_look_at_a_topic_never_waits_long_behind_a_fetch_that_finds_no_records(station: Station) -> None:
+    place = TopicPartition(station.topics.requests, 0)
+    async with probe_consumer(connection=station.connection, clock=Clock()) as consumer:
+        sent = []
+        send = consumer._client.send
+
+        async def noted(node: int, request: Any, **options: Any) -> Any:
+            if isinstance(request, FetchRequest):
+                sent.append(request._max_wait_ms)
+            return await send(node, request, **options)
+
+        consumer._client.send = noted
+        consumer.assign([place])
+        consumer.seek(place, 0)
+        assert await consumer.getmany(place, timeout_ms=100) == {}
+
+    assert set(sent) == {LOOK_WAIT_MS}
+    assert LOOK_WAIT_MS <= 50  # the questions behind it are several
 
 
 async def test_a_process_whose_fetching_has_ended_says_so_and_ends(station: Station) -> None:

@@ -341,9 +341,8 @@ def test_a_size_that_is_refused_is_logged_once_and_tried_again_after_some_minute
 
 
 async def test_a_kafka_that_is_away_is_not_taken_for_a_missing_topic(
-    own_kafka: EmbeddedKafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+    own_kafka: EmbeddedKafka, topic_name: TopicNamer
 ) -> None:
-    monkeypatch.setattr(journal, "REQUEST_TIMEOUT", timedelta(seconds=2))
     async with Station(own_kafka.bootstrap, topic_name("away")) as station:
         first = await opened(station)
         own_kafka.kill()

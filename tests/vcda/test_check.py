@@ -10,7 +10,6 @@ from service.checks import Result, Status
 from service.clock import Clock
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Config
-from service.vcda import check as vcda_check
 from service.vcda.check import VcdaChecks
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from service.vcda.http import Tls
@@ -32,17 +31,13 @@ async def found(url: str, credentials: Credentials = TENANT) -> list[Result]:
         request_timeout=timedelta(seconds=30),
         clock=Clock(),
         version="1.2.3",
+        aged=0.0,
     )
     return [result async for result in checks.results()]
 
 
 def by_name(results: list[Result], *, group: str = "VCDA") -> dict[str, tuple[Status, str]]:
     return {result.check: (result.status, result.text) for result in results if result.group == group}
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vcda_check, "AGED", 0.0)
 
 
 # ---------------------------------------------------------------- a simulated one
