@@ -17,7 +17,7 @@ It never decides a record's fate, and never skips a record silently.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeAlias
@@ -182,6 +182,21 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     async def topic_id(self, topic: str) -> str | None:
         """Return Kafka's id of a topic; see `topic_descriptions.topic_id`."""
         return await topic_id(self._client, topic)
+
+    @override
+    async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return the first offset of each partition.
+
+        The topics' leaders are asked for beforehand: aiokafka asks for those that it doesn't know and then pauses for
+        `retry_backoff_ms`, 100 ms for each topic of a partition that is opened.
+
+        Raises:
+            KafkaError: Kafka can't be asked.
+        """
+        partitions = list(partitions)
+        for topic in {place.topic for place in partitions}:
+            await self._client.add_topic(topic)
+        return await super().beginning_offsets(partitions)  # type: ignore[no-any-return]
 
     @override
     async def getmany(
