@@ -1,19 +1,20 @@
 """Makes Grafana's dashboard, deploy/monitoring/dashboard.json, from the panels below: `python -m tools.dashboard`.
 
-A dashboard's JSON can't be reviewed; a list of panels, each with its question and its query, can. Every panel says what
-is good, and leads to the runbook where an alert watches the same thing. It never holds a data source's name or an
-address: the data source is a variable, and where the runbook lies is taken from the alerts.
+A dashboard's JSON can't be reviewed; a list of panels, each with its question and its query, can. The first row answers
+within seconds whether the service works, what is stuck, and why; the others are folded. Every panel says what is good,
+and leads to the runbook where an alert watches the same thing; its thresholds are those of the alert, so it sums what
+the alert sums. It never holds a data source's name: that is a variable, and so is the runbook's address (`--runbook`).
 """
 
+import argparse
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
-import yaml
-from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
+from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, table, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 from grafana_foundation_sdk.models.common import (
     BigValueColorMode,
@@ -28,12 +29,16 @@ from grafana_foundation_sdk.models.common import (
 from grafana_foundation_sdk.models.dashboard import (
     DashboardCursorSync,
     DataSourceRef,
+    DataTransformerConfig,
     Threshold,
     ThresholdsMode,
+    ValueMap,
+    ValueMappingResult,
     VariableOption,
     VariableRefresh,
     VariableSort,
 )
+from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
 MONITORING: Final = Path(__file__).resolve().parents[1] / "deploy" / "monitoring"
 
@@ -42,6 +47,12 @@ SERVICE: Final = 'namespace=~"$namespace"'
 HERE: Final = f'{SERVICE}, instance=~"$instance"'
 SITE: Final = f'{HERE}, site=~"$site"'
 JOB: Final = f'job="vm-sync", {HERE}'
+
+ALERTS: Final = 'alertname=~"VmSync.+", alertstate="firing", namespace=~"$namespace|"'
+"""An alert on what is missing has no namespace."""
+
+RUNBOOK: Final = "https://git.example.com/vm-sync/blob/main/docs/runbook.md"
+"""Where the runbook is, unless `--runbook` says otherwise: of the form alone, as each project has its own address."""
 
 SECONDS: Final = "s"
 SHARE: Final = "percentunit"
@@ -57,7 +68,8 @@ class Panel:
     """One question and its answer.
 
     `queries` are pairs of a PromQL expression and what to call its series. `warn` and `bad` colour a value from there
-    on; where less is worse, `bad` is below `warn`. `alert` names the alert that watches the same thing.
+    on; where less is worse, `bad` is below `warn`, and `least` is the lowest value that is good. `words` are shown in
+    place of numbers, `nothing` where there is no series. `alert` names the alert that watches the same thing.
     """
 
     title: str
@@ -66,12 +78,19 @@ class Panel:
     unit: str = COUNT
     warn: float | None = None
     bad: float | None = None
+    least: float | None = None
     alert: str | None = None
     stacked: bool = False
+    words: tuple[str, ...] = ()
+    nothing: str | None = None
 
 
 class Stat(Panel):
-    """A number, six to a line."""
+    """A number, eight to a line."""
+
+
+class Table(Panel):
+    """The series that there are now, each a row of its labels, three to a line."""
 
 
 class Graph(Panel):
@@ -101,15 +120,63 @@ def mean(metric: str, where: str, legend: str) -> tuple[tuple[str, str], ...]:
 
 ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
     (
-        "Is it doing its job?",
+        "Does it work, what is stuck, and why?",
         (
             Stat(
-                title="In flight",
-                about="Requests accepted whose sync is not over. They stand in the journal: a restart loses none.",
-                queries=((f"sum(vm_sync_in_flight{{{SITE}}})", ""),),
-                warn=25_000,
-                bad=50_000,
-                alert="VmSyncSiteFillsCapacity",
+                title="Kafka",
+                about="Whether every instance reaches Kafka.",
+                queries=((f"min(vm_sync_kafka_connected{{{HERE}}})", ""),),
+                least=1,
+                words=("away", "reached"),
+                nothing="no instance",
+                alert="VmSyncKafkaDisconnected",
+            ),
+            Stat(
+                title="Partitions open",
+                about="Share of the partitions that are open in an instance. Less for seconds during a hand-over.",
+                queries=(
+                    (
+                        ratio(
+                            f"sum(vm_sync_partitions_owned{{{SERVICE}}})", f"max(vm_sync_partitions{{{SERVICE}}}) > 0"
+                        ),
+                        "",
+                    ),
+                ),
+                unit=SHARE,
+                least=1,
+                nothing="none",
+                alert="VmSyncPartitionWithoutOwner",
+            ),
+            Stat(
+                title="Partitions stopped",
+                about="Partitions that wait for an operator. The log and /readyz have the reason.",
+                queries=((f"sum(vm_sync_partitions_stopped{{{HERE}}})", ""),),
+                bad=1,
+                alert="VmSyncPartitionStopped",
+            ),
+            Stat(
+                title="Without session",
+                about="Instances that have no session at VCDA.",
+                queries=((f"sum(1 - vm_sync_session_open{{{HERE}}})", ""),),
+                bad=1,
+                alert="VmSyncNotLoggedIn",
+            ),
+            Stat(
+                title="Logins refused, 15 min",
+                about="Refused logins, and extensions to a remote site.",
+                queries=(
+                    (
+                        (
+                            f'sum(increase(vm_sync_session_logins_total{{{HERE}, result="refused"}}[15m])) + '
+                            f'sum(increase(vm_sync_api_requests_total{{{HERE}, operation="extend", '
+                            f'status=~"401|403|4xx"}}[15m]))'
+                        ),
+                        "",
+                    ),
+                ),
+                warn=1,
+                bad=3,
+                alert="VmSyncLoginFailing",
             ),
             Stat(
                 title="Oldest request",
@@ -121,13 +188,62 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncRequestNearDeadline",
             ),
             Stat(
+                title="Dead letters, 1 h",
+                about="Invalid messages of the last hour. None is harmless: each is a request without an outcome.",
+                queries=((f"sum(increase(vm_sync_dead_letters_total{{{HERE}}}[1h]))", ""),),
+                warn=1,
+                alert="VmSyncDeadLetters",
+            ),
+            Stat(
+                title="In flight",
+                about="Requests accepted whose sync is not over. They are in the journal: a restart loses none.",
+                queries=((f"sum(vm_sync_in_flight{{{SITE}}})", ""),),
+                alert="VmSyncNothingEnds",
+            ),
+            Table(
+                title="Firing alerts",
+                about="Each has a page in the runbook, which begins with an index by symptom.",
+                queries=((f"sum by (alertname, severity, site, reason, instance) (ALERTS{{{ALERTS}}})", "alerts"),),
+                nothing="none",
+            ),
+            Table(
+                title="Paused sites, and why",
+                about="Sites to which calls are paused, with VCDA's answers of the last 5 minutes but successes.",
+                queries=(
+                    (
+                        (
+                            f"(sum by (site, operation, status) "
+                            f'(increase(vm_sync_api_requests_total{{{SITE}, status!="2xx"}}[5m])) > 0) '
+                            f"and on (site) (max by (site) (vm_sync_api_paused{{{SITE}}}) > 0) "
+                            f"or on (site) max by (site) (vm_sync_api_paused{{{SITE}}}) > 0"
+                        ),
+                        "calls",
+                    ),
+                ),
+                nothing="none",
+                alert="VmSyncSitePaused",
+            ),
+            Table(
+                title="Waiting, by cause",
+                about="What requests wait for before their POST; no_credentials: also syncs that are not polled.",
+                queries=((f"sum by (site, cause) (vm_sync_waiting{{{SITE}}}) > 0", "requests"),),
+                nothing="none",
+                alert="VmSyncRequestNearDeadline",
+            ),
+        ),
+    ),
+    (
+        "Requests and outcomes",
+        (
+            Stat(
                 title="Failed in the last hour",
-                about="Share of the outcomes that are failures, whatever the reason.",
+                about="Share of the outcomes that are failures, without those that somebody cancelled.",
                 queries=(
                     (
                         ratio(
-                            f'sum(increase(vm_sync_outcomes_total{{{SITE}, outcome="failed"}}[1h]))',
-                            f"sum(increase(vm_sync_outcomes_total{{{SITE}}}[1h]))",
+                            f"sum(increase(vm_sync_outcomes_total"
+                            f'{{{SITE}, outcome="failed", reason!="cancelled"}}[1h]))',
+                            f'sum(increase(vm_sync_outcomes_total{{{SITE}, reason!="cancelled"}}[1h]))',
                         ),
                         "",
                     ),
@@ -138,8 +254,8 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncSiteFailing",
             ),
             Stat(
-                title="Told within 10 s",
-                about="Share of the outcomes within 10 s of their task's end, in the time shown. We promise 99 %.",
+                title="Within 10 s",
+                about="Share of the outcomes within 10 s of their task's end, in the time shown. The objective: 99 %.",
                 queries=(
                     (
                         ratio(
@@ -155,23 +271,17 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncOutcomesLateFast",
             ),
             Stat(
-                title="Partitions without owner",
-                about="Partitions open in no instance. Some, for seconds, during a hand-over.",
-                queries=(
-                    (
-                        f"max(vm_sync_partitions{{{SERVICE}}}) - sum(vm_sync_partitions_owned{{{SERVICE}}})",
-                        "",
-                    ),
-                ),
-                warn=1,
-                bad=1,
-                alert="VmSyncPartitionWithoutOwner",
+                title="Largest site of an instance",
+                about="Requests in flight for one site in one instance. An instance takes 50,000 for all sites.",
+                queries=((f"max(sum by (instance, site) (vm_sync_in_flight{{{SITE}}}))", ""),),
+                warn=25_000,
+                bad=50_000,
+                alert="VmSyncSiteFillsCapacity",
             ),
             Stat(
                 title="Requests lost",
                 about="Requests deleted from the topic before they could be read, in the time shown.",
                 queries=((f"sum(increase(vm_sync_requests_lost_total{{{HERE}}}[$__range]))", ""),),
-                warn=1,
                 bad=1,
                 alert="VmSyncRequestsLost",
             ),
@@ -198,7 +308,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Time from a task's end to its outcome",
-                about="What polling adds. Promised: 99 % within 10 s.",
+                about="What polling adds. The objective: 99 % within 10 s.",
                 queries=quantiles("vm_sync_detection_lag_seconds", "", SITE, 0.5, 0.95, 0.99),
                 unit=SECONDS,
                 warn=10,
@@ -232,7 +342,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 stacked=True,
             ),
             Graph(
-                title="Waiting, by cause",
+                title="Waiting, by site and cause",
                 about="What requests wait for before their POST; no_credentials: also syncs that are not polled.",
                 queries=((f"sum by (site, cause) (vm_sync_waiting{{{SITE}}}) > 0", "{{site}}: {{cause}}"),),
                 stacked=True,
@@ -255,12 +365,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Failures in the last hour, by site",
-                about="Share of each site's outcomes.",
+                about="Share of each site's outcomes, without those that somebody cancelled.",
                 queries=(
                     (
                         ratio(
-                            f'sum by (site) (increase(vm_sync_outcomes_total{{{SITE}, outcome="failed"}}[1h]))',
-                            f"sum by (site) (increase(vm_sync_outcomes_total{{{SITE}}}[1h]))",
+                            f"sum by (site) (increase(vm_sync_outcomes_total"
+                            f'{{{SITE}, outcome="failed", reason!="cancelled"}}[1h]))',
+                            f'sum by (site) (increase(vm_sync_outcomes_total{{{SITE}, reason!="cancelled"}}[1h]))',
                         ),
                         "{{site}}",
                     ),
@@ -294,6 +405,18 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
         "VCDA's API",
         (
             Graph(
+                title="Calls, by site and answer",
+                about="All calls, by the site that they are for. A login is for the local site.",
+                queries=(
+                    (
+                        f"sum by (site, status) (rate(vm_sync_api_requests_total{{{SITE}}}[$__rate_interval]))",
+                        "{{site}} {{status}}",
+                    ),
+                ),
+                unit=PER_SECOND,
+                alert="VmSyncSitePaused",
+            ),
+            Graph(
                 title="Calls, by operation and answer",
                 about="A few 401 of polls and submits are normal: the session had expired.",
                 queries=(
@@ -320,10 +443,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Graph(
                 title="Calls without credentials",
-                about="Calls a second that are not made, as VCDA__SITES has no credentials for the site.",
+                about="Calls that are not made, as VCDA__SITES has no credentials for the site.",
                 queries=(
                     (
-                        f"sum by (site) (rate(vm_sync_calls_without_credentials_total{{{SITE}}}[$__rate_interval]))",
+                        (
+                            f"sum by (site) "
+                            f"(increase(vm_sync_calls_without_credentials_total{{{SITE}}}[$__rate_interval]))"
+                        ),
                         "{{site}}",
                     ),
                 ),
@@ -331,12 +457,15 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncCredentialsMissing",
             ),
             Graph(
-                title="Logins",
-                about="One for each instance and day. Refused ones are about credentials.",
+                title="Logins, by instance",
+                about="One for each instance and day. Refused ones are about credentials; an error is no answer.",
                 queries=(
                     (
-                        f"sum by (result) (increase(vm_sync_session_logins_total{{{HERE}}}[$__rate_interval]))",
-                        "{{result}}",
+                        (
+                            f"sum by (instance, result) "
+                            f"(increase(vm_sync_session_logins_total{{{HERE}}}[$__rate_interval])) > 0"
+                        ),
+                        "{{instance}} {{result}}",
                     ),
                 ),
                 alert="VmSyncLoginFailing",
@@ -505,74 +634,135 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
 )
 
 
-def built(panel: Panel, *, number: int, runbooks: dict[str, str]) -> timeseries.Panel | stat.Panel:
-    """Return the panel as Grafana's builder has it."""
-    made: timeseries.Panel | stat.Panel
+Built: TypeAlias = timeseries.Panel | stat.Panel | table.Panel
+
+
+def shaped(panel: Panel) -> Built:
+    """Return an empty panel of the right kind and size."""
     if isinstance(panel, Stat):
-        made = (
+        number = (
             stat.Panel()
             .reduce_options(common.ReduceDataOptions().calcs(["lastNotNull"]))
             .color_mode(BigValueColorMode.VALUE)
-            .graph_mode(BigValueGraphMode.AREA)
+            .graph_mode(BigValueGraphMode.NONE if panel.words else BigValueGraphMode.AREA)
             .height(4)
-            .span(4)
+            .span(3)
         )
-    else:
-        made = (
-            timeseries.Panel()
-            .legend(
-                common.VizLegendOptions()
-                .show_legend(show_legend=True)
-                .display_mode(LegendDisplayMode.LIST)
-                .placement(LegendPlacement.BOTTOM)
-            )
-            .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
-            .fill_opacity(30 if panel.stacked else 8)
-            .stacking(common.StackingConfig().mode(StackingMode.NORMAL if panel.stacked else StackingMode.NONE))
-            .axis_soft_min(0)
-            .height(7)
-            .span(12)
+        return number.decimals(0 if panel.unit == COUNT else 1) if panel.unit in {COUNT, SHARE} else number
+    if isinstance(panel, Table):
+        return table.Panel().height(7).span(8).with_transformation(columns(panel))
+    curve = (
+        timeseries.Panel()
+        .legend(
+            common.VizLegendOptions()
+            .show_legend(show_legend=True)
+            .display_mode(LegendDisplayMode.LIST)
+            .placement(LegendPlacement.BOTTOM)
         )
-        if panel.bad is not None:
-            made.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED))
+        .tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI).sort(SortOrder.DESCENDING))
+        .fill_opacity(30 if panel.stacked else 8)
+        .stacking(common.StackingConfig().mode(StackingMode.NORMAL if panel.stacked else StackingMode.NONE))
+        .axis_soft_min(0)
+        .height(7)
+        .span(12)
+    )
+    if panel.bad is not None:
+        curve.thresholds_style(common.GraphThresholdsStyleConfig().mode(GraphTresholdsStyleMode.DASHED))
+    return curve
+
+
+def built(panel: Panel, *, number: int) -> Built:
+    """Return the panel as Grafana's builder has it."""
+    made = shaped(panel)
     made.id(number).title(panel.title).description(panel.about).unit(panel.unit).datasource(DATASOURCE)
     made.thresholds(dashboard.ThresholdsConfig().mode(ThresholdsMode.ABSOLUTE).steps(steps(panel)))
+    if panel.words:
+        made.mappings([ValueMap({str(n): ValueMappingResult(text=word) for n, word in enumerate(panel.words)})])
+    if panel.nothing is not None:
+        made.no_value(panel.nothing)
     if panel.alert:
-        made.links(
-            [
-                dashboard.DashboardLink(f"Runbook: {panel.alert}")
-                .url(runbooks[panel.alert])
-                .target_blank(target_blank=True)
-            ]
-        )
+        made.links([link(f"Runbook: {panel.alert}", panel.alert.lower())])
+    elif isinstance(panel, Table):
+        made.links([link("Runbook, by symptom", "by-symptom")])
     for ref, (expression, legend) in zip("ABCDEFGH", panel.queries, strict=False):
         query = prometheus.Dataquery().expr(expression).legend_format(legend).ref_id(ref)
-        made.with_target(query.instant() if isinstance(panel, Stat) else query.range())
+        if isinstance(panel, Table):
+            made.with_target(query.instant().format(PromQueryFormat.TABLE))
+        else:
+            made.with_target(query.instant() if isinstance(panel, Stat) else query.range())
     return made
+
+
+def columns(panel: Panel) -> DataTransformerConfig:
+    """Return what leaves a table's labels, and its numbers under a heading of their own."""
+    ((_, heading),) = panel.queries
+    return DataTransformerConfig(
+        id_val="organize", options={"excludeByName": {"Time": True}, "renameByName": {"Value": heading}}
+    )
+
+
+def link(title: str, anchor: str) -> dashboard.DashboardLink:
+    """Return a link to a section of the runbook."""
+    return dashboard.DashboardLink(title).url(f"${{runbook}}#{anchor}").target_blank(target_blank=True)
 
 
 def steps(panel: Panel) -> list[Threshold]:
     """Return the colours of values: green to red, or red to green where less is worse."""
-    if panel.bad is None:
-        return [Threshold(value=None, color="green")]
-    if panel.warn is None or panel.warn == panel.bad:
-        return [Threshold(value=None, color="green"), Threshold(value=panel.bad, color="red")]
-    if panel.bad < panel.warn:
+    warn, bad = panel.warn, panel.bad
+    if panel.least is not None:
+        return [Threshold(value=None, color="red"), Threshold(value=panel.least, color="green")]
+    if warn is not None and bad is not None and bad < warn:
         return [
             Threshold(value=None, color="red"),
-            Threshold(value=panel.bad, color="orange"),
-            Threshold(value=panel.warn, color="green"),
+            Threshold(value=bad, color="orange"),
+            Threshold(value=warn, color="green"),
         ]
+    coloured = [(warn, "orange")] if warn != bad else []
     return [
         Threshold(value=None, color="green"),
-        Threshold(value=panel.warn, color="orange"),
-        Threshold(value=panel.bad, color="red"),
+        *(Threshold(value=value, color=color) for value, color in [*coloured, (bad, "red")] if value is not None),
     ]
 
 
-def variables() -> Iterable[dashboard.QueryVariable | dashboard.DatasourceVariable]:
+def annotations() -> list[Mapping[str, Any]]:
+    """Return what is marked in all graphs: what explains a change without being one of its numbers."""
+    marked = (
+        ("Restarts", "purple", f"time() - process_start_time_seconds{{{JOB}}} < 60", "{{instance}} started"),
+        (
+            "Rebalances",
+            "blue",
+            f"changes(vm_sync_partitions_owned{{{HERE}}}[1m]) > 0",
+            "{{instance}} opened or gave up partitions",
+        ),
+        (
+            "Deployments",
+            "green",
+            (
+                f"count by (version) (vm_sync_build_info{{{SERVICE}}}) "
+                f"unless count by (version) (vm_sync_build_info{{{SERVICE}}} offset 5m)"
+            ),
+            "version {{version}}",
+        ),
+    )
+    return [
+        {
+            "name": name,
+            "enable": True,
+            "iconColor": colour,
+            "datasource": {"type": "prometheus", "uid": "${datasource}"},
+            "expr": expression,
+            "titleFormat": name,
+            "textFormat": text,
+            "step": "60s",
+        }
+        for name, colour, expression, text in marked
+    ]
+
+
+def variables(runbook: str) -> Iterable[Any]:
     """Return what can be chosen at the top: where the numbers come from, and which of them."""
     yield dashboard.DatasourceVariable("datasource").label("Data source").type("prometheus")
+    yield dashboard.ConstantVariable("runbook").label("Address of the runbook").value(runbook)
     for name, label, query in (
         ("namespace", "Namespace", "label_values(vm_sync_build_info, namespace)"),
         ("instance", "Instance", 'label_values(vm_sync_build_info{namespace=~"$namespace"}, instance)'),
@@ -593,42 +783,42 @@ def variables() -> Iterable[dashboard.QueryVariable | dashboard.DatasourceVariab
         )
 
 
-def runbook_urls(rules: str) -> dict[str, str]:
-    """Return each alert's runbook."""
-    return {
-        rule["alert"]: rule["annotations"]["runbook_url"]
-        for group in yaml.safe_load(rules)["groups"]
-        for rule in group["rules"]
-        if "alert" in rule
-    }
-
-
-def render(rules: str) -> str:
-    """Return the dashboard's JSON; `rules` is the text of rules.yaml."""
-    runbooks = runbook_urls(rules)
+def render(*, runbook: str = RUNBOOK) -> str:
+    """Return the dashboard's JSON; `runbook` is the absolute address of the runbook's page."""
     board = (
         dashboard.Dashboard("vm-sync")
         .uid("vm-sync")
-        .description("Syncs of VM replications: whether they end, how soon that is told, and what stands in the way.")
+        .description("Syncs of VM replications: whether they end, how soon outcomes are published, and what is stuck.")
         .tags(["vm-sync"])
         .time("now-6h", "now")
         .refresh("30s")
         .tooltip(DashboardCursorSync.CROSSHAIR)
         .readonly()
     )
-    for variable in variables():
+    for variable in variables(runbook):
         board.with_variable(variable)
     number = count(1)
-    for title, panels in ROWS:
-        board.with_row(dashboard.Row(title).id(next(number)))
-        for panel in panels:
-            board.with_panel(built(panel, number=next(number), runbooks=runbooks))
-    return json.dumps(board.build(), cls=JSONEncoder, indent=2, sort_keys=True) + "\n"
+    for place, (title, panels) in enumerate(ROWS):
+        row = dashboard.Row(title).id(next(number))
+        if place == 0:
+            board.with_row(row)
+            for panel in panels:
+                board.with_panel(built(panel, number=next(number)))
+        else:
+            for panel in panels:  # they belong to the row: it is folded
+                row.with_panel(built(panel, number=next(number)))
+            board.with_row(row)
+    made = json.loads(json.dumps(board.build(), cls=JSONEncoder))
+    # The builder's annotations lack what Prometheus' have: the texts.
+    made["annotations"] = {"list": annotations()}
+    return json.dumps(made, indent=2, sort_keys=True) + "\n"
 
 
 def main() -> None:
     """Write the dashboard beside the rules."""
-    (MONITORING / "dashboard.json").write_text(render((MONITORING / "rules.yaml").read_text()))
+    parser = argparse.ArgumentParser(prog="python -m tools.dashboard", description=__doc__)
+    parser.add_argument("--runbook", default=RUNBOOK, help="the absolute address of your copy of docs/runbook.md")
+    (MONITORING / "dashboard.json").write_text(render(runbook=parser.parse_args().runbook))
 
 
 if __name__ == "__main__":

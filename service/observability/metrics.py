@@ -38,7 +38,7 @@ RESULTS: Final = {Fate.ADMITTED: "accepted", Fate.DUPLICATE: "duplicate", Fate.D
 STATES: Final = ("waiting", "submitting", "in_doubt", "running", "lingering")
 OUTCOMES: Final = ("completed", "failed")
 OPERATIONS: Final = ("login", "extend", "submit", "poll", "find")
-STATUSES: Final = ("2xx", "401", "4xx", "429", "5xx", "timeout", "error")
+STATUSES: Final = ("2xx", "401", "403", "404", "409", "429", "4xx", "5xx", "timeout", "error")
 LOGINS: Final = ("ok", "refused", "error")
 
 BRIEF: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -154,7 +154,10 @@ METRICS: Final = (
         buckets=(1, 2, 5, 10, 20, 35, 50, 75, 100),
     ),
     Metric(
-        "vm_sync_api_requests_total", "counter", "Calls to VCDA's API, by the answer's status.", ("operation", "status")
+        "vm_sync_api_requests_total",
+        "counter",
+        "Calls to VCDA's API, by the answer's status; of an extension, `site` is the remote site.",
+        ("operation", "status", "site"),
     ),
     Metric(
         "vm_sync_api_request_duration_seconds",
@@ -312,7 +315,7 @@ class Metrics:
         self._duration = histograms["vm_sync_duration_seconds"]
         self._lag = histograms["vm_sync_detection_lag_seconds"]
         self._batch = histograms["vm_sync_poll_batch_size"]
-        self._api_requests = counters["vm_sync_api_requests_total"].having((o, s) for o in OPERATIONS for s in STATUSES)
+        self._api_requests = counters["vm_sync_api_requests_total"]
         self._api_seconds = histograms["vm_sync_api_request_duration_seconds"].having((o,) for o in OPERATIONS)
         self._paused = gauges["vm_sync_api_paused"]
         self._without_credentials = counters["vm_sync_calls_without_credentials_total"]
@@ -417,9 +420,9 @@ class Metrics:
             for label in (site, OTHER):
                 self._show_paused(label)
 
-    def api_request(self, operation: str, status: str, seconds: float) -> None:
+    def api_request(self, operation: str, status: str, seconds: float, *, site: str | None) -> None:
         """Count a call; `status` is a class such as 2xx, a code such as 429, or a word such as timeout."""
-        self._api_requests[operation, status].inc()
+        self._api_requests[operation, status, self._site_labels.get(site, OTHER)].inc()
         self._api_seconds[operation,].observe(seconds)
 
     def login(self, result: str) -> None:
@@ -563,6 +566,7 @@ class Metrics:
         """Make all series of a site exist."""
         self._outcomes.having([("completed", "", label), *(("failed", reason.value, label) for reason in Reason)])
         self._duration.having((word, label) for word in OUTCOMES)
+        self._api_requests.having((o, s, label) for o in OPERATIONS for s in STATUSES)
         for metric in (self._lag, self._batch, self._paused, self._posts_repeated, self._without_credentials):
             metric.having([(label,)])
 

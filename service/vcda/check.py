@@ -54,7 +54,7 @@ LOGOUT_LIMIT: Final = 5.0
 
 
 class _Meter:
-    def api_request(self, operation: str, status: str, seconds: float) -> None:
+    def api_request(self, operation: str, status: str, seconds: float, *, site: str | None) -> None:
         """Count nothing."""
 
 

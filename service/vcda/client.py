@@ -81,7 +81,9 @@ class ApiLimits:
 class Meter(Protocol):
     """The metrics of calls, logins and connections."""
 
-    def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
+    def api_request(  # noqa: D102
+        self, operation: str, status: str, seconds: float, *, site: str | None
+    ) -> None: ...
     def login(self, result: str) -> None: ...  # noqa: D102
     def session_open(self, value: bool) -> None: ...  # noqa: D102, FBT001
     def site_authenticated(self, site: str) -> None: ...  # noqa: D102
@@ -313,6 +315,7 @@ class Vcda:
                 operation,
                 method=method,
                 target=target,
+                site=site,
                 token=ticket.login.token,
                 operation_id=operation_id,
                 may_leave=None if may_leave is None else partial(may_leave, ticket.account),

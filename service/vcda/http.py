@@ -58,7 +58,9 @@ the server is just closing isn't lost, but it is in doubt, and doubts cost minut
 class Meter(Protocol):
     """The metrics of calls."""
 
-    def api_request(self, operation: str, status: str, seconds: float) -> None: ...  # noqa: D102
+    def api_request(  # noqa: D102
+        self, operation: str, status: str, seconds: float, *, site: str | None
+    ) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +185,7 @@ class Wire:
         *,
         method: Literal["GET", "POST", "DELETE"],
         target: str,
+        site: str | None = None,
         token: str | None = None,
         operation_id: str | None = None,
         content: bytes | None = None,
@@ -191,7 +194,8 @@ class Wire:
     ) -> Answer | NoAnswer:
         """Make one call; `target` is path and query, percent-encoded; `limit` the longest body to accept, in bytes.
 
-        `may_leave` is asked just before the first byte; if it returns False, nothing is sent.
+        `site` is for the metrics alone. `may_leave` is asked just before the first byte; if it returns False, nothing
+        is sent.
         """
         headers = (self._headers_of_get if method == "GET" else self._headers).copy()
         if token is not None:
@@ -218,7 +222,7 @@ class Wire:
             self._heard(seen, sent=began, received=ended)
         label = _label(seen)
         if label != "withheld" and operation != "logout":  # the one is no call, the other tells nothing
-            self._meter.api_request(operation, label, ended - began)
+            self._meter.api_request(operation, label, ended - began, site=site)
         return seen
 
     def offset(self) -> timedelta | None:

@@ -343,6 +343,7 @@ class Session:
             "extend",
             method="POST",
             target="/sessions/extend",
+            site=site,
             token=login.token,
             content=json.dumps(of_site.extend_body()).encode(),
         )

@@ -32,7 +32,7 @@ vm_sync_duration_seconds histogram outcome site
 vm_sync_detection_lag_seconds histogram site
 vm_sync_poll_overdue_seconds gauge site
 vm_sync_poll_batch_size histogram site
-vm_sync_api_requests_total counter operation status
+vm_sync_api_requests_total counter operation status site
 vm_sync_api_request_duration_seconds histogram operation
 vm_sync_api_paused gauge site
 vm_sync_calls_without_credentials_total counter site
@@ -125,7 +125,8 @@ def test_the_series_of_words_known_in_advance_exist_at_0(registry: CollectorRegi
         ("vm_sync_oldest_in_flight_seconds", {"site": "berlin"}),
         ("vm_sync_duration_seconds_count", {"outcome": "failed", "site": "berlin"}),
         ("vm_sync_poll_overdue_seconds", {"site": "local"}),
-        ("vm_sync_api_requests_total", {"operation": "submit", "status": "429"}),
+        ("vm_sync_api_requests_total", {"operation": "submit", "status": "429", "site": "berlin"}),
+        ("vm_sync_api_requests_total", {"operation": "extend", "status": "403", "site": "berlin"}),
         ("vm_sync_api_paused", {"site": "berlin"}),
         ("vm_sync_partitions_stopped", {"reason": "cursor-beyond-end"}),
         ("vm_sync_kafka_connected", {}),
@@ -298,11 +299,12 @@ def test_a_dead_letter_counts_as_a_result_and_by_its_reason(registry: CollectorR
 
 
 def test_a_word_never_heard_before_is_counted_all_the_same(registry: CollectorRegistry, metrics: Metrics) -> None:
-    metrics.api_request("submit", "3xx", 0.1)
+    metrics.api_request("submit", "3xx", 0.1, site=None)
     metrics.login("locked-out")
     metrics.stopped("unheard-of", 2)
 
-    assert registry.get_sample_value("vm_sync_api_requests_total", {"operation": "submit", "status": "3xx"}) == 1.0
+    call = {"operation": "submit", "status": "3xx", "site": "local"}
+    assert registry.get_sample_value("vm_sync_api_requests_total", call) == 1.0
     assert registry.get_sample_value("vm_sync_session_logins_total", {"result": "locked-out"}) == 1.0
     assert registry.get_sample_value("vm_sync_partitions_stopped", {"reason": "unheard-of"}) == 2.0
 

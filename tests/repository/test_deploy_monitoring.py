@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,9 +23,10 @@ from tests.support.expressions import (
     Expression,
     alerts,
     all_expressions,
+    board,
     panels,
     rules,
-    runbook_sections,
+    sections,
 )
 from tools import dashboard, prometheusrule
 
@@ -34,6 +36,7 @@ ELSEWHERE = {
     "up": {"job"},
     "process_cpu_seconds_total": {"job"},
     "process_resident_memory_bytes": {"job"},
+    "process_start_time_seconds": {"job"},
     "kafka_consumergroup_lag": {"consumergroup", "topic", "partition"},
     "kafka_consumergroup_current_offset": {"consumergroup", "topic", "partition"},
 }
@@ -43,7 +46,7 @@ SCRAPED = {"namespace", "instance"}
 """Labels that each target has, in Kubernetes by the PodMonitor, under compose by prometheus.yaml."""
 
 WORDS: dict[str, set[str]] = {
-    "result": {*metrics.RESULTS, *metrics.LOGINS},
+    "result": {*metrics.RESULTS.values(), *metrics.LOGINS},
     "outcome": set(metrics.OUTCOMES),
     "state": set(metrics.STATES),
     "cause": set(WaitCause),
@@ -54,6 +57,20 @@ WORDS: dict[str, set[str]] = {
     "consumergroup": {settings.Kafka().group_id},
 }
 """The values that a label can have, where they are words of ours."""
+
+THRESHOLDS: dict[str, tuple[str, tuple[str, float]]] = {
+    "Oldest request": ("VmSyncRequestNearDeadline", ("16200", 16_200)),
+    "Largest site of an instance": ("VmSyncSiteFillsCapacity", ("25000", 25_000)),
+    "Failed in the last hour": ("VmSyncSiteFailing", ("0.2", 0.2)),
+    "Failures in the last hour, by site": ("VmSyncSiteFailing", ("0.2", 0.2)),
+    "Logins refused, 15 min": ("VmSyncLoginFailing", ("2", 3)),
+    "Held back": ("VmSyncSitePaused", ("0.8", 0.8)),
+    "Most overdue poll": ("VmSyncPollsOverdue", ("120", 120)),
+    "Reading at a standstill": ("VmSyncReadingStalled", ("60", 60)),
+    "Time of a transaction": ("VmSyncCommitsSlow", ("1", 1)),
+    "Event loop's lag": ("VmSyncEventLoopLagging", ("0.5", 0.5)),
+}
+"""Panels with the alert that watches the same number: its limit as the rules have it, and as the panel colours it."""
 
 TEST_GROUPS = yaml.safe_load((MONITORING / "rules_test.yaml").read_text())["tests"]
 
@@ -198,18 +215,6 @@ def _limit(alert: str, metric: str = "") -> float:
 # ---------------------------------------------------------------- runbook
 
 
-def test_the_runbook_has_one_section_for_each_alert_in_the_order_of_the_rules() -> None:
-    assert list(runbook_sections()) == list(alerts())
-
-
-@pytest.mark.parametrize("alert", alerts())
-def test_a_section_tells_meaning_impact_diagnosis_with_queries_and_mitigation(alert: str) -> None:
-    text = runbook_sections()[alert]
-
-    assert re.findall(r"^\*\*(\w+)\.\*\*", text, flags=re.MULTILINE) == ["Meaning", "Impact", "Diagnosis", "Mitigation"]
-    assert "```promql" in text
-
-
 DOCUMENTS = (RUNBOOK, ROOT / "deploy" / "README.md")
 
 
@@ -234,26 +239,12 @@ def test_settings_and_commands_that_people_are_told_of_exist(document: Path) -> 
     of_a_site = {f"VM_SYNC_VCDA__SITES__0__{field}" for field in ("NAME", "USER")}
     assert set(re.findall(r"\bVM_SYNC_\w+__\w+", text)) <= known | of_a_site | {"VM_SYNC_VCDA__SITES"}
     assert set(re.findall(r"(?<!VM_SYNC_)\b(?:SYNC|KAFKA|VCDA|OPS|TOPICS)__\w+", text)) <= sections
-    named = set(
-        re.findall(r"\bvm-sync ((?:list|show|request|run|settings|topics|dead-letters|asyncapi)(?: \w+)?)", text)
-    )
-    for command in named:
-        assert re.match(
-            r"(list|show ID|request|run|settings|topics (check|create)|dead-letters (list|show|redrive|discard))",
-            command,
-        )
-
-
-def test_the_runbook_explains_each_reason_for_which_a_partition_stops() -> None:
-    sources = " ".join(path.read_text() for path in (ROOT / "service").glob("*.py"))
-    reasons = set(re.findall(r'JournalUnfit\([^()]*reason="([\w-]+)"', sources))
-    explained = set(re.findall(r"^\| `([\w-]+)` \|", runbook_sections()["VmSyncPartitionStopped"], flags=re.MULTILINE))
-
-    assert reasons <= explained
+    for command in re.findall(r"\bvm-sync ((?:topics|dead-letters)(?: \w+)?)", text):
+        assert re.match(r"topics (check|create)|dead-letters (list|show|redrive|discard)", command)
 
 
 def test_the_runbook_explains_each_reason_for_which_a_request_fails() -> None:
-    explained = set(re.findall(r"`([\w-]+)`", runbook_sections()["VmSyncSiteFailing"]))
+    explained = set(re.findall(r"`([\w-]+)`", sections()["VmSyncSiteFailing"]))
 
     assert {reason.value for reason in Reason} <= explained
 
@@ -269,7 +260,7 @@ def test_the_reasons_in_the_rules_tests_are_ones_that_exist() -> None:
 
 
 def test_the_dashboard_is_the_one_that_its_program_makes() -> None:
-    made = dashboard.render((MONITORING / "rules.yaml").read_text())
+    made = dashboard.render()
 
     assert made == (MONITORING / "dashboard.json").read_text(), "run: python -m tools.dashboard"
 
@@ -280,16 +271,74 @@ def test_every_metric_of_the_service_is_on_the_dashboard() -> None:
     assert set(TABLE) <= shown
 
 
-def test_every_panel_has_a_description_a_unit_and_colours_and_leads_to_a_page_that_exists() -> None:
-    links = set()
+def test_every_panel_has_a_description_a_unit_and_colours() -> None:
     for panel in panels():
         assert panel["description"].endswith("."), panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert panel["fieldConfig"]["defaults"]["thresholds"]["steps"][0]["value"] is None
         assert panel["datasource"]["uid"] == "${datasource}"
-        links |= {link["url"] for link in panel.get("links", [])}
 
-    assert links <= {rule["annotations"]["runbook_url"] for rule in alerts().values()}
+
+def test_links_are_absolute_by_one_variable_and_lead_to_pages_that_exist() -> None:
+    (runbook,) = (variable for variable in board()["templating"]["list"] if variable["name"] == "runbook")
+    anchors = {heading.lower().replace(" ", "-") for heading in sections()}
+
+    assert runbook["query"].startswith("https://")
+    for panel in panels():
+        for link in panel.get("links", []):
+            address, _, anchor = link["url"].partition("#")
+            assert (address, anchor in anchors) == ("${runbook}", True), link["url"]
+
+
+def test_the_address_of_the_runbook_is_chosen_when_the_dashboard_is_made() -> None:
+    made = dashboard.render(runbook="https://docs.example.com/runbook/")
+
+    assert made.replace("https://docs.example.com/runbook/", dashboard.RUNBOOK) == dashboard.render()
+
+
+def test_the_first_row_is_open_and_the_others_are_folded() -> None:
+    first, *others = (panel for panel in board()["panels"] if panel["type"] == "row")
+
+    assert not first.get("collapsed")
+    assert others
+    assert all(row["collapsed"] and row["panels"] for row in others)
+    assert [panel["title"] for panel in board()["panels"] if panel["type"] != "row"] == [
+        panel.title for panel in dashboard.ROWS[0][1]
+    ]
+
+
+def test_the_first_row_says_whether_it_works_what_is_stuck_and_why() -> None:
+    asked = " ".join(expression for panel in dashboard.ROWS[0][1] for expression, _ in panel.queries)
+
+    for metric in (
+        "ALERTS",
+        "vm_sync_kafka_connected",
+        "vm_sync_partitions_owned",
+        "vm_sync_partitions_stopped",
+        "vm_sync_api_paused",
+        "vm_sync_waiting",
+        "vm_sync_session_open",
+        "vm_sync_session_logins_total",
+        "vm_sync_oldest_in_flight_seconds",
+        "vm_sync_dead_letters_total",
+    ):
+        assert metric in asked
+
+
+@pytest.mark.parametrize("panel", [p for p in panels() if p["title"] in THRESHOLDS], ids=lambda p: p["title"])
+def test_a_threshold_is_the_alerts_for_what_the_panel_shows(panel: dict[str, Any]) -> None:
+    alert, limit = THRESHOLDS[panel["title"]]
+    steps = {step["value"] for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]}
+
+    assert re.search(rf"[<>]=? {limit[0]}$", alerts()[alert]["expr"], flags=re.MULTILINE)
+    assert limit[1] in steps
+    assert f"{alert.lower()}" in panel["links"][0]["url"]
+
+
+def test_restarts_rebalances_and_deployments_are_marked() -> None:
+    marked = {mark["name"]: mark["expr"] for mark in board()["annotations"]["list"]}
+
+    assert list(marked) == ["Restarts", "Rebalances", "Deployments"]
 
 
 def test_panels_have_numbers_and_places_of_their_own() -> None:
@@ -304,4 +353,5 @@ def test_what_can_be_chosen_is_what_the_queries_are_narrowed_down_by() -> None:
     text = (MONITORING / "dashboard.json").read_text()
     variables = set(re.findall(r"\$\{?([a-z]+)\b", text))
 
-    assert variables == {"datasource", "namespace", "instance", "site"}
+    assert variables == {"datasource", "runbook", "namespace", "instance", "site"}
+    assert variables == {variable["name"] for variable in board()["templating"]["list"]}

@@ -50,16 +50,24 @@ def _of_rules() -> Iterator[Expression]:
         yield Expression(f"rules.yaml: {rule.get('alert') or rule['record']}", rule["expr"])
 
 
+def board() -> dict[str, Any]:
+    """Return the dashboard."""
+    read: dict[str, Any] = json.loads((MONITORING / "dashboard.json").read_text())
+    return read
+
+
 def panels() -> list[dict[str, Any]]:
-    """Return the dashboard's panels, rows left out."""
-    board = json.loads((MONITORING / "dashboard.json").read_text())
-    return [panel for panel in board["panels"] if panel["type"] != "row"]
+    """Return the dashboard's panels, those in folded rows too; rows left out."""
+    of_rows = [inner for panel in board()["panels"] for inner in panel.get("panels") or ()]
+    return [panel for panel in [*board()["panels"], *of_rows] if panel["type"] != "row"]
 
 
 def _of_dashboard() -> Iterator[Expression]:
     for panel in panels():
         for target in panel["targets"]:
             yield Expression(f"dashboard.json: {panel['title']}", _plain(target["expr"]))
+    for annotation in board()["annotations"]["list"]:
+        yield Expression(f"dashboard.json: {annotation['name']}", _plain(annotation["expr"]))
 
 
 def _plain(promql: str) -> str:
@@ -68,14 +76,14 @@ def _plain(promql: str) -> str:
     return re.sub(r"\$\w+", ".*", promql)
 
 
-def runbook_sections() -> Mapping[str, str]:
-    """Return the text of each section of the runbook by its heading."""
+def sections() -> Mapping[str, str]:
+    """Return the text of each section of the runbook by its heading, alerts' pages and others."""
     parts = re.split(r"^## (.+)$", RUNBOOK.read_text(), flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def _of_runbook() -> Iterator[Expression]:
-    for heading, text in runbook_sections().items():
+    for heading, text in sections().items():
         for block in re.findall(r"^```promql\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL):
             # One query a line: what a person copies at three in the morning.
             yield from (Expression(f"runbook.md: {heading}", line) for line in block.splitlines() if line.strip())

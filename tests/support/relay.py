@@ -1,5 +1,7 @@
 """A way to a server that can be lost: a TCP relay, whose connections fall silent without an end, or that moves.
 
+It can also be a long way: `delay` is how many seconds all bytes take, in each direction.
+
 Bytes pass as they are. What a relay in a process can't be is a firewall: the kernel goes on acknowledging, so that a
 client learns of a silent connection from its own time-outs alone.
 """
@@ -24,6 +26,7 @@ class Relay:
         (self._port,) = free_ports(1)
         self._server: asyncio.Server | None = None
         self._pairs: set[_Client] = set()
+        self.delay = 0.0
 
     @property
     def address(self) -> str:
@@ -45,7 +48,10 @@ class Relay:
         """Listen, on the port that it had."""
         if self._server is None:
             loop = asyncio.get_running_loop()
-            self._server = await loop.create_server(lambda: _Client(self._target, self._pairs), "127.0.0.1", self._port)
+            self._server = await loop.create_server(self._client, "127.0.0.1", self._port)
+
+    def _client(self) -> "_Client":
+        return _Client(self._target, self._pairs, lambda: self.delay)
 
     def close(self) -> None:
         """Close the port, and every connection."""
@@ -89,6 +95,12 @@ class _Half(asyncio.Protocol):
     @override
     def data_received(self, data: bytes) -> None:
         self.client.passed_at = time.monotonic()
+        if self.client.delay:
+            asyncio.get_running_loop().call_later(self.client.delay, self._pass, data)
+        else:
+            self._pass(data)
+
+    def _pass(self, data: bytes) -> None:
         if not self.client.dropped and self.other is not None and self.other.transport is not None:
             self.other.transport.write(data)
 
@@ -112,13 +124,18 @@ class _Half(asyncio.Protocol):
 class _Client(_Half):
     """The side of the client, which knows both."""
 
-    def __init__(self, target: Callable[[], Address], pairs: "set[_Client]") -> None:
+    def __init__(self, target: Callable[[], Address], pairs: "set[_Client]", delay: Callable[[], float]) -> None:
         super().__init__()
         self._target = target
+        self._delay = delay
         self._pairs = pairs
         self.dropped = False
         self.passed_at = time.monotonic()
         self._connecting: asyncio.Task[None] | None = None
+
+    @property
+    def delay(self) -> float:
+        return self._delay()
 
     @property
     @override

@@ -257,13 +257,15 @@ class Meter:
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
+        self.requests_by_site: list[tuple[str, str | None]] = []
         self.logins: list[str] = []
         self.opened: list[bool] = []
         self.sites: list[str] = []
 
-    def api_request(self, operation: str, status: str, seconds: float) -> None:
+    def api_request(self, operation: str, status: str, seconds: float, *, site: str | None) -> None:
         assert seconds >= 0
         self.requests.append((operation, status))
+        self.requests_by_site.append((operation, site))
 
     def login(self, result: str) -> None:
         self.logins.append(result)

@@ -305,7 +305,8 @@ async def test_while_vcda_is_away_requests_wait_tasks_are_asked_after_and_nothin
         }
         assert seen.statuses("/livez") == seen.statuses("/readyz") == [200]
         text = (await process.get("/metrics")).text
-        errors = re.search(r'^vm_sync_api_requests_total\{operation="poll",status="error"\} (\d+)', text, re.MULTILINE)
+        series = r'^vm_sync_api_requests_total\{operation="poll",site="local",status="error"\} (\d+)'
+        errors = re.search(series, text, re.MULTILINE)
         assert errors is not None
         assert int(errors[1]) >= 2
 

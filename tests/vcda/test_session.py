@@ -99,6 +99,15 @@ async def test_a_hundred_calls_that_find_the_session_gone_log_in_once() -> None:
     assert all(isinstance(answer, Accepted) for answer in answers)
 
 
+async def test_each_call_is_counted_for_its_site_and_an_extension_for_the_remote_one() -> None:
+    async with appliance(Guard()) as there, ours(there.url) as us:
+        await us.submit()
+        await us.submit(site="site2")
+
+    counted = us.meter.requests_by_site
+    assert counted == [("login", None), ("submit", None), ("extend", "site2"), ("submit", "site2")]
+
+
 async def test_a_hundred_calls_extend_to_a_site_once() -> None:
     guard = Guard()
     async with appliance(guard) as there, ours(there.url) as us:
