@@ -86,9 +86,10 @@ demo: $(READY) ## run Kafka, a simulated VCDA and the service on this machine, w
 model: $(READY) ## check every state of the protocol's model with Spin: a quarter of an hour
 	$(BIN)/python -m tools.model
 
-chaos: $(READY) ## run the fault injection test; options: SEED=, SEEDS=, REQUESTS=
+chaos: $(READY) ## run the fault injection tests; options: SEED=, SEEDS=, REQUESTS=, BROKERS="1 3"
 	$(BIN)/python -m tests.stress.chaos
 	$(BIN)/python -m tests.stress.versions
+	$(BIN)/python -m tests.stress.upgrade
 
 bench: $(READY) ## run the benchmark and write its pages: an hour
 	$(BIN)/python -m benchmarks

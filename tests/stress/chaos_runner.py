@@ -3,13 +3,13 @@
 run     requests are asked, unreadable messages come between them, things happen
 calm    everything that was broken is whole again; every request must get its outcome
 probe   one more request for each partition: each must work, so each process must
+silence on several brokers: how long outcomes stay away when one is restarted or dies; see `silences`
 ending  something that can't be made whole: see `endings`
 stop    SIGTERM to all; each must end by itself, with 0
 """
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import ssl
@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -34,10 +35,13 @@ from aiokafka.partitioner import murmur2
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from service.intake.timings import DEFAULT_TIMINGS
-from service.sandbox.kafka import EmbeddedKafka
+from service.sandbox.kafka import LOGIN, EmbeddedKafka
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Durations, Plan, User
-from tests.stress import endings
+from tests.stress import endings, silences
+from tests.stress.broker_faults import BrokerFaults, service_grants
+from tests.stress.oracle import Disturbance
+from tests.stress.routes import Routes
 from tests.stress.schedule import (
     DEADLINE,
     MOST_MEMBERS,
@@ -46,7 +50,9 @@ from tests.stress.schedule import (
     REQUEST_TIMEOUT,
     SESSION_TIMEOUT,
     SETTLE,
+    TO_BROKERS,
     TOO_LATE,
+    WITHOUT_KAFKA,
     Cancelling,
     Happening,
     Odd,
@@ -55,8 +61,8 @@ from tests.stress.schedule import (
     What,
 )
 from tests.stress.watch import Watch
+from tests.support.cluster import PASSWORDS, SERVICE, Cluster
 from tests.support.process_harness import PASSWORD, Ledger, Process, Verdict, appliance
-from tests.support.relay import Address, Relay
 from tests.support.simulator_thread import Apart
 
 BROKER: Final = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "1000"}
@@ -68,7 +74,7 @@ RELAYED: Final = "RELAYED"
 UNTIL_QUIET: Final = DEADLINE + 75.0
 """Seconds from the calm to the last outcome: two wall clocks that differ by a minute, and a deadline."""
 
-AT_MOST: Final = 600.0
+AT_MOST: Final = 900.0
 """Seconds for a whole run: one that hangs is a finding, too."""
 
 PROBED: Final = 25.0
@@ -99,7 +105,15 @@ OWN: Final = User(name="vm-sync@org2", password=PASSWORD, org="org2")
 SUCCESSOR: Final = "successor@System"
 """Who takes the place of the user at site3."""
 
+LOGS_IN: Final = {
+    "VM_SYNC_KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+    "VM_SYNC_KAFKA__SASL_MECHANISM": "SCRAM-SHA-512",
+    "VM_SYNC_KAFKA__SASL_USERNAME": SERVICE,
+    "VM_SYNC_KAFKA__SASL_PASSWORD": PASSWORDS[SERVICE],
+}
+
 SETTINGS: Final = {
+    "PYTHONFAULTHANDLER": "1",
     "VM_SYNC_KAFKA__SESSION_TIMEOUT": f"PT{SESSION_TIMEOUT:.0f}S",
     "VM_SYNC_VCDA__REQUEST_TIMEOUT": f"PT{REQUEST_TIMEOUT:.0f}S",
     "VM_SYNC_SYNC__SETTLE": f"PT{SETTLE:.0f}S",
@@ -161,8 +175,10 @@ class Authority:
         self._next.issue_cert("127.0.0.1").configure_cert(self.server)
 
 
-def broker() -> EmbeddedKafka:
-    """A Kafka for a run, not started."""
+def kafka_of(brokers: int) -> EmbeddedKafka:
+    """A Kafka for a run, not started. One of several brokers asks the service for its login and its rights."""
+    if brokers > 1:
+        return EmbeddedKafka(brokers=brokers, properties=BROKER, users=PASSWORDS, authorizer=True)
     return EmbeddedKafka(properties=BROKER, listeners={RELAYED: "PLAINTEXT"})
 
 
@@ -174,9 +190,10 @@ class Conductor:
     ) -> None:
         self._schedule = schedule
         self._kafka = kafka
+        self._cluster = Cluster(kafka)
+        self._several = len(kafka.brokers) > 1
         self._show = show
-        self._listener: Relay = Relay(self._relayed)
-        self._door: Relay = Relay(lambda: self._listener.place)
+        self._routes = Routes(kafka, listener=LOGIN if self._several else RELAYED)
         self._folder = tempfile.TemporaryDirectory(prefix="vm-sync-chaos-")
         self._authority = Authority(Path(self._folder.name))
         self._vcda = Apart(
@@ -199,15 +216,20 @@ class Conductor:
         self._skews = iter(schedule.skews)
         self._findings: list[str] = []
         self._told: set[str] = set()
+        self._settings: Mapping[str, str] = {}
         self._broker = asyncio.Lock()
         self._broker_away = False
         self._restless_until = 0.0
         self._happened: Counter[str] = Counter()
         self._asked = 0
+        self._faults = BrokerFaults(
+            self._cluster, routes=self._routes, ledger=self._ledger, away=self._broker, note=self._note
+        )
 
-    def _relayed(self) -> Address:
-        host, _, port = self._kafka.address(RELAYED).partition(":")
-        return host, int(port)
+    def _note(self, words: str) -> None:
+        """Have it stand in the logs' folder, beside what the processes say at that moment."""
+        with (self._ledger.folder / "happenings.log").open("a") as file:
+            file.write(f"{datetime.now(UTC).isoformat(timespec='milliseconds')} {words}\n")
 
     # ------------------------------------------------------------ what an ending sees of it
 
@@ -230,8 +252,9 @@ class Conductor:
         """Return the operations that a reader hasn't heard of."""
         return set(self._ledger.asked) - self._told
 
-    async def begin_again(self) -> None:
-        """End all members, and start as many, as the ledger has it now."""
+    async def begin_again(self, **settings: str) -> None:
+        """End all members, and start as many, as the ledger has it now, with these settings from now on."""
+        self._settings = {**self._settings, **settings}
         members = self._free()
         await asyncio.gather(*(self._stop(member) for member in members))
         for _ in members:
@@ -255,9 +278,12 @@ class Conductor:
             by_hand.cancel()
             await self._probe()
             evidence = await self._accounts() | {"calm": (calm_at, time.time())}
-            self._happened[schedule.ending] += 1
-            self._tell(schedule.ending)
-            await endings.play(schedule.ending, self)
+            if schedule.measurings:
+                evidence["disturbances"] = await self._measure()
+            if schedule.ending is not None:
+                self._happened[schedule.ending] += 1
+                self._tell(schedule.ending)
+                await endings.play(schedule.ending, self)
             reading.cancel()
             await self._stop_all()
             lost = sum(member.watch.lost for member in self._members)
@@ -273,14 +299,16 @@ class Conductor:
 
     @asynccontextmanager
     async def _kafka_there(self) -> AsyncIterator[None]:
-        async with self._listener, self._door:
-            self._ledger.door = self._door.address
-            self._kafka.advertise(RELAYED, self._listener.address)
+        async with self._routes:
+            self._ledger.door = self._routes.bootstrap
+            self._routes.advertise()
             try:
-                await asyncio.to_thread(self._kafka.start)
+                await asyncio.to_thread(self._cluster.open)
+                if self._several:
+                    await self._cluster.grant(SERVICE, *service_grants(self._ledger.prefix))
                 yield
             finally:
-                await asyncio.to_thread(self._kafka.close)
+                await asyncio.to_thread(self._cluster.close)
                 self._folder.cleanup()
 
     # ------------------------------------------------------------ members
@@ -289,7 +317,8 @@ class Conductor:
         skew = next(self._skews)
         command = (sys.executable, "-m", "tests.stress.skewed", str(skew)) if skew else ()
         authority = {"VM_SYNC_VCDA__CA_FILE": str(self._authority.bundle)}
-        process = self._ledger.start(command=command, **SETTINGS, **authority, **more)
+        settings = {**SETTINGS, **(LOGS_IN if self._several else {}), **self._settings}
+        process = self._ledger.start(command=command, **settings, **authority, **more)
         holder: list[Member] = []
         watch = Watch(process, excused=lambda: not holder[0].free or self._restless)
         member = Member(process, watch, asyncio.create_task(watch.look()))
@@ -326,6 +355,8 @@ class Conductor:
             code = await member.process.stop(within=STOPPED)
         except Exception as error:  # noqa: BLE001 - subprocess's own
             self._findings.append(f"{member.process.log.name} did not stop within {STOPPED} s: {error!r}")
+            member.process.signal(signal.SIGABRT)  # so that its log says where it stands
+            await asyncio.sleep(1.0)
             await member.process.kill()
             return
         finally:
@@ -431,11 +462,14 @@ class Conductor:
         chosen = free[int(one.who * len(free))] if free else None
         self._happened[one.words] += 1
         self._tell(one.words)
+        self._note(one.words)
         if one.what in self._to_members:
             if chosen is not None:
                 await self._to_members[one.what](chosen, one.seconds)
-        elif one.what in {What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES, What.KAFKA_MOVES}:
+        elif one.what in WITHOUT_KAFKA:
             await self._without_kafka(one)
+        elif one.what in TO_BROKERS:
+            await self._faults.do(one)
         else:
             await self._to_others(one)
 
@@ -459,8 +493,7 @@ class Conductor:
             case What.ALL_DIE:
                 await self._all_die(one.seconds)
             case What.KAFKA_DROPS:
-                self._listener.drop()
-                self._door.drop()
+                self._routes.drop()
             case _:
                 await self._to_vcda(one)
 
@@ -573,22 +606,18 @@ class Conductor:
             self._broker_away = True
             try:
                 if one.what is What.KAFKA_FREEZES:
-                    assert self._kafka.pid is not None
-                    os.kill(self._kafka.pid, signal.SIGSTOP)
+                    for broker in self._kafka.brokers.values():
+                        broker.freeze()
                     await asyncio.sleep(one.seconds)
-                    os.kill(self._kafka.pid, signal.SIGCONT)
                 else:
-                    end = self._kafka.kill if one.what is What.KAFKA_DIES else self._kafka.stop
-                    await asyncio.to_thread(end)
-                    self._listener.close()
-                    self._door.close()
+                    await self._cluster.run(self._kafka.kill if one.what is What.KAFKA_DIES else self._kafka.stop)
+                    self._routes.close()
                     await asyncio.sleep(one.seconds)
                     if one.what is What.KAFKA_MOVES:
-                        await self._listener.move()
-                        self._kafka.advertise(RELAYED, self._listener.address)
-                    await asyncio.to_thread(self._kafka.start)
-                    await self._listener.open()
-                    await self._door.open()
+                        await self._routes.move()
+                    await self._cluster.run(self._kafka.start)
+                    await self._routes.open()
+                await self._cluster.heal()
             finally:
                 self._broker_away = False
                 self._restless_until = time.monotonic() + 10.0
@@ -648,6 +677,15 @@ class Conductor:
         stuck = sorted(name for name in self.untold() if name.startswith("probe-"))
         if stuck:
             self._findings.append(f"partitions that don't work at the end: {stuck}")
+
+    async def _measure(self) -> Sequence[Disturbance]:
+        """Measure how long outcomes stay away, then wait for the last ones."""
+        self._tell("how long outcomes stay away")
+        found = await silences.measure(self, self._cluster, self._faults, self._schedule.measurings)
+        until = time.monotonic() + UNTIL_QUIET
+        while self.untold() and time.monotonic() < until:
+            await asyncio.sleep(0.2)
+        return found
 
     async def _accounts(self) -> dict[str, Any]:
         """Wait until each record has been read, then return what was counted and what there is to count."""

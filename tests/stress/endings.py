@@ -65,8 +65,8 @@ class Stage(Protocol):
     def free(self) -> Sequence[Actor]: ...
     def find(self, sentence: str) -> None: ...
     def untold(self) -> set[str]: ...
-    async def begin_again(self) -> None:
-        """End all members, and start as many, as the ledger has it now."""
+    async def begin_again(self, **settings: str) -> None:
+        """End all members, and start as many, as the ledger has it now, with these settings from now on."""
 
 
 async def play(ending: Ending, stage: Stage) -> None:
@@ -168,10 +168,11 @@ def _pairs(count: int) -> list[tuple[str, str]]:
 
 
 async def _recreate(admin: AIOKafkaAdminClient, topic: str, **configs: str) -> None:
+    replicas = len((await admin.describe_cluster())["brokers"])
     await admin.delete_topics([topic])
     until = time.monotonic() + RECREATED
     while True:  # the name is free a moment after the deletion was answered
-        response = await admin.create_topics([NewTopic(topic, PARTITIONS, 1, topic_configs=configs)])
+        response = await admin.create_topics([NewTopic(topic, PARTITIONS, replicas, topic_configs=configs)])
         codes = [code for _, code, *_ in response.topic_errors]
         if not any(codes):
             return

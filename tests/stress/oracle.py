@@ -56,6 +56,27 @@ class Told:
     """When it was written, in seconds since 1970."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disturbance:
+    """Something done to Kafka while nothing else was wrong and outcomes were due all the time."""
+
+    words: str
+    began: float
+    until: float
+    """In seconds since 1970."""
+    bound: float
+    """Seconds for which a partition may have no outcome."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """The longest time in which a partition had no outcome during a disturbance, in seconds."""
+
+    disturbance: Disturbance
+    partition: int
+    longest: float
+
+
 @dataclass(slots=True)
 class Verdict:
     """What was found; `violations` are sentences, and none is what a run has to show."""
@@ -64,6 +85,8 @@ class Verdict:
     figures: dict[str, float] = field(default_factory=dict)
     not_promised: Counter[str] = field(default_factory=Counter)
     """What went as badly as the guarantees say that it may, by case."""
+    silences: list[Silence] = field(default_factory=list)
+    """The longest one of each disturbance."""
 
     def must(self, holds: bool, sentence: str) -> None:
         if not holds:
@@ -88,6 +111,8 @@ class Evidence:
     """The simulated VCDA's own ledger."""
     spoilt: Sequence[Spoilt] = ()
     dead: Sequence[Told] = ()
+    foreign: frozenset[tuple[int, int]] = frozenset()
+    """Records, by partition and offset, that an earlier release doesn't know: a dead letter of each is no wrong."""
     spoilt_twice: Mapping[int, int] = field(default_factory=dict)
     """By partition, how often a message that can't be handed over was sent again, and may stand there twice."""
     foreseen: Mapping[str, str] = field(default_factory=dict)
@@ -100,6 +125,7 @@ class Evidence:
     """By site and name, accounts that were replaced: what became of their tasks, nobody can see."""
     calm: tuple[float, float] | None = None
     """From when to when nothing went wrong, in seconds since 1970."""
+    disturbances: Sequence[Disturbance] = ()
     read: Mapping[str, float] = field(default_factory=dict)
     """Records by their fate, as all processes counted them."""
     produced: int | None = None
@@ -157,6 +183,8 @@ def judge(seen: Evidence) -> Verdict:
     verdict.violations.extend(_order(seen))
     verdict.violations.extend(_endless(seen))
     verdict.violations.extend(_late(seen))
+    verdict.silences = [_silence(seen.told, one) for one in seen.disturbances]
+    verdict.violations.extend(_silent(verdict.silences))
     verdict.violations.extend(_balance(seen))
     verdict.violations.extend(_dead_letters(seen))
     verdict.violations.extend(_secrets(seen))
@@ -299,6 +327,31 @@ def _late(seen: Evidence) -> Iterator[str]:
         )
 
 
+def _silence(told: Iterable[Told], disturbance: Disturbance) -> Silence:
+    """Return the longest time without an outcome of any partition that has some at all."""
+    began, until = disturbance.began, disturbance.until
+    moments: defaultdict[int, list[float]] = defaultdict(list)
+    for one in told:
+        moments[one.place.partition].append(one.at)
+    longest = {
+        partition: max(later - earlier for earlier, later in pairwise([began, *within, until]))
+        for partition, some in moments.items()
+        for within in [sorted(at for at in some if began <= at <= until)]
+    }
+    partition = max(longest, key=longest.__getitem__, default=-1)
+    return Silence(disturbance, partition, longest.get(partition, until - began))
+
+
+def _silent(silences: Iterable[Silence]) -> Iterator[str]:
+    """Outcomes come again soon after what is done to Kafka."""
+    for one in silences:
+        if one.longest > one.disturbance.bound:
+            yield (
+                f"partition {one.partition} had no outcome for {one.longest:.1f} s, of at most "
+                f"{one.disturbance.bound:.1f} s: {one.disturbance.words}"
+            )
+
+
 def _balance(seen: Evidence) -> Iterator[str]:
     """No record is skipped: each has a fate, and one."""
     if seen.skipped:
@@ -335,6 +388,8 @@ def _dead_letters(seen: Evidence) -> Iterator[str]:
     for (partition, offset), some in letters.items():
         if twice[partition] and len(some) == 1 and dict(some[0].headers)["vm-sync-reason"] == b"unreadable":
             twice[partition] -= 1
+            continue
+        if (partition, offset) in seen.foreign and len(some) == 1:
             continue
         yield f"message {offset} of partition {partition} has a dead letter, and nothing was wrong with it"
 

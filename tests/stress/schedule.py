@@ -4,7 +4,7 @@ Pure; `chaos_runner` carries it out. A fault that would exceed what the service 
 request timeout and SETTLE together) is drawn only for replications of their own, which the oracle counts apart.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
@@ -68,6 +68,29 @@ class What(StrEnum):
     LOG_STANDS = "nobody reads the log"
     VCDA_CLOCK = "VCDA's clock jumps"
     WRONG = "VCDA answers wrong"
+    KAFKA_LONG_AWAY = "Kafka is away for more than a minute"
+
+    BROKER_RESTARTS = "a broker is restarted"
+    BROKER_DIES = "a broker is killed"
+    BROKER_FREEZES = "a broker freezes"
+    MAJORITY_DIES = "two of three brokers are killed"
+    BROKER_CLOCK = "a broker comes back with a wrong clock"
+    LEADERS_ELECTED = "preferred leaders are elected"
+    PARTITIONS_MOVED = "partitions are moved to other brokers"
+    RIGHT_TAKEN = "a right is taken away"
+    TOPIC_SETTINGS = "a topic's settings are changed"
+    RECORDS_DELETED = "requests that were read are deleted"
+    THROTTLED = "a quota throttles the service"
+
+
+class Whom(StrEnum):
+    """Which broker something is done to, chosen by what it does for the service at that moment."""
+
+    GROUP = "the group's coordinator"
+    TRANSACTIONS = "the coordinator of a partition's transactions"
+    REQUESTS = "the leader of a partition of the requests topic"
+    JOURNAL = "the leader of a partition of the journal"
+    COMPLETED = "the leader of a partition of the completed topic"
 
 
 class Odd(StrEnum):
@@ -99,6 +122,16 @@ class Happening:
     words: str = ""
     fault: Mapping[str, Any] = field(default_factory=dict)
     """For the simulated VCDA."""
+    whom: Whom | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measuring:
+    """Something done to a broker while nothing else is wrong: how long do outcomes stay away? `who` as above."""
+
+    what: What
+    whom: Whom
+    who: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +171,7 @@ class Schedule:
     """A run. What is not promised is provoked on `late`, `by_hand` and `released` replications; `odd` are others."""
 
     seed: int
+    brokers: int
     members: int
     skews: tuple[float, ...]
     """By how many seconds the wall clock of each process is wrong."""
@@ -151,7 +185,8 @@ class Schedule:
     own_user: bool
     """Whether site2 knows the service by a user of its own, who sees their own tasks only."""
     odd: Mapping[str, Odd]
-    ending: Ending
+    measurings: tuple[Measuring, ...]
+    ending: Ending | None
     gentle: bool
     """Whether each record that was produced must have been counted in the end."""
 
@@ -182,11 +217,32 @@ STORMS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
 )  # fmt: skip
 
 
-HARSH: Final = frozenset(
+WITHOUT_KAFKA: Final = frozenset(
+    {What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES, What.KAFKA_MOVES, What.KAFKA_LONG_AWAY}
+)
+"""All brokers at once."""
+
+TO_BROKERS: Final = frozenset(
     {
-        *(What.KILL, What.ALL_DIE, What.FREEZE, What.JOIN_AND_FREEZE),
-        *(What.KAFKA_STOPS, What.KAFKA_DIES, What.KAFKA_FREEZES, What.KAFKA_MOVES, What.KAFKA_DROPS),
+        *(What.BROKER_RESTARTS, What.BROKER_DIES, What.BROKER_FREEZES, What.MAJORITY_DIES, What.BROKER_CLOCK),
+        *(What.LEADERS_ELECTED, What.PARTITIONS_MOVED, What.RIGHT_TAKEN, What.TOPIC_SETTINGS),
+        *(What.RECORDS_DELETED, What.THROTTLED),
     }
+)
+"""Only where there are several brokers, which ask for rights."""
+
+BROKERS_AWAY: Final = WITHOUT_KAFKA | {
+    *(What.BROKER_RESTARTS, What.BROKER_DIES, What.BROKER_FREEZES, What.MAJORITY_DIES, What.BROKER_CLOCK)
+}
+"""One at a time: a second broker down is a majority gone, which has a happening of its own."""
+
+APART: Final = 12.0
+"""Seconds between two of these on several brokers; a killed one is away for 9 s and more."""
+
+HARSH: Final = (
+    frozenset({What.KILL, What.ALL_DIE, What.FREEZE, What.JOIN_AND_FREEZE, What.KAFKA_DROPS})
+    | WITHOUT_KAFKA
+    | TO_BROKERS
 )
 """After which some records have a fate that nobody has counted, or two have: who is killed takes what it has counted
 last with it, and who loses a partition while a commit is under way never hears whether it stood."""
@@ -202,6 +258,13 @@ RELEASED: Final = 0.8
 ODD: Final = tuple(Odd)
 ENDINGS: Final = tuple(Ending)
 
+LONG_AWAY: Final = 0.2
+"""The share of runs in which Kafka is away for more than a minute, towards the end."""
+AWAY_FOR: Final = (60.0, 75.0)
+"""Seconds."""
+
+MEASURED: Final = (What.BROKER_RESTARTS, What.BROKER_RESTARTS, What.BROKER_DIES, What.BROKER_DIES)
+
 ODD_DEADLINE: Final = 20
 """Seconds: requests on odd replications end by their deadlines, and these are all that a run has to wait for."""
 
@@ -213,8 +276,14 @@ def draw(
     only: Collection[What] = (),
     odd: Collection[Odd] = ODD,
     ending: Ending | None = None,
+    brokers: int = 1,
+    measured: Sequence[What] = MEASURED,
+    short: bool = False,
 ) -> Schedule:
-    """Draw a run; of `only` some happenings, where there are any, and with an ending of one's choice."""
+    """Draw a run; of `only` some happenings, where there are any, and with an ending of one's choice.
+
+    A `short` one has no ending. On several brokers it is `measured` how long outcomes stay away.
+    """
     rng = Random(seed)
     length = AT_LEAST + requests / A_SECOND
     late = tuple(_replication(rng) for _ in range(2))
@@ -235,10 +304,17 @@ def draw(
             name = f"odd-{replication_id[3:11]}-{number}"
             fields = {"deadlineSeconds": ODD_DEADLINE}
             sendings.append(Sending(at=at, operation_id=name, replication_id=replication_id, fields=fields))
-    gentle = rng.random() < GENTLE if not only else not HARSH & set(only)
-    happenings = [one for one in _happenings(rng, length, only) if not gentle or one.what not in HARSH]
+    gentle = brokers == 1 and (rng.random() < GENTLE if not only else not HARSH & set(only))
+    make_deck = _deck if brokers == 1 else _cluster_deck
+    drawn = _happenings(rng, length, only, make_deck)
+    if rng.random() < LONG_AWAY and not short and (not only or What.KAFKA_LONG_AWAY in only):
+        away = rng.uniform(*AWAY_FOR)
+        drawn.append(Happening(at=0.6 * length, what=What.KAFKA_LONG_AWAY, seconds=away, words=What.KAFKA_LONG_AWAY))
+    drawn.sort(key=lambda one: one.at)
+    happenings = [one for one in drawn if not gentle or one.what not in HARSH]
     return Schedule(
         seed=seed,
+        brokers=brokers,
         members=rng.randint(1, MOST_MEMBERS),
         skews=tuple(rng.choice((0.0, 0.0, 30.0, -30.0, 15.0)) for _ in range(64)),
         length=length,
@@ -250,8 +326,9 @@ def draw(
         spelling=rng.choice(SPELLINGS),
         own_user=rng.choice(OWN_USERS),
         odd=strange,
-        ending=ending or rng.choice(ENDINGS),
+        ending=None if short else ending or rng.choice(ENDINGS),
         gentle=gentle,
+        measurings=_measurings(rng, measured) if brokers > 1 else (),
     )
 
 
@@ -335,21 +412,70 @@ def _spoilings(rng: Random, count: int, length: float) -> list[Spoiling]:
     return spoilings
 
 
-def _happenings(rng: Random, length: float, only: Collection[What]) -> list[Happening]:
-    """Draw from a shuffled deck, so that a run sees as many kinds as it has room for."""
+def _happenings(
+    rng: Random, length: float, only: Collection[What], make_deck: Callable[[Random], list[Happening]]
+) -> list[Happening]:
+    """Draw from a shuffled deck, so that a run sees as many kinds as it has room for; none, if none is in it."""
     deck: list[Happening] = []
-    happenings = []
-    at = 2.0
+    happenings: list[Happening] = []
+    at, whole = 2.0, 0.0
     while at < length:
-        while not deck:  # what is asked for may be one of two that are drawn
-            deck = [card for card in _deck(rng) if not only or card.what in only]
-        card = deck.pop()
-        happenings.append(
-            Happening(at=at, what=card.what, who=rng.random(), seconds=card.seconds, words=card.words, fault=card.fault)
-        )
+        for _ in range(10):  # what is asked for may be one of two that are drawn
+            deck = deck or [card for card in make_deck(rng) if not only or card.what in only]
+        if not deck:
+            return happenings
+        apart = make_deck is _cluster_deck
+        soon = [card for card in deck if not (apart and card.what in BROKERS_AWAY and at < whole)]
+        if not soon:
+            at = whole
+            continue
+        card = soon[-1]
+        deck.remove(card)
+        if card.what in BROKERS_AWAY:
+            whole = at + APART
+        happenings.append(replace(card, at=at, who=rng.random()))
         if rng.random() > 0.25:  # otherwise the next comes at once
             at += rng.uniform(*PAUSES)
     return happenings
+
+
+def _measurings(rng: Random, measured: Sequence[What]) -> tuple[Measuring, ...]:
+    whoms = [*rng.sample(list(Whom), k=len(Whom))]
+    return tuple(
+        Measuring(what=what, whom=whoms[number % len(whoms)], who=rng.random()) for number, what in enumerate(measured)
+    )
+
+
+def _cluster_deck(rng: Random) -> list[Happening]:
+    """Half of what else happens, and all that can be done to brokers. Not all are killed at once.
+
+    A Kafka that is killed whole may leave a committed transaction without its marker for ever, which no client can
+    stand up to (see `service/sandbox/kafka.py` on fencing).
+    """
+
+    def card(what: What, seconds: float = 0.0, whom: Whom | None = None) -> Happening:
+        return Happening(at=0.0, what=what, seconds=seconds, words=what, whom=whom)
+
+    others = [card for card in _deck(rng) if card.what is not What.KAFKA_DIES]
+    whoms = rng.sample(list(Whom), k=len(Whom))
+    deck = [
+        *others[: len(others) // 2],
+        *(card(What.BROKER_RESTARTS, rng.uniform(0.0, 4.0), whom) for whom in whoms[:2]),
+        *(card(What.BROKER_DIES, rng.uniform(0.0, 6.0), whom) for whom in whoms[2:4]),
+        card(What.BROKER_DIES, rng.uniform(0.0, 6.0), whoms[4]),
+        card(What.BROKER_FREEZES, rng.uniform(2.0, 8.0), whoms[0]),
+        card(What.BROKER_FREEZES, rng.uniform(10.0, 15.0), whoms[3]),
+        card(What.MAJORITY_DIES, rng.uniform(0.0, 4.0), whoms[1]),
+        card(What.BROKER_CLOCK, rng.choice((-30.0, 30.0)), whoms[2]),
+        *(card(What.LEADERS_ELECTED) for _ in range(2)),
+        card(What.PARTITIONS_MOVED),
+        *(card(What.RIGHT_TAKEN, rng.uniform(2.0, 8.0)) for _ in range(2)),
+        *(card(What.TOPIC_SETTINGS, rng.uniform(3.0, 8.0)) for _ in range(2)),
+        card(What.RECORDS_DELETED),
+        card(What.THROTTLED, rng.uniform(3.0, 8.0)),
+    ]
+    rng.shuffle(deck)
+    return deck
 
 
 def _deck(rng: Random) -> list[Happening]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
-from tests.stress.oracle import Asked, Evidence, Spoilt, Told, judge
+from tests.stress.oracle import Asked, Disturbance, Evidence, Spoilt, Told, judge
 
 COMPLETED = TopicPartition("completed", 0)
 FAILED = TopicPartition("failed", 0)
@@ -163,6 +163,37 @@ def test_an_unreadable_message_that_was_sent_again_may_stand_there_twice() -> No
 
     assert judge(twice).violations == []
     assert judge(replace(twice, dead=[*twice.dead, letter(15, reason=b"unreadable")])).violations != []
+
+
+def test_the_longest_time_without_an_outcome_of_any_partition_is_measured_and_must_keep_its_bound() -> None:
+    killed = Disturbance(words="a broker is killed", began=100.0, until=130.0, bound=14.0)
+    moments = [(0, 101.0), (0, 114.0), (0, 129.0), (1, 108.0), (1, 120.0), (1, 90.0), (1, 140.0)]
+    some = [replace(GOOD.told[0], place=TopicPartition("completed", number), at=at) for number, at in moments]
+
+    (longest,) = judge(replace(GOOD, told=some, disturbances=[killed])).silences
+    broken = judge(replace(GOOD, told=some, disturbances=[killed])).violations
+    kept = judge(replace(GOOD, told=some, disturbances=[replace(killed, bound=15.0)])).violations
+
+    assert (longest.partition, longest.longest) == (0, 15.0)
+    sentence = "partition 0 had no outcome for 15.0 s, of at most 14.0 s: a broker is killed"
+    assert sentence in broken
+    assert sentence not in kept
+    assert not [one for one in kept if "no outcome for" in one]
+
+
+def test_nothing_told_during_a_disturbance_is_a_silence_as_long_as_it() -> None:
+    (longest,) = judge(
+        replace(GOOD, told=[], disturbances=[Disturbance(words="", began=100.0, until=130.0, bound=14.0)])
+    ).silences
+
+    assert longest.longest == 30.0
+
+
+def test_a_dead_letter_of_what_an_earlier_release_does_not_know_is_no_wrong() -> None:
+    known = replace(GOOD, dead=[*GOOD.dead, letter(13)], foreign=frozenset({(3, 13)}))
+
+    assert judge(known).violations == []
+    assert judge(replace(known, dead=[*known.dead, letter(13)])).violations != []
 
 
 def test_what_has_no_fate_yet_may_have_died_with_who_read_it() -> None:

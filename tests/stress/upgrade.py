@@ -3,6 +3,7 @@
 `python -m tests.stress.upgrade [--before REVISION] [--requests N]`: processes of both releases share a consumer group,
 a journal and a simulated VCDA. Four rounds change all processes to the other release, one of them by SIGTERM and one by
 SIGKILL. What the journal's format promises is judged from outside: one outcome and at most one task for each request.
+Some requests are cancelled, and some released; the earlier release doesn't know that, and puts it on the dead letters.
 """
 
 import argparse
@@ -33,8 +34,20 @@ BEFORE: Final = "474f8ce"
 ENV: Final = shutil.which("env") or "env"
 """It starts a process in another folder, whose package Python then finds first."""
 
+PACKAGES: Final = "packages"
+"""Where a release has packages of its own; the folder may be missing."""
+
 WITHIN: Final = 180.0
 """Seconds for all outcomes after the last round: a restored doubt waits for the request timeout and SETTLE."""
+
+EVERY: Final = 0.02
+"""Seconds between two requests, so that each round's come while processes change."""
+
+CANCELLED: Final = 8
+"""Every which request is cancelled: the last of four for its replication, which waits, as a rule."""
+
+RELEASED: Final = 10
+"""Every which replication has releases instead, which let two of its syncs overlap."""
 
 PLAN: Final = Plan(queued=Durations.of("0.1"), duration=Durations.of("uniform:0.5:3"))
 
@@ -49,7 +62,8 @@ class Deployment:
 
     def start(self, release: str) -> Process:
         """Start a process of a release."""
-        process = self._ledger.start(command=(ENV, "-C", str(self._folders[release])))
+        folder = self._folders[release]
+        process = self._ledger.start(command=(ENV, "-C", str(folder), f"PYTHONPATH={folder / PACKAGES}"))
         self.running.append(process)
         return process
 
@@ -65,7 +79,7 @@ class Deployment:
 async def upgrade(*, before: Path, requests: int, console: Console) -> list[str]:
     """Go through the rounds, and return what is wrong."""
     replications = [f"C4-{uuid.uuid4()}" for _ in range(requests // 4)]
-    pairs = [(f"op-{number}", replications[number % len(replications)]) for number in range(requests)]
+    pairs = [(f"op-{number}", replications[number // 4 % len(replications)]) for number in range(requests)]
     rounds = ("now", "before", "now", "before")
     share = -(-requests // (len(rounds) + 1))
     config = appliance(PLAN, submit_latency=Durations.of("0.05"))
@@ -75,30 +89,58 @@ async def upgrade(*, before: Path, requests: int, console: Console) -> list[str]
             Ledger(bootstrap=kafka.bootstrap, simulator=vcda, prefix="upgrade", partitions=6) as ledger,
         ):
             deployment = Deployment(ledger, before=before)
+            for replication in replications[::RELEASED]:
+                ledger.foreseen[replication] = "a request was released while VCDA worked on it"
             for _ in range(2):
                 await ledger.ready(deployment.start("before"))
-            await ledger.ask_all(pairs[:share])
+            await ask(ledger, pairs[:share])
             for number, release in enumerate(rounds, 1):
                 changing = asyncio.create_task(deployment.change_to(release))
-                await ledger.ask_all(pairs[number * share : (number + 1) * share])
+                await ask(ledger, pairs[number * share : (number + 1) * share])
                 await changing
                 console.print(f"round {number}: all processes are of the release {release!r}")
             told = await ledger.wait(within=WITHIN)
-            verdict = await ledger.judge()
-            found = dict(counts(told))
-            console.print(f"{requests} requests: {found}; {vcda.world.counters()['calls'].get('submit', 0)} POSTs")
+            verdict = await ledger.judge(foreign=frozenset(ledger.cancels))
+            found = counts(told)
+            console.print(
+                f"{requests} requests: {dict(found)}; {vcda.world.counters()['calls'].get('submit', 0)} POSTs; "
+                f"{len(ledger.cancels)} cancels, of which {verdict.figures['dead letters']:.0f} are dead letters"
+            )
             wrong = list(verdict.violations)
-            if found != {"completed": requests}:
-                wrong.append(f"not all requests are completed: {found}")
+            if found["completed"] + found["cancelled"] != requests:
+                wrong.append(f"not all requests are completed or cancelled: {dict(found)}")
+            if not found["cancelled"] or not verdict.figures["dead letters"]:
+                wrong.append("no cancel was carried out, or none was read by the earlier release: this shows nothing")
             return wrong
 
 
+async def ask(ledger: Ledger, pairs: Sequence[tuple[str, str]]) -> None:
+    """Put requests on the topic, a few at a time, and cancels of some of them behind."""
+    standing: list[asyncio.Task[None]] = []
+    for number, (operation, replication) in enumerate(pairs):
+        standing.append(await ledger.begin_to_ask(operation, replication))
+        if number % CANCELLED == CANCELLED - 1:
+            release = replication in ledger.foreseen
+            standing.append(await ledger.begin_to_cancel(operation, replication, release=release))
+        await asyncio.sleep(EVERY)
+    await asyncio.gather(*standing)
+
+
 def extract(revision: str, folder: Path) -> None:
-    """Write the package as it was at a revision."""
+    """Write the package as it was at a revision, with the packages that it needed where these are others than now.
+
+    Raises:
+        subprocess.CalledProcessError: there is no such revision here, in a clone without history for instance.
+    """
     git = shutil.which("git") or "git"
-    archive = subprocess.run([git, "archive", revision, "service"], cwd=ROOT, capture_output=True, check=True).stdout
+    command = [git, "archive", revision, "service", "requirements.txt"]
+    archive = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout
     with tarfile.open(fileobj=io.BytesIO(archive)) as files:
         files.extractall(folder, filter="data")
+    needs = folder / "requirements.txt"
+    if needs.read_bytes() != (ROOT / "requirements.txt").read_bytes():
+        install = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*install, "--require-hashes", "-r", needs, "--target", folder / PACKAGES], check=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -109,7 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:
-        extract(given.before, Path(folder))
+        try:
+            extract(given.before, Path(folder))
+        except subprocess.CalledProcessError as error:
+            console.print(f"The revision {given.before} can't be had: {(error.stderr or b'').decode().strip()}")
+            return 1
         wrong = asyncio.run(upgrade(before=Path(folder), requests=given.requests, console=console))
     for sentence in wrong:
         console.print(sentence, style="bold red", markup=False)

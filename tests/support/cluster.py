@@ -1,16 +1,24 @@
-"""A Kafka of three brokers with rights, shared by the tests of a session, and what one does to single brokers of it."""
+"""A Kafka of three brokers with rights, shared by the tests of a session, and what is done to it and its brokers."""
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final, TypeVar
 
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka import TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError
+from aiokafka.protocol.admin import AlterPartitionReassignmentsRequest, CreateAclsRequest, DeleteAclsRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 
 from service.sandbox.kafka import LOGIN, Broker, EmbeddedKafka
 from service.sandbox.kafka_jars import KAFKA_VERSION
+from tests.support.grants import Grant, acl_request
+from tests.support.kafka_requests import TIMEOUT_MS, AlterQuotas, AlterTopic, ElectLeaders, codes
+
+T = TypeVar("T")
 
 BROKERS: Final = 3
 
@@ -22,16 +30,26 @@ PASSWORDS: Final = {SERVICE: "service-secret", OPERATOR: "operator-secret"}
 SETTLE_LIMIT: Final = 120.0
 """Seconds until all replicas have caught up after what was done to a broker; on a busy machine."""
 
+ANSWERS_WITHIN: Final = 5_000
+"""Milliseconds after which another broker is asked: the one that was asked may be frozen."""
+
+_OF_THE_TOPIC: Final = 1
+"""Where a setting comes from, as DescribeConfigs says it."""
+
+_DONE, _DONE_BEFORE = 0, 84
+"""Kafka's code for what is done, and that of an election that isn't needed."""
+
 
 class Cluster:
     """Three brokers, each of which is a controller as well; whoever comes without a login may do everything.
 
     All that starts or ends a broker runs in one thread of its own, since a broker dies with the thread that started it.
-    A test that harms the cluster leaves it whole: `await cluster.heal()`.
+    A test that harms the cluster leaves it whole: `await cluster.heal()`. What is asked of Kafka is asked again, of
+    another broker, until one answers: others may be away.
     """
 
-    def __init__(self, *, version: str = KAFKA_VERSION) -> None:
-        self.kafka = EmbeddedKafka(brokers=BROKERS, version=version, users=PASSWORDS, authorizer=True)
+    def __init__(self, kafka: EmbeddedKafka | None = None, *, version: str = KAFKA_VERSION) -> None:
+        self.kafka = kafka or EmbeddedKafka(brokers=BROKERS, version=version, users=PASSWORDS, authorizer=True)
         self._thread = ThreadPoolExecutor(1, "kafka")
 
     def open(self) -> None:
@@ -65,12 +83,17 @@ class Cluster:
         """Do something to a broker: `await cluster.run(cluster.broker(2).restart)`."""
         await asyncio.get_running_loop().run_in_executor(self._thread, do)
 
+    # ------------------------------------------------------------ who is who
+
     async def leader(self, topic: str, partition: int = 0) -> Broker:
         """Return the broker that leads a partition by now."""
-        async with _Admin(self.bootstrap) as admin:
+
+        async def ask(admin: AIOKafkaAdminClient) -> int:
             (found,) = await admin.describe_topics([topic])
-        (number,) = [one["leader"] for one in found["partitions"] if one["partition"] == partition]
-        return self.broker(number)
+            (number,) = [one["leader"] for one in found["partitions"] if one["partition"] == partition]
+            return int(number)
+
+        return self.broker(await self._until_answered(ask, accept=lambda number: number in self.kafka.brokers))
 
     async def coordinator(self, group: str) -> Broker:
         """Return the broker that coordinates a consumer group."""
@@ -81,43 +104,134 @@ class Cluster:
         return await self._coordinating(transactional_id, kind=1)
 
     async def _coordinating(self, name: str, *, kind: int) -> Broker:
+        async def ask(admin: AIOKafkaAdminClient) -> Any:
+            return await admin._send_request(FindCoordinatorRequest(name, kind))
+
+        answer = await self._until_answered(ask, accept=lambda answer: not answer.error_code)
+        return self.broker(answer.coordinator_id)
+
+    async def replicas(self, topic: str) -> dict[int, list[int]]:
+        """Return the brokers of each partition of a topic; the first one is preferred as leader."""
+
+        async def ask(admin: AIOKafkaAdminClient) -> dict[int, list[int]]:
+            (found,) = await admin.describe_topics([topic])
+            return {one["partition"]: list(one["replicas"]) for one in found["partitions"]}
+
+        return await self._until_answered(ask, accept=bool)
+
+    # ------------------------------------------------------------ what operators do
+
+    async def elect_leaders(self, *topics: str) -> None:
+        """Let the preferred replica lead each partition of these topics."""
+        partitions = {topic: sorted(await self.replicas(topic)) for topic in topics}
+        await self._done(ElectLeaders(partitions))
+
+    async def reassign(self, topic: str, replicas: Mapping[int, Sequence[int]]) -> None:
+        """Move partitions of a topic to these brokers; returns once Kafka has begun."""
+        moved: list[Any] = [(partition, list(brokers), {}) for partition, brokers in replicas.items()]
+        await self._done(AlterPartitionReassignmentsRequest(TIMEOUT_MS, [(topic, moved, {})], {}))
+
+    async def alter_topic(self, topic: str, **settings: str | None) -> None:
+        """Change settings of a topic, `max_message_bytes="16384"`; None: back to the broker's."""
+        await self._done(AlterTopic(topic, {name.replace("_", "."): value for name, value in settings.items()}))
+
+    async def topic_settings(self, topic: str, *names: str) -> dict[str, str | None]:
+        """Return settings of a topic, for `alter_topic` to give them back; None: it has the broker's."""
+
+        async def ask(admin: AIOKafkaAdminClient) -> dict[str, str | None]:
+            wanted = {name.replace("_", "."): name for name in names}
+            (answer,) = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+            ((code, _, _, _, entries),) = answer.resources
+            return (
+                {}
+                if code
+                else {
+                    wanted[name]: value if source == _OF_THE_TOPIC else None
+                    for name, value, _, source, *_ in entries
+                    if name in wanted
+                }
+            )
+
+        return await self._until_answered(ask, accept=bool)
+
+    async def grant(self, user: str, *grants: Grant) -> None:
+        """Give rights to a user."""
+        for grant in grants:
+            await self._done(acl_request(CreateAclsRequest, grant, f"User:{user}"))
+
+    async def take(self, user: str, *grants: Grant) -> None:
+        """Take rights from a user."""
+        for grant in grants:
+            await self._done(acl_request(DeleteAclsRequest, grant, f"User:{user}"))
+
+    async def throttle(self, user: str, **quotas: float | None) -> None:
+        """Limit a user, by `producer_byte_rate` and the like; None: no limit any more."""
+        await self._done(AlterQuotas(user, quotas))
+
+    async def delete_read_records(self, topic: str, *, group: str) -> int:
+        """Delete what a group has committed as read; return how many partitions it had committed."""
+
+        async def delete(admin: AIOKafkaAdminClient) -> int:
+            offsets = await admin.list_consumer_group_offsets(group)
+            before = {
+                TopicPartition(place.topic, place.partition): RecordsToDelete(before_offset=found.offset)
+                for place, found in offsets.items()
+                if place.topic == topic and found.offset > 0
+            }
+            if before:
+                await admin.delete_records(before)
+            return len(before)
+
+        return await self._until_answered(delete, accept=lambda _: True)
+
+    async def _done(self, request: Any) -> None:
+        async def ask(admin: AIOKafkaAdminClient) -> set[int]:
+            return set(codes(await admin._send_request(request)))
+
+        await self._until_answered(ask, accept=lambda said: said <= {_DONE, _DONE_BEFORE})
+
+    async def _until_answered(
+        self, ask: Callable[[AIOKafkaAdminClient], Awaitable[T]], *, accept: Callable[[T], bool]
+    ) -> T:
         until = time.monotonic() + SETTLE_LIMIT
-        async with _Admin(self.bootstrap) as admin:
-            while True:
-                answer = await admin._send_request(FindCoordinatorRequest(name, kind))
-                if not answer.error_code:
-                    return self.broker(answer.coordinator_id)
-                assert time.monotonic() < until, answer
-                await asyncio.sleep(0.1)
+        while True:
+            answer: object = None
+            try:
+                async with Admin(self.bootstrap) as admin:
+                    found = await ask(admin)
+                    if accept(found):
+                        return found
+                    answer = found
+            except (KafkaError, TimeoutError) as error:
+                answer = error
+            assert time.monotonic() < until, repr(answer)
+            await asyncio.sleep(0.1)
+
+    # ------------------------------------------------------------ whole again
 
     async def heal(self) -> None:
         """Start what doesn't run, thaw what is frozen, and wait until every replica has caught up."""
         for broker in self.kafka.brokers.values():
             broker.thaw()
         await self.run(self.kafka.start)
-        until = time.monotonic() + SETTLE_LIMIT
-        async with _Admin(self.bootstrap) as admin:
-            while behind := await _behind(admin):
-                assert time.monotonic() < until, f"replicas are behind: {behind}"
-                await asyncio.sleep(0.1)
+        await self._until_answered(self._behind, accept=lambda behind: not behind)
+
+    async def _behind(self, admin: AIOKafkaAdminClient) -> list[str]:
+        if len((await admin.describe_cluster())["brokers"]) < len(self.kafka.brokers):
+            return ["a broker"]
+        return [
+            f"{topic['topic']}-{partition['partition']}"
+            for topic in await admin.describe_topics()
+            for partition in topic["partitions"]
+            if partition["leader"] < 0 or len(partition["isr"]) < len(partition["replicas"])
+        ]
 
 
-async def _behind(admin: AIOKafkaAdminClient) -> list[str]:
-    if len((await admin.describe_cluster())["brokers"]) < BROKERS:
-        return ["a broker"]
-    return [
-        f"{topic['topic']}-{partition['partition']}"
-        for topic in await admin.describe_topics()
-        for partition in topic["partitions"]
-        if partition["leader"] < 0 or len(partition["isr"]) < len(partition["replicas"])
-    ]
-
-
-class _Admin:
+class Admin:
     """An admin client for a moment."""
 
     def __init__(self, bootstrap: str) -> None:
-        self._client = AIOKafkaAdminClient(bootstrap_servers=bootstrap)
+        self._client = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=ANSWERS_WITHIN)
 
     async def __aenter__(self) -> AIOKafkaAdminClient:
         await self._client.start()

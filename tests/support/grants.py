@@ -111,8 +111,12 @@ class Acls:
         await self.grant(*(set(grants) - self._granted))
 
     async def _ask(self, request: Any, grant: Grant) -> Any:
-        asked = request(grant.resource, grant.name, grant.pattern, self._principal, "*", grant.operation, _ALLOW)
-        return await self._admin._send_request(asked)
+        return await self._admin._send_request(acl_request(request, grant, self._principal))
+
+
+def acl_request(request: Any, grant: Grant, principal: str) -> Any:
+    """Return a request that gives or takes a right: a CreateAclsRequest or a DeleteAclsRequest."""
+    return request(grant.resource, grant.name, grant.pattern, principal, "*", grant.operation, _ALLOW)
 
 
 _ALLOW: Final = 3

@@ -177,6 +177,8 @@ class Ledger:
         self.unsure: set[str] = set()
         self.cancelled: dict[str, bool] = {}
         """Operations for which there was a cancel, and whether one of theirs was a release."""
+        self.cancels: set[tuple[int, int]] = set()
+        """Where the cancels stand, by partition and offset."""
         self.spoilt: list[Spoilt] = []
         self.spoilt_twice: Counter[int] = Counter()
         """By partition, how often nobody knows whether a record that can't be handed over stands there."""
@@ -281,7 +283,8 @@ class Ledger:
 
         async def stands() -> None:
             with suppress(KafkaError):
-                await sent
+                record = await sent
+                self.cancels.add((record.partition, record.offset))
 
         return asyncio.create_task(stands())
 

@@ -27,9 +27,12 @@ SHORT: Final = Plan(queued=Durations.of(0), duration=Durations.of(0.3))
 
 REPLICATION: Final = "C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f"
 
+BY_HAND: Final = "by-hand"
+"""An operation id; in its place each run has another, since a repeated one is a duplicate and has no new outcome."""
+
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "request": ("request", REPLICATION, "--operation-id", "by-hand"),
-    "request --wait": ("request", REPLICATION, "--operation-id", "by-hand", "--wait", "--timeout", "20"),
+    "request": ("request", REPLICATION, "--operation-id", BY_HAND),
+    "request --wait": ("request", REPLICATION, "--operation-id", BY_HAND, "--wait", "--timeout", "20"),
     "list": ("list",),
     "show": ("show", "op-1"),
     "dead-letters list": ("dead-letters", "list"),
@@ -100,7 +103,8 @@ class RightsScene:
         return self.ledger.start(command=(), **settings)
 
     async def run(self, *command: str) -> Result:
-        """Run a command as the operator."""
+        """Run a command as the operator; each `by-hand` is an operation of its own, which nobody has asked for yet."""
+        command = tuple(f"by-hand-{uuid.uuid4()}" if word == BY_HAND else word for word in command)
         environment = self.ledger.environment(**self.login(OPERATOR))
         return await asyncio.to_thread(CliRunner().invoke, app, command, env=environment, prog_name="vm-sync")
 

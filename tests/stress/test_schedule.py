@@ -1,0 +1,73 @@
+"""What a seed draws: the same each time, what was asked for, and never more than a cluster can bear."""
+
+from functools import cache
+from itertools import pairwise
+
+import pytest
+
+from tests.stress.broker_faults import KAFKAS_OWN, SETTINGS, service_grants
+from tests.stress.schedule import APART, BROKERS_AWAY, HARSH, TO_BROKERS, WITHOUT_KAFKA, Schedule, What, draw
+from tests.support.grants import Resource
+
+SEEDS = range(40)
+
+
+@cache
+def _drawn(brokers: int) -> list[Schedule]:
+    return [draw(seed, requests=3000, brokers=brokers) for seed in SEEDS]
+
+
+@pytest.mark.parametrize("brokers", [1, 3])
+def test_a_seed_always_draws_the_same(brokers: int) -> None:
+    assert draw(7, requests=600, brokers=brokers) == draw(7, requests=600, brokers=brokers)
+
+
+def test_nothing_is_done_to_single_brokers_where_there_is_one() -> None:
+    drawn = {one.what for schedule in _drawn(1) for one in schedule.happenings}
+
+    assert not drawn & TO_BROKERS
+    assert drawn >= WITHOUT_KAFKA
+
+
+def test_on_three_brokers_each_kind_is_drawn_and_all_are_never_killed_at_once() -> None:
+    drawn = {one.what for schedule in _drawn(3) for one in schedule.happenings}
+
+    assert drawn >= TO_BROKERS
+    assert drawn == set(What) - {What.KAFKA_DIES}
+
+
+def test_a_broker_that_was_killed_has_time_to_come_back_before_the_next_is_away() -> None:
+    for schedule in _drawn(3):
+        away = [one.at for one in schedule.happenings if one.what in BROKERS_AWAY - {What.KAFKA_LONG_AWAY}]
+
+        assert all(later - earlier > APART - 0.001 for earlier, later in pairwise(away))
+
+
+def test_only_what_is_asked_for_is_drawn_and_nothing_where_there_is_no_such_thing() -> None:
+    some = [What.BROKER_DIES, What.RIGHT_TAKEN]
+
+    drawn = {one.what for one in draw(3, requests=3000, brokers=3, only=some).happenings}
+
+    assert drawn == set(some)
+    assert draw(3, requests=3000, only=some).happenings == ()
+    assert draw(3, requests=3000, only=[What.KAFKA_LONG_AWAY], short=True).happenings == ()
+
+
+def test_a_gentle_run_has_nothing_that_may_lose_a_count() -> None:
+    gentle = [schedule for schedule in _drawn(1) if schedule.gentle]
+
+    assert gentle
+    assert not [one for schedule in gentle for one in schedule.happenings if one.what in HARSH]
+
+
+def test_the_service_is_granted_what_the_overlay_grants_and_to_create_topics() -> None:
+    grants = service_grants("chaos-1")
+
+    assert all(grant.name.startswith("chaos-1") for grant in grants)
+    names = {grant.name for grant in grants if grant.resource is Resource.transactionalId}
+    assert names == {"chaos-1.journal-", "chaos-1.journal.second-"}
+
+
+def test_settings_are_changed_on_topics_of_the_service() -> None:
+    assert {name for name, _ in SETTINGS} <= {"requests", "completed", "failed", "journal"}
+    assert all(name.startswith("__") for name in KAFKAS_OWN)
