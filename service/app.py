@@ -350,16 +350,16 @@ class App:
         while True:
             try:
                 reasons = [f"no session at VCDA: {why}" for why in await vcda.unusable()]
+                for lane in lanes:
+                    obstacle = lane.obstacle()
+                    if lane.without_credentials:
+                        reasons.append(f"there are no credentials for site {lane.site} (VM_SYNC_VCDA__SITES)")
+                    elif obstacle is not None and obstacle.cause is WaitCause.CIRCUIT_OPEN:
+                        reasons.append(obstacle.detail)
             except Exception:
                 # Nothing but an early warning is lost: each call logs in by itself.
                 log.exception("Internal error in the regular login to VCDA")
                 reasons = []
-            for lane in lanes:
-                obstacle = lane.obstacle()
-                if lane.without_credentials:
-                    reasons.append(f"there are no credentials for site {lane.site} (VM_SYNC_VCDA__SITES)")
-                elif obstacle is not None and obstacle.cause is WaitCause.CIRCUIT_OPEN:
-                    reasons.append(obstacle.detail)
             self._health.degraded(reasons)
             await asyncio.sleep(KEEP_LOGGED_IN.total_seconds())
 

@@ -23,6 +23,7 @@ from service.endpoints import Endpoint
 from service.kafka import diagnosis, rights, topics
 from service.kafka.clients import CUT_LIMIT, end, wire_of
 from service.kafka.connection import KafkaConnection
+from service.kafka.denials import Operation
 from service.kafka.journal import BATCH_BYTES, transactional_id
 from service.kafka.topic_descriptions import Described, Topic, describe
 from service.kafka.topics import Denied, Refusal, TopicNames
@@ -266,7 +267,7 @@ class KafkaChecks:
             return wrong
         return [ok(f"Granted: {'; '.join(f'{_listed(some)} on {name}' for name, some in wanted.items())}.")]
 
-    def _grant(self, operations: frozenset[rights.Operation], resource: str, setting: str) -> Verdict:
+    def _grant(self, operations: frozenset[Operation], resource: str, setting: str) -> Verdict:
         return failure(f"{self._user} lacks {_listed(operations)} on {resource} ({setting}): grant it by an ACL.")
 
     async def _topics_fit(self) -> Sequence[Verdict]:
@@ -320,8 +321,8 @@ class KafkaChecks:
     async def _group(self) -> Sequence[Verdict]:
         name, setting = self._settings.group_id, "VM_SYNC_KAFKA__GROUP_ID"
         group = await rights.group(self._client, name)
-        if group.allowed is None or rights.Operation.READ not in group.allowed:
-            return [self._grant(frozenset({rights.Operation.READ}), f"group {name}", setting)]
+        if group.allowed is None or Operation.READ not in group.allowed:
+            return [self._grant(frozenset({Operation.READ}), f"group {name}", setting)]
         return [ok(f"The group {name} may be joined; it has {group.members} members now.")]
 
     async def _transactions(self) -> Sequence[Verdict]:
@@ -334,7 +335,7 @@ class KafkaChecks:
             some = ", ".join(denied[:3]) + (f" and {len(denied) - 3} more" if len(denied) > 3 else "")  # noqa: PLR2004
             return [
                 self._grant(
-                    frozenset({rights.Operation.WRITE}),
+                    frozenset({Operation.WRITE}),
                     f"transactional id {some}; a prefixed ACL on {journal}- covers all",
                     self._setting[journal],
                 )
@@ -361,8 +362,8 @@ def _endpoint(server: str) -> Endpoint:
     return Endpoint(host.strip("[]"), int(port))
 
 
-def _listed(operations: frozenset[rights.Operation]) -> str:
-    return " and ".join(map(str, sorted(operations)))
+def _listed(operations: frozenset[Operation]) -> str:
+    return " and ".join([operation for operation in rights.NUMBERS if operation in operations])
 
 
 def numbers_to_ask(count: int) -> list[int]:

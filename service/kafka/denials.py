@@ -49,6 +49,7 @@ class Operation(StrEnum):
     WRITE = "Write"
     CREATE = "Create"
     DESCRIBE = "Describe"
+    DESCRIBE_CONFIGS = "DescribeConfigs"
 
 
 class Resource(StrEnum):

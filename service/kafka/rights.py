@@ -14,7 +14,6 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import IntEnum
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -40,22 +39,14 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 from typing_extensions import override
 
+from service.kafka.denials import Operation
 from service.kafka.topic_descriptions import topic_metadata
 from service.kafka.topics import TopicNames
 
-
-class Operation(IntEnum):
-    """What a right allows, as Kafka's protocol numbers it."""
-
-    READ = 3
-    WRITE = 4
-    DESCRIBE = 8
-    DESCRIBE_CONFIGS = 10
-
-    @override
-    def __str__(self) -> str:
-        """Write it as Kafka's tools do."""
-        return "".join(part.capitalize() for part in self.name.split("_"))
+NUMBERS: Final = MappingProxyType(
+    {Operation.READ: 3, Operation.WRITE: 4, Operation.DESCRIBE: 8, Operation.DESCRIBE_CONFIGS: 10}
+)
+"""The operations that the service needs, as Kafka's protocol numbers them."""
 
 
 def of_topics(names: TopicNames) -> Mapping[str, frozenset[Operation]]:
@@ -195,7 +186,7 @@ async def _coordinator(client: AIOKafkaClient, kind: int, key: str) -> int:
 
 
 def _operations(bits: int) -> frozenset[Operation]:
-    return frozenset(operation for operation in Operation if bits >> operation & 1)
+    return frozenset(operation for operation, number in NUMBERS.items() if bits >> number & 1)
 
 
 # ---------------------------------------------------------------- requests that aiokafka lacks
