@@ -32,6 +32,7 @@ from service.kafka.connection import KafkaConnection
 from service.kafka.denials import Account
 from service.kafka.diagnosis import diagnosis, overheard
 from service.kafka.journal_api import StopReason
+from service.kafka.tokens import Tokens  # noqa: TC001 - beside runtime imports of its kind
 from service.kafka.topics import Advice, Created, Denied, Refusal, TopicNames, cluster_id, ensure_topics
 from service.messages.requests import DeadLetterReason
 from service.messages.wait_cause import WaitCause
@@ -128,6 +129,7 @@ class App:
         self._tracing = tracing()
         self._intake: Intake | None = None
         self._account = Account()
+        self._tokens: Tokens | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Start, work until `stop` is set or something essential has ended, drain. Returns the exit code.
@@ -171,7 +173,7 @@ class App:
             version=self._version,
             ops_port=ops_port,
         )
-        syncs, self._account = parts.syncs, parts.account
+        syncs, self._account, self._tokens = parts.syncs, parts.account, parts.kafka.tokens
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         polling = asyncio.create_task(syncs.poller.run())
         keeping = asyncio.create_task(self._keep_logged_in(parts.vcda, syncs.lanes))
@@ -333,7 +335,8 @@ class App:
                 health.back()
             health.missing(intake.missing())
             health.stalled(intake.stalled())
-            health.refused(intake.refused())
+            token = self._tokens.unusable if self._tokens else None
+            health.refused([*intake.refused(), *([token] if token else [])])
             health.unopened(intake.unopened())
             held = [since for one in intake.partitions() if (since := one.held_since) is not None]
             health.posts_held(min(held, default=None))
@@ -360,6 +363,8 @@ class App:
                 # Nothing but an early warning is lost: each call logs in by itself.
                 log.exception("Internal error in the regular login to VCDA")
                 reasons = []
+            if self._tokens and self._tokens.warning:
+                reasons.append(self._tokens.warning)
             self._health.degraded(reasons)
             await asyncio.sleep(KEEP_LOGGED_IN.total_seconds())
 

@@ -8,7 +8,7 @@ import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Final, Self, TypeAlias
 
 from typing_extensions import override
 
@@ -16,6 +16,12 @@ log = logging.getLogger(__name__)
 
 
 Stamp: TypeAlias = tuple[tuple[int, ...] | None, ...]
+
+NOT_YET_VALID: Final = 9
+EXPIRED: Final = 10
+UNKNOWN_AUTHORITY: Final = (2, 18, 19, 20, 21)
+MISNAMED: Final = (62, 64)
+"""OpenSSL's codes for what is wrong with a certificate: its dates, who has signed it, and the host or address in it."""
 
 
 class Unusable(ValueError):
@@ -51,6 +57,7 @@ class Certificates:
             except OSError as error:
                 msg = f"{self.prefix}CERT_FILE: no certificate with an unencrypted key could be read ({_why(error)})"
                 raise Unusable(msg) from None
+        _verify_alike_on_each_python(context)
         return context
 
 
@@ -94,6 +101,32 @@ class Current(ssl.SSLContext):
     @override
     def wrap_bio(self, *given: Any, **options: Any) -> ssl.SSLObject:
         return self.latest().wrap_bio(*given, **options)
+
+
+def distrust(error: Exception, *, ca_setting: str, if_misnamed: str, there: str) -> str:
+    """Return why a certificate isn't trusted, and what to change: `(certificate has expired): install ...`.
+
+    `if_misnamed` is what to change for a certificate of another host, `there` where the other side's certificate is
+    installed: `on the brokers`.
+    """
+    match getattr(error, "verify_code", None):
+        case code if code == EXPIRED:
+            cure = f"install a new certificate {there}"
+        case code if code == NOT_YET_VALID:
+            cure = f"compare this machine's clock with the certificate's dates, or install another certificate {there}"
+        case code if code in MISNAMED:
+            cure = if_misnamed
+        case code if code in UNKNOWN_AUTHORITY:
+            cure = f"set {ca_setting} to the certificates of its authority"
+        case _:
+            cure = f"issue the certificate, or that of its authority, without this fault, and install it {there}"
+    return f"({getattr(error, 'verify_message', None) or type(error).__name__}): {cure}"
+
+
+def _verify_alike_on_each_python(context: ssl.SSLContext) -> None:
+    """Set the flags in which Python 3.13's default context differs from earlier ones; see docs/decisions/0010."""
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    context.verify_flags &= ~ssl.VERIFY_X509_STRICT
 
 
 def _stamp(file: Path | str) -> tuple[int, ...] | None:

@@ -114,7 +114,7 @@ def for_service(
         Misfit: certificates can't be used.
     """
     vcda = _vcda(settings, clock=clock, metrics=metrics, redactor=redactor, version=version)
-    kafka = _kafka(settings)
+    kafka = _kafka(settings, clock)
     topics = _topics(settings)
     syncs = _connected(
         vcda,
@@ -138,7 +138,7 @@ def for_checks(settings: Settings, *, clock: Clock, version: str) -> tuple[Kafka
     Raises:
         Misfit: certificates can't be used.
     """
-    kafka = KafkaChecks(_kafka(settings), settings=settings.kafka, names=_topics(settings), clock=clock)
+    kafka = KafkaChecks(_kafka(settings, clock), settings=settings.kafka, names=_topics(settings), clock=clock)
     try:
         vcda = VcdaChecks(
             settings.vcda.url,
@@ -368,9 +368,9 @@ def _topics(settings: Settings) -> TopicNames:
     )
 
 
-def _kafka(settings: Settings) -> KafkaConnection:
+def _kafka(settings: Settings, clock: Clock) -> KafkaConnection:
     try:
-        security = kafka_security(settings)
+        security = kafka_security(settings, clock=clock)
     except SettingsError as error:
         raise Misfit("\n".join(error.lines)) from None
     return KafkaConnection(bootstrap_servers=tuple(settings.kafka.servers), security=security)

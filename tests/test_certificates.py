@@ -1,4 +1,4 @@
-"""Certificates that are replaced on disk while connections come and go."""
+"""Which certificates are trusted, alike on each Python, and those replaced on disk while connections come and go."""
 
 import asyncio
 import logging
@@ -6,13 +6,22 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from service import event_loop as loop
-from service.certificates import Certificates, Current, Unusable
+from service.certificates import Certificates, Current, Unusable, distrust
 
 PREFIX = "VM_SYNC_KAFKA__SSL_"
 LOOPS = pytest.mark.parametrize("factory", [None, loop.factory()], ids=["asyncio", "the service's loop"])
@@ -152,3 +161,160 @@ def test_at_the_start_a_file_that_cannot_be_used_is_refused_by_the_setting_that_
 ) -> None:
     with pytest.raises(Unusable, match=f"{name}: no certificate"):
         Current(Certificates(prefix=PREFIX, **given))
+
+
+# ---------------------------------------------------------------- alike on each Python
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate with its key."""
+
+    certificate: x509.Certificate
+    key: rsa.RSAPrivateKey
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(Encoding.PEM)
+
+
+@pytest.fixture(params=["3.11", "3.13"])
+def default_flags(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give each Python the default flags of another one, too."""
+    make = ssl.create_default_context
+    added = ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+
+    def with_flags(**given: Any) -> ssl.SSLContext:
+        context = make(**given)
+        context.verify_flags = (
+            context.verify_flags | added if request.param == "3.13" else context.verify_flags & ~added
+        )
+        return context
+
+    monkeypatch.setattr(ssl, "create_default_context", with_flags)
+
+
+def issued(
+    name: str,
+    *,
+    by: Issued | None = None,
+    authority: bool = False,
+    bits: int = 2048,
+    begins: timedelta = -DAY,
+    ends: timedelta = DAY,
+) -> Issued:
+    """Make a certificate as a few commands of openssl do: without key usage and key identifiers."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=bits)
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.now(UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(by.certificate.subject if by else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now + begins)
+        .not_valid_after(now + ends)
+        .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
+    )
+    if not authority:
+        host = x509.IPAddress(ip_address(name)) if name[0].isdigit() else x509.DNSName(name)
+        builder = builder.add_extension(x509.SubjectAlternativeName([host]), critical=False)
+    return Issued(builder.sign(by.key if by else key, hashes.SHA256()), key)
+
+
+def presenting(folder: Path, *chain: Issued) -> ssl.SSLContext:
+    """Return what a server needs to show these, the first one being its own."""
+    file = folder / "server.pem"
+    key = chain[0].key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    file.write_bytes(key + b"".join(one.pem for one in chain))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.set_ciphers("DEFAULT@SECLEVEL=0")  # to show a weak certificate
+    context.load_cert_chain(file)
+    return context
+
+
+async def verified(folder: Path, trusted: Issued, *chain: Issued) -> ssl.SSLCertVerificationError | None:
+    """Connect to a server that shows a chain; None: it is trusted."""
+    (folder / "ca.pem").write_bytes(trusted.pem)
+    context = Current(Certificates(prefix=PREFIX, ca_file=folder / "ca.pem"))
+    listening = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0, ssl=presenting(folder, *chain))
+    async with listening:
+        try:
+            _, writer = await asyncio.open_connection(*listening.sockets[0].getsockname(), ssl=context)
+        except ssl.SSLCertVerificationError as error:
+            return error
+        writer.transport.abort()
+        return None
+
+
+@pytest.mark.usefixtures("default_flags")
+async def test_a_self_made_authority_without_key_usage_is_trusted(tmp_path: Path) -> None:
+    authority = issued("ours", authority=True)
+
+    assert await verified(tmp_path, authority, issued("127.0.0.1", by=authority)) is None
+
+
+@pytest.mark.usefixtures("default_flags")
+async def test_a_self_signed_certificate_is_trusted_where_the_file_has_it(tmp_path: Path) -> None:
+    own = issued("127.0.0.1")
+
+    assert await verified(tmp_path, own, own) is None
+
+
+@pytest.mark.usefixtures("default_flags")
+async def test_an_intermediate_authority_may_be_the_one_that_is_trusted(tmp_path: Path) -> None:
+    root = issued("root", authority=True)
+    between = issued("between", by=root, authority=True)
+
+    assert await verified(tmp_path, between, issued("127.0.0.1", by=between), between) is None
+
+
+AUTHORITY = "set VM_SYNC_KAFKA__SSL_CA_FILE to the certificates of its authority"
+UNTRUSTED: dict[str, tuple[dict[str, Any], bool, str]] = {
+    "of an unknown authority": ({}, False, AUTHORITY),
+    "that has expired": (
+        {"begins": -2 * DAY, "ends": -DAY},
+        True,
+        "(certificate has expired): install a new certificate there",
+    ),
+    "that isn't valid yet": (
+        {"begins": DAY, "ends": 2 * DAY},
+        True,
+        "(certificate is not yet valid): compare this machine's clock with the certificate's dates",
+    ),
+    "of another address": ({"name": "10.0.0.1"}, True, "): spell the host alike"),
+    "of another host": ({"name": "kafka.example"}, True, "): spell the host alike"),
+    "with a weak key": (
+        {"bits": 1024},
+        True,
+        "(EE certificate key too weak): issue the certificate, or that of its authority, without this fault",
+    ),
+}
+
+
+@pytest.mark.usefixtures("default_flags")
+@pytest.mark.parametrize("name", UNTRUSTED)
+async def test_what_is_wrong_is_named_with_its_cure_for_a_certificate(name: str, tmp_path: Path) -> None:
+    given, known, expected = UNTRUSTED[name]
+    authority = issued("ours", authority=True)
+    wanted: dict[str, Any] = {"name": "127.0.0.1", "by": authority} | given
+    leaf = issued(**wanted)
+
+    error = await verified(tmp_path, authority if known else issued("others", authority=True), leaf)
+
+    assert error is not None
+    said = distrust(error, ca_setting="VM_SYNC_KAFKA__SSL_CA_FILE", if_misnamed="spell the host alike", there="there")
+    assert expected in said
+    assert (AUTHORITY in said) == (not known)
+
+
+@pytest.mark.usefixtures("default_flags")
+async def test_a_self_signed_certificate_that_the_file_lacks_is_not_trusted(tmp_path: Path) -> None:
+    error = await verified(tmp_path, issued("ours", authority=True), issued("127.0.0.1"))
+
+    assert error is not None
+    said = distrust(error, ca_setting="VM_SYNC_KAFKA__SSL_CA_FILE", if_misnamed="", there="there")
+    assert said == f"(self-signed certificate): {AUTHORITY}"

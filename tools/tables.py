@@ -75,8 +75,10 @@ ISO 8601: `PT30S`, `PT5M`, `PT6H`, a hundred years at most. A misspelt name, an 
 the start with exit code 2, and one line for each. Variables and files are read in the same way: as UTF-8, without a
 byte order mark and without newlines at the end; blanks are kept.
 
-Files of certificates are read again when they change, for new connections. VCDA's credentials are read at each login,
-all other settings at the start. Variables that libraries read by themselves are ignored if they could do harm:
+Files of certificates are read again when they change, for new connections. Certificates are verified alike on each
+Python: an authority's certificate may lack the extensions that Python 3.13 demands by default, and the file of
+authorities may contain an intermediate authority or the server's own certificate. VCDA's credentials are read at each
+login, all other settings at the start. Variables that libraries read by themselves are ignored if they could do harm:
 `PROMETHEUS_MULTIPROC_DIR`, `SSLKEYLOGFILE`, `WEB_CONCURRENCY`, `HTTPS_PROXY` ...
 """
 

@@ -25,6 +25,7 @@ from service.kafka.clients import CUT_LIMIT, end, wire_of
 from service.kafka.connection import KafkaConnection
 from service.kafka.denials import Operation
 from service.kafka.journal import BATCH_BYTES, transactional_id
+from service.kafka.tokens import Tokens
 from service.kafka.topic_descriptions import Described, Topic, describe
 from service.kafka.topics import Denied, Refusal, TopicNames
 from service.messages.kafka_record import MAX_REQUEST_BYTES
@@ -80,6 +81,7 @@ class KafkaChecks:
         self._settings = settings
         self._names = names
         self._clock = clock
+        self._tokens = connection.tokens
         self._arguments = connection.arguments()
         self._arguments |= {"request_timeout_ms": milliseconds(REQUEST)}
         self._user = f"User:{settings.sasl_username}" if settings.sasl_username else "the service's user"
@@ -114,12 +116,18 @@ class KafkaChecks:
         secured = (
             () if tls is None else (self._check("certificate", partial(self._certificate, tls), silent, connection),)
         )
-        login = self._check("login", self._login, silent, connection, *secured)
+        token = (
+            ()
+            if self._tokens is None
+            else (self._check("OAuth token", partial(self._token, self._tokens), "check the OAuth token server"),)
+        )
+        login = self._check("login", self._login, silent, connection, *secured, *token)
         brokers = self._check("brokers", self._brokers, silent, login)
         return [
             names,
             connection,
             *secured,
+            *token,
             login,
             brokers,
             self._check("version", self._version, busy, brokers),
@@ -188,6 +196,21 @@ class KafkaChecks:
             return endpoints.expiry(certificate, now=self._clock.now())
 
         return await self._each_server(one)
+
+    async def _token(self, tokens: Tokens) -> Sequence[Verdict]:
+        await tokens.token()
+        where, ends = tokens.source.where, tokens.expires
+        if ends is None:
+            return [ok(f"There is a token from {where}; it doesn't say when it expires.")]
+        left = ends - self._clock.now()
+        if left <= timedelta():
+            return [
+                warning(
+                    f"The token from {where} expired at {ends:%Y-%m-%d %H:%M:%SZ}: check what renews the token, and "
+                    "this machine's clock."
+                )
+            ]
+        return [ok(f"There is a token from {where}; it expires at {ends:%Y-%m-%d %H:%M:%SZ}, in {_rounded(left)}.")]
 
     async def _each_server(self, check: Callable[[Endpoint], Awaitable[Verdict]]) -> Sequence[Verdict]:
         """Check each bootstrap server, and leave those out that have failed, if not all of them have."""
@@ -355,6 +378,15 @@ class KafkaChecks:
     @property
     def _client(self) -> AIOKafkaClient:
         return wire_of(self._admin)
+
+
+def _rounded(left: timedelta) -> str:
+    """Write a time that is left as people say it: 59 min, 12 h."""
+    seconds = left.total_seconds()
+    for size, unit in ((86_400, "days"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _endpoint(server: str) -> Endpoint:

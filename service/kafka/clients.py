@@ -4,7 +4,8 @@ Three cases that aiokafka leaves to its user: a client that stops waits for brok
 cancellation meanwhile; a connection to a broker that does not answer can't be closed in an orderly way; and a client
 that has lost all known brokers never asks the bootstrap servers again, so it does not find a Kafka that comes back at
 other addresses. Here each has a bound. Also, no client of this process creates a topic by asking for its metadata, and
-none takes a connection that closed at an unlucky moment for an error of the program.
+none takes a connection that closed at an unlucky moment for an error of the program. Connections whose login expires
+are replaced before that, and a token that a broker refuses is noticed.
 
 It does not know what the clients are used for.
 """
@@ -22,10 +23,12 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import KafkaConnectionError, RequestTimedOutError
+from aiokafka.errors import KafkaConnectionError, RequestTimedOutError, SaslAuthenticationFailed
+from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
+from service.kafka.tokens import Tokens
 from service.moments import milliseconds
 
 log = logging.getLogger(__name__)
@@ -46,6 +49,15 @@ BOOTSTRAP_TIMEOUT: Final = timedelta(seconds=5)
 BOOTSTRAP_LIMIT: Final = timedelta(seconds=20)
 """For asking all bootstrap servers, some of which may be gone for good."""
 
+LOGIN_SHARE: Final = 0.85
+"""The share of a login's lifetime after which its connection is replaced, as Java's clients do at 0.85 to 0.95."""
+
+_LOGIN_REFUSED: Final = 58
+"""Kafka's error code SASL_AUTHENTICATION_FAILED."""
+
+_ACKNOWLEDGED: Final = b"\x01"
+"""How a client takes note of a refused token, RFC 7628, section 3.2.3."""
+
 Client: TypeAlias = AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient | AIOKafkaClient
 
 # A broker makes a topic that a client asks for by name, unless the client forbids it: with one partition, and
@@ -58,11 +70,42 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyp
 
     uvloop raises a RuntimeError where asyncio would a ConnectionResetError. aiokafka takes that for an error of the
     program: it ends the task that fetches, or a producer's sender, for good (seen with a Kafka that moved).
+
+    A login may have a lifetime (KIP-368): of a token, or by `connections.max.reauth.ms`. At its end the broker closes
+    the connection at the next request, whose fate is then unknown. aiokafka doesn't log in again, so the connection is
+    replaced earlier, in a moment in which no request is on its way.
     """
 
+    _login_ends: float | None = None  # on the loop's clock
+
     @override
-    def send(self, *arguments: Any, **options: Any) -> Any:
-        return self._written(super().send, *arguments, **options)
+    def connected(self) -> bool:
+        """Whether the connection may be used; a client asks before each request, and opens another one if not."""
+        if self._login_ends is not None and self._loop.time() >= self._login_ends and not self._requests:
+            self.close(reason=CloseReason.IDLE_DROP)
+        return bool(super().connected())
+
+    @override
+    def send(self, request: Any, *arguments: Any, **options: Any) -> Any:
+        sent = self._written(super().send, request, *arguments, **options)
+        return self._logged_in(sent) if isinstance(request, SaslAuthenticateRequest) else sent
+
+    async def _logged_in(self, sent: Awaitable[Any]) -> Any:  # noqa: ANN401 - aiokafka's
+        """Wait for a broker's answer to a login, and take note of it."""
+        answer, tokens = await sent, self._sasl_oauth_token_provider
+        if isinstance(tokens, Tokens):
+            # Kafka itself says why it refuses a token before it refuses the login; aiokafka takes that for success.
+            explained = not answer.error_code and answer.sasl_auth_bytes
+            if explained or answer.error_code == _LOGIN_REFUSED:
+                tokens.refused()
+            elif not answer.error_code:
+                tokens.accepted()
+            if explained:
+                await self._written(super().send, SaslAuthenticateRequest(_ACKNOWLEDGED))
+                raise SaslAuthenticationFailed
+        if (lifetime := getattr(answer, "session_lifetime_ms", 0)) > 0:
+            self._login_ends = self._loop.time() + lifetime / 1000 * LOGIN_SHARE
+        return answer
 
     @override
     def _send_sasl_token(self, *arguments: Any, **options: Any) -> Any:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from service.kafka.clients import MAX_IDLE
+from service.kafka.tokens import Tokens
 from service.moments import milliseconds
 
 
@@ -15,6 +16,11 @@ class KafkaConnection:
     bootstrap_servers: tuple[str, ...]
     security: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """aiokafka's own arguments: security_protocol, ssl_context, sasl_mechanism, sasl_plain_username ..."""
+
+    @property
+    def tokens(self) -> Tokens | None:
+        """What gives all clients their OAuth token; None: they log in with something else, or not at all."""
+        return self.security.get("sasl_oauth_token_provider")
 
     def arguments(self) -> dict[str, Any]:
         """Return what any aiokafka client takes; a list, since it takes one string with commas for one host."""

@@ -8,7 +8,7 @@ import logging
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import Protocol
 
 from aiokafka.errors import (
     AuthenticationFailedError,
@@ -20,11 +20,9 @@ from aiokafka.errors import (
 )
 from typing_extensions import override
 
+from service.certificates import distrust
 from service.kafka.denials import Account, MissingRight, Operation
-
-EXPIRED: Final = 10
-MISNAMED: Final = (62, 64)
-"""OpenSSL's codes for a certificate out of date, and for one of another host or address."""
+from service.kafka.tokens import MECHANISM, TokenUnavailable
 
 
 class KafkaSettings(Protocol):
@@ -40,6 +38,8 @@ class KafkaSettings(Protocol):
     def sasl_username(self) -> str | None: ...  # noqa: D102
     @property
     def ssl_cert_file(self) -> object: ...  # noqa: D102
+    @property
+    def oauth_token_file(self) -> object: ...  # noqa: D102
 
 
 class _Listener(logging.Handler):
@@ -97,6 +97,8 @@ def diagnosis(
 def is_answer(raised: BaseException, overheard: Sequence[BaseException], *, kafka: KafkaSettings) -> bool:
     """Whether Kafka has said no, or has hung up; if it was only out of reach, the same may work later."""
     errors = (raised, *overheard)
+    if tokens := [error for error in errors if isinstance(error, TokenUnavailable)]:
+        return tokens[-1].answered
     if any(_telling(error, kafka, Account(), "") is not None or _hung_up(error) for error in errors):
         return True
     return not isinstance(raised, KafkaConnectionError | NodeNotReadyError | RequestTimedOutError | OSError)
@@ -109,16 +111,27 @@ def _telling(error: BaseException, kafka: KafkaSettings, account: Account, group
                 f"Kafka at {kafka.bootstrap_servers} does not support the SASL mechanism {kafka.sasl_mechanism}: "
                 "change VM_SYNC_KAFKA__SASL_MECHANISM."
             )
+        case TokenUnavailable():
+            return f"{error}."
+        case AuthenticationFailedError() | SaslAuthenticationFailed() if kafka.sasl_mechanism == MECHANISM:
+            setting = "TOKEN_FILE" if kafka.oauth_token_file else "TOKEN_URL"
+            return (
+                f"Kafka at {kafka.bootstrap_servers} refuses the OAuth token (VM_SYNC_KAFKA__OAUTH_{setting}): check "
+                "that its issuer, audience, scope and signature are those that the brokers expect."
+            )
         case AuthenticationFailedError() | SaslAuthenticationFailed():
             return (
                 f"Kafka at {kafka.bootstrap_servers} refuses the login of {kafka.sasl_username}: check "
                 "VM_SYNC_KAFKA__SASL_USERNAME, VM_SYNC_KAFKA__SASL_PASSWORD and VM_SYNC_KAFKA__SASL_MECHANISM."
             )
         case ssl.SSLCertVerificationError():
-            return (
-                f"The certificate of Kafka at {kafka.bootstrap_servers} can't be trusted ({error.verify_message}): "
-                f"{_cure(error.verify_code)}."
+            doubt = distrust(
+                error,
+                ca_setting="VM_SYNC_KAFKA__SSL_CA_FILE",
+                if_misnamed="use the host names of the brokers' certificates in VM_SYNC_KAFKA__BOOTSTRAP_SERVERS",
+                there="on the brokers",
             )
+            return f"The certificate of Kafka at {kafka.bootstrap_servers} can't be trusted {doubt}."
         case ssl.SSLError():
             return (
                 f"The TLS handshake with Kafka at {kafka.bootstrap_servers} failed ({error.reason}): check "
@@ -127,14 +140,6 @@ def _telling(error: BaseException, kafka: KafkaSettings, account: Account, group
         case _:
             right = MissingRight.of(error, operation=Operation.WRITE, group=group)
             return None if right is None else f"{account.denial(right)}."
-
-
-def _cure(code: int) -> str:
-    if code == EXPIRED:
-        return "install a new certificate on the brokers"
-    if code in MISNAMED:
-        return "use the host names of the brokers' certificates in VM_SYNC_KAFKA__BOOTSTRAP_SERVERS"
-    return "set VM_SYNC_KAFKA__SSL_CA_FILE to the certificates of its authority"
 
 
 def _hung_up(error: BaseException) -> bool:

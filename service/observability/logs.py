@@ -82,6 +82,9 @@ HEADERS: Final = re.compile(
 )
 """A header known to hold a secret, as on the wire, in a dict's text, or in a list of pairs."""
 
+BEARER: Final = re.compile(r"(auth=bearer )[A-Za-z0-9\-._~+/=]+", re.IGNORECASE)
+"""A token in a login at Kafka, which aiokafka logs at level DEBUG."""
+
 FIELDS: Final = re.compile(
     r"""((?:password|passwd|secret|token|cookie)(?:"|'|\\")?\s*)"""
     r"""(?:(=\s*)(?!["'])[^\s,;&)\]}]+|([:=]\s*)(?:b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\]|\\.)*'|\\"(?:[^"\\]|\\[^"])*\\"))""",
@@ -116,6 +119,7 @@ class Redactor:
         if not _mentions(text):
             return text
         text = HEADERS.sub(rf"\1{HIDDEN}", text)
+        text = BEARER.sub(rf"\1{HIDDEN}", text)
         return FIELDS.sub(lambda found: f"{found[1]}{found[2] or found[3]}{HIDDEN}", text)
 
 

@@ -98,6 +98,7 @@ class _Plan:
 
     version: str
     properties: Mapping[str, str]
+    java_properties: Mapping[str, str]
     listeners: Mapping[str, str]
     voters: Mapping[int, int]
     """The controllers' ports, by node."""
@@ -121,6 +122,7 @@ class _Plan:
             msg = "The embedded Kafka needs more packages: pip install 'vm-sync[sandbox]'"
             raise KafkaError(msg) from None
         options = [*_JVM, *_HEAP[self.alone], f"-Djava.io.tmpdir={home}"]
+        options += [f"-D{name}={value}" for name, value in self.java_properties.items()]
         if major(self.version) < _LOG4J2:
             log4j = home / f"log4j-{level}.properties"
             _write(
@@ -339,7 +341,8 @@ class Broker:
 class EmbeddedKafka:
     """A Kafka on this machine, of one broker or several. Blocking: from a coroutine call it with `asyncio.to_thread`.
 
-    `version` is any from 3.7.0 on. `properties` are added to the brokers' own, or replace them. `listeners` are further
+    `version` is any from 3.7.0 on. `properties` are added to the brokers' own, or replace them; `java_properties` are
+    those of the Java that runs them, where Kafka reads some of its security's settings. `listeners` are further
     ones, each by a name and the security protocol it speaks; how, the properties say (`listener.name.<name in lower
     case>...`), and `address` where. `users`, each with a password, log in at the listener `LOGIN`, with PLAIN or SCRAM;
     with `authorizer` they may do only what ACLs allow, and those who come without a login, at `PLAINTEXT`, everything.
@@ -355,6 +358,7 @@ class EmbeddedKafka:
         brokers: int = 1,
         version: str = KAFKA_VERSION,
         properties: Mapping[str, str] | None = None,
+        java_properties: Mapping[str, str] | None = None,
         listeners: Mapping[str, str] | None = None,
         users: Mapping[str, str] | None = None,
         authorizer: bool = False,
@@ -375,6 +379,7 @@ class EmbeddedKafka:
         plan = _Plan(
             version=version,
             properties=extra,
+            java_properties=dict(java_properties or {}),
             listeners=named,
             voters={number: ports[(number - 1) * each] for number in numbers},
         )

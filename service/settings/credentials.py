@@ -3,14 +3,19 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import SecretStr  # noqa: TC002 - beside runtime imports of its kind
 
 from service.certificates import Certificates, Current, Unusable
+from service.clock import Clock
 from service.settings.describe import leaves
 from service.settings.loading import SettingsError, load
 from service.settings.model import Credentials, Kafka, KafkaSettings, Settings, Site
+
+if TYPE_CHECKING:
+    from service.kafka.tokens import Tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,27 +63,48 @@ def secrets_of(logins: Logins) -> frozenset[str]:
     )
 
 
-def kafka_security(settings: Settings | KafkaSettings) -> dict[str, Any]:
+def kafka_security(settings: Settings | KafkaSettings, *, clock: Clock | None = None) -> dict[str, Any]:
     """Return aiokafka's keyword arguments for a secure connection. Raises `SettingsError` for unusable certificates."""
     kafka = settings.kafka
     wanted: dict[str, Any] = {"security_protocol": kafka.security_protocol}
-    if kafka.sasl_mechanism and kafka.sasl_password:
+    if kafka.sasl_mechanism == "OAUTHBEARER":
+        wanted |= {
+            "sasl_mechanism": kafka.sasl_mechanism,
+            "sasl_oauth_token_provider": _tokens(kafka, clock or Clock()),
+        }
+    elif kafka.sasl_mechanism and kafka.sasl_password:
         wanted |= {
             "sasl_mechanism": kafka.sasl_mechanism,
             "sasl_plain_username": kafka.sasl_username,
             "sasl_plain_password": kafka.sasl_password.get_secret_value(),
         }
     if kafka.security_protocol.endswith("SSL"):
-        wanted["ssl_context"] = _tls(kafka)
+        wanted["ssl_context"] = _tls("SSL_", kafka.ssl_ca_file, kafka.ssl_cert_file, kafka.ssl_key_file)
     return wanted
 
 
-def _tls(kafka: Kafka) -> Current:
+def _tokens(kafka: Kafka, clock: Clock) -> "Tokens":
+    # Only here: other logins need neither Kafka's client at this point, nor an HTTP client.
+    from service.kafka.token_server import ClientCredentials  # noqa: PLC0415
+    from service.kafka.tokens import TokenFile, Tokens  # noqa: PLC0415
+
+    extensions = dict(pair.strip().split("=", 1) for pair in (kafka.oauth_extensions or "").split(",") if pair)
+    if kafka.oauth_token_file is not None:
+        return Tokens(TokenFile(kafka.oauth_token_file, clock), clock=clock, extensions=extensions)
+    server = ClientCredentials(
+        kafka.oauth_token_url or "",
+        client_id=kafka.oauth_client_id or "",
+        client_secret=kafka.oauth_client_secret.get_secret_value() if kafka.oauth_client_secret else "",
+        scope=kafka.oauth_scope,
+        tls=_tls("OAUTH_", kafka.oauth_ca_file),
+        clock=clock,
+    )
+    return Tokens(server, clock=clock, extensions=extensions)
+
+
+def _tls(prefix: str, ca_file: Path | None, cert_file: Path | None = None, key_file: Path | None = None) -> Current:
     certificates = Certificates(
-        prefix="VM_SYNC_KAFKA__SSL_",
-        ca_file=kafka.ssl_ca_file,
-        cert_file=kafka.ssl_cert_file,
-        key_file=kafka.ssl_key_file,
+        prefix=f"VM_SYNC_KAFKA__{prefix}", ca_file=ca_file, cert_file=cert_file, key_file=key_file
     )
     try:
         return Current(certificates)

@@ -15,7 +15,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, FilePath, Pr
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 from typing_extensions import override
 
-from service.settings.types import Duration, Name, Positive, Servers, Thumbprint, Topic, Url, iso8601
+from service.settings.types import (
+    Duration,
+    Extensions,
+    Name,
+    Positive,
+    Servers,
+    Thumbprint,
+    TokenUrl,
+    Topic,
+    Url,
+    iso8601,
+)
 
 PREFIX: Final = "VM_SYNC_"
 BETWEEN: Final = "__"
@@ -107,7 +118,7 @@ class Topics(Part):
 
 
 SecurityProtocol: TypeAlias = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
-SaslMechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+SaslMechanism: TypeAlias = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 
 
 class Kafka(Part):
@@ -143,9 +154,28 @@ class Kafka(Part):
     sasl_mechanism: SaslMechanism | None = None
     """SASL mechanism; required with SASL_PLAINTEXT and SASL_SSL."""
     sasl_username: str | None = None
-    """User name for SASL."""
+    """User name for SASL, except for OAUTHBEARER."""
     sasl_password: SecretStr | None = None
-    """Password for SASL."""
+    """Password for SASL, except for OAUTHBEARER."""
+    oauth_token_url: TokenUrl | None = None
+    """Address of the OAuth token server, for SASL_MECHANISM OAUTHBEARER: tokens come from there by the
+    client-credentials flow, or from OAUTH_TOKEN_FILE. Plain http is refused unless the host is loopback."""
+    oauth_client_id: Name | None = None
+    """Client id at the token server."""
+    oauth_client_secret: SecretStr | None = None
+    """Client secret at the token server; sent by HTTP Basic authentication."""
+    oauth_scope: Name | None = None
+    """Scope that is asked for; several are separated by spaces.
+
+    Empty: what the token server gives by default."""
+    oauth_ca_file: FilePath | None = None
+    """Certificates of the authorities that sign the token server's certificate, PEM; empty: those of the system."""
+    oauth_token_file: FilePath | None = None
+    """File with a token, read for each login, such as a projected service-account token; instead of
+    OAUTH_TOKEN_URL."""
+    oauth_extensions: Extensions | None = None
+    """SASL extensions that are sent with a token, as name=value, comma-separated; Confluent Cloud wants
+    `logicalCluster=lkc-...,identityPoolId=pool-...`."""
     ssl_ca_file: FilePath | None = None
     """Certificates of the authorities that sign the brokers' certificates, PEM; empty: those of the system."""
     ssl_cert_file: FilePath | None = None
@@ -161,16 +191,40 @@ class Kafka(Part):
     @override
     def faults(self) -> Iterator[Fault]:
         sasl, tls = self.security_protocol.startswith("SASL_"), self.security_protocol.endswith("SSL")
+        oauth = self.sasl_mechanism == "OAUTHBEARER"
         for field in ("sasl_mechanism", "sasl_username", "sasl_password"):
-            if sasl and not getattr(self, field):
+            needed = field == "sasl_mechanism" or not oauth
+            if sasl and needed and not getattr(self, field):
                 yield field, f"required with SECURITY_PROTOCOL {self.security_protocol}"
+            if sasl and not needed and getattr(self, field):
+                yield field, "unset it: OAUTHBEARER logs in with a token"
             if not sasl and getattr(self, field):
                 yield field, f"unset it, or choose a SASL protocol instead of {self.security_protocol}"
+        yield from self._oauth_faults() if oauth else self._oauth_is_unused()
         for field in ("ssl_ca_file", "ssl_cert_file", "ssl_key_file"):
             if not tls and getattr(self, field):
                 yield field, f"unset it, or choose SSL or SASL_SSL instead of {self.security_protocol}"
         if self.ssl_key_file and not self.ssl_cert_file:
             yield "ssl_cert_file", "required with SSL_KEY_FILE"
+
+    def _oauth_is_unused(self) -> Iterator[Fault]:
+        for field in type(self).model_fields:
+            if field.startswith("oauth_") and getattr(self, field):
+                yield field, "unset it, or set SASL_MECHANISM to OAUTHBEARER"
+
+    def _oauth_faults(self) -> Iterator[Fault]:
+        of_server = ("oauth_client_id", "oauth_client_secret", "oauth_scope", "oauth_ca_file")
+        if not (self.oauth_token_url or self.oauth_token_file):
+            yield "oauth_token_url", "required with SASL_MECHANISM OAUTHBEARER, or else OAUTH_TOKEN_FILE"
+        if self.oauth_token_url and self.oauth_token_file:
+            yield "oauth_token_file", "give either a token file or OAUTH_TOKEN_URL"
+        for field in of_server:
+            if self.oauth_token_url and field in of_server[:2] and not getattr(self, field):
+                yield field, "required with OAUTH_TOKEN_URL"
+            if not self.oauth_token_url and getattr(self, field):
+                yield field, "unset it, or give OAUTH_TOKEN_URL"
+        if self.oauth_ca_file and self.oauth_token_url and self.oauth_token_url.startswith("http:"):
+            yield "oauth_ca_file", "unset it, or write https:// in OAUTH_TOKEN_URL"
 
 
 CredentialsType: TypeAlias = Literal["localUser", "vcdCredentials", "ssoCredentials", "vcdAccessToken"]

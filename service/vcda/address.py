@@ -20,7 +20,7 @@ def checked_url(text: str) -> SplitResult:
     bare = not (url.path.strip("/") or url.query or url.fragment or "@" in url.netloc)
     if url.scheme not in {"https", "http"} or not host or not bare or port == 0:
         raise ValueError(form)
-    if url.scheme == "http" and not _is_loopback(host):
+    if url.scheme == "http" and not is_loopback(host):
         msg = "write https://: plain http is allowed only for this machine, since a password is sent to VCDA"
         raise ValueError(msg)
     return url
@@ -39,7 +39,8 @@ def checked_thumbprint(text: str) -> str:
     return digits
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether a host is this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -26,6 +26,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 from typing_extensions import override
 
+from service import certificates
 from service.certificates import Certificates, Current
 from service.clock import Clock
 from service.sync import MAX_TEXT
@@ -45,10 +46,6 @@ LONGEST_HEAD_LINE: Final = 64 * 1024
 MOST_HEADERS: Final = 1000
 """Proxies and single sign-on add cookies and policies to the head of an answer: aiohttp's 8 KiB and 128 headers are
 too few for some, and what it refuses to read is a POST in doubt."""
-
-EXPIRED: Final = 10
-MISNAMED: Final = (62, 64)
-"""OpenSSL's codes for a certificate out of date, and for one of another host or address."""
 
 KEEP_ALIVE: Final = 10.0
 """Seconds an idle connection is kept: less than servers do (Tomcat 20, nginx 75). A POST written to a connection that
@@ -453,12 +450,10 @@ def _unreachable(error: aiohttp.ClientConnectorError) -> str:
 
 def distrust(error: Exception) -> str:
     """Say why VCDA's certificate isn't trusted, and what to change."""
-    why = getattr(error, "verify_message", None) or type(error).__name__
-    match getattr(error, "verify_code", None):
-        case code if code == EXPIRED:
-            cure = "install a new certificate on the appliance"
-        case code if code in MISNAMED:
-            cure = "write the host in VM_SYNC_VCDA__URL as the certificate spells it"
-        case _:
-            cure = "set VM_SYNC_VCDA__CA_FILE to the certificates of its authority"
-    return f"VCDA's certificate can't be trusted ({why}): {cure}, or set VM_SYNC_VCDA__THUMBPRINT to its SHA-256"
+    doubt = certificates.distrust(
+        error,
+        ca_setting="VM_SYNC_VCDA__CA_FILE",
+        if_misnamed="write the host in VM_SYNC_VCDA__URL as the certificate spells it",
+        there="on the appliance",
+    )
+    return f"VCDA's certificate can't be trusted {doubt}, or set VM_SYNC_VCDA__THUMBPRINT to its SHA-256"

@@ -28,6 +28,13 @@ VM_SYNC_KAFKA__SECURITY_PROTOCOL PLAINTEXT
 VM_SYNC_KAFKA__SASL_MECHANISM
 VM_SYNC_KAFKA__SASL_USERNAME
 VM_SYNC_KAFKA__SASL_PASSWORD
+VM_SYNC_KAFKA__OAUTH_TOKEN_URL
+VM_SYNC_KAFKA__OAUTH_CLIENT_ID
+VM_SYNC_KAFKA__OAUTH_CLIENT_SECRET
+VM_SYNC_KAFKA__OAUTH_SCOPE
+VM_SYNC_KAFKA__OAUTH_CA_FILE
+VM_SYNC_KAFKA__OAUTH_TOKEN_FILE
+VM_SYNC_KAFKA__OAUTH_EXTENSIONS
 VM_SYNC_KAFKA__SSL_CA_FILE
 VM_SYNC_KAFKA__SSL_CERT_FILE
 VM_SYNC_KAFKA__SSL_KEY_FILE
@@ -144,6 +151,33 @@ def test_sasl_and_tls_become_what_the_client_takes(tmp_path: Path) -> None:
     }
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, True)
     assert len(context.get_ca_certs()) == 1
+
+
+OAUTH = {
+    "VM_SYNC_KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+    "VM_SYNC_KAFKA__SASL_MECHANISM": "OAUTHBEARER",
+    "VM_SYNC_KAFKA__OAUTH_EXTENSIONS": "logicalCluster=lkc-1, identityPoolId=pool-2",
+}
+
+
+@pytest.mark.parametrize("source", ["server", "file"])
+async def test_oauth_becomes_a_provider_of_tokens(source: str, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("a-token")
+    given = {
+        "server": {"TOKEN_URL": "http://localhost:1/token", "CLIENT_ID": "me", "CLIENT_SECRET": "Client-Secret"},
+        "file": {"TOKEN_FILE": str(tmp_path / "token")},
+    }[source]
+    wanted = kafka_security(
+        load(LEAST | OAUTH | {f"VM_SYNC_KAFKA__OAUTH_{name}": text for name, text in given.items()})
+    )
+
+    tokens = wanted.pop("sasl_oauth_token_provider")
+    assert wanted == {"security_protocol": "SASL_PLAINTEXT", "sasl_mechanism": "OAUTHBEARER"}
+    assert tokens.extensions() == {"logicalCluster": "lkc-1", "identityPoolId": "pool-2"}
+    if source == "file":
+        assert await tokens.token() == "a-token"
+    else:
+        assert tokens.source.where == "http://localhost:1/token (VM_SYNC_KAFKA__OAUTH_TOKEN_URL) for the client me"
 
 
 @pytest.mark.parametrize("name", ["VM_SYNC_KAFKA__SSL_CA_FILE", "VM_SYNC_KAFKA__SSL_CERT_FILE"])

@@ -144,6 +144,67 @@ def test_sasl_needs_mechanism_user_and_password_and_says_so_for_each() -> None:
     ]
 
 
+SERVER = {
+    "SASL_MECHANISM": "OAUTHBEARER",
+    "SECURITY_PROTOCOL": "SASL_SSL",
+    "OAUTH_TOKEN_URL": "https://tokens.example/token",
+    "OAUTH_CLIENT_ID": "me",
+    "OAUTH_CLIENT_SECRET": "Client-Secret",
+}
+FILE = {"SASL_MECHANISM": "OAUTHBEARER", "SECURITY_PROTOCOL": "SASL_SSL", "OAUTH_TOKEN_FILE": __file__}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        SERVER,
+        FILE,
+        SERVER | {"OAUTH_TOKEN_URL": "http://127.0.0.1:8080/token?a=b", "SECURITY_PROTOCOL": "SASL_PLAINTEXT"},
+        SERVER | {"OAUTH_SCOPE": "a b", "OAUTH_CA_FILE": __file__},
+        SERVER | {"OAUTH_EXTENSIONS": "logicalCluster=lkc-1,identityPoolId=pool-2"},
+    ],
+)
+def test_a_token_comes_from_a_server_or_from_a_file(given: dict[str, str]) -> None:
+    settings = load(LEAST | {f"VM_SYNC_KAFKA__{name}": value for name, value in given.items()})
+
+    assert settings.kafka.sasl_mechanism == "OAUTHBEARER"
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [
+        (SERVER | {"OAUTH_TOKEN_URL": ""}, "OAUTH_CLIENT_ID OAUTH_CLIENT_SECRET OAUTH_TOKEN_URL"),
+        (SERVER | {"OAUTH_TOKEN_FILE": __file__}, "OAUTH_TOKEN_FILE"),
+        (SERVER | {"OAUTH_CLIENT_ID": ""}, "OAUTH_CLIENT_ID"),
+        (SERVER | {"OAUTH_CLIENT_SECRET": ""}, "OAUTH_CLIENT_SECRET"),
+        (FILE | {"OAUTH_SCOPE": "a", "OAUTH_CA_FILE": __file__}, "OAUTH_CA_FILE OAUTH_SCOPE"),
+        (FILE | {"OAUTH_TOKEN_FILE": "/nowhere/token"}, "OAUTH_TOKEN_FILE"),
+        (SERVER | {"SASL_USERNAME": "me", "SASL_PASSWORD": "p"}, "SASL_PASSWORD SASL_USERNAME"),
+        (
+            SERVER | {"SASL_MECHANISM": "PLAIN", "SASL_USERNAME": "me", "SASL_PASSWORD": "p"},
+            "OAUTH_CLIENT_ID OAUTH_CLIENT_SECRET OAUTH_TOKEN_URL",
+        ),
+        (SERVER | {"SECURITY_PROTOCOL": "SSL"}, "SASL_MECHANISM"),
+        (SERVER | {"OAUTH_TOKEN_URL": "http://tokens.example/token"}, "OAUTH_TOKEN_URL"),
+        (SERVER | {"OAUTH_TOKEN_URL": "tokens.example"}, "OAUTH_TOKEN_URL"),
+        (SERVER | {"OAUTH_TOKEN_URL": "https://me:secret@tokens.example/token"}, "OAUTH_TOKEN_URL"),
+        (SERVER | {"OAUTH_TOKEN_URL": "https://tokens.example:0/token"}, "OAUTH_TOKEN_URL"),
+        (SERVER | {"OAUTH_TOKEN_URL": "https://[tokens/token"}, "OAUTH_TOKEN_URL"),
+        (SERVER | {"OAUTH_TOKEN_URL": "http://localhost/token", "OAUTH_CA_FILE": __file__}, "OAUTH_CA_FILE"),
+        (SERVER | {"OAUTH_EXTENSIONS": "logicalCluster"}, "OAUTH_EXTENSIONS"),
+        (SERVER | {"OAUTH_EXTENSIONS": "auth=x"}, "OAUTH_EXTENSIONS"),
+        (SERVER | {"OAUTH_EXTENSIONS": "a=b,c=\x01"}, "OAUTH_EXTENSIONS"),
+    ],
+)
+def test_settings_of_a_token_that_do_not_fit_together_are_a_line_each(given: dict[str, str], names: str) -> None:
+    wanted = [f"VM_SYNC_KAFKA__{name}" for name in names.split()]
+
+    lines = refusal({f"VM_SYNC_KAFKA__{name}": value for name, value in given.items()})
+
+    assert [name for name in sorted({line.split(":")[0] for line in lines}) if "CREDENTIALS" not in name] == wanted
+    assert not [line for line in lines if "Client-Secret" in line or "me:secret" in line]
+
+
 def test_completed_and_failed_may_be_one_topic() -> None:
     settings = load(LEAST | {"VM_SYNC_TOPICS__FAILED": "outcomes", "VM_SYNC_TOPICS__COMPLETED": "outcomes"})
 

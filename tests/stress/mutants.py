@@ -50,6 +50,8 @@ class Found:
     test: str | None
 
 
+OAUTH: Final = "tests/system/test_kafka_oauth.py"
+TOKENS: Final = "tests/kafka/test_tokens.py"
 CANCELS: Final = "tests/partition/test_cancel.py"
 
 MUTANTS: Final = (
@@ -571,6 +573,55 @@ MUTANTS: Final = (
         old="aiokafka.conn.AIOKafkaConnection = _Connection\n",
         new="",
         tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
+        name="certificates are verified as each Python has it",
+        file="service/certificates.py",
+        old="        _verify_alike_on_each_python(context)\n",
+        new="",
+        tests=("tests/test_certificates.py",),
+    ),
+    Mutant(
+        name="a login that expires is left to the broker",
+        file="service/kafka/clients.py",
+        old="        if self._login_ends is not None and self._loop.time()",
+        new="        if False and self._loop.time()",
+        tests=(OAUTH,),
+    ),
+    Mutant(
+        name="a token that Kafka refuses counts as accepted",
+        file="service/kafka/clients.py",
+        old="            explained = not answer.error_code and answer.sasl_auth_bytes\n",
+        new="            explained = False\n",
+        tests=(OAUTH,),
+    ),
+    Mutant(
+        name="each client fetches a token of its own",
+        file="service/kafka/tokens.py",
+        old=" and now >= self._not_before and self._renewal is None:\n",
+        new=" and now >= self._not_before:\n",
+        tests=(TOKENS,),
+    ),
+    Mutant(
+        name="a token that can't be renewed is no longer used",
+        file="service/kafka/tokens.py",
+        old="        if self._token is None or (self._failure is not None and not self._valid()):\n",
+        new="        if self._token is None or self._failure is not None:\n",
+        tests=(TOKENS,),
+    ),
+    Mutant(
+        name="a token server that hangs holds up each login",
+        file="service/kafka/tokens.py",
+        old="timeout=PATIENCE.total_seconds() if self._valid() else None)\n",
+        new="timeout=None)\n",
+        tests=(TOKENS,),
+    ),
+    Mutant(
+        name="a refused token is used until it expires",
+        file="service/kafka/tokens.py",
+        old="        self._renew_at = min(self._renew_at, self._fetched_at + REFUSED_AGAIN.total_seconds())\n",
+        new="",
+        tests=(TOKENS,),
     ),
     Mutant(
         name="two syncs of one replication at a time",
