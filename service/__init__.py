@@ -17,6 +17,7 @@ The modules and folders, in the order in which they are best read; docs/architec
 - `clock`, `moments`, `backoff`, `event_loop`: the only source of the time, the form of times, pauses that double, and
   the choice of the event loop.
 - `settings`, `wiring`, `app`, `cli`: the settings, the construction of all parts, the life of a process, the commands.
+- `live_view`: a live view of syncs at a terminal, for the demo and for `vm-sync top`.
 - `sandbox`: an embedded Kafka, a simulated VCDA and a demo; independent of the service's code.
 
 Imports go down only; pyproject.toml has the rules, `make check` enforces them, docs/architecture.md draws them.

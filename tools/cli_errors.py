@@ -56,6 +56,8 @@ WITHOUT_KAFKA: Final = (
     Case("a setting is wrong", ("list",), _kafka(partitions="many")),
     Case("a setting is misspelt", ("list",), _kafka(partition="12")),
     Case("the request is invalid", ("request", "a b"), NOBODY),
+    Case("a file of requests does not exist", ("request", "--from", "ids.txt"), NOBODY),
+    Case("the options of outcomes exclude each other", ("outcomes", "--failed", "--completed"), NOBODY),
     Case("there is no such reason", ("dead-letters", "list", "--reason", "bad-luck"), NOBODY),
     Case("the value of --at is invalid", ("dead-letters", "redrive", "--at", "first"), NOBODY),
     Case("the reason of a cancel is invalid", ("cancel", "nightly-1", "--reason", "two\tcolumns"), NOBODY),

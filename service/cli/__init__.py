@@ -4,12 +4,14 @@
 - `commands`: all commands, with their options and help; `options`: what options can be.
 - `output`: how commands print results and errors, and their exit codes.
 - `kafka`: access to Kafka for commands, and a sentence for each error.
-- `request`, `syncs`, `dead_letters`, `describe`, `check`, `run`: the commands themselves.
+- `request`, `request_many`, `request_file`: send one request, or those of a file.
+- `outcomes`, `outcome_events`, `outcome_summary`: read and sum up the outcome topics.
+- `syncs`, `cancel`, `dead_letters`, `describe`, `check`, `run`: the other commands.
 
 Exit codes, the same for every command:
 
-    0    success; of `request --wait`: the request completed
-    1    negative result: the request failed, topics are invalid, a check failed, letters were refused, or the demo
+    0    success; of `request --wait`: all requests completed
+    1    negative result: a request failed, topics are invalid, a check failed, letters were refused, or the demo
          broke a guarantee
     2    the command line or a setting is invalid; one line on stderr for each
     3    no result: Kafka is unreachable or refuses access, nothing of that name was found, no outcome arrived in time,

@@ -8,8 +8,8 @@ from typing import Annotated, Final, TypeAlias
 
 import typer
 
-from service.cli.options import Format, State
-from service.cli.output import Answering, AsJson
+from service.cli.options import FileFormat, Format, Rows, State
+from service.cli.output import Answering, AsJson, Exit, NoAnswer
 from service.sandbox.kafka_jars import KAFKA_VERSION
 
 app = typer.Typer(
@@ -156,19 +156,53 @@ def kafka(
 # ---------------------------------------------------------------- requests and syncs
 
 
-@app.command(epilog="Example: vm-sync request C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f --wait --timeout 600")
-def request(
+@app.command(
+    epilog="Example: vm-sync request C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f --wait --timeout 600\n\n"
+    "Example: vm-sync request --from ids.txt --wait --failed-to failed.jsonl"
+)
+def request(  # noqa: PLR0913 - for one request and for many
     replication_id: Annotated[
-        str, typer.Argument(metavar="REPLICATION_ID", help='VCDA\'s id of the replication: "C4-" and a UUID.')
-    ],
+        str | None, typer.Argument(metavar="REPLICATION_ID", help='VCDA\'s id of the replication: "C4-" and a UUID.')
+    ] = None,
     *,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE|-",
+            help="Many requests, one a line: ids, each with its site behind a space if it is remote; JSON lines; or "
+            "CSV with a header. The same file again is the same requests: none is sent twice.",
+        ),
+    ] = None,
+    form: Annotated[
+        FileFormat | None, typer.Option("--format", help="Format of FILE; default: as its first line looks.")
+    ] = None,
+    operation_prefix: Annotated[
+        str | None,
+        typer.Option(
+            help="Name of the many: with the same name, a replication's request is the same one, and not sent twice. "
+            "Default: from the content of FILE; a new one for -."
+        ),
+    ] = None,
+    rate: Annotated[float, typer.Option(min=0.1, help="Requests per second, at most, with --from.")] = 100,
+    failed_to: Annotated[
+        Path | None,
+        typer.Option(help="File for the requests that failed; --from reads it. Needs --from and --wait."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --from: check FILE and Kafka, and send nothing.")
+    ] = False,
     operation_id: Annotated[
         str | None, typer.Option(help="Id of the request; default: a new one. The same id again is a duplicate.")
     ] = None,
     site: Annotated[str | None, typer.Option(help="Site of the replication; default: the local site.")] = None,
     deadline: Annotated[int | None, typer.Option(help="Deadline in seconds; default: VM_SYNC_SYNC__DEADLINE.")] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait for the outcome; exit code 1 if it failed.")] = False,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait; then exit code 3.")] = 21_600,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for the outcome, or all of them; exit code 1 if one failed.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds to wait, after the last one was sent; then exit code 3.")
+    ] = 21_600,
     ops_url: Annotated[
         str | None,
         typer.Option(
@@ -178,7 +212,32 @@ def request(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Publish a request for a sync; with --wait, wait for its outcome."""
+    """Publish a request for a sync, or with --from many of them; with --wait, wait for the outcome.
+
+    If --from is interrupted, the same command goes on where it was.
+    """
+    if source is not None:
+        from service.cli import request_many as many
+
+        if replication_id is not None or operation_id is not None or ops_url is not None:
+            msg = "REPLICATION_ID, --operation-id and --ops-url are for one request, and don't go with --from."
+            raise NoAnswer(msg, code=Exit.USAGE)
+        options = many.BulkOptions(
+            source=source,
+            form=form,
+            prefix=operation_prefix,
+            site=site,
+            deadline=deadline,
+            rate=rate,
+            wait=timeout if wait else None,
+            failed_to=failed_to,
+            dry_run=dry_run,
+        )
+        many.request_many(options, as_json=as_json)
+        return
+    if replication_id is None or form or operation_prefix or failed_to or dry_run:
+        msg = "Name one replication by REPLICATION_ID, or many by --from FILE; the options of FILE need --from."
+        raise NoAnswer(msg, code=Exit.USAGE)
     from service.cli import request as requesting
 
     body: dict[str, object] = {"replicationId": replication_id}
@@ -233,6 +292,54 @@ def show(
     from service.cli import syncs as looking
 
     looking.show(name, wide=wide, as_json=as_json)
+
+
+@app.command(
+    epilog="Example: vm-sync outcomes --since 7d --site site2\n\n"
+    "Example: vm-sync outcomes --failed --since 2h --ids | vm-sync request --from - --wait"
+)
+def outcomes(  # noqa: PLR0913 - as many as there are ways to choose
+    *,
+    since: Annotated[str, typer.Option(help=f"Only outcomes published at this time or later: {WHEN}.")] = "1d",
+    until: Annotated[str | None, typer.Option(help=f"Only outcomes published before this time: {WHEN}.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Only failures.")] = False,
+    completed: Annotated[bool, typer.Option("--completed", help="Only completed ones.")] = False,
+    reason: Annotated[list[str] | None, typer.Option(help="Only failures with this reason; repeatable.")] = None,
+    site: Annotated[str | None, typer.Option(help='Only those of this site; "" for the local site.')] = None,
+    replication: Annotated[str | None, typer.Option(help="Only those of this replicationId.")] = None,
+    limit: Annotated[int, typer.Option(min=0, help="Show at most this many, the latest.")] = 20,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print all of them as CSV.")] = False,
+    as_ids: Annotated[
+        bool,
+        typer.Option(
+            "--ids",
+            help="Print the replications whose last outcome is one of these, each with its site behind a tab, for "
+            "`vm-sync request --from -`.",
+        ),
+    ] = False,
+    wide: Wide = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what happened: outcomes with counts and durations, from the outcome topics; works while the service is down.
+
+    Durations are percentiles, accurate to 1 %: from the request to the end, and at VCDA alone.
+    """
+    from service.cli import outcomes as history
+
+    if as_csv and as_ids:
+        msg = "--csv and --ids exclude each other."
+        raise NoAnswer(msg, code=Exit.USAGE)
+    rows = Rows.CSV if as_csv else Rows.IDS if as_ids else None
+    chosen = history.OutcomeFilter.of(
+        since=since,
+        until=until,
+        failed=failed,
+        completed=completed,
+        reasons=reason or (),
+        site=site,
+        replication=replication,
+    )
+    history.outcomes(chosen, limit=limit, rows=rows, wide=wide, as_json=as_json)
 
 
 @app.command(epilog="Example: vm-sync cancel nightly-2026-08-17 --release --by alice --reason 'task hangs'")

@@ -6,9 +6,11 @@ The log of Kafka's client is not shown; `diagnosis` turns it into a sentence tha
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+import sys
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
@@ -16,13 +18,14 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError, TopicAuthorizationFailedError
 from aiokafka.structs import RecordMetadata
 
-from service.cli.output import NoAnswer, say
+from service.cli.output import NoAnswer, moment, say
 from service.kafka.clients import end
 from service.kafka.connection import KafkaConnection
 from service.kafka.denials import Account, MissingRight, Operation, Resource
 from service.kafka.diagnosis import diagnosis, overheard
 from service.kafka.topic_descriptions import Described, describe
 from service.kafka.topics import TopicNames
+from service.moments import milliseconds
 from service.settings import KafkaSettings, kafka_security, load_for_kafka
 
 SILENCE: Final = 15.0
@@ -36,6 +39,17 @@ NOTE_AFTER: Final = 2.0
 """Seconds between two progress messages."""
 
 RECORDS_AT_ONCE: Final = 2_000
+
+PERIOD_FETCH_BYTES: Final = 256 * 1024
+"""For long histories: 24 partitions of it are 6 MB."""
+
+DISORDER_MS: Final = 60 * 60 * 1_000
+"""By how much the timestamps of a partition may be out of order: several producers' clocks, and what was in flight."""
+
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
+
+HEADERS: Final = [("content-type", b"application/json")]
+"""The headers of what the commands publish on the requests topic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,14 +149,19 @@ async def places(place: KafkaContext, *topics: str, operation: Operation = Opera
 
 
 @asynccontextmanager
-async def reader(place: KafkaContext, wanted: Iterable[TopicPartition]) -> AsyncIterator[AIOKafkaConsumer]:
-    """Open a consumer outside of any group that sees committed records only. The caller sets its position."""
+async def reader(
+    place: KafkaContext, wanted: Iterable[TopicPartition], *, fetch_bytes: int = 8 * 1024 * 1024
+) -> AsyncIterator[AIOKafkaConsumer]:
+    """Open a consumer outside of any group that sees committed records only. The caller sets its position.
+
+    It holds up to `fetch_bytes` of each partition that nobody has asked for yet.
+    """
     consumer = AIOKafkaConsumer(
         **place.arguments,
         enable_auto_commit=False,
         isolation_level="read_committed",
         auto_offset_reset="earliest",
-        max_partition_fetch_bytes=8 * 1024 * 1024,
+        max_partition_fetch_bytes=fetch_bytes,
     )
     consumer.assign(list(wanted))
     try:
@@ -157,17 +176,24 @@ async def publish(
     place: KafkaContext, message: Mapping[str, object], *, key: str, partition: int | None = None
 ) -> RecordMetadata:
     """Put a message on the requests topic, and return where it is. Without a `partition` the key decides."""
+    async with writer(place) as producer, asyncio.timeout(SILENCE):
+        return await producer.send_and_wait(
+            place.names.requests,
+            json.dumps(message).encode(),
+            key=key.encode(),
+            partition=partition,
+            headers=HEADERS,
+        )
+
+
+@asynccontextmanager
+async def writer(place: KafkaContext) -> AsyncIterator[AIOKafkaProducer]:
+    """Open a producer that keeps the order of what it sends, and repeats nothing."""
     producer = AIOKafkaProducer(**place.arguments, acks="all", enable_idempotence=True)
     try:
         async with asyncio.timeout(SILENCE):
             await producer.start()
-            return await producer.send_and_wait(
-                place.names.requests,
-                json.dumps(message).encode(),
-                key=key.encode(),
-                partition=partition,
-                headers=[("content-type", b"application/json")],
-            )
+        yield producer
     finally:
         await end(producer)
 
@@ -214,31 +240,101 @@ async def read_on(
     wanted: Sequence[TopicPartition],
     *,
     what: str,
+    ends: Mapping[TopicPartition, int] | None = None,
     silence: float = SILENCE,
     note_after: float = NOTE_AFTER,
     at_once: int = RECORDS_AT_ONCE,
 ) -> AsyncGenerator[ConsumerRecord, None]:
-    """Read partitions from where the consumer stands to the end that they have now. `what` is as in `read`.
+    """Read partitions from where the consumer stands to the end that they have now, or to `ends`.
+
+    `what` is as in `read`.
 
     Raises:
         TimeoutError: Kafka has been silent for `silence` seconds.
     """
-    clock = asyncio.get_running_loop().time
     async with asyncio.timeout(SILENCE):
-        ends = await consumer.end_offsets(wanted)
+        ends = ends or await consumer.end_offsets(wanted)
         left = total = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
+    with _progress(what, total, note_after=note_after) as show:
+        while left:
+            records: list[ConsumerRecord] = []
+            before = left
+            async with asyncio.timeout(silence):
+                # Control records move the position without being handed over, so an empty answer may be progress.
+                while left == before:
+                    got = await records_of(consumer, timeout_ms=200, max_records=at_once)
+                    records += [record for some in got.values() for record in some]
+                    left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
+            for record in records:
+                if record.offset < ends[TopicPartition(record.topic, record.partition)]:
+                    yield record
+            show(total - left)
+
+
+def written_at(timestamp_ms: int) -> datetime:
+    """Return a record's timestamp as a moment."""
+    return datetime.fromtimestamp(timestamp_ms / 1000, UTC)
+
+
+@contextmanager
+def _progress(what: str, total: int, *, note_after: float) -> Iterator[Callable[[int], None]]:
+    """Yield what shows how much was read, once it takes a while: by a bar at a terminal, else by lines."""
+    clock = asyncio.get_running_loop().time
     note = clock() + note_after
-    while left:
-        records: list[ConsumerRecord] = []
-        before = left
-        async with asyncio.timeout(silence):
-            # Control records move the position without being handed over, so an empty answer may be progress.
-            while left == before:
-                got = await records_of(consumer, timeout_ms=200, max_records=at_once)
-                records += [record for some in got.values() for record in some]
-                left = sum([max(0, ends[where] - await consumer.position(where)) for where in wanted])
-        for record in records:
-            yield record
-        if left and clock() > note:
-            say(f"Reading {what}: {100 * (total - left) // total} % of {total} records ...")
-            note = clock() + note_after
+    with ExitStack() as stack:
+        bar: Callable[[int], None] | None = None
+
+        def show(read: int) -> None:
+            nonlocal bar, note
+            if bar is None and clock() > note and read < total and sys.stderr.isatty():
+                bar = stack.enter_context(_bar(f"Reading {what}", total))
+            if bar is not None:
+                bar(read)
+            elif clock() > note and read < total:
+                say(f"Reading {what}: {100 * read // total} % of {total} records ...")
+                note = clock() + note_after
+
+        yield show
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Callable[[int], None]]:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bars:
+        task = bars.add_task(what, total=total)
+        yield lambda read: bars.update(task, completed=read)
+
+
+async def read_period(
+    place: KafkaContext, wanted: Iterable[TopicPartition], *, since: datetime, until: datetime | None, what: str
+) -> AsyncGenerator[ConsumerRecord, None]:
+    """Read what was written to partitions in a period, by the records' timestamps; `until` is exclusive.
+
+    Where retention has deleted some of the period already, a message says so.
+    """
+    wanted = list(wanted)
+    first, last = max(0, milliseconds(since - _EPOCH)), None if until is None else max(0, milliseconds(until - _EPOCH))
+    async with reader(place, wanted, fetch_bytes=PERIOD_FETCH_BYTES) as consumer:
+        async with asyncio.timeout(SILENCE):
+            ends = await consumer.end_offsets(wanted)
+            begins = await consumer.beginning_offsets(wanted)
+            starts = await consumer.offsets_for_times(dict.fromkeys(wanted, first))
+            if last is not None:
+                after = await consumer.offsets_for_times(dict.fromkeys(wanted, last + DISORDER_MS))
+                ends |= {where: min(ends[where], stop.offset) for where, stop in after.items() if stop is not None}
+            for where, start in starts.items():
+                consumer.seek(where, ends[where] if start is None else min(start.offset, ends[where]))
+        deleted = [
+            start.timestamp
+            for where, start in starts.items()
+            if start is not None and 0 < begins[where] == start.offset
+        ]
+        if deleted:
+            oldest = moment(written_at(max(deleted)))
+            say(f"Kafka has deleted the beginning of the period ({what}): it is complete from {oldest} on.")
+        async with aclosing(read_on(consumer, wanted, what=what, ends=ends)) as records:
+            async for record in records:
+                if record.timestamp >= first and (last is None or record.timestamp < last):
+                    yield record

@@ -21,3 +21,18 @@ class Format(StrEnum):
     JSON = "json"
     YAML = "yaml"
     HTML = "html"
+
+
+class FileFormat(StrEnum):
+    """The formats of a file of requests."""
+
+    IDS = "ids"
+    JSON = "json"
+    CSV = "csv"
+
+
+class Rows(StrEnum):
+    """The forms in which `outcomes` prints each outcome, for programs."""
+
+    CSV = "csv"
+    IDS = "ids"

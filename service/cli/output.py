@@ -34,6 +34,10 @@ class Exit(IntEnum):
     NO_ANSWER = 3
 
 
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, as shells have it."""
+
+
 class NoAnswer(Exception):
     """A command can't do what was asked; the text is one sentence that says what to do."""
 

@@ -18,7 +18,7 @@ import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from service.cli import kafka
-from service.cli.output import Exit, NoAnswer, printable, say, show_facts, show_json
+from service.cli.output import INTERRUPTED, Exit, NoAnswer, printable, say, show_facts, show_json
 from service.kafka.denials import Operation
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
@@ -29,9 +29,6 @@ ASK_EVERY: Final = 1.0
 
 OWNER_AGAIN: Final = 15.0
 """Seconds after which it is looked again which instance has the request's partition."""
-
-INTERRUPTED: Final = 130
-"""The exit code after Ctrl-C, as shells have it."""
 
 
 @dataclass(frozen=True, slots=True)

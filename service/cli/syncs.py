@@ -260,7 +260,9 @@ async def journal(place: kafka.KafkaContext) -> AsyncIterator[Callable[[], Await
 
 def _understood(held: Mapping[tuple[int, bytes], bytes], *, topic: str) -> list[JournalEntry]:
     """Return the requests that this version can read, in the order of acceptance."""
-    entries = [one for (partition, key), value in held.items() if (one := _told(key, value, partition)) is not None]
+    entries = [
+        one for (partition, key), value in held.items() if (one := read_entry(key, value, partition)) is not None
+    ]
     if unknown := len(held) - len(entries):
         msg = (
             f"{unknown} of {len(held)} records in the topic {topic} can't be read by this version: run the version "
@@ -272,7 +274,7 @@ def _understood(held: Mapping[tuple[int, bytes], bytes], *, topic: str) -> list[
     return sorted(entries, key=lambda one: (one.sync.request.accepted_at, one.partition, one.sync.request.offset))
 
 
-def _told(key: bytes, value: bytes, partition: int) -> JournalEntry | None:
+def read_entry(key: bytes, value: bytes, partition: int) -> JournalEntry | None:
     """Read a record; None: this version can't."""
     try:
         stored = read(value)

@@ -10,16 +10,16 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from typer.testing import CliRunner, Result
+from typer.testing import CliRunner
 from typing_extensions import override
 
 from service.cli.commands import app
@@ -30,81 +30,11 @@ from service.kafka.connection import KafkaConnection, client_id
 from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.requests import DeadLetterReason, InvalidRequest
-from service.sandbox.kafka import Kafka
 from service.settings import load_for_kafka
 from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
-from tests.conftest import TopicNamer
+from tests.support.cli_scene import Scene
 
 NOON = datetime(2026, 8, 17, 12, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A Kafka with topics of the test's own, and the settings that name them."""
-
-    bootstrap: str
-    name: TopicNamer
-
-    @property
-    def env(self) -> dict[str, str]:
-        topics = ("requests", "completed", "failed", "dead_letter", "journal")
-        return {
-            "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
-            "VM_SYNC_KAFKA__PARTITIONS": "3",
-            **{f"VM_SYNC_TOPICS__{topic.upper()}": self.name(topic) for topic in topics},
-        }
-
-    def run(self, *arguments: str, **env: str) -> Result:
-        return CliRunner().invoke(app, arguments, env=self.env | env, prog_name="vm-sync")
-
-    def answer(self, *arguments: str, code: int = 0, **env: str) -> Any:
-        result = self.run(*arguments, "--json", **env)
-        assert result.exit_code == code, result.output
-        return json.loads(result.stdout)
-
-    def write(self, topic: str, *records: Mapping[str, Any]) -> None:
-        asyncio.run(self._write(topic, records))
-
-    async def _write(self, topic: str, records: Sequence[Mapping[str, Any]]) -> None:
-        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, linger_ms=5)
-        await producer.start()
-        try:
-            await asyncio.gather(*[await producer.send(self.name(topic), **record) for record in records])
-        finally:
-            await producer.stop()
-
-    def read(self, topic: str) -> list[Any]:
-        return asyncio.run(self._read(topic))
-
-    async def _read(self, topic: str) -> list[Any]:
-        consumer = AIOKafkaConsumer(
-            bootstrap_servers=self.bootstrap, isolation_level="read_committed", auto_offset_reset="earliest"
-        )
-        consumer.assign([TopicPartition(self.name(topic), number) for number in range(3)])
-        await consumer.start()
-        try:
-            ends = await consumer.end_offsets(consumer.assignment())
-            found = []
-            while any([await consumer.position(place) < end for place, end in ends.items()]):
-                for records in (await consumer.getmany(timeout_ms=100)).values():
-                    found += records
-            return found
-        finally:
-            await consumer.stop()
-
-
-@pytest.fixture
-def empty(kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch) -> Scene:
-    for name in os.environ:
-        if name.startswith("VM_SYNC_") and not name.startswith("VM_SYNC_TEST_"):
-            monkeypatch.delenv(name)
-    return Scene(kafka.bootstrap, topic_name)
-
-
-@pytest.fixture
-def scene(empty: Scene) -> Scene:
-    assert empty.run("topics", "create").exit_code == 0
-    return empty
 
 
 # ---------------------------------------------------------------- topics

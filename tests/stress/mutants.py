@@ -54,6 +54,9 @@ OAUTH: Final = "tests/system/test_kafka_oauth.py"
 TOKENS: Final = "tests/kafka/test_tokens.py"
 CANCELS: Final = "tests/partition/test_cancel.py"
 
+MANY: Final = "tests/cli/test_request_many.py"
+OUTCOMES: Final = "tests/cli/test_outcomes.py"
+
 MUTANTS: Final = (
     Mutant(
         name="a cancel ends a request whose POST was sent",
@@ -83,6 +86,55 @@ MUTANTS: Final = (
         old="            taken.fates[Fate.CANCEL] += 1\n",
         new="",
         tests=(CANCELS,),
+    ),
+    Mutant(
+        name="a second run of a file sends again what the service has read",
+        file="service/cli/request_many.py",
+        old="        self.to_send = deque(one for one in self.to_send if one.identity not in entries)\n",
+        new="",
+        tests=(MANY,),
+    ),
+    Mutant(
+        name="a request that is no longer remembered is never sent again",
+        file="service/cli/request_many.py",
+        old="    return isinstance(entry.sync, Ended) and entry.sync.expires_at <= now\n",
+        new="    return False\n",
+        tests=(MANY,),
+    ),
+    Mutant(
+        name="many requests are sent as fast as Kafka takes them",
+        file="service/cli/request_many.py",
+        old="            await asyncio.sleep(early)\n",
+        new="            pass\n",
+        tests=(MANY,),
+    ),
+    Mutant(
+        name="after a delay the rate is made up for",
+        file="service/cli/request_many.py",
+        old="        due = max(due, clock() - BURST) + 1 / rate\n",
+        new="        due += 1 / rate\n",
+        tests=(MANY,),
+    ),
+    Mutant(
+        name="a request of a file has another identity where it stands in another line",
+        file="service/cli/request_file.py",
+        old="hashlib.sha256(str(replication_id).encode",
+        new="hashlib.sha256(f'{line}{replication_id}'.encode",
+        tests=("tests/cli/test_request_file.py",),
+    ),
+    Mutant(
+        name="a replication that has completed since is retried",
+        file="service/cli/outcomes.py",
+        old="            del self.meant[name]\n",
+        new="            pass\n",
+        tests=(OUTCOMES,),
+    ),
+    Mutant(
+        name="records out of order count for the period that they stand in",
+        file="service/cli/kafka.py",
+        old="                if record.timestamp >= first and (last is None or record.timestamp < last):\n",
+        new="                if True:\n",
+        tests=(OUTCOMES,),
     ),
     Mutant(
         name="an internal error of a closed partition's task is dropped",

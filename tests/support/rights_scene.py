@@ -33,6 +33,9 @@ BY_HAND: Final = "by-hand"
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "request": ("request", REPLICATION, "--operation-id", BY_HAND),
     "request --wait": ("request", REPLICATION, "--operation-id", BY_HAND, "--wait", "--timeout", "20"),
+    "request --from": ("request", "--from", "{ids}", "--wait", "--timeout", "20"),
+    "cancel": ("cancel", "{waiting}"),
+    "outcomes": ("outcomes",),
     "list": ("list",),
     "show": ("show", "op-1"),
     "dead-letters list": ("dead-letters", "list"),
@@ -40,7 +43,16 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "dead-letters redrive": ("dead-letters", "redrive", "--force"),
     "topics check": ("topics", "check"),
 }
-"""What an operator runs against Kafka, by what it is called in the documentation."""
+"""What an operator runs against Kafka, by what it is called in the documentation.
+
+`{ids}` is a file of requests that no run has sent yet, `{waiting}` a request that waits at a service that runs.
+"""
+
+HELD: Final = "C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55"
+"""A replication whose first sync takes a day."""
+
+SOON: Final = 30.0
+"""Seconds within which a service that runs accepts a request."""
 
 
 class RightsScene:
@@ -54,6 +66,7 @@ class RightsScene:
         """The service's rights, for this deployment."""
         self.operator = [grant.under(prefix) for grant in grants_of(OPERATOR)]
         """The operator's."""
+        self._runs = 0
         self.service_acls = Acls(bootstrap, SERVICE)
         self.operator_acls = Acls(bootstrap, OPERATOR)
 
@@ -104,9 +117,34 @@ class RightsScene:
 
     async def run(self, *command: str) -> Result:
         """Run a command as the operator; each `by-hand` is an operation of its own, which nobody has asked for yet."""
-        command = tuple(f"by-hand-{uuid.uuid4()}" if word == BY_HAND else word for word in command)
-        environment = self.ledger.environment(**self.login(OPERATOR))
+        self._runs += 1
+        made = {BY_HAND: self._operation, "{ids}": self._ids, "{waiting}": self._waiting}
+        command = tuple([await made[word]() if word in made else word for word in command])
+        return await self._run(command, self.ledger.environment(**self.login(OPERATOR)))
+
+    @staticmethod
+    async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> Result:
         return await asyncio.to_thread(CliRunner().invoke, app, command, env=environment, prog_name="vm-sync")
+
+    @staticmethod
+    async def _operation() -> str:
+        return f"by-hand-{uuid.uuid4()}"
+
+    async def _ids(self) -> str:
+        path = self.ledger.folder / "ids.txt"
+        path.write_text(f"# {self._runs}\n{REPLICATION}\n", encoding="utf-8")
+        return str(path)
+
+    async def _waiting(self) -> str:
+        """Put a request on the topic behind one that takes a day, and wait until the service has accepted it."""
+        self.simulator.world.plan(replication=HELD, duration=Durations.of(86_400))
+        name = f"waits-{self._runs}"
+        await self.ledger.ask_all([("held", HELD), (name, HELD)])
+        everybody = self.ledger.environment(VM_SYNC_KAFKA__BOOTSTRAP_SERVERS=self._bootstrap)
+        async with asyncio.timeout(SOON):
+            while (await self._run(("show", name), everybody)).exit_code:
+                await asyncio.sleep(0.2)
+        return name
 
     async def spoil(self) -> None:
         """Write a dead letter, as the service would."""

@@ -18,6 +18,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from service import live_view
 from service.sandbox.demo.seen import Outcome, Seen, Sent, broken_promises
 from service.sandbox.demo.view import picture
 from tests.conftest import missing
@@ -97,7 +98,8 @@ def drawn(width: int, height: int = 40) -> list[str]:
     data = {"operationID": "demo-0001", "replicationId": f"C4-{uuid.UUID(int=1)}", "reason": "task-failed"}
     found.outcomes = [Outcome(at=100.0, lag=0.1, data=data | {"error": {"code": "ReplicationFailed"}})] * 10
     console = Console(width=width, height=height, file=io.StringIO(), color_system=None)
-    console.print(picture(found, console.size, log=Path("/tmp/vm-sync-demo-x/service.log")))  # noqa: S108 - only a text
+    shown = picture(found, log=Path("/tmp/vm-sync-demo-x/service.log"))  # noqa: S108 - only a text
+    console.print(live_view.drawn(shown, console.size))
     return str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]  # a StringIO
 
 

@@ -4,39 +4,25 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
 from rich import box
-from rich.console import Console, ConsoleDimensions, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from service.live_view import LATEST, ROWS, InFlightRow, LiveView, OutcomeLine, Picture
 from service.sandbox.demo.seen import Outcome, Seen
 from service.sandbox.vcda.world import Config
 
 LOCAL_SITE = Config().local_site
 """The simulated VCDA's name of the local site."""
 
-ROWS = 12
-"""Syncs in flight that are shown; more than that flicker past."""
-
-WIDE = 100
-"""Columns from which there is room for replications and bars."""
-
-FRAME = 8
-"""Lines of the view that are neither syncs nor outcomes."""
-
-LATEST = 6
-"""Outcomes that are shown."""
-
 PLAIN_EVERY = 5.0
 """Seconds between two lines of counts where there is no terminal."""
-
-STYLES = {"waiting": "dim", "submitting": "yellow", "in_doubt": "red", "running": "cyan"}
 
 
 def say(text: str) -> None:
@@ -49,31 +35,27 @@ class View:
 
     def __init__(self, seen: Seen, *, log: Path) -> None:
         self._seen, self._log = seen, log
-        self._console = Console()
-        self._live = self._new_live() if sys.stdout.isatty() else None
-        self._size = self._console.size
+        self._live = LiveView() if sys.stdout.isatty() else None
+        self._open = ExitStack()
         self._lines = 0
         self._next = 0.0
 
     def __enter__(self) -> Self:
         if self._live is not None:
-            self._live.start()
+            self._open.enter_context(self._live)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.draw()
-        if self._live is not None:
-            self._live.stop()
+        self._open.close()
 
     def draw(self) -> None:
         """Show the present."""
         if self._live is not None:
-            if self._console.size != self._size:
-                self._resized(self._live)
-            self._live.update(picture(self._seen, self._console.size, log=self._log), refresh=True)
+            self._live.draw(picture(self._seen, log=self._log))
             return
         for outcome in self._seen.outcomes[self._lines :]:
-            say(_line(outcome))
+            say(_line(outcome).text(wide=True))
         self._lines = len(self._seen.outcomes)
         if time.monotonic() >= self._next:
             say(self._counts())
@@ -93,45 +75,28 @@ class View:
         ]
         return " | ".join(parts)
 
-    def _new_live(self) -> Live:
-        return Live(console=self._console, auto_refresh=False, transient=True)
 
-    def _resized(self, live: Live) -> None:
-        """Begin on a clear screen: the terminal has wrapped the lines that were drawn for another width."""
-        self._size = self._console.size
-        live.stop()
-        self._console.clear()
-        self._live = self._new_live()
-        self._live.start()
-
-
-def picture(seen: Seen, size: ConsoleDimensions, *, log: Path) -> Group:
-    """Draw the present for a terminal of that size: in a narrow one without replications and bars."""
-    wide = size.width >= WIDE
-    flying = Table(box=box.SIMPLE_HEAD, expand=True)
-    for column in ("operationID", *(["replicationId"] if wide else []), "site", "state", "progress", "age"):
-        flying.add_column(column, no_wrap=True)
+def picture(seen: Seen, *, log: Path) -> Picture:
+    """Return what is shown at present: the syncs that are furthest first."""
     order = sorted(seen.in_flight, key=lambda sync: (-(sync["progress"] or 0), sync["requestId"]))
-    rows = max(1, min(ROWS, size.height - LATEST - FRAME))
     now = datetime.now(UTC)
-    for sync in order[:rows]:
-        percent = "" if sync["progress"] is None else f"{sync['progress']} %"
-        bar = ProgressBar(total=100, completed=sync["progress"] or 0, width=30)
-        state = Text(sync["state"], style=STYLES.get(sync["state"], ""))
-        age = f"{(now - datetime.fromisoformat(sync['acceptedAt'])).total_seconds():.0f}s"
-        replication = [sync["replicationId"]] if wide else []
-        flying.add_row(sync["operationID"], *replication, _shown(sync["site"]), state, bar if wide else percent, age)
-    if len(order) > rows:
-        flying.add_row(Text(f"and {len(order) - rows} more", style="dim"))
-    latest = [
-        _one_line(_line(outcome, wide=wide), "red" if "reason" in outcome.data else "green")
-        for outcome in seen.outcomes[-LATEST:]
-    ]
-    return Group(_one_line(_head(seen), "bold"), flying, *latest, _one_line(f"the service logs to {log}", "dim"))
-
-
-def _one_line(text: str, style: str) -> Text:
-    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+    return Picture(
+        head=_head(seen),
+        in_flight=[
+            InFlightRow(
+                operation_id=sync["operationID"],
+                replication_id=sync["replicationId"],
+                site=_shown(sync["site"]),
+                state=sync["state"],
+                progress=sync["progress"],
+                age=f"{(now - datetime.fromisoformat(sync['acceptedAt'])).total_seconds():.0f}s",
+            )
+            for sync in order[:ROWS]
+        ],
+        total=len(order),
+        latest=[_line(outcome) for outcome in seen.outcomes[-LATEST:]],
+        foot=f"the service logs to {log}",
+    )
 
 
 def _head(seen: Seen) -> str:
@@ -148,11 +113,16 @@ def _head(seen: Seen) -> str:
     return " | ".join(parts)
 
 
-def _line(outcome: Outcome, *, wide: bool = True) -> str:
+def _line(outcome: Outcome) -> OutcomeLine:
     data = outcome.data
     error = f" ({data['error']['code']})" if data.get("error") else ""
-    replication = f"{data['replicationId']}  " if wide else ""
-    return f"{outcome.at:5.1f} s  {data['operationID']}  {replication}{outcome.word}{error}"
+    return OutcomeLine(
+        at=f"{outcome.at:5.1f} s",
+        operation_id=data["operationID"],
+        replication_id=data["replicationId"],
+        said=f"{outcome.word}{error}",
+        failed="reason" in data,
+    )
 
 
 def _shown(site: str | None) -> str:
