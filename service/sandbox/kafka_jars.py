@@ -67,22 +67,44 @@ def _download(version: str, folder: Path) -> None:
     say = sys.stderr
     print(f"Downloading Apache Kafka {version} from Maven Central (45 MB, this once) ...", file=say, flush=True)
     try:
-        artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{version}")
-        there = {artifact.artifactId for artifact in artifacts}
-        # By themselves: resolved together with Kafka, their word on the versions of what both need would count.
-        for endpoint in _LOGGING[major(version)][1]:
-            more = [artifact for artifact in jgo.resolve(endpoint) if artifact.artifactId not in there]
-            there |= {artifact.artifactId for artifact in more}
-            artifacts += more
-        for number, artifact in enumerate(artifacts, start=1):
-            shutil.copy(artifact.resolve(), folder / artifact.filename)
-            if say.isatty():
-                print(f"\r  {number} of {len(artifacts)} files", end="", file=say, flush=True)
+        with trusting_the_system():
+            artifacts = jgo.resolve(f"org.apache.kafka:kafka_2.13:{version}")
+            there = {artifact.artifactId for artifact in artifacts}
+            # By themselves: resolved together with Kafka, their word on the versions of what both need would count.
+            for endpoint in _LOGGING[major(version)][1]:
+                more = [artifact for artifact in jgo.resolve(endpoint) if artifact.artifactId not in there]
+                there |= {artifact.artifactId for artifact in more}
+                artifacts += more
+            for number, artifact in enumerate(artifacts, start=1):
+                shutil.copy(artifact.resolve(), folder / artifact.filename)
+                if say.isatty():
+                    print(f"\r  {number} of {len(artifacts)} files", end="", file=say, flush=True)
     except (OSError, RuntimeError) as error:  # requests' exceptions are OSErrors
-        msg = f"Apache Kafka {version} can't be downloaded from Maven Central: {error}"
+        why = str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in why:
+            why = (
+                "its certificate isn't trusted. Behind a proxy that inspects TLS, install the proxy's authority in the "
+                "system's store, or set REQUESTS_CA_BUNDLE to a file with its certificate."
+            )
+        msg = f"Apache Kafka {version} can't be downloaded from Maven Central: {why}"
         raise KafkaError(msg) from error
     if say.isatty():
         print(file=say)
+
+
+@contextlib.contextmanager
+def trusting_the_system() -> Iterator[None]:
+    """Verify certificates with the system's authorities, as pip does, beside those that come with requests.
+
+    A proxy that inspects TLS signs with an authority that only the system knows. Applies to the whole process.
+    """
+    import truststore
+
+    truststore.inject_into_ssl()
+    try:
+        yield
+    finally:
+        truststore.extract_from_ssl()
 
 
 @contextlib.contextmanager

@@ -3,19 +3,24 @@
 import asyncio
 import os
 import select
+import ssl
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import jgo
 import pytest
+import requests
+import trustme
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
 from service.sandbox.kafka import EmbeddedKafka
-from service.sandbox.kafka_jars import KafkaError, jars
+from service.sandbox.kafka_jars import KafkaError, jars, trusting_the_system
 
 HOLDER = """
 import signal
@@ -123,6 +128,43 @@ def test_two_processes_at_once_download_once(monkeypatch: pytest.MonkeyPatch, tm
     assert one == other
     assert sorted(jar.name for jar in one.iterdir()) == ["1.jar", "2.jar"]
     assert len(asked) == 2
+
+
+def test_a_download_behind_a_proxy_that_inspects_tls_says_what_to_set(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def resolve(endpoint: str) -> list[FakeArtifact]:
+        reason = ssl.SSLCertVerificationError(1, "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed")
+        raise requests.exceptions.SSLError(endpoint, reason)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(jgo, "resolve", resolve)
+
+    with pytest.raises(KafkaError, match="system's store, or set REQUESTS_CA_BUNDLE"):
+        jars()
+
+
+def test_a_download_trusts_the_authorities_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    monkeypatch.delenv("CURL_CA_BUNDLE", raising=False)
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "ca.pem"))  # where OpenSSL looks for the system's
+    with HTTPServer(("localhost", 0), BaseHTTPRequestHandler) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"https://localhost:{server.server_port}/"
+        try:
+            with trusting_the_system():
+                answer = requests.get(url, timeout=60)
+            with pytest.raises(requests.exceptions.SSLError):
+                requests.get(url, timeout=60)
+        finally:
+            server.shutdown()
+
+    assert answer.status_code == 501  # nothing is served
 
 
 def test_without_maven_central_one_line_says_so_and_nothing_half_done_remains(
