@@ -15,7 +15,7 @@ import asyncio
 import gc
 import logging
 import signal
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
 from importlib.metadata import version
@@ -29,23 +29,24 @@ from service.backoff import Backoff
 from service.clock import Clock
 from service.intake.group import Intake
 from service.kafka.connection import KafkaConnection
+from service.kafka.control import Control
 from service.kafka.denials import Account
 from service.kafka.diagnosis import diagnosis, overheard
 from service.kafka.journal_api import StopReason
 from service.kafka.tokens import Tokens  # noqa: TC001 - beside runtime imports of its kind
 from service.kafka.topics import Advice, Created, Denied, Refusal, TopicNames, cluster_id, ensure_topics
 from service.messages.requests import DeadLetterReason
-from service.messages.wait_cause import WaitCause
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import tracing
 from service.ops import health, server
+from service.ops.sites_view import SiteView, site_views
 from service.partition.in_flight_view import in_flight_views, oldest_accepted
 from service.partition.partition import Partition
 from service.partition.waiting import waiting_by_cause
 from service.settings import Settings, fingerprint, secrets
 from service.vcda.client import Vcda
-from service.vcda.lanes import Lane
+from service.vcda.lanes import Lanes
 from service.wiring import Misfit
 
 log = logging.getLogger(__name__)
@@ -128,6 +129,7 @@ class App:
         self._health = health.Health(away_for_long=AWAY_FOR_LONG)
         self._tracing = tracing()
         self._intake: Intake | None = None
+        self._lanes: Lanes | None = None
         self._account = Account()
         self._tokens: Tokens | None = None
 
@@ -143,6 +145,7 @@ class App:
             registry=self._registry,
             documents=self._documents(),
             in_flight=lambda: in_flight_views(self._partitions()),
+            sites=self._sites,
         )
         settings = self._settings.ops
         async with AsyncExitStack() as stack:
@@ -174,14 +177,18 @@ class App:
             ops_port=ops_port,
         )
         syncs, self._account, self._tokens = parts.syncs, parts.account, parts.kafka.tokens
+        self._lanes = syncs.lanes
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         polling = asyncio.create_task(syncs.poller.run())
-        keeping = asyncio.create_task(self._keep_logged_in(parts.vcda, syncs.lanes))
+        keeping = asyncio.create_task(self._keep_logged_in(parts.vcda, syncs.lanes, syncs.control))
         watching: asyncio.Task[None] | None = None
         starting: asyncio.Task[None] | None = None
         try:
             if not await self._topics(parts.kafka, parts.topics, stop):
                 return 0 if stop.is_set() else 1
+            syncs.control.open()
+            if not await _unless(stop, syncs.control.first_reading()):
+                return 0
             intake = self._intake = syncs.make_intake()
             if not await self._until_reached(stop, intake.start):
                 return 0 if stop.is_set() else 1
@@ -200,7 +207,9 @@ class App:
             syncs.lanes.close()
             with suppress(TimeoutError):
                 async with asyncio.timeout(OPS_SHARE.total_seconds()):
-                    await asyncio.gather(parts.vcda.close(), syncs.progress.close(), self._tracing.close())
+                    await asyncio.gather(
+                        parts.vcda.close(), syncs.progress.close(), syncs.control.close(), self._tracing.close()
+                    )
             log.info("Stopped")
 
     def _documents(self) -> Mapping[str, Callable[[], server.Document]]:
@@ -348,23 +357,24 @@ class App:
             stopped = set(mismatched)
             await asyncio.sleep(WATCH.total_seconds())
 
-    async def _keep_logged_in(self, vcda: Vcda, lanes: Iterable[Lane]) -> None:
+    async def _keep_logged_in(self, vcda: Vcda, lanes: Lanes, control: Control) -> None:
         """Log in to VCDA from the start on, so that wrong settings show before the first request. Never returns."""
         while True:
             try:
                 reasons = [f"no session at VCDA: {why}" for why in await vcda.unusable()]
                 for lane in lanes:
-                    obstacle = lane.obstacle()
                     if lane.without_credentials:
                         reasons.append(f"there are no credentials for site {lane.site} (VM_SYNC_VCDA__SITES)")
-                    elif obstacle is not None and obstacle.cause is WaitCause.CIRCUIT_OPEN:
-                        reasons.append(obstacle.detail)
+                    elif (breaker := lane.open_breaker()) is not None:
+                        reasons.append(breaker.detail)
             except Exception:
                 # Nothing but an early warning is lost: each call logs in by itself.
                 log.exception("Internal error in the regular login to VCDA")
                 reasons = []
             if self._tokens and self._tokens.warning:
                 reasons.append(self._tokens.warning)
+            reasons += map(str, lanes.operator_pauses())
+            reasons += control.trouble()
             self._health.degraded(reasons)
             await asyncio.sleep(KEEP_LOGGED_IN.total_seconds())
 
@@ -389,6 +399,9 @@ class App:
             fingerprint(settings),
             extra={"version": self._version},
         )
+
+    def _sites(self) -> list[SiteView]:
+        return [] if self._lanes is None else site_views(self._lanes, [site.name for site in self._settings.vcda.sites])
 
     def _partitions(self) -> tuple[Partition, ...]:
         return () if self._intake is None else tuple(self._intake.partitions())

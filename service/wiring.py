@@ -18,8 +18,10 @@ from service.clock import Clock
 from service.intake.group import Intake, Plan
 from service.intake.start_position import KafkaStartPositions
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
+from service.kafka import control
 from service.kafka.check import KafkaChecks
 from service.kafka.connection import KafkaConnection, client_id
+from service.kafka.control import Control, ControlReader
 from service.kafka.denials import Account, Denials
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened
@@ -27,7 +29,7 @@ from service.kafka.progress_publisher import KafkaWire, Progress, Progressing
 from service.kafka.topics import TopicNames
 from service.messages.outcomes import OutcomeTopics
 from service.observability.logs import Redactor
-from service.observability.metrics import Metrics
+from service.observability.metrics import Metrics, SitePausesSeen
 from service.observability.tracing import Tracing
 from service.partition import dependencies
 from service.settings import CredentialsReader, Logins, Settings, SettingsError, kafka_security, secrets_of
@@ -80,6 +82,7 @@ class Parts:
     lanes: Lanes
     poller: poller.Poller
     progress: Progress
+    control: Control
     make_intake: Callable[[], Intake]
     """Makes the intake. Call it once the topics exist: from then on the intake measures how long Kafka is silent."""
 
@@ -210,9 +213,16 @@ def _connected(
         tracing=tracing,
     )
     metrics.set_overdue(polls.overdue)
-    progress = _progress(topics, connection, clock=clock)
     refusals = Refusals(clock)
-    denials = Denials(topics.account(connection, group=tuning.group_id), clock=clock)
+    account = topics.account(connection, group=tuning.group_id)
+    denials = Denials(account, clock=clock)
+    progress = _progress(topics, connection, clock=clock)
+    pauses = _control(topics, connection, account=account, clock=clock, lanes=lanes)
+    metrics.set_site_pauses(
+        lambda: SitePausesSeen(
+            [pause.site for pause in lanes.operator_pauses()], pauses.unreadable_for(), pauses.invalid()
+        )
+    )
 
     async def open_journal(partition: int) -> Opened:
         opening(partition)
@@ -266,13 +276,27 @@ def _connected(
             clock=clock,
         )
 
-    return Parts(lanes=lanes, poller=polls, progress=progress, make_intake=make_intake)
+    return Parts(lanes=lanes, poller=polls, progress=progress, control=pauses, make_intake=make_intake)
 
 
 def _progress(topics: TopicNames, connection: Mapping[str, Any], *, clock: Clock) -> Progress:
     if topics.progress is None:
         return Progress()
     return Progressing(topic=topics.progress, wire=lambda: KafkaWire(connection), clock=clock)
+
+
+def _control(
+    topics: TopicNames, connection: Mapping[str, Any], *, account: Account, clock: Clock, lanes: Lanes
+) -> Control:
+    if (topic := topics.control) is None:
+        return Control()
+    return ControlReader(
+        topic=topic,
+        wire=lambda: control.KafkaWire(topic, connection),
+        clock=clock,
+        account=account,
+        changed=lanes.pause_by_operator,
+    )
 
 
 def _unheard(partition: int) -> None:
@@ -364,6 +388,7 @@ def _topics(settings: Settings) -> TopicNames:
         failed=settings.topics.failed,
         dead_letter=settings.topics.dead_letter,
         journal=settings.topics.journal,
+        control=settings.topics.control,
         progress=settings.topics.progress,
     )
 

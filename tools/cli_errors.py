@@ -61,6 +61,7 @@ WITHOUT_KAFKA: Final = (
     Case("there is no such reason", ("dead-letters", "list", "--reason", "bad-luck"), NOBODY),
     Case("the value of --at is invalid", ("dead-letters", "redrive", "--at", "first"), NOBODY),
     Case("the reason of a cancel is invalid", ("cancel", "nightly-1", "--reason", "two\tcolumns"), NOBODY),
+    Case("a pause has no end", ("sites", "pause", "site2"), NOBODY),
     Case("no broker listens at that address", ("list",), NOBODY),
     Case("there is no such host", ("list",), _kafka(bootstrap_servers="kafka.invalid:9092")),
     Case("the embedded Kafka can't be of this version", ("kafka", "--version", "2.8.0")),
@@ -84,6 +85,8 @@ def with_kafka(plain: str, login: str) -> Iterator[Case]:
     yield Case("two topics have one name", ("topics", "check"), here | {"VM_SYNC_TOPICS__JOURNAL": "vm-sync.requests"})
     yield Case("no such request is known", ("show", "nightly-1"), here)
     yield Case("there is no request to cancel", ("cancel", "nightly-1"), here)
+    yield Case("the site to pause is unknown", ("sites", "pause", "sitte2", "--for", "2h"), here)
+    yield Case("the site to resume is not paused", ("sites", "resume", "site2"), here)
     in_time = ("request", "C4-1", "--operation-id", "nightly-1", "--wait", "--timeout", "0.2")
     yield Case("no outcome in time", in_time, here)
     yield Case("dead letters must not be redriven", ("dead-letters", "redrive"), here)

@@ -391,6 +391,24 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncSitePaused",
             ),
             Graph(
+                title="Paused by an operator",
+                about="1 while an operator's pause holds back POSTs to the site.",
+                queries=((f"max by (site) (vm_sync_site_paused_by_operator{{{SITE}}})", "{{site}}"),),
+                warn=1,
+                alert="VmSyncSitePausedByOperator",
+            ),
+            Graph(
+                title="Site pauses unknown",
+                about="How long the control topic has not been readable, and its invalid records.",
+                queries=(
+                    (f"vm_sync_control_unreadable_seconds{{{HERE}}}", "{{instance}}"),
+                    (f"vm_sync_control_invalid_records{{{HERE}}}", "{{instance}}: invalid records"),
+                ),
+                warn=1,
+                bad=600,
+                alert="VmSyncSitePausesUnknown",
+            ),
+            Graph(
                 title="Most overdue poll",
                 about="Delay of the most overdue poll. Long while a site is paused.",
                 queries=((f"max by (site) (vm_sync_poll_overdue_seconds{{{SITE}}})", "{{site}}"),),

@@ -5,9 +5,7 @@ journal is read on until its cursor has passed the cancel: then the journal says
 """
 
 import asyncio
-import getpass
 import json
-import sys
 from collections.abc import Mapping
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
@@ -16,7 +14,7 @@ from typing import Any, Final
 import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from service.cli import kafka, syncs
+from service.cli import kafka, operators, syncs
 from service.cli.options import State
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
 from service.kafka.journal_codec import CURSOR_KEY, decode_cursor
@@ -75,7 +73,7 @@ def cancel(
 ) -> None:
     """Cancel or release the request of that name; with `wait`, in seconds, wait until the service has done so."""
     place = kafka.settings()
-    fields = {"release": release, "by": _user() if by is None else by, "reason": why}
+    fields = {"release": release, "by": operators.user() if by is None else by, "reason": why}
     given = {name: value for name, value in fields.items() if value not in {None, False}}
     _validated(given)
     target = asyncio.run(_find(place, name))
@@ -94,13 +92,6 @@ def cancel(
             ]
         )
     _conclude(done, wait=wait)
-
-
-def _user() -> str | None:
-    """Return the name of the operating system's user, who is meant by default."""
-    with suppress(KeyError, OSError):
-        return getpass.getuser()
-    return None
 
 
 def _validated(given: Mapping[str, object]) -> None:
@@ -218,22 +209,8 @@ def _confirm(target: Target, *, yes: bool) -> None:
         f"{target.replication_id} starts at once: if VCDA still works on this one, two syncs of the replication "
         "overlap. A release cannot be undone."
     )
-    if yes:
-        return
-    if not _at_a_terminal():
-        msg = "Nothing was sent: a release needs --yes where nobody can confirm it at a terminal."
-        raise NoAnswer(msg, code=Exit.USAGE)
-    try:
-        confirmed = typer.confirm("Release it?", err=True)
-    except typer.Abort:
-        confirmed = False
-    if not confirmed:
-        msg = "Nothing was sent."
-        raise NoAnswer(msg, code=Exit.NO)
-
-
-def _at_a_terminal() -> bool:
-    return sys.stdin.isatty()
+    if not yes:
+        operators.confirm("Release it?", what="a release")
 
 
 # ---------------------------------------------------------------- sending and waiting

@@ -47,6 +47,8 @@ letters = typer.Typer(
 topics = typer.Typer(no_args_is_help=True, help="Check or create the service's topics.")
 app.add_typer(letters, name="dead-letters")
 app.add_typer(topics, name="topics")
+sites = typer.Typer(help="List the sites; pause a site, resume it.", invoke_without_command=True)
+app.add_typer(sites, name="sites")
 
 WHEN: Final = "2h, PT2H, or a date (UTC)"
 
@@ -371,6 +373,56 @@ def cancel(
     cancelling.cancel(
         name, release=release, by=by, why=reason, yes=yes, wait=timeout if wait else None, as_json=as_json
     )
+
+
+# ---------------------------------------------------------------- sites
+
+SiteName = Annotated[
+    str, typer.Argument(metavar="NAME", help="The site, as requests name it; `local` for the local site.")
+]
+Holding = Annotated[float, typer.Option("--timeout", min=0, help="Seconds to wait for the instances of the service.")]
+
+
+@sites.callback(epilog="Example: vm-sync sites --wide")
+def list_sites(context: typer.Context, *, wide: Wide = False, as_json: AsJson = False) -> None:
+    """List all sites: their pauses, requests in flight, and what holds back their POSTs.
+
+    Works while the service is down; what each instance holds back is shown where it can be reached.
+    """
+    if context.invoked_subcommand is None:
+        from service.cli import sites as sites_
+
+        sites_.list_(wide=wide, as_json=as_json)
+
+
+@sites.command("pause", epilog="Example: vm-sync sites pause site2 --for 2h --reason 'storage upgrade'")
+def pause_site(
+    name: SiteName,
+    *,
+    lasting: Annotated[str | None, typer.Option("--for", help="How long: 2h, 1d12h or PT2H.")] = None,
+    until: Annotated[str | None, typer.Option(help="Until when: a date (UTC), such as 2026-08-17T06:00.")] = None,
+    reason: Annotated[str | None, typer.Option(help="Why, for all who look.")] = None,
+    by: Annotated[str | None, typer.Option(help="Who pauses it; default: your user name.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Pause an unknown site without asking for confirmation.")] = False,
+    timeout: Holding = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Hold back new POSTs to a site on all instances until a moment; what runs there is polled, deadlines pass.
+
+    Works while the service is down. Exit code 1 if an instance that answers goes on sending POSTs.
+    """
+    from service.cli import sites as sites_
+
+    wanted = sites_.Wanted(site=name, lasting=lasting, until=until, by=by, reason=reason, yes=yes, wait=timeout)
+    sites_.pause(wanted, as_json=as_json)
+
+
+@sites.command("resume", epilog="Example: vm-sync sites resume site2")
+def resume_site(name: SiteName, *, timeout: Holding = 10, as_json: AsJson = False) -> None:
+    """End a site's pause at once, on all instances. Exit code 1 if the site is not paused."""
+    from service.cli import sites as sites_
+
+    sites_.resume(name, wait=timeout, as_json=as_json)
 
 
 # ---------------------------------------------------------------- dead letters

@@ -23,6 +23,7 @@ def topics(*, create: bool, as_json: bool) -> None:
         needed.Unsupported: "unsupported",
         needed.Denied: "denied",
         needed.Advice: "advice",
+        needed.Unavailable: "advice",
         needed.Created: "created",
     }
     fits = not any(isinstance(finding, needed.Refusal | needed.Denied) for finding in findings)

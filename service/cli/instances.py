@@ -67,6 +67,24 @@ async def in_flight(
     return {sync["requestId"]: sync for part in parts for sync in part if sync["requestId"] in identities}
 
 
+async def sites(urls: Collection[str]) -> dict[str, list[Mapping[str, Any]] | None]:
+    """Return what the instances at these URLs say of their sites; None of one that is of a release that says nothing.
+
+    Who does not answer is missing.
+    """
+
+    async def ask(url: str) -> tuple[str, list[Mapping[str, Any]] | None] | None:
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            page = (await client.get(f"{url}/syncs", params={"limit": "1"})).json()
+            _ = page["syncs"]  # whatever else answers there is no instance
+            return url, page.get("sites")
+        return None
+
+    async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
+        answers = await asyncio.gather(*[ask(url) for url in urls])
+    return dict(answer for answer in answers if answer is not None)
+
+
 async def _syncs(client: httpx.AsyncClient, url: str, *, replication: str | None) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     parameters = {"limit": "1000"} | ({} if replication is None else {"replicationId": replication})

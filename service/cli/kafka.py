@@ -49,7 +49,7 @@ DISORDER_MS: Final = 60 * 60 * 1_000
 _EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 HEADERS: Final = [("content-type", b"application/json")]
-"""The headers of what the commands publish on the requests topic."""
+"""The headers of what the commands publish: JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +69,7 @@ class KafkaContext:
             failed=topics.failed,
             dead_letter=topics.dead_letter,
             journal=topics.journal,
+            control=topics.control,
             progress=topics.progress,
         )
 
@@ -176,13 +177,18 @@ async def publish(
     place: KafkaContext, message: Mapping[str, object], *, key: str, partition: int | None = None
 ) -> RecordMetadata:
     """Put a message on the requests topic, and return where it is. Without a `partition` the key decides."""
+    return await put(
+        place, place.names.requests, key=key.encode(), value=json.dumps(message).encode(), partition=partition
+    )
+
+
+async def put(
+    place: KafkaContext, topic: str, *, key: bytes, value: bytes | None, partition: int | None = None
+) -> RecordMetadata:
+    """Write one record, of JSON or without a value, and return where it is."""
     async with writer(place) as producer, asyncio.timeout(SILENCE):
         return await producer.send_and_wait(
-            place.names.requests,
-            json.dumps(message).encode(),
-            key=key.encode(),
-            partition=partition,
-            headers=HEADERS,
+            topic, value, key=key, partition=partition, headers=[] if value is None else HEADERS
         )
 
 

@@ -27,7 +27,7 @@ from service.kafka.denials import Operation
 from service.kafka.journal import BATCH_BYTES, transactional_id
 from service.kafka.tokens import Tokens
 from service.kafka.topic_descriptions import Described, Topic, describe
-from service.kafka.topics import Denied, Refusal, TopicNames
+from service.kafka.topics import Denied, Refusal, TopicNames, Unavailable
 from service.messages.kafka_record import MAX_REQUEST_BYTES
 from service.moments import milliseconds
 
@@ -282,7 +282,7 @@ class KafkaChecks:
             return [warning("These brokers can't say which rights a user has: upgrade the brokers to 2.8 or later.")]
         self._hidden = [name for name, operations in allowed.items() if operations is None]
         wrong = [
-            self._grant(lacking, f"topic {name}", self._setting[name])
+            self._without(name, self._grant(lacking, f"topic {name}", self._setting[name]))
             for name, needed in wanted.items()
             if name in allowed and (lacking := needed - (allowed[name] or frozenset()))
         ]
@@ -293,6 +293,10 @@ class KafkaChecks:
     def _grant(self, operations: frozenset[Operation], resource: str, setting: str) -> Verdict:
         return failure(f"{self._user} lacks {_listed(operations)} on {resource} ({setting}): grant it by an ACL.")
 
+    def _without(self, name: str, verdict: Verdict) -> Verdict:
+        """Return what is wrong with a topic; as a warning where the service can do without the topic."""
+        return warning(f"{verdict.text} Until then no site can be paused.") if name == self._names.control else verdict
+
     async def _topics_fit(self) -> Sequence[Verdict]:
         admin, names = self._admin, self._names
         self._topics = (await describe(admin, names.all())).topics
@@ -300,7 +304,8 @@ class KafkaChecks:
         verdicts = await self._missing(missing)
         for finding in topics.judge_existing(self._topics, names=names):
             verdicts.append(failure(finding.text) if isinstance(finding, Refusal | Denied) else warning(finding.text))
-        if not verdicts and not self._hidden:
+        hidden = [name for name in self._hidden if name != names.control]
+        if not verdicts and not hidden:
             count = self._topics[names.requests].partitions
             verdicts.append(
                 ok(
@@ -312,7 +317,7 @@ class KafkaChecks:
 
     async def _missing(self, missing: Sequence[str]) -> list[Verdict]:
         if not missing or not self._settings.create_topics:
-            return [failure(topics.absent(name).text) for name in missing]
+            return [self._without(name, failure(topics.absent(name).text)) for name in missing]
         refused = await topics.refused_creations(
             self._admin,
             Described(dict(self._topics), set(self._hidden)),
@@ -321,12 +326,17 @@ class KafkaChecks:
             account=self._account,
         )
         if refused:
-            return [failure(refusal.text) for refusal in refused]
+            return [
+                warning(refusal.text) if isinstance(refusal, Unavailable) else failure(refusal.text)
+                for refusal in refused
+            ]
         return [ok(f"The service will create, and may create, the topics {', '.join(missing)}.")]
 
     async def _largest(self) -> Sequence[Verdict]:
         verdicts = []
         for name, topic in self._topics.items():
+            if name == self._names.control:
+                continue  # the service writes nothing there
             needed = MAX_REQUEST_BYTES if name == self._names.requests else BATCH_BYTES
             if 0 < topic.largest < needed:
                 what = "requests have up to" if name == self._names.requests else "the service writes batches of up to"

@@ -54,6 +54,8 @@ def of_topics(names: TopicNames) -> Mapping[str, frozenset[Operation]]:
     wanted: dict[str, frozenset[Operation]] = dict.fromkeys(names.all(), frozenset({Operation.WRITE}))
     wanted[names.requests] = frozenset({Operation.READ})
     wanted[names.journal] = frozenset({Operation.READ, Operation.WRITE})
+    if names.control is not None:
+        wanted[names.control] = frozenset({Operation.READ})
     return MappingProxyType(wanted)
 
 

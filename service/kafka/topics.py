@@ -1,5 +1,7 @@
 """Creates missing topics, and checks the configuration of existing ones.
 
+The control topic is the exception: without it the service works, but no site can be paused, so its findings are advice.
+
 It also reads Kafka's topic id, which distinguishes a topic from an earlier one of the same name. It never changes or
 deletes an existing topic.
 """
@@ -58,23 +60,35 @@ CREATE_LIMIT = timedelta(seconds=15)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicNames:
-    """The names of the topics. `completed` and `failed` may be the same; `progress` None: not published."""
+    """The names of the topics. `completed` and `failed` may be the same.
+
+    `control` None: there are no site pauses. `progress` None: it is not published.
+    """
 
     requests: str
     completed: str
     failed: str
     dead_letter: str
     journal: str
+    control: str | None = None
     progress: str | None = None
 
     def all(self) -> tuple[str, ...]:
         """Return each name once, in the order of the contract."""
-        names = (self.requests, self.completed, self.failed, self.dead_letter, self.journal, self.progress)
+        names = (
+            self.requests,
+            self.completed,
+            self.failed,
+            self.dead_letter,
+            self.journal,
+            self.control,
+            self.progress,
+        )
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def settings(self) -> dict[str, str]:
         """Return the setting that has each name."""
-        fields = ("requests", "completed", "failed", "dead_letter", "journal", "progress")
+        fields = ("requests", "completed", "failed", "dead_letter", "journal", "control", "progress")
         named = {getattr(self, field): f"VM_SYNC_TOPICS__{field.upper()}" for field in fields}
         return {name: setting for name, setting in named.items() if name is not None}
 
@@ -85,7 +99,7 @@ class TopicNames:
 
     def right(self, name: str) -> MissingRight:
         """Return the right without which the service may not even see one of the topics."""
-        operation = Operation.READ if name == self.requests else Operation.WRITE
+        operation = Operation.READ if name in {self.requests, self.control} else Operation.WRITE
         return MissingRight(operation, Resource.TOPIC, name)
 
 
@@ -114,6 +128,13 @@ class Advice:
     """The service can work, but with a risk that the text describes."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable(Advice):
+    """The service can work, but without a topic that it can do without, for the time being."""
+
+    topic: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +167,9 @@ async def ensure_topics(
         if lacking := await missing_requests(admin):
             return [_without_transactions(lacking)]
         seen = await describe(admin, names.all())
-        findings: list[Finding] = [_hidden(name, names, account) for name in names.all() if name in seen.hidden]
+        findings: list[Finding] = [
+            _needed(_hidden(name, names, account), name, names) for name in names.all() if name in seen.hidden
+        ]
         if create:
             findings += await _create_missing(admin, seen, names=names, partitions=partitions, account=account)
             created = {finding.topic for finding in findings if isinstance(finding, Created)}
@@ -154,15 +177,15 @@ async def ensure_topics(
                 return findings
             if created:
                 seen = await _settled(admin, seen.topics.keys() | created)
-        denied = {finding.topic for finding in findings if isinstance(finding, Denied)}
-        return [*findings, *judge(seen.topics, names=names, but=denied)]
+        said = {finding.topic for finding in findings if isinstance(finding, Denied | Unavailable)}
+        return [*findings, *judge(seen.topics, names=names, but=said)]
     finally:
         await end(admin)
 
 
 def judge(topics: Mapping[str, Topic], *, names: TopicNames, but: Collection[str] = ()) -> list[Finding]:
     """Compare the topics that exist, by name, with what the service needs; nothing is said of those in `but`."""
-    missing = [absent(name) for name in names.all() if name not in topics and name not in but]
+    missing = [_needed(absent(name), name, names) for name in names.all() if name not in topics and name not in but]
     return [*missing, *judge_existing(topics, names=names)]
 
 
@@ -188,13 +211,21 @@ def judge_existing(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Fi
                 "are still in flight: set it to compact."
             )
         )
+    control = needed.get(names.control or "")
+    if control and control.policy not in {None, "compact"}:
+        findings.append(
+            Advice(
+                f"The control topic {names.control} has cleanup.policy={control.policy}, so Kafka would delete site "
+                "pauses that still last: set it to compact."
+            )
+        )
     findings += [
         Refusal(
             f"Nothing can be written to the topic {name}: its min.insync.replicas={topic.min_insync} is greater than "
             f"its {topic.replicas} replicas. Lower min.insync.replicas, or add replicas."
         )
         for name, topic in needed.items()
-        if name != names.requests and topic.min_insync > topic.replicas
+        if name not in {names.requests, names.control} and topic.min_insync > topic.replicas
     ]
     return [*findings, *_advice(needed, names)]
 
@@ -211,7 +242,7 @@ def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
         yield Advice(
             f"Kafka doesn't tell the cleanup.policy of the journal {names.journal}: check yourself that it is compact."
         )
-    written = {name: topic for name, topic in needed.items() if name != names.requests}
+    written = {name: topic for name, topic in needed.items() if name not in {names.requests, names.control}}
     if lonely := [name for name, topic in written.items() if topic.replicas >= REPLICAS and topic.min_insync == 1]:
         yield Advice(
             "min.insync.replicas=1, so a message may be on only one broker when it is acknowledged: "
@@ -235,8 +266,7 @@ def _clash(names: TopicNames) -> Refusal | None:
     """Only the outcome topics may be the same: a service that reads its own messages would never stop."""
     outcomes = {names.completed, names.failed}
     others = [names.requests, names.dead_letter, names.journal]
-    if names.progress is not None:
-        others.append(names.progress)
+    others += [name for name in (names.control, names.progress) if name is not None]
     if len(set(others)) == len(others) and outcomes.isdisjoint(others):
         return None
     return Refusal(
@@ -262,14 +292,14 @@ def _unequal(names: TopicNames, requests: Topic, journal: Topic) -> Refusal:
 
 async def refused_creations(
     admin: AIOKafkaAdminClient, seen: Described, *, names: TopicNames, partitions: int, account: Account
-) -> list[Refusal | Denied]:
+) -> list[Refusal | Denied | Unavailable]:
     """Return why Kafka would not create the missing topics; none of them is created by asking. Raises KafkaError."""
     journal = seen.topics.get(names.requests)
     new = await _new_topics(
         admin, seen, names=names, partitions=partitions, journal=journal.partitions if journal else partitions
     )
-    findings = await _create(admin, new, account=account, validate_only=True)
-    return [finding for finding in findings if isinstance(finding, Refusal | Denied)]
+    findings = await _create(admin, new, names=names, account=account, validate_only=True)
+    return [finding for finding in findings if isinstance(finding, Refusal | Denied | Unavailable)]
 
 
 async def _create_missing(
@@ -277,13 +307,15 @@ async def _create_missing(
 ) -> list[Finding]:
     """Create what is missing; the journal last, as wide as the requests topic turned out to be."""
     new = await _new_topics(admin, seen, names=names, partitions=partitions, journal=partitions)
-    findings = await _create(admin, [topic for topic in new if topic.name != names.journal], account=account)
+    others = [topic for topic in new if topic.name != names.journal]
+    findings = await _create(admin, others, names=names, account=account)
     if all(topic.name != names.journal for topic in new) or _any_failed(findings):
         return findings
     requests = (await _settled(admin, [names.requests])).topics.get(names.requests)
     width = requests.partitions if requests else partitions
     new = await _new_topics(admin, seen, names=names, partitions=partitions, journal=width)
-    return findings + await _create(admin, [topic for topic in new if topic.name == names.journal], account=account)
+    journals = [topic for topic in new if topic.name == names.journal]
+    return findings + await _create(admin, journals, names=names, account=account)
 
 
 def _any_failed(findings: Iterable[Finding]) -> bool:
@@ -300,7 +332,7 @@ async def _new_topics(
         return []
     replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
     requests = topics[names.journal].partitions if names.journal in topics else partitions
-    width = {names.requests: requests, names.journal: journal}
+    width = {names.requests: requests, names.journal: journal, names.control: 1}
     largest = topics[names.requests].largest if names.requests in topics else 0
     everywhere = {
         "min.insync.replicas": str(max(1, replicas - 1)),
@@ -308,6 +340,7 @@ async def _new_topics(
     }
     special = {
         names.journal: JOURNAL_SETTINGS,
+        names.control: {"cleanup.policy": "compact"},
         names.dead_letter: {"max.message.bytes": str((largest or BROKER_MESSAGE_LIMIT) + HEADER_ROOM)},
     }
     return [
@@ -317,7 +350,12 @@ async def _new_topics(
 
 
 async def _create(
-    admin: AIOKafkaAdminClient, topics: Collection[NewTopic], *, account: Account, validate_only: bool = False
+    admin: AIOKafkaAdminClient,
+    topics: Collection[NewTopic],
+    *,
+    names: TopicNames,
+    account: Account,
+    validate_only: bool = False,
 ) -> list[Finding]:
     if not topics:
         return []
@@ -325,7 +363,7 @@ async def _create(
     response = await admin.create_topics(list(topics), timeout_ms=limit, validate_only=validate_only)
     wanted = {topic.name: topic.topic_configs for topic in topics}
     return [
-        _created(name, code, message, settings=wanted[name], account=account)
+        _needed(_created(name, code, message, settings=wanted[name], account=account), name, names)
         for name, code, message in response.topic_errors
     ]
 
@@ -369,6 +407,13 @@ def _without_transactions(lacking: Iterable[str]) -> Unsupported:
         f"This Kafka has no transactions (it doesn't know {', '.join(lacking)}): the service can't work with it, since "
         "outcomes, journal and cursor are written in one transaction. docs/kafka-versions.md lists what works."
     )
+
+
+def _needed(finding: Finding, name: str, names: TopicNames) -> Finding:
+    """Return what is found of a topic; as advice where the service can do without the topic."""
+    if name != names.control or not isinstance(finding, Refusal | Denied):
+        return finding
+    return Unavailable(f"{finding.text} Until then no site can be paused; everything else works.", name)
 
 
 def _hidden(name: str, names: TopicNames, account: Account) -> Denied:

@@ -7,7 +7,7 @@ class WaitCause(StrEnum):
     """The reason why a waiting request is not submitted now."""
 
     SITE_PAUSED = "site_paused"
-    """Calls to its site failed, or its site asked for a pause."""
+    """An operator has paused its site, calls to the site failed, or the site asked for a pause."""
     CIRCUIT_OPEN = "circuit_open"
     """The circuit breaker of its site is open: one call at a time is tried."""
     NO_CREDENTIALS = "no_credentials"

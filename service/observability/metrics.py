@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Final, Literal, Self, TypeAlias, TypeVar
+from typing import Final, Literal, NamedTuple, Self, TypeAlias, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -173,6 +173,26 @@ METRICS: Final = (
         ("site",),
     ),
     Metric(
+        "vm_sync_site_paused_by_operator",
+        "gauge",
+        "1 while an operator's pause holds back POSTs to the site, else 0.",
+        ("site",),
+        at_scrape=True,
+    ),
+    Metric(
+        "vm_sync_control_unreadable_seconds",
+        "gauge",
+        "How long the control topic has not been readable, so that changes of site pauses are not seen; 0 while it is "
+        "read.",
+        at_scrape=True,
+    ),
+    Metric(
+        "vm_sync_control_invalid_records",
+        "gauge",
+        "Invalid records of the control topic that are the latest of their site.",
+        at_scrape=True,
+    ),
+    Metric(
         "vm_sync_calls_without_credentials_total",
         "counter",
         "Calls not made, as VM_SYNC_VCDA__SITES has no credentials for the site.",
@@ -257,6 +277,17 @@ Child: TypeAlias = tuple[str, ...]
 M = TypeVar("M", bound=MetricWrapperBase)
 
 
+class SitePausesSeen(NamedTuple):
+    """What is known of the operators' pauses at a scrape."""
+
+    sites: Iterable[str]
+    """The public names of the sites that are paused."""
+    unreadable_for: float
+    """Seconds since which the control topic can't be read; 0: it can."""
+    invalid: int
+    """Invalid records there."""
+
+
 class Metrics:
     """Counts events. A `site` is a request's: None is the local site.
 
@@ -287,6 +318,7 @@ class Metrics:
         self._waiting: Callable[[], Mapping[tuple[str | None, WaitCause], int]] = dict
         self._oldest: Callable[[], Mapping[str | None, datetime]] = dict
         self._overdue: Callable[[], Mapping[str | None, float]] = dict
+        self._site_pauses: Callable[[], SitePausesSeen] = lambda: SitePausesSeen((), 0.0, 0)
         self._log_lines_dropped: Callable[[], int] = int
 
         counters = {
@@ -441,6 +473,10 @@ class Metrics:
             self._paused_sites.discard(site)
         self._show_paused(self._site_labels.get(site, OTHER))
 
+    def set_site_pauses(self, ask: Callable[[], SitePausesSeen]) -> None:
+        """Set the function that returns, at scrape, what is known of the operators' pauses."""
+        self._site_pauses = ask
+
     def without_credentials(self, site: str | None) -> None:
         """Count a call that was not made, since there are no credentials for the site."""
         self._without_credentials[self._site_labels.get(site, OTHER),].inc()
@@ -541,6 +577,9 @@ class Metrics:
         for site, seconds in self._overdue().items():
             label = (self._site_labels.get(site, OTHER),)
             overdue[label] = max(overdue[label], seconds)
+        paused, pauses = dict(zero), self._site_pauses()
+        for name in pauses.sites:
+            paused[self._site_labels.get(None if name == LOCAL else name, OTHER),] = 1.0
         return {
             "vm_sync_records_unaccounted": {(): float(self._unaccounted)},
             "vm_sync_in_flight": in_flight,
@@ -548,6 +587,9 @@ class Metrics:
             "vm_sync_replications_held": held,
             "vm_sync_oldest_in_flight_seconds": oldest,
             "vm_sync_poll_overdue_seconds": overdue,
+            "vm_sync_site_paused_by_operator": paused,
+            "vm_sync_control_unreadable_seconds": {(): pauses.unreadable_for},
+            "vm_sync_control_invalid_records": {(): float(pauses.invalid)},
             "vm_sync_log_lines_dropped_total": {(): self._log_lines_dropped()},
         }
 

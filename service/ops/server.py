@@ -29,6 +29,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.clock import Clock
 from service.ops.health import Health
+from service.ops.sites_view import SiteView, sites_json
 from service.ops.syncs_page import InFlight, page, read_query
 
 LOG: Final = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ def operations(
     registry: CollectorRegistry,
     documents: Mapping[str, Callable[[], Document]],
     in_flight: Callable[[], Iterable[InFlight]],
+    sites: Callable[[], Iterable[SiteView]] = tuple,
 ) -> Starlette:
     """Return the application. `documents` are further paths, made for each request."""
 
@@ -80,7 +82,8 @@ def operations(
         query = read_query(dict(request.query_params))
         if isinstance(query, str):
             return JSONResponse({"error": query}, status_code=400, headers=HEADERS)
-        return _answer(json.dumps(await page(in_flight(), query)).encode(), "application/json")
+        answer = await page(in_flight(), query) | {"sites": sites_json(sites(), now=clock.now())}
+        return _answer(json.dumps(answer).encode(), "application/json")
 
     def hand_out(make: Callable[[], Document]) -> Callable[[Request], Response]:
         def endpoint(_: Request) -> Response:

@@ -296,6 +296,7 @@ class Driver:
             and not self.quiescing
             and isinstance(tracked.state, Submitting)
             and tracked.pauses == self._lane(tracked).pauses
+            and self._lane(tracked).operator_pause() is None
             and self._dependencies.clock.now() < tracked.request.deadline
         )
 
@@ -500,6 +501,8 @@ class Driver:
                 break  # its POST has not begun and now won't: the answer will say so, and it comes back here
             elder = elder or tracked.behind
             behind = None if elder is None else f"The request waited behind {elder} of the same replication."
+            if behind is None and (pause := self._lane(tracked).operator_pause()) is not None:
+                behind = f"The deadline passed while {pause}."
             step = sync.expired(tracked.state, now=now, policy=policy, behind=behind)
             if step.state is not tracked.state:
                 self._become(tracked, step)

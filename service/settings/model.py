@@ -100,6 +100,8 @@ class Topics(Part):
     """Topic to which invalid messages are written."""
     journal: Topic = "vm-sync.journal"
     """Topic that holds the service's own state; compacted; private to the service."""
+    control: Topic = "vm-sync.control"
+    """Topic that holds the operators' site pauses; compacted; one partition; read whole by every instance."""
     progress: Topic | None = None
     """Topic to which the progress of running syncs is published; empty: progress is not published.
 

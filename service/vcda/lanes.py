@@ -10,6 +10,8 @@ POST at once. It pauses the whole site, submits and polls alike, after a failed 
                                ^                                                       |           |
                                +-----------------------trouble-------------------------+           +--good--> free
 
+An operator may pause a site, too: then no slots are handed out until the pause is over, and polls go on.
+
 It never makes a call, and never repeats one: the caller decides whether and when to ask for another slot. Limits
 on POSTs don't touch polls. Everything happens on the event loop, without threads or polling: a pause ends by a timer.
 """
@@ -17,7 +19,7 @@ on POSTs don't touch polls. Everything happens on the event loop, without thread
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,6 +27,7 @@ from random import Random
 from typing import Protocol
 
 from service.clock import Clock
+from service.messages.site_pause import SitePause, public_name
 from service.messages.wait_cause import WaitCause
 from service.sync import NO_CREDENTIALS, Trouble
 
@@ -46,6 +49,10 @@ FEW = 100
 
 PROBE_PATIENCE = timedelta(minutes=1)
 """How long a probe without a reported result holds back other calls. Longer than a call with a login takes."""
+
+
+LOOK_AT_CLOCK = timedelta(seconds=30)
+"""How often it is looked whether operators' pauses are over. They end by the wall clock, which may be set meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,8 +130,11 @@ class Lane:
         metrics: LaneMetrics,
         random: Random,
         told_to_wait: Callable[[float], None] = lambda _: None,
+        operator_pause: Callable[[], SitePause | None] = lambda: None,
     ) -> None:
         self.site = site
+        self.operator_pause = operator_pause
+        """Returns the pause of the site that an operator ordered and that is not over, if there is one."""
         self._told_to_wait = told_to_wait
         self._limits = limits
         self._clock = clock
@@ -189,7 +199,7 @@ class Lane:
     def queue(self, take: Callable[[], bool], *, first: bool = False) -> SlotRequest:
         """Ask for a slot to POST; `first`: before all that aren't.
 
-        `take` is called once, in order, when a slot is free and the lane isn't paused: before `queue` returns if that
+        `take` is called once, in order, when a slot is free and the site isn't paused: before `queue` returns if that
         is now, else from the event loop, never from within another's call. It returns True to take the slot, which
         counts as a POST (until `answered`) and as a sync at VCDA (until `vacate`), or False if it isn't wanted.
         """
@@ -199,7 +209,7 @@ class Lane:
             self._grant(request)
         else:
             (self._first if first else self._rest).append(request)
-            self._wake()
+            self.wake()
         return request
 
     def withdraw(self, request: SlotRequest) -> None:
@@ -216,7 +226,7 @@ class Lane:
     def answered(self) -> None:
         """Count one POST less: answered, or given up. If VCDA has no sync of it, `vacate` as well."""
         self._submitting = _one_less(self._submitting, "answered() without a slot that was taken")
-        self._wake()
+        self.wake()
 
     def occupy(self) -> None:
         """Count a sync that VCDA has already, a restored one, even past the limit. No slot is free until below it."""
@@ -225,7 +235,7 @@ class Lane:
     def vacate(self) -> None:
         """Count one sync less: it is no longer at VCDA, or no longer this process' to count."""
         self._occupied = _one_less(self._occupied, "vacate() of an empty lane")
-        self._wake()
+        self.wake()
 
     # ------------------------------------------------------------ pauses
 
@@ -249,7 +259,7 @@ class Lane:
             self._well()
         elif trouble.own:
             self._probe_until = 0.0
-            self._wake()
+            self.wake()
         else:
             self._probe_until = 0.0
             self._troubles += 1
@@ -272,16 +282,24 @@ class Lane:
         if until > self._paused_until:
             self._pause(until)
 
+    def open_breaker(self) -> Obstacle | None:
+        """Return the circuit breaker as what holds calls back; None: it is closed."""
+        if not self._half_open:
+            return None
+        since = "" if self._opened_at is None else f" since {self._opened_at:%Y-%m-%d %H:%M:%SZ}"
+        detail = f"the circuit breaker of site {self.site or 'local'} has been open{since}{self._said}"
+        return Obstacle(WaitCause.CIRCUIT_OPEN, self.held_for() or None, detail)
+
     def obstacle(self) -> Obstacle | None:
         """Return what holds back the slots that are asked for; None: nothing, the next one is handed out now."""
         site, left = self.site or "local", self.held_for()
-        said = f": {self._trouble.detail}" if self._trouble else ""
-        if self._half_open:
-            since = "" if self._opened_at is None else f" since {self._opened_at:%Y-%m-%d %H:%M:%SZ}"
-            detail = f"the circuit breaker of site {site} has been open{since}{said}"
-            return Obstacle(WaitCause.CIRCUIT_OPEN, left or None, detail)
+        if (pause := self.operator_pause()) is not None:
+            seconds = max(0.0, (pause.until - self._clock.now()).total_seconds())
+            return Obstacle(WaitCause.SITE_PAUSED, seconds, str(pause))
+        if (breaker := self.open_breaker()) is not None:
+            return breaker
         if left > 0.0:
-            return Obstacle(WaitCause.SITE_PAUSED, left, f"calls to site {site} are paused{said}")
+            return Obstacle(WaitCause.SITE_PAUSED, left, f"calls to site {site} are paused{self._said}")
         limits = self._limits
         if limits.max_running and self._occupied >= limits.max_running:
             detail = f"{self._occupied} syncs run at site {site} (VM_SYNC_SYNC__MAX_RUNNING is {limits.max_running})"
@@ -320,6 +338,11 @@ class Lane:
             self._callers.append(caller)
             await caller
 
+    def wake(self) -> None:
+        """Look again at what waits: what held it back may be over."""
+        if self._soon is None and (self._callers or self._first or self._rest):
+            self._soon = asyncio.get_running_loop().call_soon(self._go_on)
+
     def close(self) -> None:
         """Grant no more slots, and leave no timer behind."""
         self._first.clear()
@@ -336,12 +359,20 @@ class Lane:
     def _half_open(self) -> bool:
         return self._troubles >= BREAKER_AFTER
 
+    @property
+    def _said(self) -> str:
+        return f": {self._trouble.detail}" if self._trouble else ""
+
     def _has_slot(self) -> bool:
         limits = self._limits
-        return self._submitting < limits.max_concurrent_submits + limits.slots_ahead and (
-            limits.max_running == 0
-            or self._occupied < limits.max_running
-            or self.without_credentials  # so that what would be rejected doesn't wait for what can't be polled
+        return (
+            self._submitting < limits.max_concurrent_submits + limits.slots_ahead
+            and (
+                limits.max_running == 0
+                or self._occupied < limits.max_running
+                or self.without_credentials  # so that what would be rejected doesn't wait for what can't be polled
+            )
+            and self.operator_pause() is None
         )
 
     def _begin_probe(self) -> None:
@@ -393,7 +424,7 @@ class Lane:
         self._trouble = self._opened_at = None
         self._probe_until = 0.0
         self._report(paused=False)
-        self._wake()
+        self.wake()
 
     def _report(self, *, paused: bool) -> None:
         if paused != self._reported_paused:
@@ -404,10 +435,6 @@ class Lane:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_at(at, self._go_on)
-
-    def _wake(self) -> None:
-        if self._soon is None and (self._callers or self._first or self._rest):
-            self._soon = asyncio.get_running_loop().call_soon(self._go_on)
 
     def _go_on(self) -> None:
         """Release waiting calls and slots that may start now, calls first."""
@@ -428,7 +455,7 @@ class Lane:
             while (self._first or self._rest) and self._has_slot() and self.held_for() == 0.0:
                 self._grant((self._first or self._rest).popleft())
         except BaseException:
-            self._wake()  # a bug of one asker must not stop the others
+            self.wake()  # a bug of one asker must not stop the others
             raise
 
 
@@ -439,7 +466,8 @@ class Lanes:
     name any site.
 
     The local site may be named in requests or not, and what its name is turns out at the login: so it can have two
-    lanes, each with its own limits and backoff. `canonical_site` makes one name of both; a Retry-After holds for both.
+    lanes, each with its own limits and backoff. `canonical_site` makes one name of both; a Retry-After holds for both,
+    and so does an operator's pause.
     """
 
     def __init__(
@@ -458,6 +486,10 @@ class Lanes:
         self._random = random
         self._lanes: dict[str | None, Lane] = {}
         self._forget_at = FEW
+        self._pauses: Mapping[str, SitePause] = {}
+        self._lasting: dict[str, SitePause] = {}
+        """Those of them that are in effect, as the log has it."""
+        self._timer: asyncio.TimerHandle | None = None
 
     def lane(self, site: str | None) -> Lane:
         """Return the site's lane; None: the local site."""
@@ -472,8 +504,57 @@ class Lanes:
                 metrics=self._metrics,
                 random=self._random,
                 told_to_wait=partial(self._hold_namesakes, site),
+                operator_pause=partial(self.operator_pause, site),
             )
         return lane
+
+    # ------------------------------------------------------------ operators' pauses
+
+    def pause_by_operator(self, pauses: Mapping[str, SitePause]) -> None:
+        """Take all pauses that operators have ordered, by the sites' public names, instead of those before."""
+        self._pauses = dict(pauses)
+        self._look_at_pauses()
+
+    def operator_pause(self, site: str | None) -> SitePause | None:
+        """Return the operator's pause of a site that is in effect; the longest, of a site with two names."""
+        if not self._pauses:
+            return None
+        now, names = self._clock.now(), {public_name(site), public_name(self._canonical_site(site))}
+        found = [
+            pause
+            for pause in self._pauses.values()
+            if pause.lasts(now) and (pause.site in names or public_name(self._canonical_site(pause.site)) in names)
+        ]
+        return max(found, key=lambda pause: pause.until, default=None)
+
+    def operator_pauses(self) -> list[SitePause]:
+        """Return the operators' pauses that are in effect."""
+        now = self._clock.now()
+        return [pause for pause in self._pauses.values() if pause.lasts(now)]
+
+    def _look_at_pauses(self) -> None:
+        """Log what has begun and ended, let go on what waits, and look again when the next pause ends."""
+        before, now = self._lasting, self._clock.now()
+        self._lasting = {pause.site: pause for pause in self.operator_pauses()}
+        for site, pause in self._lasting.items():
+            if before.get(site) != pause:
+                text = "Site pause in effect: %s; no POST is sent to the site, polls go on"
+                log.warning(text, pause, extra={"site": site})
+        for site, pause in before.items():
+            if site not in self._lasting:
+                how = "was resumed by an operator" if pause.lasts(now) else "has reached the end of its pause"
+                log.warning("Site pause over: site %s %s; POSTs are sent again", site, how, extra={"site": site})
+        for lane in self:
+            lane.wake()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lasting:
+            left = min((pause.until - now).total_seconds() for pause in self._lasting.values())
+            seconds = min(left, LOOK_AT_CLOCK.total_seconds())
+            self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.001), self._look_at_pauses)
+
+    # ------------------------------------------------------------ all lanes
 
     def _forget_idle(self) -> None:
         for site in [lane.site for lane in self if lane.idle]:
@@ -491,6 +572,9 @@ class Lanes:
 
     def close(self) -> None:
         """Close every lane."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         for lane in self:
             lane.close()
 

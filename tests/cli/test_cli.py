@@ -60,6 +60,9 @@ NEEDS_KAFKA = [
     ("dead-letters", "redrive", "--dry-run"),
     ("topics", "check"),
     ("topics", "create"),
+    ("sites",),
+    ("sites", "pause", "site2", "--for", "2h"),
+    ("sites", "resume", "site2"),
 ]
 
 
@@ -78,6 +81,8 @@ def test_there_are_the_commands_of_the_contract() -> None:
         "dead-letters show",
         "dead-letters redrive",
         "dead-letters discard",
+        "sites pause",
+        "sites resume",
         "topics check",
         "check",
         "topics create",

@@ -58,6 +58,26 @@ def test_the_topic_for_progress_is_needed_where_it_is_named() -> None:
     assert "progress doesn't exist" in finding.text
 
 
+def test_the_control_topic_is_wanted_where_it_is_named_and_the_service_works_without_it() -> None:
+    names = replace(NAMES, control="control")
+
+    [finding] = judge(ALL_GOOD, names=names)
+
+    assert isinstance(finding, Advice)
+    assert "The topic control doesn't exist" in finding.text
+    assert "Until then no site can be paused; everything else works." in finding.text
+    compacted = ALL_GOOD | {"control": ALL_GOOD["journal"]}
+    assert judge(compacted, names=names) == []
+    [finding] = judge(ALL_GOOD | {"control": GOOD}, names=names)
+    assert isinstance(finding, Advice)
+    assert "control has cleanup.policy=delete" in finding.text
+    assert not [
+        found
+        for found in judge(compacted | {"control": replace(ALL_GOOD["journal"], replicas=1)}, names=names)
+        if isinstance(found, Refusal)
+    ]
+
+
 def test_a_missing_topic_is_refused_with_the_way_out() -> None:
     topics = {name: topic for name, topic in ALL_GOOD.items() if name != "dead"}
 
@@ -96,6 +116,7 @@ def test_what_weakens_a_promise_is_advised_against(change: dict[str, Topic], say
         replace(NAMES, journal="dead"),
         replace(NAMES, progress="requests"),
         replace(NAMES, progress="failed"),
+        replace(NAMES, control="journal"),
     ],
 )
 async def test_names_that_would_mix_topics_are_refused_before_kafka_is_asked(names: TopicNames) -> None:
@@ -117,7 +138,7 @@ def test_a_connection_never_shows_its_password() -> None:
 
 def _here(kafka: Kafka, topic_name: TopicNamer) -> tuple[KafkaConnection, TopicNames]:
     names = TopicNames(
-        **{field: topic_name(field) for field in ("requests", "completed", "dead_letter", "journal")},
+        **{field: topic_name(field) for field in ("requests", "completed", "dead_letter", "journal", "control")},
         failed=topic_name("completed"),
     )
     return KafkaConnection(bootstrap_servers=tuple(kafka.bootstrap.split(","))), names
@@ -153,8 +174,9 @@ async def test_missing_topics_are_made_as_the_service_needs_them(kafka: Kafka, t
 
     made = await _topics(connection, names)
     assert sorted(made) == sorted(names.all())
-    assert len([finding for finding in findings if isinstance(finding, Created)]) == 4
-    assert {topic.partitions for topic in made.values()} == {3}
+    assert len([finding for finding in findings if isinstance(finding, Created)]) == 5
+    assert {name: topic.partitions for name, topic in made.items()} == dict.fromkeys(made, 3) | {names.control: 1}
+    assert made[str(names.control)].policy == "compact"
     journal = made[names.journal].settings or {}
     assert journal["cleanup.policy"] == "compact"
     assert journal["segment.bytes"] == "33554432"

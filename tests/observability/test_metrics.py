@@ -35,6 +35,9 @@ vm_sync_poll_batch_size histogram site
 vm_sync_api_requests_total counter operation status site
 vm_sync_api_request_duration_seconds histogram operation
 vm_sync_api_paused gauge site
+vm_sync_site_paused_by_operator gauge site
+vm_sync_control_unreadable_seconds gauge
+vm_sync_control_invalid_records gauge
 vm_sync_calls_without_credentials_total counter site
 vm_sync_tasks_adopted_total counter
 vm_sync_posts_repeated_total counter site

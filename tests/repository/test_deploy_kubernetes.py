@@ -405,6 +405,7 @@ def test_the_topics_are_the_ones_that_the_service_would_make() -> None:
     special: Mapping[str, Mapping[str, str]] = {
         names.journal: topics.JOURNAL_SETTINGS,
         names.dead_letter: {"max.message.bytes": str(topics.BROKER_MESSAGE_LIMIT + topics.HEADER_ROOM)},
+        names.control: {"cleanup.policy": "compact"},
     }
     everywhere = {"min.insync.replicas": str(topics.REPLICAS - 1), "unclean.leader.election.enable": "False"}
 
@@ -413,9 +414,17 @@ def test_the_topics_are_the_ones_that_the_service_would_make() -> None:
     redriven = made.pop(f"{names.dead_letter}.redriven")  # which `vm-sync dead-letters redrive` would make
     assert (redriven["partitions"], redriven["replicas"]) == (1, topics.REPLICAS)
     assert {key: str(value) for key, value in redriven["config"].items()} == everywhere | {"cleanup.policy": "compact"}
-    assert made.keys() == {names.requests, names.completed, names.failed, names.dead_letter, names.journal}
+    assert made.keys() == {
+        names.requests,
+        names.completed,
+        names.failed,
+        names.dead_letter,
+        names.journal,
+        names.control,
+    }
     for name, spec in made.items():
-        assert (spec["partitions"], spec["replicas"]) == (DEFAULTS.kafka.partitions, topics.REPLICAS)
+        partitions = 1 if name == names.control else DEFAULTS.kafka.partitions
+        assert (spec["partitions"], spec["replicas"]) == (partitions, topics.REPLICAS)
         assert {key: str(value) for key, value in spec["config"].items()} == everywhere | dict(special.get(name, {}))
 
 
@@ -428,6 +437,7 @@ def test_the_services_account_may_do_what_the_service_does_and_nothing_else() ->
             failed=names.failed,
             dead_letter=names.dead_letter,
             journal=names.journal,
+            control=names.control,
         )
     )
 

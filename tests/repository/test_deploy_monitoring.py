@@ -208,7 +208,7 @@ def test_numbers_that_follow_from_a_setting_follow_its_default() -> None:
 
 
 def _limit(alert: str, metric: str = "") -> float:
-    (number,) = re.findall(rf"{metric}\S*\) > (\d+)$", alerts()[alert]["expr"], flags=re.MULTILINE)[:1]
+    (number,) = re.findall(rf"{metric}\S*\)? > (\d+)$", alerts()[alert]["expr"], flags=re.MULTILINE)[:1]
     return float(number)
 
 

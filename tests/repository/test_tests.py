@@ -19,6 +19,7 @@ ELSEWHERE: Final = {
     "cli/instances.py": "tests/cli/test_cli_kafka.py",
     "cli/kafka.py": "tests/cli/test_cli_kafka.py",
     "cli/options.py": "tests/cli/test_cli.py",
+    "cli/operators.py": "tests/cli/test_cli_kafka.py",
     "cli/outcome_events.py": "tests/cli/test_outcomes.py",
     "cli/output.py": "tests/cli/test_cli.py",
     "cli/process.py": "tests/system/test_process.py",

@@ -17,6 +17,7 @@ VM_SYNC_TOPICS__COMPLETED vm-sync.completed
 VM_SYNC_TOPICS__FAILED vm-sync.failed
 VM_SYNC_TOPICS__DEAD_LETTER vm-sync.dead-letter
 VM_SYNC_TOPICS__JOURNAL vm-sync.journal
+VM_SYNC_TOPICS__CONTROL vm-sync.control
 VM_SYNC_TOPICS__PROGRESS
 VM_SYNC_KAFKA__BOOTSTRAP_SERVERS localhost:9092
 VM_SYNC_KAFKA__GROUP_ID vm-sync
@@ -79,6 +80,7 @@ def test_each_setting_says_what_it_means_and_where_there_is_a_choice_why_its_def
         "TOPICS__COMPLETED",
         "TOPICS__DEAD_LETTER",
         "TOPICS__JOURNAL",
+        "TOPICS__CONTROL",
         "KAFKA__BOOTSTRAP_SERVERS",
         "KAFKA__GROUP_ID",
         "OPS__PORT",

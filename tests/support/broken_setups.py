@@ -409,6 +409,7 @@ NAMES: Final = TopicNames(
     failed="vm-sync.failed",
     dead_letter="vm-sync.dead-letter",
     journal="vm-sync.journal",
+    control="vm-sync.control",
 )
 ODD_TOPICS: Final = (
     NewTopic("vm-sync.deleting", 2, 1, topic_configs={"cleanup.policy": "delete"}),

@@ -22,7 +22,7 @@ class Scene:
 
     @property
     def env(self) -> dict[str, str]:
-        topics = ("requests", "completed", "failed", "dead_letter", "journal")
+        topics = ("requests", "completed", "failed", "dead_letter", "journal", "control")
         return {
             "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
             "VM_SYNC_KAFKA__PARTITIONS": "3",

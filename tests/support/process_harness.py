@@ -196,7 +196,7 @@ class Ledger:
 
     @property
     def topics(self) -> dict[str, str]:
-        names = ("requests", "completed", "failed", "dead_letter", "journal")
+        names = ("requests", "completed", "failed", "dead_letter", "journal", "control")
         return {name: f"{self.prefix}.{name.replace('_', '-')}" for name in names} | self.renamed
 
     def environment(self, **more: str) -> dict[str, str]:

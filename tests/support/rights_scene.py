@@ -42,6 +42,9 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "dead-letters redrive --dry-run": ("dead-letters", "redrive", "--dry-run", "--force"),
     "dead-letters redrive": ("dead-letters", "redrive", "--force"),
     "topics check": ("topics", "check"),
+    "sites": ("sites",),
+    "sites pause": ("sites", "pause", "local", "--for", "1h"),
+    "sites resume": ("sites", "resume", "local"),
 }
 """What an operator runs against Kafka, by what it is called in the documentation.
 

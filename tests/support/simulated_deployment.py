@@ -34,6 +34,7 @@ from service.kafka.journal_replay import Replay
 from service.messages.kafka_record import Event, Header, Record
 from service.messages.outcomes import OutcomeTopics
 from service.messages.record_fate import NEVER_READ, Fate
+from service.messages.site_pause import SitePause, SitePauses, pause_key, public_name, write_pause
 from service.partition.dependencies import Dependencies
 from service.partition.in_flight import TrackedSync
 from service.partition.partition import Partition
@@ -220,6 +221,8 @@ class Broker:
     reading: float = 0.0
     """How long it takes to read a journal that is at work."""
     logs: dict[int, Log] = field(default_factory=dict)
+    control: list[tuple[bytes, bytes | None]] = field(default_factory=list)
+    """The control topic."""
 
     def log(self, number: int = 0) -> Log:
         return self.logs.setdefault(number, Log())
@@ -537,6 +540,7 @@ class Process:
             tick=tick,
         )
         self._polling = self.spawn(poller.run())
+        self._context.run(self.read_control)
 
     # ------------------------------------------------------------ life and death
 
@@ -575,6 +579,14 @@ class Process:
         self._polling.cancel()
         self.lanes.close()
         await asyncio.wait([self._polling, *self._ended])
+
+    def read_control(self) -> None:
+        """Read the control topic, whole, as a process does at its start and whenever something is added."""
+        pauses = SitePauses()
+        for offset, (key, value) in enumerate(self._broker.control):
+            pauses.take(key, value, offset=offset)
+        if not self.dead:
+            self.lanes.pause_by_operator(pauses.by_site())
 
     # ------------------------------------------------------------ what the group wants
 
@@ -713,6 +725,20 @@ class Deployment:
         process = self.process(name, **how)
         self.group.hand(0, process)
         return process
+
+    def pause(self, site: str | None, *, until: float, learns_after: float = 0.05, **fields: str) -> None:
+        """Put a site's pause on the control topic; each process that lives learns of it some time later."""
+        pause = SitePause(site=public_name(site), until=moment(until), since=moment(self.loop.time()), **fields)
+        self._order(*write_pause(pause), learns_after=learns_after)
+
+    def resume(self, site: str | None, *, learns_after: float = 0.05) -> None:
+        """Lift a site's pause."""
+        self._order(pause_key(public_name(site)), None, learns_after=learns_after)
+
+    def _order(self, key: bytes, value: bytes | None, *, learns_after: float) -> None:
+        self.broker.control.append((key, value))
+        for process in self.processes:
+            process.later(learns_after, process.read_control)
 
     @property
     def log(self) -> Log:

@@ -12,10 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
 
+from service.messages.site_pause import SitePause
 from service.messages.wait_cause import WaitCause
 from service.sync import NO_CREDENTIALS, Trouble
-from service.vcda.lanes import BREAKER_AFTER, FEW, PROBE_PATIENCE, Lane, LaneLimits, Lanes, Obstacle, SlotRequest
-from tests.support.virtual_time import Longest, VirtualClock, now, run_virtual, virtual
+from service.vcda.lanes import (
+    BREAKER_AFTER,
+    FEW,
+    LOOK_AT_CLOCK,
+    PROBE_PATIENCE,
+    Lane,
+    LaneLimits,
+    Lanes,
+    Obstacle,
+    SlotRequest,
+)
+from tests.support.virtual_time import EPOCH, Longest, VirtualClock, now, run_virtual, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
 OWN = Trouble(label="409", detail="That replication is busy.", own=True)
@@ -636,3 +647,104 @@ async def test_missing_credentials_are_counted_logged_once_and_hold_no_request_b
     assert "VM_SYNC_VCDA__SITES" in caplog.text
     lane.record_result(None)
     assert not lane.without_credentials
+
+
+# ---------------------------------------------------------------- operators' pauses
+
+
+def ordered(lanes: Lanes, site: str, seconds: float) -> SitePause:
+    """Pause a site for so long, and no other."""
+    pause = SitePause(site=site, until=EPOCH + timedelta(seconds=now() + seconds), by="alice")
+    lanes.pause_by_operator({site: pause})
+    return pause
+
+
+@virtual
+async def test_an_operators_pause_holds_slots_back_until_its_end_and_no_calls() -> None:
+    lanes, book = some_lanes(), Book()
+    lane = lanes.lane("b")
+    pause = ordered(lanes, "b", 3600.0)
+    lane.queue(book.turn("held"))
+    lanes.lane("c").queue(book.turn("free"))
+    await asyncio.sleep(10.0)
+
+    assert book.names == ["free"]
+    assert lane.try_acquire()
+    assert not lane.paused
+    assert lane.obstacle() == Obstacle(WaitCause.SITE_PAUSED, 3590.0, str(pause))
+    await asyncio.sleep(3600.0)
+    assert book.turns[1] == ("held", 3600.0)
+    assert (lane.obstacle(), lanes.operator_pauses()) == (None, [])
+
+
+@virtual
+async def test_a_lifted_pause_lets_slots_go_at_once() -> None:
+    lanes, book = some_lanes(), Book()
+    ordered(lanes, "b", 3600.0)
+    lanes.lane("b").queue(book.turn("held"))
+    await asyncio.sleep(10.0)
+    lanes.pause_by_operator({})
+    await asyncio.sleep(0)
+
+    assert book.turns == [("held", 10.0)]
+
+
+@virtual
+async def test_a_clock_that_is_set_ends_a_pause_within_half_a_minute() -> None:
+    lanes, book = some_lanes(), Book()
+    clock = lanes._clock
+    ordered(lanes, "b", 3600.0)
+    lanes.lane("b").queue(book.turn("held"))
+    await asyncio.sleep(10.0)
+    clock._skew = timedelta(hours=1)
+    await asyncio.sleep(LOOK_AT_CLOCK.total_seconds())
+
+    assert book.names == ["held"]
+
+
+@virtual
+async def test_both_names_of_the_local_site_are_paused_together() -> None:
+    for name in ("local", "site1"):
+        lanes, book = some_lanes(canonical_site=lambda site: None if site == "site1" else site), Book()
+        ordered(lanes, name, 60.0)
+        lanes.lane(None).queue(book.turn("unnamed"))
+        lanes.lane("site1").queue(book.turn("named"))
+        lanes.lane("b").queue(book.turn("another"))
+        await asyncio.sleep(30.0)
+
+        assert book.names == ["another"]
+        lanes.close()
+
+
+@virtual
+async def test_the_open_breaker_is_told_in_a_pause_as_well() -> None:
+    lanes = some_lanes()
+    lane = lanes.lane("b")
+    await open_breaker(lane)
+    pause = ordered(lanes, "b", 3600.0)
+
+    obstacle, breaker = lane.obstacle(), lane.open_breaker()
+    assert obstacle is not None
+    assert breaker is not None
+    assert (obstacle.detail, breaker.cause) == (str(pause), WaitCause.CIRCUIT_OPEN)
+    lanes.close()
+
+
+@virtual
+async def test_the_log_has_the_beginning_and_the_end_of_a_pause_once(caplog: pytest.LogCaptureFixture) -> None:
+    lanes = some_lanes()
+    pause = ordered(lanes, "b", 3600.0)
+    lanes.pause_by_operator({"b": pause})  # read once more
+    await asyncio.sleep(4000.0)
+    lanes.pause_by_operator({"b": pause})
+    ordered(lanes, "c", 60.0)
+    lanes.pause_by_operator({})
+
+    other = "site c is paused by alice until 2030-01-01 01:07:40Z"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"Site pause in effect: {pause}; no POST is sent to the site, polls go on",
+        "Site pause over: site b has reached the end of its pause; POSTs are sent again",
+        f"Site pause in effect: {other}; no POST is sent to the site, polls go on",
+        "Site pause over: site c was resumed by an operator; POSTs are sent again",
+    ]
+    lanes.close()

@@ -1,0 +1,89 @@
+"""The sites in `/syncs`: their pauses, and what holds their POSTs back."""
+
+import asyncio
+from datetime import timedelta
+
+import httpx
+from prometheus_client import CollectorRegistry
+
+from service.messages.site_pause import SitePause
+from service.ops.server import operations
+from service.ops.sites_view import MOST, site_views, sites_json
+from service.sync import Trouble
+from service.vcda.lanes import LaneLimits, Lanes
+from tests.support.shown_syncs import ready
+from tests.support.virtual_time import EPOCH, HandClock, Longest, VirtualClock, virtual
+from tests.vcda.test_lanes import Gauges
+
+
+def some_lanes() -> Lanes:
+    clock = VirtualClock(asyncio.get_running_loop())
+    limits = LaneLimits(max_concurrent_submits=1, max_running=0)
+    return Lanes(limits=limits, clock=clock, metrics=Gauges(), random=Longest())
+
+
+@virtual
+async def test_paused_sites_come_first_then_the_local_one_and_all_that_are_configured_or_in_use() -> None:
+    lanes = some_lanes()
+    pause = SitePause(site="site2", until=EPOCH + timedelta(hours=2), since=EPOCH, by="alice", reason="upgrade")
+    lanes.pause_by_operator({"site2": pause})
+    lanes.lane("site3").record_result(Trouble(label="5xx", detail="It said 500."))
+    lanes.lane("idle")
+
+    shown = sites_json(site_views(lanes, ["site4"]), now=EPOCH)
+
+    told = {
+        "until": "2030-01-01T02:00:00.000Z",
+        "since": "2030-01-01T00:00:00.000Z",
+        "by": "alice",
+        "reason": "upgrade",
+    }
+    obstacle = {
+        "cause": "site_paused",
+        "until": "2030-01-01T00:00:01.000Z",
+        "detail": "calls to site site3 are paused: It said 500.",
+    }
+    assert shown == [
+        {"site": "site2", "pause": told, "obstacle": None, "withoutCredentials": False},
+        {"site": None, "pause": None, "obstacle": None, "withoutCredentials": False},
+        {"site": "site3", "pause": None, "obstacle": obstacle, "withoutCredentials": False},
+        {"site": "site4", "pause": None, "obstacle": None, "withoutCredentials": False},
+    ]
+    lanes.close()
+
+
+@virtual
+async def test_of_many_sites_the_paused_ones_are_shown() -> None:
+    lanes = some_lanes()
+    names = [f"site{number}" for number in range(MOST)]
+    lanes.pause_by_operator({"zzz": SitePause(site="zzz", until=EPOCH + timedelta(hours=2))})
+
+    shown = site_views(lanes, names)
+
+    assert (len(shown), shown[0].name) == (MOST, "zzz")
+    lanes.close()
+
+
+async def test_syncs_has_the_sites() -> None:
+    lanes = Lanes(
+        limits=LaneLimits(max_concurrent_submits=1, max_running=0),
+        clock=HandClock(),
+        metrics=Gauges(),
+        random=Longest(),
+    )
+    app = operations(
+        health=ready(),
+        clock=HandClock(),
+        registry=CollectorRegistry(),
+        documents={},
+        in_flight=tuple,
+        sites=lambda: site_views(lanes, []),
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ops") as client:
+        answer = (await client.get("/syncs")).json()
+
+    assert answer == {
+        "syncs": [],
+        "next": None,
+        "sites": [{"site": None, "pause": None, "obstacle": None, "withoutCredentials": False}],
+    }
