@@ -99,11 +99,13 @@ async def _serve(settings: Settings, output: logs.Output) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        return await app.run(stop)
+        code = await app.run(stop)
     except Misfit as error:
         for line in str(error).splitlines():
             log.error(line)  # noqa: TRY400 - it is for the operator, not for us
         return 2
+    log.info("Stopped")
+    return code
 
 
 class App:
@@ -210,7 +212,6 @@ class App:
                     await asyncio.gather(
                         parts.vcda.close(), syncs.progress.close(), syncs.control.close(), self._tracing.close()
                     )
-            log.info("Stopped")
 
     def _documents(self) -> Mapping[str, Callable[[], server.Document]]:
         topics, kafka = self._settings.topics, self._settings.kafka
@@ -279,10 +280,11 @@ class App:
                 self._health.refused([why])
                 if now - began + pause > limit.total_seconds():
                     log.error(  # noqa: TRY400 - the cause is in the sentence
-                        "Kafka at %s (VM_SYNC_KAFKA__BOOTSTRAP_SERVERS) could not be used for %.0f s, the limit of "
-                        "VM_SYNC_KAFKA__START_LIMIT: %s",
+                        "Kafka at %s (VM_SYNC_KAFKA__BOOTSTRAP_SERVERS) could not be used for %.0f s; giving up, since "
+                        "the limit is %.0f s (VM_SYNC_KAFKA__START_LIMIT): %s",
                         servers,
                         now - began,
+                        limit.total_seconds(),
                         why,
                     )
                     return False

@@ -19,7 +19,7 @@ from service.settings import Settings, load
 STYLES = {Status.OK: "green", Status.WARNING: "yellow", Status.FAILURE: "bold red", Status.SKIPPED: "dim"}
 
 
-def check(*, as_json: bool, vcda_may_fail: bool = False) -> None:
+def check(*, as_json: bool, vcda_may_fail: bool = False, unreachable_may_fail: bool = False) -> None:
     """Print what was found, each line as soon as it is known; exit with what it comes to."""
     settings = load()
     with _quiet("aiokafka", "service"):
@@ -42,18 +42,21 @@ def check(*, as_json: bool, vcda_may_fail: bool = False) -> None:
         )
     else:
         print(f"\n{summary(found)}")
-    code = exit_code(found, vcda_may_fail=vcda_may_fail)
+    code = exit_code(found, vcda_may_fail=vcda_may_fail, unreachable_may_fail=unreachable_may_fail)
     if code:
         raise typer.Exit(code)
 
 
-def exit_code(found: list[Result], *, vcda_may_fail: bool = False) -> Exit:
-    """Return what the results come to: NO where something said no, else NO_ANSWER where something didn't answer."""
+def exit_code(found: list[Result], *, vcda_may_fail: bool = False, unreachable_may_fail: bool = False) -> Exit:
+    """Return what the results come to: NO where something said no, else NO_ANSWER where something didn't answer.
+
+    DONE where only that failed which may fail.
+    """
     counted = [result for result in found if result.group == KAFKA or not vcda_may_fail]
     failed = [result for result in counted if result.status is Status.FAILURE]
     if any(result.answered for result in failed):
         return Exit.NO
-    return Exit.NO_ANSWER if failed else Exit.DONE
+    return Exit.NO_ANSWER if failed and not unreachable_may_fail else Exit.DONE
 
 
 def summary(found: list[Result]) -> str:

@@ -529,17 +529,22 @@ def check(
         bool,
         typer.Option("--vcda-may-fail", help="Failures at VCDA and its sites do not change the exit code."),
     ] = False,
+    unreachable_may_fail: Annotated[
+        bool,
+        typer.Option("--unreachable-may-fail", help="What does not answer at present does not change the exit code."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check everything that the service will need of Kafka and VCDA, with the service's settings; changes nothing.
 
     One line for each check: ok, warning or failure, with the setting to change. Exit code 1 if the service won't
     work with these settings, 3 if Kafka, VCDA or a site does not answer at present. With --vcda-may-fail the exit
-    code is about Kafka alone: the service starts without VCDA, and waits for it.
+    code is about Kafka alone: the service starts without VCDA, and waits for it. With --unreachable-may-fail there is
+    no exit code 3.
     """
     from service.cli import check as checking
 
-    checking.check(as_json=as_json, vcda_may_fail=vcda_may_fail)
+    checking.check(as_json=as_json, vcda_may_fail=vcda_may_fail, unreachable_may_fail=unreachable_may_fail)
 
 
 @topics.command("check", epilog="Example: vm-sync topics check")

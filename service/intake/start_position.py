@@ -3,6 +3,7 @@
 The check is made before the journal is opened, since opening fences its owner: a second deployment with the wrong
 journal must not stop the first one. It is repeated once the journal is open, if the cursor has moved meanwhile.
 
+    journal compacted?
     journal's last cursor --> other topic? other group at work? --> beyond the topic's end? another topic of that name?
     no cursor             --> has the group ever read here?
 
@@ -29,6 +30,7 @@ from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Oper
 from service.kafka.journal import too_narrow
 from service.kafka.journal_api import JournalLost, JournalMismatch, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode_cursor
+from service.kafka.topics import not_compacted
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +118,7 @@ class KafkaStartPositions:
         """Check the journal without fencing its owner; see `StartPositions`."""
         try:
             async with probe_consumer(connection=self._connection, clock=self._clock) as consumer:
+                await self._check_compacted(consumer)
                 cursor, end = await self._last_cursor(place.partition, consumer)
                 self._check_topic(cursor)
                 await self._check_group(place, cursor, end)
@@ -194,6 +197,12 @@ class KafkaStartPositions:
         return found
 
     # ------------------------------------------------------------ checks
+
+    async def _check_compacted(self, consumer: SteadyConsumer) -> None:
+        """Check that Kafka keeps what the journal holds: brokers that create missing topics don't compact them."""
+        if text := not_compacted(self._journal, await consumer.cleanup_policy(self._journal)):
+            msg = f"the {text}"
+            raise JournalMismatch(msg, reason=StopReason.JOURNAL_NOT_COMPACTED)
 
     def _check_topic(self, cursor: Cursor | None) -> None:
         if cursor is not None and cursor.topic != self._requests:

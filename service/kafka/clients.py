@@ -43,6 +43,10 @@ STOP_LIMIT: Final = timedelta(seconds=10)
 CUT_LIMIT: Final = timedelta(seconds=1)
 """How long it may take once its connections are cut: nothing is left to wait for then."""
 
+CONNECT_LIMIT: Final = timedelta(seconds=10)
+"""For a connection to one broker, with TLS and login. aiokafka waits 40 s for each of the three where no answer comes,
+such as from behind a firewall that drops packets."""
+
 BOOTSTRAP_TIMEOUT: Final = timedelta(seconds=5)
 """For a connection to a bootstrap server, and for each request to it."""
 
@@ -66,7 +70,7 @@ aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_crea
 
 
 class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyped
-    """A connection that, once it is closed, refuses writes with a KafkaConnectionError on every event loop.
+    """A connection that is made within a time limit, and refuses writes with a KafkaConnectionError once it is closed.
 
     uvloop raises a RuntimeError where asyncio would a ConnectionResetError. aiokafka takes that for an error of the
     program: it ends the task that fetches, or a producer's sender, for good (seen with a Kafka that moved).
@@ -77,6 +81,15 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyp
     """
 
     _login_ends: float | None = None  # on the loop's clock
+
+    @override
+    async def connect(self) -> Any:
+        try:
+            async with asyncio.timeout(CONNECT_LIMIT.total_seconds()):
+                return await super().connect()
+        except TimeoutError as error:
+            msg = f"{self.host}:{self.port} gave no answer within {CONNECT_LIMIT.total_seconds():.0f} s"
+            raise TimeoutError(msg) from error
 
     @override
     def connected(self) -> bool:

@@ -44,7 +44,7 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.kafka.clients import end
-from service.kafka.topic_descriptions import topic_id
+from service.kafka.topic_descriptions import cleanup_policy, topic_id
 
 log = logging.getLogger(__name__)
 
@@ -182,6 +182,10 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     async def topic_id(self, topic: str) -> str | None:
         """Return Kafka's id of a topic; see `topic_descriptions.topic_id`."""
         return await topic_id(self._client, topic)
+
+    async def cleanup_policy(self, topic: str) -> str | None:
+        """Return what Kafka does with a topic's old messages; see `topic_descriptions.cleanup_policy`."""
+        return await cleanup_policy(self._client, topic)
 
     @override
     async def beginning_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:

@@ -20,6 +20,7 @@ class StopReason(StrEnum):
 
     JOURNAL_EMPTY = "journal-empty"
     JOURNAL_TOO_NARROW = "journal-too-narrow"
+    JOURNAL_NOT_COMPACTED = "journal-not-compacted"
     JOURNAL_UNREADABLE = "journal-unreadable"
     OTHER_TOPIC = "other-topic"
     OTHER_GROUP = "other-group"

@@ -25,7 +25,7 @@ from aiokafka.errors import (
     UnsupportedVersionError,
     for_code,
 )
-from aiokafka.protocol.admin import ApiVersionRequest
+from aiokafka.protocol.admin import ApiVersionRequest, DescribeConfigsRequest
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.protocol.types import Boolean, CompactArray, CompactString, Int16, Int32, Schema, TaggedFields
@@ -39,6 +39,9 @@ SETTLES: Final = 100
 
 AGAIN: Final = 0.1
 """Seconds until brokers are asked again for what they don't know yet."""
+
+CLEANUP_POLICY: Final = "cleanup.policy"
+"""The setting of a topic that says what Kafka does with its old messages."""
 
 TRANSACTIONS: Final = {22: "InitProducerId", 24: "AddPartitionsToTxn", 26: "EndTxn"}
 """The requests, by their number in Kafka's protocol, that a transactional producer makes."""
@@ -58,7 +61,7 @@ class Topic:
     @property
     def policy(self) -> str | None:
         """What Kafka does with its old messages; None if unknown."""
-        return (self.settings or {}).get("cleanup.policy")
+        return (self.settings or {}).get(CLEANUP_POLICY)
 
     @property
     def min_insync(self) -> int:
@@ -165,6 +168,27 @@ async def missing_requests(admin: AIOKafkaAdminClient) -> list[str]:
         return []
     known = {api for answer in answers for api, *_ in answer.api_versions}
     return [name for api, name in TRANSACTIONS.items() if api not in known]
+
+
+async def cleanup_policy(client: AIOKafkaClient, name: str) -> str | None:
+    """Return what Kafka does with a topic's old messages; None where it doesn't say.
+
+    It doesn't where the right DescribeConfigs is missing, where it has no such request, and where the broker that is
+    asked has not heard of the topic yet.
+
+    Raises:
+        KafkaError: Kafka can't be asked.
+    """
+    node = client.get_random_node()
+    if node is None:
+        raise NodeNotReadyError
+    request = DescribeConfigsRequest([(ConfigResourceType.TOPIC, name, [CLEANUP_POLICY])])
+    try:
+        response = await client.send(node, request)
+    except (IncompatibleBrokerVersion, UnsupportedVersionError, NotImplementedError):
+        return None
+    ((code, _message, _type, _name, entries),) = response.resources
+    return None if code else {entry[0]: entry[1] for entry in entries or ()}.get(CLEANUP_POLICY)
 
 
 # ---------------------------------------------------------------- a topic's id

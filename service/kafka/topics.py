@@ -204,13 +204,8 @@ def judge_existing(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Fi
     requests, journal = needed.get(names.requests), needed.get(names.journal)
     if requests and journal and requests.partitions != journal.partitions:
         findings.append(_unequal(names, requests, journal))
-    if journal and journal.policy not in {None, "compact"}:
-        findings.append(
-            Refusal(
-                f"The journal {names.journal} has cleanup.policy={journal.policy}, so Kafka would delete requests that "
-                "are still in flight: set it to compact."
-            )
-        )
+    if journal and (text := not_compacted(names.journal, journal.policy)):
+        findings.append(Refusal(f"The {text}."))
     control = needed.get(names.control or "")
     if control and control.policy not in {None, "compact"}:
         findings.append(
@@ -228,6 +223,16 @@ def judge_existing(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Fi
         if name not in {names.requests, names.control} and topic.min_insync > topic.replicas
     ]
     return [*findings, *_advice(needed, names)]
+
+
+def not_compacted(journal: str, policy: str | None) -> str | None:
+    """Say why a journal with this cleanup.policy can't be worked with; None: it can, or the policy is unknown."""
+    if policy in {None, "compact"}:
+        return None
+    return (
+        f"journal {journal} has cleanup.policy={policy}, so Kafka would delete requests that are still in flight: set "
+        "it to compact"
+    )
 
 
 def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:

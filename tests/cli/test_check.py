@@ -158,6 +158,14 @@ def test_what_fails_at_vcda_counts_unless_it_may() -> None:
     assert exit_code([*wrong, result(Status.FAILURE)], vcda_may_fail=True) is Exit.NO
 
 
+def test_what_does_not_answer_counts_unless_it_may() -> None:
+    silent = [result(Status.OK), result(Status.FAILURE, answered=False)]
+
+    assert exit_code(silent) is Exit.NO_ANSWER
+    assert exit_code(silent, unreachable_may_fail=True) is Exit.DONE
+    assert exit_code([*silent, result(Status.FAILURE)], unreachable_may_fail=True) is Exit.NO
+
+
 def test_lines_stand_under_the_headings_of_what_they_are_about(capsys: pytest.CaptureFixture[str]) -> None:
     lines = Lines()
     for one in (result(Status.OK), result(Status.FAILURE, check="topics"), result(Status.WARNING, group="VCDA")):

@@ -325,6 +325,27 @@ async def test_a_journal_that_is_gone_for_a_while_is_written_again_when_it_is_ba
     await station.settled("op-1", "op-2")
 
 
+async def test_a_journal_that_comes_back_not_compacted_is_not_opened_before_it_is(station: Station) -> None:
+    station.set_timings(mismatch_recheck=timedelta(seconds=0.3))
+    station.world.lasts = lambda _: 1e6
+    service = await station.service()
+    await station.ask("op-1", "op-2")
+    await until(lambda: len(station.world.made) == 2, what="both run")
+
+    del station.settings[station.topics.journal]  # as brokers make it that make missing topics
+    await station.recreate(station.topics.journal)
+    end(station, "op-1")
+    await until(lambda: bool(service.intake.mismatched()), what="it refuses", within=40)
+    assert service.metric("partitions_stopped", reason=StopReason.JOURNAL_NOT_COMPACTED) == 1
+    assert "has cleanup.policy=delete, so Kafka would delete requests" in service.intake.mismatched()[0]
+
+    await station.set_policy(station.topics.journal, "compact")
+    await until(lambda: service.owned == {0}, what="it works again", within=40)
+    assert service.metric("journals_rewritten_total") == 1
+    end(station, "op-2")
+    await station.settled("op-1", "op-2")
+
+
 async def test_a_journal_that_lost_its_end_does_not_bring_back_what_has_ended(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:

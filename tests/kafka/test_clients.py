@@ -279,6 +279,29 @@ async def connected(kind: Callable[..., Client], *, request_timeout_ms: int = 10
         server.close()
 
 
+async def test_a_server_that_takes_a_connection_and_answers_nothing_is_given_up_within_the_limit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+
+    monkeypatch.setattr(connection, "CONNECT_LIMIT", timedelta(seconds=0.2))
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_ms=3_600_000)
+    try:
+        async with asyncio.timeout(60):
+            with pytest.raises(KafkaConnectionError, match="Unable to bootstrap"):
+                await client.bootstrap()
+    finally:
+        await end(client, within=timedelta())
+        server.close()
+
+    assert f"127.0.0.1:{port} gave no answer within 0 s" in caplog.text
+
+
 @pytest.mark.skipif(event_loop.factory() is None, reason="uvloop is not installed")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_connection_that_closes_in_the_moment_of_a_write_is_ordinary_trouble(kind: Callable[..., Client]) -> None:

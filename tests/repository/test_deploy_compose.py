@@ -65,6 +65,13 @@ def test_the_kafka_is_the_one_that_the_tests_run_against() -> None:
     assert f"image: apache/kafka:{KAFKA_VERSION}\n" in broker
 
 
+def test_the_kafkas_that_forget_their_topics_make_none_by_being_asked_for_them() -> None:
+    broker = (DEPLOY / "kubernetes" / "overlays" / "local" / "kafka.yaml").read_text()
+
+    assert SERVICES["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
+    assert 'name: KAFKA_AUTO_CREATE_TOPICS_ENABLE, value: "false"' in broker
+
+
 def test_nothing_listens_beyond_this_machine() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
 

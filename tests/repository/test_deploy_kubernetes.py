@@ -1,40 +1,35 @@
 """Every environment renders, is what Kubernetes understands, and keeps its restricted security standard."""
 
 import re
-import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from functools import cache
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import kubernetes_validate  # type: ignore[import-untyped]  # it brings no types
 import pytest
-import yaml
 from jsonschema import Draft202012Validator
+from typer.testing import CliRunner
 
 from service import settings
+from service.cli.commands import app
 from service.kafka import rights, topics
 from service.kafka.topics import TopicNames
-from tests.conftest import missing
 from tests.support import operator_crds as operators
 from tests.support.grants import USERS, grants_of
+from tests.support.manifests import DEPLOY, ENVIRONMENTS, KUBERNETES, Object, name_of, plain_name_of, rendered
 
-KUBERNETES = Path(__file__).resolve().parents[2] / "deploy" / "kubernetes"
-README = (KUBERNETES.parent / "README.md").read_text()
+README = (DEPLOY / "README.md").read_text()
 
-ENVIRONMENTS = {
-    "base": KUBERNETES / "base",
-    **{folder.name: folder for folder in sorted((KUBERNETES / "overlays").iterdir())},
-}
-SERVING = [name for name in ENVIRONMENTS if name != "strimzi"]
-"""Those that run the service; strimzi is Kafka's side alone."""
+SERVING = [name for name in ENVIRONMENTS if name not in {"strimzi", "operator"}]
+"""Those that run the service; strimzi is Kafka's side alone, operator a pod for commands."""
 
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 """The oldest Kubernetes that knows all fields in use without a feature gate worth naming, and the newest."""
 
-HANDMADE_SECRETS = {"vm-sync", "vm-sync-kafka-ca", "vm-sync-password"}
+HANDMADE_SECRETS = {"vm-sync", "vm-sync-kafka-ca", "vm-sync-vcda-ca", "vm-sync-password", "vm-sync-operator"}
 """Made by hand, as the README says."""
 
 DEFAULTS = settings.Settings(
@@ -43,19 +38,8 @@ DEFAULTS = settings.Settings(
     )
 )
 
-Object: TypeAlias = dict[str, Any]
-
-
-@cache
-def rendered(environment: str) -> tuple[Object, ...]:
-    if (kustomize := shutil.which("kustomize")) is None:
-        missing("kustomize is not installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1")
-    run = subprocess.run(
-        [kustomize, "build", str(ENVIRONMENTS[environment])], capture_output=True, text=True, check=False, timeout=60
-    )
-    assert run.returncode == 0, run.stderr
-    assert "Warning" not in run.stderr
-    return tuple(yaml.safe_load_all(run.stdout))
+OTLP_OVER_HTTP = 4318
+"""The port of a collector, where traces are sent to one."""
 
 
 def objects(environment: str, kind: str) -> list[Object]:
@@ -63,12 +47,8 @@ def objects(environment: str, kind: str) -> list[Object]:
 
 
 def one(environment: str, kind: str, name: str = "vm-sync") -> Object:
-    (thing,) = [thing for thing in objects(environment, kind) if re.sub(r"-[a-z0-9]{10}$", "", name_of(thing)) == name]
+    (thing,) = [thing for thing in objects(environment, kind) if plain_name_of(thing) == name]
     return thing
-
-
-def name_of(thing: Object) -> str:
-    return str(thing["metadata"]["name"])
 
 
 def containers_of(spec: Object) -> list[Object]:
@@ -156,9 +136,14 @@ def violations(template: Object) -> list[str]:
     return [control for control, kept in checks.items() if not kept]
 
 
+def templates(environment: str) -> list[Object]:
+    """Return all pods of an environment, those of Deployments by their templates."""
+    return [one["spec"]["template"] for one in objects(environment, "Deployment")] + objects(environment, "Pod")
+
+
 def test_every_pod_keeps_the_restricted_standard(environment: str) -> None:
-    for deployment in objects(environment, "Deployment"):
-        assert violations(deployment["spec"]["template"]) == []
+    for template in templates(environment):
+        assert violations(template) == []
 
 
 def test_a_pod_without_any_security_context_is_noticed() -> None:
@@ -201,8 +186,8 @@ def test_secrets_are_files_that_only_the_group_may_read_and_never_variables(serv
 
 
 def test_every_container_says_how_much_memory_it_may_take_and_none_has_its_cpu_throttled(environment: str) -> None:
-    for deployment in objects(environment, "Deployment"):
-        for container in containers_of(deployment["spec"]["template"]["spec"]):
+    for template in templates(environment):
+        for container in containers_of(template["spec"]):
             assert set(container["resources"]["requests"]) == {"cpu", "memory"}
             assert set(container["resources"]["limits"]) == {"memory"}
 
@@ -264,7 +249,12 @@ def test_certificates_lie_where_the_settings_look_for_them() -> None:
         for item in volume["secret"].get("items", [])
     }
 
-    assert mounted == {value for name, value in variables("production").items() if name.endswith("_CA_FILE")}
+    given = {value for name, value in variables("production").items() if name.endswith("_CA_FILE")}
+    overlay = (ENVIRONMENTS["production"] / "kustomization.yaml").read_text()
+    to_be_had = set(re.findall(r"# - VM_SYNC_\w+_CA_FILE=(\S+)", overlay))
+
+    assert mounted == given | to_be_had
+    assert {volume["name"] for volume in spec["volumes"] if volume["secret"].get("optional")} == {"vcda-ca"}
 
 
 def test_everything_is_checked_before_the_service_starts_with_what_the_service_has(serving: str) -> None:
@@ -276,18 +266,32 @@ def test_everything_is_checked_before_the_service_starts_with_what_the_service_h
         assert check[field] == service[field]
 
 
-@pytest.mark.parametrize(("answered", "ended"), [(0, 0), (1, 1), (2, 2), (3, 0)])
-def test_neither_vcda_nor_what_does_not_answer_at_present_keeps_the_pod_from_starting(
-    answered: int, ended: int, tmp_path: Path
-) -> None:
+def test_neither_vcda_nor_what_does_not_answer_at_present_keeps_the_pod_from_starting() -> None:
     (check,) = pod("base")["spec"]["initContainers"]
-    program = tmp_path / "vm-sync"
-    program.write_text(f"#!/bin/sh\ntest \"$*\" = 'check --vcda-may-fail' && exit {answered}\nexit 99\n")
-    program.chmod(0o755)
+    nobody = {
+        "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
+        "VM_SYNC_VCDA__URL": "https://127.0.0.1:1",
+        "VM_SYNC_VCDA__CREDENTIALS__TYPE": "localUser",
+        "VM_SYNC_VCDA__CREDENTIALS__USER": "u",
+        "VM_SYNC_VCDA__CREDENTIALS__PASSWORD": "p",
+    }
 
-    run = subprocess.run(check["command"], env={"PATH": f"{tmp_path}:/usr/bin:/bin"}, check=False, timeout=60)
+    done = CliRunner().invoke(app, check["args"], env=nobody)
 
-    assert run.returncode == ended
+    assert (done.exit_code, "The service can't work at present" in done.stdout) == (0, True)
+
+
+def test_no_container_needs_a_shell(serving: str) -> None:
+    for container in containers_of(pod(serving)["spec"]):
+        assert "command" not in container
+
+
+def test_a_container_that_fails_says_why_in_its_state_and_asks_no_registry_for_an_image_that_is_there(
+    serving: str,
+) -> None:
+    for container in containers_of(pod(serving)["spec"]):
+        assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
+        assert container["imagePullPolicy"] == "IfNotPresent"
 
 
 # ---------------------------------------------------------------- things that refer to each other
@@ -346,6 +350,7 @@ def test_the_network_policy_lets_the_service_reach_the_kafka_and_the_vcda_of_its
     assert kafka <= open_ports
     if "127.0.0.1" not in vcda:
         assert int((re.findall(r":(\d+)$", vcda) or ["443"])[0]) in open_ports
+    assert OTLP_OVER_HTTP in open_ports
 
 
 def test_the_probes_ask_the_operations_server_for_what_it_answers(serving: str) -> None:
@@ -461,6 +466,48 @@ def test_the_account_is_the_one_that_production_uses() -> None:
     assert name_of(user) == variables("production")["VM_SYNC_KAFKA__SASL_USERNAME"]
     assert user["spec"]["authentication"]["type"] == variables("production")["VM_SYNC_KAFKA__SASL_MECHANISM"].lower()
     assert user["spec"]["authentication"]["password"]["valueFrom"]["secretKeyRef"]["name"] in HANDMADE_SECRETS
+
+
+def test_the_operators_pod_has_productions_kafka_but_an_account_of_its_own() -> None:
+    own, production = dict(one("operator", "ConfigMap", "vm-sync-operator")["data"]), variables("production")
+
+    assert own.pop("VM_SYNC_KAFKA__SASL_USERNAME") == name_of(one("strimzi", "KafkaUser", "vm-sync-operator"))
+    assert own.items() <= production.items()
+    assert {name for name in production if "__SSL_" in name or "__SASL_M" in name or "__SECURITY" in name} <= set(own)
+
+
+def test_the_operators_pod_is_not_one_of_the_services_and_may_ask_them() -> None:
+    (pod_,) = objects("operator", "Pod")
+    labels = pod_["metadata"]["labels"]
+    asking = one("base", "NetworkPolicy")["spec"]["ingress"][1]["from"][0]["podSelector"]["matchExpressions"]
+
+    assert not one("base", "Service")["spec"]["selector"].items() <= labels.items()
+    assert labels["app.kubernetes.io/name"] in asking[0]["values"]
+
+
+def test_the_operators_pod_ends_when_it_is_told_to() -> None:
+    (container,) = objects("operator", "Pod")[0]["spec"]["containers"]
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # inherited: it waits until it is asked for
+    try:
+        process = subprocess.Popen([sys.executable, *container["command"][1:]])
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    try:
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_what_the_services_account_may_not_do_is_run_in_the_operators_pod_wherever_a_page_shows_it() -> None:
+    pages = [README, (KUBERNETES.parents[1] / "docs" / "runbook.md").read_text(encoding="utf-8")]
+    in_a_pod = [line for page in pages for line in page.splitlines() if re.search(r"exec \S+ -- vm-sync", line)]
+
+    assert in_a_pod
+    for line in in_a_pod:
+        needs_more = re.search(r"vm-sync (dead-letters|cancel|request)\b", line.split(" -- ")[1]) is not None
+        assert ("exec vm-sync-operator" in line) is needs_more, line
 
 
 def test_everything_for_strimzi_says_which_kafka_it_belongs_to() -> None:

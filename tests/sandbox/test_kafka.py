@@ -32,6 +32,36 @@ signal.pause()
 """
 
 
+READ_ONLY = """
+import sys, tempfile
+from service.cli import main
+tempfile._candidate_tempdir_list = lambda: ["/proc/nowhere"]  # as where nothing can be written
+sys.argv = ["vm-sync", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("command", ["kafka", "demo"])
+def test_without_a_directory_that_can_be_written_a_sentence_names_the_variable_to_set(command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", READ_ONLY, command], capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert done.returncode == 3
+    (line,) = [line for line in done.stderr.splitlines() if not line.startswith("Starting")]
+    assert "set TMPDIR to a directory that can be written" in line
+
+
+def test_a_cache_that_cannot_be_written_is_a_sentence_that_names_the_variable_to_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    with pytest.raises(KafkaError, match=r"set XDG_CACHE_HOME to a directory that can be written"):
+        jars()
+
+
 @dataclass
 class FakeArtifact:
     artifactId: str  # noqa: N815 - so it is called there

@@ -137,6 +137,13 @@ MUTANTS: Final = (
         tests=(OUTCOMES,),
     ),
     Mutant(
+        name="a journal that isn't compacted is opened",
+        file="service/intake/start_position.py",
+        old="                await self._check_compacted(consumer)\n",
+        new="",
+        tests=(REPLACED,),
+    ),
+    Mutant(
         name="an internal error of a closed partition's task is dropped",
         file="service/partition/partition.py",
         old="        if task.cancelled() or (error := task.exception()) is None:\n",

@@ -18,6 +18,7 @@ from typing import Any, Final, Self
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import TopicAlreadyExistsError
 from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.protocol.group import LeaveGroupRequest
@@ -263,6 +264,12 @@ class Station:
             ((_, code, *_),) = (await self._admin.create_topics([topic])).topic_errors
             assert code in {0, TopicAlreadyExistsError.errno}
         await self._until_topics(lambda seen: name in seen)
+
+    async def set_policy(self, name: str, policy: str) -> None:
+        """Change what Kafka does with a topic's old messages."""
+        resource = ConfigResource(ConfigResourceType.TOPIC, name, {"cleanup.policy": policy})
+        for response in await self._admin.alter_configs([resource]):
+            assert [code for code, *_ in response.resources] == [0]
 
     async def widen(self, name: str, partitions: int) -> None:
         """Add partitions to a topic."""

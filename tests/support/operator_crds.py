@@ -49,6 +49,13 @@ OPERATOR = "monitoring.coreos.com/v1"
 KEDA = "keda.sh/v1alpha1"
 STRIMZI = "kafka.strimzi.io/v1"
 VERSIONS = (OPERATOR, KEDA, STRIMZI)
+VERSION_OF = {
+    "PodMonitor": OPERATOR,
+    "PrometheusRule": OPERATOR,
+    "ScaledObject": KEDA,
+    "KafkaTopic": STRIMZI,
+    "KafkaUser": STRIMZI,
+}
 
 _RECORDING = exactly(record=TEXT, expr=TEXT)
 _ALERTING = exactly(

@@ -385,5 +385,6 @@ async def test_topics_that_do_not_fit_are_refused_with_advice_and_exit_code_2(
         refusals = messages(process, level="ERROR")
         assert any(names["journal"] in line and "partitions" in line for line in refusals), refusals
         assert any(names["journal"] in line and "compact" in line for line in refusals), refusals
+        assert messages(process)[-1] in refusals, "the reason is what is read last"
         assert set(simulator.world.counts.calls) <= {"login", "logout"}  # a login is tried from the start
         assert ledger.tracebacks() == []
