@@ -15,6 +15,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -39,7 +40,7 @@ from service.messages.requests import DeadLetterReason
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import tracing
-from service.ops import health, server
+from service.ops import health, overview, server
 from service.ops.sites_view import SiteView, site_views
 from service.partition.in_flight_view import in_flight_views, oldest_accepted
 from service.partition.partition import Partition
@@ -130,8 +131,9 @@ class App:
         self._metrics.set_log_lines_dropped(output.dropped)
         self._health = health.Health(away_for_long=AWAY_FOR_LONG)
         self._tracing = tracing()
+        self._started_at = self._clock.now()
+        self._parts: wiring.ServiceParts | None = None
         self._intake: Intake | None = None
-        self._lanes: Lanes | None = None
         self._account = Account()
         self._tokens: Tokens | None = None
 
@@ -148,6 +150,8 @@ class App:
             documents=self._documents(),
             in_flight=lambda: in_flight_views(self._partitions()),
             sites=self._sites,
+            overview=self._overview,
+            clean=self._redactor.clean,
         )
         settings = self._settings.ops
         async with AsyncExitStack() as stack:
@@ -179,7 +183,7 @@ class App:
             ops_port=ops_port,
         )
         syncs, self._account, self._tokens = parts.syncs, parts.account, parts.kafka.tokens
-        self._lanes = syncs.lanes
+        self._parts = parts
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         polling = asyncio.create_task(syncs.poller.run())
         keeping = asyncio.create_task(self._keep_logged_in(parts.vcda, syncs.lanes, syncs.control))
@@ -212,6 +216,33 @@ class App:
                     await asyncio.gather(
                         parts.vcda.close(), syncs.progress.close(), syncs.control.close(), self._tracing.close()
                     )
+
+    async def _overview(self) -> overview.Overview:
+        settings, parts = self._settings, self._parts
+        return await overview.read(
+            overview.Instance(
+                name=socket.gethostname(),
+                version=self._version,
+                settings_hash=fingerprint(settings),
+                started_at=self._started_at,
+                kafka=settings.kafka.bootstrap_servers,
+                vcda=settings.vcda.url,
+                requests=settings.topics.requests,
+                group=settings.kafka.group_id,
+                sites=frozenset(site.name for site in settings.vcda.sites),
+            ),
+            None
+            if parts is None
+            else overview.Parts(
+                lanes=parts.syncs.lanes,
+                session=parts.vcda.session_status,
+                recent_outcomes=parts.syncs.recent_outcomes,
+                intake=self._intake,
+            ),
+            health=self._health,
+            clock=self._clock,
+            in_flight=self._metrics.in_flight,
+        )
 
     def _documents(self) -> Mapping[str, Callable[[], server.Document]]:
         topics, kafka = self._settings.topics, self._settings.kafka
@@ -403,7 +434,9 @@ class App:
         )
 
     def _sites(self) -> list[SiteView]:
-        return [] if self._lanes is None else site_views(self._lanes, [site.name for site in self._settings.vcda.sites])
+        if self._parts is None:
+            return []
+        return site_views(self._parts.syncs.lanes, [site.name for site in self._settings.vcda.sites])
 
     def _partitions(self) -> tuple[Partition, ...]:
         return () if self._intake is None else tuple(self._intake.partitions())

@@ -1,4 +1,4 @@
-"""Writes moments as RFC 3339, for messages and answers, and durations as milliseconds, for Kafka. Pure."""
+"""Writes moments as RFC 3339, for messages and answers, and durations: for Kafka, and for people. Pure."""
 
 from datetime import UTC, datetime, timedelta
 from typing import overload
@@ -20,3 +20,12 @@ def rfc3339(moment: datetime | None) -> str | None:
 def milliseconds(duration: timedelta) -> int:
     """Return the whole milliseconds of a duration."""
     return duration // timedelta(milliseconds=1)
+
+
+def age(duration: timedelta) -> str:
+    """Write how long something took or is ago, in one unit: `45s`, `3m`, `2h`, `5d`."""
+    seconds = max(0, int(duration.total_seconds()))
+    for unit, length, until in (("s", 1, 120), ("m", 60, 7200), ("h", 3600, 172_800)):
+        if seconds < until:
+            return f"{seconds // length}{unit}"
+    return f"{seconds // 86_400}d"

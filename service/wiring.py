@@ -32,6 +32,7 @@ from service.observability.logs import Redactor
 from service.observability.metrics import Metrics, SitePausesSeen
 from service.observability.tracing import Tracing
 from service.partition import dependencies
+from service.partition.recent_outcomes import RecentOutcomes
 from service.settings import CredentialsReader, Logins, Settings, SettingsError, kafka_security, secrets_of
 from service.sync import Policy
 from service.vcda import poller
@@ -83,6 +84,7 @@ class Parts:
     poller: poller.Poller
     progress: Progress
     control: Control
+    recent_outcomes: RecentOutcomes
     make_intake: Callable[[], Intake]
     """Makes the intake. Call it once the topics exist: from then on the intake measures how long Kafka is silent."""
 
@@ -213,6 +215,7 @@ def _connected(
         tracing=tracing,
     )
     metrics.set_overdue(polls.overdue)
+    recent_outcomes = RecentOutcomes()
     refusals = Refusals(clock)
     account = topics.account(connection, group=tuning.group_id)
     denials = Denials(account, clock=clock)
@@ -271,12 +274,20 @@ def _connected(
                 random=random(),
                 tracing=tracing,
                 progress=progress,
+                recent_outcomes=recent_outcomes,
             ),
             metrics=metrics,
             clock=clock,
         )
 
-    return Parts(lanes=lanes, poller=polls, progress=progress, control=pauses, make_intake=make_intake)
+    return Parts(
+        lanes=lanes,
+        poller=polls,
+        progress=progress,
+        control=pauses,
+        recent_outcomes=recent_outcomes,
+        make_intake=make_intake,
+    )
 
 
 def _progress(topics: TopicNames, connection: Mapping[str, Any], *, clock: Clock) -> Progress:

@@ -1,10 +1,10 @@
-"""Moments are RFC 3339 in UTC, durations whole milliseconds."""
+"""Moments are RFC 3339 in UTC, durations whole milliseconds, and ages one unit."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from service.moments import milliseconds, rfc3339
+from service.moments import age, milliseconds, rfc3339
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,11 @@ def test_a_moment_is_written_in_utc_with_milliseconds(moment: datetime | None, t
 
 def test_what_is_less_than_a_millisecond_is_left_out() -> None:
     assert [milliseconds(timedelta(seconds=n)) for n in (0.0019, 1.5, 12)] == [1, 1500, 12_000]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(-5, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (7_199, "119m"), (7_200, "2h"), (172_800, "2d"), (1e6, "11d")],
+)
+def test_ages_have_one_unit(seconds: float, said: str) -> None:
+    assert age(timedelta(seconds=seconds)) == said

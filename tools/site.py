@@ -92,7 +92,7 @@ def _name(path: str) -> str:
     for name, origin in OUTSIDE.items():
         if path == origin:
             return name
-    if path.startswith("docs/") and Path(path).suffix in {".md", ".svg"}:
+    if path.startswith("docs/") and Path(path).suffix in {".md", ".png", ".svg"}:
         return path.removeprefix("docs/")
     return f"{SOURCES}/{path.removeprefix('.')}.md"  # MkDocs leaves out what begins with a dot
 

@@ -39,7 +39,7 @@ from aiokafka.errors import (
 from service.cli import kafka
 from service.cli.moments import maybe_moment
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
-from service.cli.tables import Column, age, show_table
+from service.cli.tables import Column, show_table
 from service.clock import Clock
 from service.kafka.clients import end
 from service.kafka.denials import DENIALS, Operation
@@ -47,7 +47,7 @@ from service.kafka.topics import BROKER_MESSAGE_LIMIT, HEADER_ROOM, REPLICAS
 from service.messages.dead_letters import redriven, write_redriven
 from service.messages.kafka_record import Record
 from service.messages.requests import DeadLetterReason
-from service.moments import milliseconds, rfc3339
+from service.moments import age, milliseconds, rfc3339
 
 LETTERS_AT_ONCE: Final = 100
 """Letters in one transaction: a few hundred a second, and a readers' wait of milliseconds."""

@@ -19,9 +19,9 @@ from service.cli.options import Rows
 from service.cli.outcome_events import OutcomeEvent, read_event
 from service.cli.outcome_summary import PERCENTILES, Group, Published, Sum, Summary
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_json
-from service.cli.tables import Column, age, show_table
+from service.cli.tables import Column, show_table
 from service.clock import Clock
-from service.moments import rfc3339
+from service.moments import age, rfc3339
 from service.sync import Reason
 
 COLUMNS: Final = (

@@ -20,7 +20,7 @@ from service.cli import instances, kafka, operators, syncs
 from service.cli.moments import read_date, read_duration
 from service.cli.options import State
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
-from service.cli.tables import Column, age, show_table
+from service.cli.tables import Column, show_table
 from service.clock import Clock
 from service.messages.site_pause import (
     LOCAL,
@@ -32,7 +32,7 @@ from service.messages.site_pause import (
     read_pause,
     write_pause,
 )
-from service.moments import rfc3339
+from service.moments import age, rfc3339
 from service.sync import Ended
 
 LONGEST: Final = timedelta(days=31)

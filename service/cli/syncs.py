@@ -27,11 +27,11 @@ from service.cli import kafka
 from service.cli.moments import maybe_moment
 from service.cli.options import State
 from service.cli.output import NoAnswer, moment, printable, say, show_facts, show_json
-from service.cli.tables import Column, age, show_table
+from service.cli.tables import Column, show_table
 from service.clock import Clock
 from service.kafka.journal_codec import is_sync, read, restore
 from service.messages.outcomes import describe_error
-from service.moments import rfc3339
+from service.moments import age, rfc3339
 from service.sync import ApiError, Ended, Lingering, Reason, Running, Submitting, Sync, Waiting
 
 COLUMNS: Final = (

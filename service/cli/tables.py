@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final
 
 GAP: Final = "  "
@@ -90,12 +89,3 @@ def _length(cell: str) -> int:
 
 def _one_line(cell: str) -> str:
     return cell if cell.isprintable() else "".join([char if char.isprintable() else " " for char in cell])
-
-
-def age(duration: timedelta) -> str:
-    """Write how long something took or is ago, in one unit: `45s`, `3m`, `2h`, `5d`."""
-    seconds = max(0, int(duration.total_seconds()))
-    for unit, length, until in (("s", 1, 120), ("m", 60, 7200), ("h", 3600, 172_800)):
-        if seconds < until:
-            return f"{seconds // length}{unit}"
-    return f"{seconds // 86_400}d"

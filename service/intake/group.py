@@ -241,13 +241,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             if supervisor.partition is not None:
                 yield supervisor.partition
 
-    def opening(self) -> list[int]:
-        """Return the partitions that are assigned and not open yet."""
-        return [
-            number
+    def opening(self) -> dict[int, str]:
+        """Return the partitions that are assigned and not open yet, and why."""
+        return {
+            number: supervisor.trouble
             for number, supervisor in self._supervisors.items()
             if supervisor.partition is None and supervisor.mismatched is None
-        ]
+        }
 
     def unopened(self) -> list[str]:
         """Return the partitions whose outcomes are not written: unopened for long, or lost again and again.

@@ -430,6 +430,10 @@ class Metrics:
         if after is not None:
             _add(self._in_flight, (after, site), 1)
 
+    def in_flight(self) -> Mapping[tuple[str, str | None], int]:
+        """Return how many requests are in flight now, by state and the requests' own site, without those at 0."""
+        return dict(self._in_flight)
+
     def replication_held(self, site: str | None, *, held: bool) -> None:
         """Count a replication that is held by a sync LINGER_LIMIT past its deadline, or one that no longer is."""
         _add(self._replications_held, site, 1 if held else -1)

@@ -1,4 +1,4 @@
-"""The operations server: probes, metrics, the AsyncAPI document, and requests in flight.
+"""The operations server: probes, metrics, the AsyncAPI document, requests in flight, and a page for people.
 
 It answers until the process ends, also during a drain, and never delays a stop: the connection of a client that sends
 half a request or reads no answer is closed. It is read-only, and shows no secrets. `Health` decides whether the service
@@ -9,8 +9,9 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,9 +29,13 @@ from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.clock import Clock
+from service.ops import overview_page, syncs_table
+from service.ops.accept import prefers_html
 from service.ops.health import Health
+from service.ops.overview import Overview
+from service.ops.page_frame import POLICY
 from service.ops.sites_view import SiteView, sites_json
-from service.ops.syncs_page import InFlight, page, read_query
+from service.ops.syncs_page import InFlight, Query, page, read_query, rows
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -41,6 +46,9 @@ refused because of other clients."""
 ANSWER_WITHIN: Final = timedelta(seconds=15)
 """How long a connection may stay without a whole answer, because no whole request comes or nobody reads: an answer is
 made in milliseconds, and the largest of them is read within seconds over a slow line."""
+
+KEEP: Final = timedelta(seconds=1)
+"""How long the page at `/` is kept for those who ask next."""
 
 LEAVE_WITHIN: Final = timedelta(seconds=1)
 """How long answers under way may take once the server stops; it is the last thing to stop, and drains are bounded."""
@@ -64,9 +72,19 @@ def operations(
     registry: CollectorRegistry,
     documents: Mapping[str, Callable[[], Document]],
     in_flight: Callable[[], Iterable[InFlight]],
+    overview: Callable[[], Awaitable[Overview]],
+    clean: Callable[[str], str],
     sites: Callable[[], Iterable[SiteView]] = tuple,
 ) -> Starlette:
-    """Return the application. `documents` are further paths, made for each request."""
+    """Return the application. `documents` are further paths, made for each request; `clean` hides secrets in texts."""
+
+    async def write_overview() -> bytes:
+        return overview_page.write(await overview(), clean=clean)
+
+    newest_overview = Kept(write_overview, clock=clock)
+
+    async def root(_: Request) -> Response:
+        return _page(await newest_overview())
 
     async def livez(_: Request) -> Response:
         return _condition("alive", health.not_alive(clock.monotonic()))
@@ -78,13 +96,6 @@ def operations(
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
         return _answer(encode(registry), media_type)
 
-    async def syncs(request: Request) -> Response:
-        query = read_query(dict(request.query_params))
-        if isinstance(query, str):
-            return JSONResponse({"error": query}, status_code=400, headers=HEADERS)
-        answer = await page(in_flight(), query) | {"sites": sites_json(sites(), now=clock.now())}
-        return _answer(json.dumps(answer).encode(), "application/json")
-
     def hand_out(make: Callable[[], Document]) -> Callable[[Request], Response]:
         def endpoint(_: Request) -> Response:
             document = make()
@@ -94,18 +105,60 @@ def operations(
 
     return Starlette(
         routes=[
+            Route("/", root),
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
-            Route("/syncs", syncs),
+            Route("/syncs", _syncs(in_flight, sites, clock=clock, clean=clean)),
             # Not coroutines, so that Starlette makes them in a thread: a large document stops no loop.
             *(Route(path, hand_out(make)) for path, make in documents.items()),
         ]
     )
 
 
+def _syncs(
+    in_flight: Callable[[], Iterable[InFlight]],
+    sites: Callable[[], Iterable[SiteView]],
+    *,
+    clock: Clock,
+    clean: Callable[[str], str],
+) -> Callable[[Request], Awaitable[Response]]:
+    """Return the endpoint `/syncs`: a table for browsers, JSON for others."""
+
+    async def for_browsers(query: Query | str) -> Response:
+        if isinstance(query, str):
+            return _page(syncs_table.write_error(query), status=400, more=VARY)
+        now = clock.now()
+        row = partial(syncs_table.row, now=now, clean=clean)
+        found, following = await rows(in_flight(), query, row, at_once=syncs_table.ROWS_AT_ONCE)
+        return _page(syncs_table.write(found, following, query, now=now), more=VARY)
+
+    async def for_programs(query: Query | str) -> Response:
+        if isinstance(query, str):
+            return JSONResponse({"error": query}, status_code=400, headers=HEADERS | VARY)
+        answer = await page(in_flight(), query) | {"sites": sites_json(sites(), now=clock.now())}
+        return _answer(json.dumps(answer).encode(), "application/json", more=VARY)
+
+    async def endpoint(request: Request) -> Response:
+        query = read_query(dict(request.query_params))
+        answer = for_browsers if prefers_html(request.headers.get("accept", "")) else for_programs
+        return await answer(query)
+
+    return endpoint
+
+
 HEADERS: Final = {"cache-control": "no-store", "x-content-type-options": "nosniff"}
 """Headers of every answer: no caching, no content sniffing."""
+
+PAGE_HEADERS: Final = {
+    "content-type": "text/html; charset=utf-8",
+    "content-security-policy": POLICY,
+    "referrer-policy": "no-referrer",
+}
+"""Headers of a page for people."""
+
+VARY: Final = {"vary": "accept"}
+NO_MORE: Final[dict[str, str]] = {}
 
 
 def _condition(word: str, reasons: list[str], **more: list[str]) -> Response:
@@ -113,9 +166,32 @@ def _condition(word: str, reasons: list[str], **more: list[str]) -> Response:
     return JSONResponse(content, status_code=503 if reasons else 200, headers=HEADERS)
 
 
-def _answer(content: bytes, media_type: str) -> Response:
+def _answer(content: bytes, media_type: str, *, more: dict[str, str] = NO_MORE) -> Response:
     # As a header of our own: Starlette would add a second charset to what has one.
-    return Response(content, headers=HEADERS | {"content-type": media_type})
+    return Response(content, headers=HEADERS | {"content-type": media_type} | more)
+
+
+def _page(content: bytes, *, status: int = 200, more: dict[str, str] = NO_MORE) -> Response:
+    return Response(content, status_code=status, headers=HEADERS | PAGE_HEADERS | more)
+
+
+class Kept:
+    """An answer that is made once for all who ask for it within `KEEP`: however many look, it costs the same."""
+
+    def __init__(self, make: Callable[[], Awaitable[bytes]], *, clock: Clock) -> None:
+        self._make = make
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._made: bytes = b""
+        self._until = -math.inf
+
+    async def __call__(self) -> bytes:
+        """Return the answer."""
+        async with self._lock:
+            if self._clock.monotonic() >= self._until:
+                self._made = await self._make()
+                self._until = self._clock.monotonic() + KEEP.total_seconds()
+            return self._made
 
 
 # ---------------------------------------------------------------- the server

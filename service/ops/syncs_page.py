@@ -1,11 +1,11 @@
-"""The page `/syncs`: requests in flight, as JSON with paging."""
+"""The page `/syncs`: which requests in flight are on it, and the page as JSON; `syncs_table` is for browsers."""
 
 import asyncio
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 from service.moments import rfc3339
 from service.observability.metrics import STATES
@@ -22,6 +22,8 @@ SYNCS_AT_ONCE: Final = 1_000
 
 SHOWN_AT_ONCE: Final = 200
 """Syncs made into JSON between two turns of the event loop, 5 ms: what each waits for has to be put into words."""
+
+Row = TypeVar("Row")
 
 
 # ---------------------------------------------------------------- what is in flight
@@ -110,7 +112,11 @@ PARAMETERS: Final = ("state", "site", "replicationId", "limit", "after")
 
 
 def read_query(given: Mapping[str, str]) -> Query | str:
-    """Parse the parameters of `/syncs`, or return what is wrong with them, as a sentence."""
+    """Parse the parameters of `/syncs`, or return what is wrong with them, as a sentence.
+
+    An empty parameter is as good as none: a form sends all of its fields.
+    """
+    given = {name: value for name, value in given.items() if value}
     for name in given:
         if name not in PARAMETERS:
             return f"There is no parameter {name[:50]!r}; there are {', '.join(PARAMETERS)}."
@@ -129,9 +135,18 @@ def read_query(given: Mapping[str, str]) -> Query | str:
 
 
 async def page(syncs: Iterable[InFlight], query: Query) -> dict[str, object]:
-    """Return one page, in the order of identities, so that what comes and goes between two pages moves no other.
+    """Return one page as JSON."""
+    shown, following = await rows(syncs, query, _shown)
+    return {"syncs": shown, "next": following}
 
-    The event loop turns meanwhile, so a sync may end before the page is made: such a one isn't shown.
+
+async def rows(
+    syncs: Iterable[InFlight], query: Query, make: Callable[[InFlight], Row], *, at_once: int = SHOWN_AT_ONCE
+) -> tuple[list[Row], str | None]:
+    """Make the rows of one page, in the order of identities: what comes and goes between two pages moves no other.
+
+    Also returns the identity after which the next page begins; None: there is none. The event loop turns meanwhile,
+    after `at_once` rows, so a sync may end before the page is made: such a one isn't shown.
     """
     found: list[InFlight] = []
     for number, sync in enumerate(syncs, 1):
@@ -143,13 +158,13 @@ async def page(syncs: Iterable[InFlight], query: Query) -> dict[str, object]:
     found = _first(query.limit + 1, found)
     more = len(found) > query.limit
     asked = found[: query.limit]
-    shown: list[dict[str, object]] = []
+    shown: list[Row] = []
     for number, sync in enumerate(asked, 1):
         if sync.state in STATES:
-            shown.append(_shown(sync))
-        if number % SHOWN_AT_ONCE == 0:
+            shown.append(make(sync))
+        if number % at_once == 0:
             await asyncio.sleep(0)
-    return {"syncs": shown, "next": asked[-1].identity if more else None}
+    return shown, asked[-1].identity if more else None
 
 
 def _wanted(sync: InFlight, query: Query) -> bool:

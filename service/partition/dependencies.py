@@ -13,6 +13,7 @@ from service.messages.outcomes import OutcomeTopics
 from service.observability.tracing import Tracing
 from service.partition.deduplication import DeduplicationMeter
 from service.partition.journal_writer import JournalWriterMeter
+from service.partition.recent_outcomes import RecentOutcomes
 from service.partition.reconciler import ONE_BY_ONE, FindApi
 from service.sync import Policy
 from service.vcda.lanes import Lane
@@ -92,6 +93,7 @@ class Dependencies:
     random: Random = field(default_factory=Random)
     tracing: Tracing = field(default_factory=Tracing)
     progress: Progress = field(default_factory=Progress)
+    recent_outcomes: RecentOutcomes = field(default_factory=RecentOutcomes)
     one_by_one: int = ONE_BY_ONE
     tick: timedelta = timedelta(seconds=1)
     """How often deadlines are looked at. The shortest deadline of the contract is a second."""

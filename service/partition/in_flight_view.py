@@ -3,14 +3,20 @@
 While a caller iterates, the event loop may run other tasks, so partitions and syncs may end before they are yielded.
 """
 
+import asyncio
+import heapq
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
 from service.partition.in_flight import TrackedSync, public_state
 from service.partition.partition import Partition
 from service.partition.waiting import WaitsFor
-from service.sync import ApiError, Lingering, Running, Submitting, Waiting
+from service.sync import ApiError, Ended, Lingering, Running, Submitting, Waiting
+
+LOOKED_AT_ONCE: Final = 1_000
+"""Syncs looked at between two turns of the event loop, less than a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +108,26 @@ def in_flight_views(partitions: Iterable[Partition]) -> Iterator[InFlightView]:
     for partition in partitions:
         for tracked in partition.tracked_syncs():
             yield InFlightView(tracked, partition)
+
+
+async def oldest_syncs(partitions: Iterable[Partition], *, most: int) -> list[InFlightView]:
+    """Return the oldest requests without an outcome, in the order of acceptance. The event loop turns meanwhile."""
+    found: list[InFlightView] = []
+    looked_at = 0
+    for partition in tuple(partitions):
+        of_partition = 0
+        for tracked in partition.tracked_syncs():
+            looked_at += 1
+            if looked_at % LOOKED_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if isinstance(tracked.state, Lingering | Ended):
+                continue
+            found.append(InFlightView(tracked, partition))
+            of_partition += 1
+            if of_partition == most:
+                break  # they come in the order of acceptance
+    found = [view for view in found if not isinstance(view.tracked.state, Lingering | Ended)]
+    return heapq.nsmallest(most, found, key=lambda view: view.accepted_at)
 
 
 def oldest_accepted(partitions: Iterable[Partition]) -> Mapping[str | None, datetime]:

@@ -1,16 +1,23 @@
-"""Counts an outcome that is committed to the journal, and logs it in one sentence: a failure with its error."""
+"""Counts an outcome that is committed to the journal, and logs it in one sentence: a failure with its error.
+
+The last failures are kept for the page at `/`.
+"""
 
 import logging
 
 from service import sync
 from service.messages.outcomes import describe_error
 from service.partition.dependencies import Dependencies
+from service.partition.recent_outcomes import Failure
 
 log = logging.getLogger(__name__)
 
 
 def record_outcome(outcome: sync.Outcome, *, dependencies: Dependencies, partition: int) -> None:
-    """Count it and log it. The lag is VCDA's, from the task's end: measured only where it was a task that ended."""
+    """Count it and log it; keep it if it is a failure.
+
+    The lag is VCDA's, from the task's end: measured only where it was a task that ended.
+    """
     now = dependencies.clock.now()
     request = outcome.request
     duration = (now - request.accepted_at).total_seconds()
@@ -30,7 +37,19 @@ def record_outcome(outcome: sync.Outcome, *, dependencies: Dependencies, partiti
     sentence = "Sync %s of %s %s after %.1f s"
     if isinstance(outcome, sync.Completed):
         log.info(sentence, request.operation_id, request.replication_id, "completed", duration, extra=fields)
+        dependencies.recent_outcomes.note_completed()
         return
+    error = describe_error(outcome.error, outcome.http_status) or _without_error(outcome)
+    dependencies.recent_outcomes.note_failure(
+        Failure(
+            at=now,
+            operation_id=request.operation_id,
+            replication_id=request.replication_id,
+            site=request.site,
+            reason=outcome.reason,
+            error=error,
+        )
+    )
     fields |= {"reason": outcome.reason.value, "http_status": outcome.http_status}
     fields |= {"error_code": outcome.error.code if outcome.error else None}
     log.warning(
@@ -39,7 +58,7 @@ def record_outcome(outcome: sync.Outcome, *, dependencies: Dependencies, partiti
         request.replication_id,
         f"failed ({outcome.reason})",
         duration,
-        describe_error(outcome.error, outcome.http_status) or _without_error(outcome),
+        error,
         extra=fields,
     )
 

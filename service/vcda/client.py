@@ -108,6 +108,16 @@ class _Reply:
         return None if self.ticket is None else self.ticket.account
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionStatus:
+    """Whether there is a session at VCDA, and for which sites it is good."""
+
+    age: timedelta | None
+    """None: there is none."""
+    sites: frozenset[str]
+    """The sites that the login authenticated, and those that it was extended to."""
+
+
 class Vcda:
     """VCDA's API, as one account at one appliance. Make it inside the event loop that it will be used in.
 
@@ -277,6 +287,16 @@ class Vcda:
     async def unusable(self) -> list[str]:
         """Log in, and extend the session to each configured site, where that is due; return what fails, and why."""
         return await self._session.unusable()
+
+    def session_status(self) -> SessionStatus:
+        """Return what is known of the session."""
+        login = self._session.login
+        if login is None:
+            return SessionStatus(age=None, sites=frozenset())
+        return SessionStatus(
+            age=timedelta(seconds=self._clock.monotonic() - login.born),
+            sites=login.local | login.extensions.keys(),
+        )
 
     def about(self) -> str:
         """Say what is known of the appliance: the version of its API, and until when its certificate is valid."""

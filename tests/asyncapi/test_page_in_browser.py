@@ -11,7 +11,9 @@ from starlette.applications import Starlette
 from service import asyncapi
 from service.clock import Clock
 from service.ops import health, server
+from service.ops.overview import Overview
 from tests.support.browser import chromium
+from tests.support.shown_overview import some_overview
 
 PAGE = asyncapi.document(asyncapi.Topics(), version="1.2.3")
 
@@ -23,7 +25,13 @@ def _operations() -> Starlette:
         registry=CollectorRegistry(),
         documents={"/asyncapi": lambda: server.Document(asyncapi.to_page(PAGE).encode(), "text/html; charset=utf-8")},
         in_flight=lambda: (),
+        overview=_overview,
+        clean=str,
     )
+
+
+async def _overview() -> Overview:
+    return some_overview()
 
 
 @pytest.mark.e2e

@@ -1,13 +1,10 @@
 """Tables: one line a row at any width, nothing cut where a program reads, and the least useful gives way first."""
 
-from datetime import timedelta
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from service.cli.tables import Column, age, table
+from service.cli.tables import Column, table
 
 COLUMNS = (
     Column("operationID"),
@@ -54,11 +51,3 @@ def test_a_row_is_one_line_no_wider_than_the_terminal_whatever_it_holds(
     assert len(lines) == len(rows) + 1
     assert all("\n" not in line and "\x1b" not in line for line in lines)
     assert all(cell_len(line) <= max(width, 3) for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"),
-    [(-5, "0s"), (0, "0s"), (119, "119s"), (120, "2m"), (7_199, "119m"), (7_200, "2h"), (172_800, "2d"), (1e6, "11d")],
-)
-def test_ages_have_one_unit(seconds: float, said: str) -> None:
-    assert age(timedelta(seconds=seconds)) == said

@@ -168,7 +168,7 @@ def test_whoever_is_told_to_stop_while_it_joins_lets_go_of_what_it_was_given() -
         assert journals.opened == 1
         starting.cancel()
         await asyncio.wait([starting])
-        assert intake.opening() == []
+        assert intake.opening() == {}
         assert asyncio.all_tasks() == {asyncio.current_task()}, "nobody goes on opening it"
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:

@@ -236,8 +236,10 @@ def test_a_sync_is_in_one_state_at_a_time(registry: CollectorRegistry, metrics: 
     assert running() == [0, 1, 0, 0]
     metrics.moved(None, "submitting", "running")
     assert running() == [0, 0, 0, 1]
+    assert metrics.in_flight() == {("running", None): 1}
     metrics.moved(None, "running", None)
     assert running() == [0, 0, 0, 0]
+    assert metrics.in_flight() == {}
 
 
 def test_a_site_that_gets_its_own_label_takes_what_is_in_flight_and_its_pause_along(

@@ -3,22 +3,29 @@
 import asyncio
 import contextlib
 import json
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
+from html import unescape
 from typing import Any
 
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from service.ops import server
+from service.ops import overview_page, server
+from service.ops.overview import Overview
+from service.ops.page_frame import POLICY
 from service.ops.server import Document, operations, serving
+from service.sync import ApiError
+from tests.support.shown_overview import some_overview
 from tests.support.shown_syncs import Shown, ids, ready
 from tests.support.virtual_time import HandClock
 
 SOON = timedelta(seconds=0.3)
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 
 
 class Service:
@@ -29,17 +36,25 @@ class Service:
         self.clock = HandClock()
         self.registry = CollectorRegistry()
         self.syncs: list[Shown] = []
+        self.overviews = 0
         self.app = operations(
             health=self.health,
             clock=self.clock,
             registry=self.registry,
             documents={"/asyncapi.yaml": lambda: Document(b"asyncapi: 3.0.0", "application/yaml")},
             in_flight=self.in_flight,
+            overview=self.overview,
+            clean=lambda text: text.replace("hunter2", "[hidden]"),
         )
         self.client = httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://ops")
 
     def in_flight(self) -> Iterable[Shown]:
         return self.syncs
+
+    async def overview(self) -> Overview:
+        self.overviews += 1
+        await asyncio.sleep(0)
+        return some_overview(f"look-{self.overviews}")
 
 
 @pytest.fixture
@@ -111,7 +126,94 @@ async def test_syncs_are_shown_a_page_at_a_time_and_a_bad_question_gets_400(serv
     assert (bad.status_code, bad.json()["error"][:15]) == (400, "state is one of")
 
 
-@pytest.mark.parametrize("path", ["/livez", "/syncs", "/metrics"])
+async def test_the_page_for_people_is_one_file_that_may_load_nothing(service: Service) -> None:
+    answer = await service.client.get("/")
+
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert answer.headers["content-security-policy"] == POLICY
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert answer.headers["cache-control"] == "no-store"
+    assert "look-1" in answer.text
+
+
+async def test_however_many_look_at_the_page_it_is_made_once_a_second(service: Service) -> None:
+    answers = await asyncio.gather(*[service.client.get("/") for _ in range(50)])
+    assert service.overviews == 1
+    assert len({answer.content for answer in answers}) == 1
+
+    service.clock.seconds += 0.9
+    await service.client.get("/")
+    assert service.overviews == 1
+    service.clock.seconds += 0.2
+    assert "look-2" in (await service.client.get("/")).text
+
+
+async def test_an_error_while_the_page_is_made_is_not_kept(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(overview_page, "write", lambda _, clean: clean(None))
+    with pytest.raises(AttributeError):
+        await service.client.get("/")
+    monkeypatch.undo()
+
+    assert (await service.client.get("/")).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/syncs", "/livez", "/metrics", "/elsewhere"])
+async def test_head_is_answered_as_get_is_without_the_content(path: str) -> None:
+    async with serving(Service().app, host="127.0.0.1", port=0) as port, httpx.AsyncClient() as client:
+        url = f"http://127.0.0.1:{port}{path}"
+        get, head = await client.get(url), await client.head(url)
+
+    assert (head.status_code, head.headers["content-type"]) == (get.status_code, get.headers["content-type"])
+    assert head.content == b""
+
+
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [(BROWSER, "text/html; charset=utf-8"), ("*/*", "application/json"), ("application/json", "application/json")],
+)
+@pytest.mark.parametrize(("query", "status"), [("", 200), ("?state=lost", 400)])
+async def test_browsers_get_syncs_as_a_table_and_others_as_json(
+    service: Service, accept: str, media_type: str, query: str, status: int
+) -> None:
+    service.syncs = [Shown("op:a", operation_id="nightly")]
+
+    answer = await service.client.get(f"/syncs{query}", headers={"accept": accept})
+
+    assert (answer.status_code, answer.headers["content-type"]) == (status, media_type)
+    assert answer.headers["vary"] == "accept"
+    assert ("content-security-policy" in answer.headers) is (accept == BROWSER)
+    assert ("nightly" if status == 200 else "state is one of") in answer.text
+
+
+async def test_a_browser_follows_the_pages_of_the_table(service: Service) -> None:
+    service.syncs = [Shown(f"op:{number:03}", operation_id=f"op-{number:03}") for number in range(250)]
+    service.client.headers["accept"] = BROWSER
+    shown, link = [], "/syncs?limit=100"
+    while link:
+        page = (await service.client.get(link)).text
+        shown += re.findall(r"<b>(op-\d+)</b>", page)
+        following = re.findall(r'href="([^"]+)">Next page<', page)
+        link = unescape(following[0]) if following else ""
+
+    assert shown == [f"op-{number:03}" for number in range(250)]
+
+
+async def test_an_empty_field_of_the_form_filters_nothing(service: Service) -> None:
+    service.syncs = [Shown("op:a")]
+
+    for accept in (BROWSER, "*/*"):
+        answer = await service.client.get("/syncs?state=&site=&replicationId=&limit=", headers={"accept": accept})
+        assert answer.status_code == 200
+        assert "op:a" in answer.text or "C4-1" in answer.text
+
+
+async def test_the_table_hides_secrets(service: Service) -> None:
+    service.syncs = [Shown("op:a", error=ApiError("Odd", "The password hunter2 is odd."))]
+
+    assert "hunter2" not in (await service.client.get("/syncs", headers={"accept": BROWSER})).text
+
+
+@pytest.mark.parametrize("path", ["/", "/livez", "/syncs", "/metrics"])
 async def test_nothing_can_be_changed_from_here(service: Service, path: str) -> None:
     assert (await service.client.post(path)).status_code == 405
     assert (await service.client.get("/elsewhere")).status_code == 404

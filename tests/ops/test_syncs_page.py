@@ -92,6 +92,30 @@ async def test_the_event_loop_turns_while_many_syncs_are_looked_through() -> Non
 
 
 @virtual
+async def test_the_event_loop_turns_while_the_rows_of_a_page_are_made() -> None:
+    made, longest, done = 0, 0, False
+
+    def make(_: object) -> None:
+        nonlocal made
+        made += 1
+
+    async def turn() -> None:
+        nonlocal made, longest
+        while not done:
+            longest, made = max(longest, made), 0
+            await asyncio.sleep(0)
+
+    turning = asyncio.create_task(turn())
+    syncs = [Shown(f"op:C4-1:{number:05}") for number in range(500)]
+    rows, following = await syncs_page.rows(syncs, query(limit="400"), make, at_once=50)
+    done = True
+    await turning
+
+    assert longest == 50
+    assert (len(rows), following) == (400, "op:C4-1:00399")
+
+
+@virtual
 async def test_a_sync_that_ends_while_the_page_is_made_is_not_shown() -> None:
     first = Shown("a")
 
@@ -115,6 +139,7 @@ def test_a_page_that_just_suffices_is_the_last() -> None:
         ({"replicationId": "C4-2"}, ["d"]),
         ({"state": "waiting", "site": "berlin"}, []),
         ({}, ["a", "b", "c", "d"]),
+        ({"state": "", "site": "", "replicationId": "", "after": "", "limit": ""}, ["a", "b", "c", "d"]),
     ],
 )
 def test_syncs_are_chosen_by_state_site_and_replication(given: dict[str, str], expected: list[str]) -> None:

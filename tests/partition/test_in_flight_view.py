@@ -1,9 +1,11 @@
 """What operators are shown of the syncs in flight: each with its state, and how long the oldest request waits."""
 
+import asyncio
 import json
 
 from service.kafka.journal_codec import read
-from service.partition.in_flight_view import InFlightView, in_flight_views, oldest_accepted
+from service.partition import in_flight_view
+from service.partition.in_flight_view import InFlightView, in_flight_views, oldest_accepted, oldest_syncs
 from service.partition.partition import Partition
 from service.sync import ApiError
 from service.vcda.lanes import LaneLimits
@@ -111,3 +113,34 @@ async def test_the_oldest_request_is_one_that_has_no_outcome_yet(d: Deployment) 
 
     assert (views(p0)["lingers"].state, views(p0)["lingers"].attempts) == ("lingering", 1)
     assert oldest_accepted([opened(p0)]) == {None: views(p0)["runs"].accepted_at}
+
+
+@deployed
+async def test_the_oldest_requests_come_in_the_order_of_acceptance_without_those_that_linger(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1e6
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=4, max_running=0))
+    d.broker.ask("C4-1", "lingers", deadline=10)
+    for number in range(2, 6):
+        d.broker.ask(f"C4-{number}", f"a{number}")
+        await d.until(float(number))
+    await d.until(15.0)
+
+    assert views(p0)["lingers"].state == "lingering"
+    assert [view.operation_id for view in await oldest_syncs([opened(p0)], most=3)] == ["a2", "a3", "a4"]
+
+
+@deployed
+async def test_the_event_loop_turns_while_the_oldest_requests_are_looked_for(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1e6
+    p0 = d.owner(limits=LaneLimits(max_concurrent_submits=10_000, max_running=0))
+    for number in range(3 * in_flight_view.LOOKED_AT_ONCE):
+        d.broker.ask(f"C4-{number}", f"a{number}", deadline=10)
+    await d.until(60.0)
+    turns, looking = 0, asyncio.ensure_future(oldest_syncs([opened(p0)], most=3))
+
+    while not looking.done():
+        await asyncio.sleep(0)
+        turns += 1
+
+    assert looking.result() == [], "all of them linger"
+    assert turns >= 3

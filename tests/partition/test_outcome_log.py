@@ -1,9 +1,11 @@
-"""Outcomes: how they are counted, how late VCDA's end of a task is noticed, and what the log says of them."""
+"""Outcomes: how they are counted, how late VCDA's end of a task is noticed, what the log says of them, what is kept."""
 
 from datetime import timedelta
 
 import pytest
 
+from service.partition.recent_outcomes import KEPT
+from service.sync import Reason
 from tests.support.simulated_deployment import Deployment, deployed, run, told_at
 
 
@@ -81,3 +83,25 @@ async def test_outcomes_decided_here_have_no_lag(d: Deployment) -> None:
     d.broker.ask("C4-1", "a1", deadline=2)
     await d.settled()
     assert p0.meter.lags == [None]
+
+
+@deployed
+async def test_the_last_failures_are_kept_the_latest_first_with_what_the_log_says(d: Deployment) -> None:
+    d.world.fate = lambda operation_id: "SUCCEEDED" if operation_id == "well" else "FAILED"
+    p0 = d.owner()
+    d.broker.ask("C4-0", "well")
+    for number in range(1, KEPT + 3):
+        d.broker.ask(f"C4-{number}", f"fails-{number}")
+    await d.settled()
+    p0.vcda.script["refused"] = ["rejected"]
+    d.broker.ask("C4-99", "refused")
+    await d.settled()
+
+    kept = list(p0.recent_outcomes)
+
+    assert (p0.recent_outcomes.completed, p0.recent_outcomes.failed) == (1, KEPT + 3)
+    assert len(kept) == KEPT
+    assert (kept[0].operation_id, kept[0].replication_id, kept[0].site) == ("refused", "C4-99", None)
+    assert (kept[0].reason, kept[0].error) == (Reason.REJECTED, "Forbidden: Permission denied. (HTTP 403)")
+    assert {(failure.reason, failure.error) for failure in kept[1:]} == {(Reason.TASK_FAILED, "Boom: It broke.")}
+    assert sorted((failure.at for failure in kept), reverse=True) == [failure.at for failure in kept]

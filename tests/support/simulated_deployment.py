@@ -38,6 +38,7 @@ from service.messages.site_pause import SitePause, SitePauses, pause_key, public
 from service.partition.dependencies import Dependencies
 from service.partition.in_flight import TrackedSync
 from service.partition.partition import Partition
+from service.partition.recent_outcomes import RecentOutcomes
 from service.partition.reconciler import ONE_BY_ONE
 from service.sync import Policy
 from service.vcda.lanes import LaneLimits, Lanes
@@ -498,6 +499,7 @@ class Process:
         self.closings: list[str] = []
         """Why partitions were closed here."""
         self.meter = Meter()
+        self.recent_outcomes = RecentOutcomes()
         self.clock = VirtualClock(asyncio.get_running_loop(), skew=skew)
         self.vcda = ScriptedVcda(world, clock=self.clock, late=policy.late, meets=meets)
         self._broker = broker
@@ -536,6 +538,7 @@ class Process:
             dead_letters=DEAD,
             deadline=deadline,
             random=random,
+            recent_outcomes=self.recent_outcomes,
             one_by_one=one_by_one,
             tick=tick,
         )

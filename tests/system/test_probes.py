@@ -309,6 +309,10 @@ async def test_while_vcda_is_away_requests_wait_tasks_are_asked_after_and_nothin
         errors = re.search(series, text, re.MULTILINE)
         assert errors is not None
         assert int(errors[1]) >= 2
+        page = re.sub(r"<[^>]+>", " ", (await process.get("/")).text)
+        assert "0 completed and 2 failed since this instance started." in page
+        assert re.search(r"runs-past-its-deadline .+ timed-out .+ VCDA may still work on it", page)
+        assert re.search(r"local\s+circuit breaker open", page)
 
         await simulator.accept()
         told = await ledger.wait(within=60)

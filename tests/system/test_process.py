@@ -122,14 +122,17 @@ async def test_a_wrong_address_of_vcda_is_logged_and_shown_within_seconds_of_the
         async with asyncio.timeout(60), httpx.AsyncClient() as client:
             while not (degraded := (await client.get(f"http://127.0.0.1:{port}/readyz")).json()["degraded"]):
                 await asyncio.sleep(0.1)
+            page = (await client.get(f"http://127.0.0.1:{port}/")).text
         process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(process.wait, 60)
         log.seek(0)
         text = log.read().decode()
 
+    assert "<h1>Not ready</h1>" in page, "there is no Kafka, either"
     why = "127.0.0.1:1 refuses connections: check VM_SYNC_VCDA__URL"
     assert len(degraded) == 1
     assert degraded[0].startswith(f"no session at VCDA: Login: {why}")
+    assert f"<li>no session at VCDA: Login: {why}" in page
     assert f"The login to VCDA failed; next attempt in 1 s: Login: {why}" in text
 
 

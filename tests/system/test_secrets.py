@@ -29,7 +29,17 @@ SITE_TOKEN = "site2-access-token-0815"
 STORM = 5
 """The most logins in the seconds that a wrong password lasts here: the pauses between them are 1, 2, 4 s."""
 
-PLACES = ("/livez", "/readyz", "/metrics", "/syncs?limit=1000", "/asyncapi.json", "/asyncapi.yaml", "/asyncapi", "/no")
+PLACES = (
+    "/",
+    "/livez",
+    "/readyz",
+    "/metrics",
+    "/syncs?limit=1000",
+    "/asyncapi.json",
+    "/asyncapi.yaml",
+    "/asyncapi",
+    "/no",
+)
 
 
 async def test_a_password_that_changes_is_read_again_and_nobody_ever_sees_it(

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from service.sync import NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
-from service.vcda.client import ApiLimits
+from service.vcda.client import ApiLimits, SessionStatus
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.session import LOOK_EVERY
 from tests.support.scripted_http_server import (
@@ -568,13 +568,19 @@ async def test_what_cannot_be_used_is_found_before_any_request_and_names_the_set
 async def test_what_can_be_used_has_a_session_at_each_site_before_any_request() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         assert us.vcda.about() == "not logged in"
+        assert us.vcda.session_status() == SessionStatus(age=None, sites=frozenset())
         assert us.meter.opened == []
         assert await us.vcda.unusable() == []
         assert await us.vcda.unusable() == []
         assert [call.name for call in there.calls] == [LOGIN, EXTEND]
         assert us.meter.opened == [True]
         assert us.vcda.about() == ""
+        status = us.vcda.session_status()
+        assert status.sites == {"site1", "site2"}
+        assert status.age is not None
+        assert timedelta() <= status.age < timedelta(minutes=5)
     assert us.meter.opened == [True, False]
+    assert us.vcda.session_status().age is None
 
 
 async def test_the_version_of_the_api_is_known_where_vcda_tells_it() -> None:

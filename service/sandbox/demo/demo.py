@@ -114,6 +114,7 @@ async def _keep(bootstrap: str, service: "Service") -> None:
                 "  vm-sync list",
                 "  vm-sync dead-letters list",
                 "",
+                f"  the page       {service.url}/",
                 f"  metrics        {service.url}/metrics",
                 f"  in flight      {service.url}/syncs",
                 f"  the messages   {service.url}/asyncapi",
