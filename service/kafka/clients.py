@@ -23,7 +23,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import KafkaConnectionError, RequestTimedOutError, SaslAuthenticationFailed
+from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, SaslAuthenticationFailed
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
@@ -150,8 +150,24 @@ async def _send_or_time_out(self: AIOKafkaClient, *arguments: Any, **options: An
         raise RequestTimedOutError from error
 
 
+_look_up = AIOKafkaClient.coordinator_lookup
+
+
+async def _look_up_or_try_again(self: AIOKafkaClient, *arguments: Any) -> Any:  # noqa: ANN401 - aiokafka's
+    """Ask any broker who coordinates a group or a transactional id.
+
+    A connection that closes meanwhile is one of a broker that restarts. aiokafka's producer would end its sender for
+    good, and its partition would be opened again; a node that isn't ready it passes over, and asks another one.
+    """
+    try:
+        return await _look_up(self, *arguments)
+    except KafkaConnectionError as error:
+        raise NodeNotReadyError from error
+
+
 aiokafka.conn.AIOKafkaConnection = _Connection
 AIOKafkaClient.send = _send_or_time_out
+AIOKafkaClient.coordinator_lookup = _look_up_or_try_again
 
 _stopping: set["asyncio.Task[None]"] = set()
 """Kept from the garbage collector until they end, also where nobody waits for them any more."""
@@ -240,9 +256,10 @@ def _fail(waiting: "asyncio.Future[Any]") -> None:
 
 
 async def rebootstrap(client: AIOKafkaClient, *, connection: Mapping[str, Any]) -> bool:
-    """Ask the bootstrap servers for the brokers, and let `client` know them; whether their addresses are others now.
+    """Ask the bootstrap servers for the brokers, and let `client` know them; whether none has a known address any more.
 
-    The brokers are asked themselves, too, so that returning means that Kafka is there.
+    Where one is left of the brokers that were known, all clients hear from it of the others. The brokers are asked
+    themselves, too, so that returning means that Kafka is there.
 
     Raises:
         KafkaError: neither a bootstrap server nor a broker that it names can be reached.
@@ -258,8 +275,8 @@ async def rebootstrap(client: AIOKafkaClient, *, connection: Mapping[str, Any]) 
                 raise KafkaConnectionError(msg)
     finally:
         await end(fresh, within=CUT_LIMIT)
-    return _addresses(client) != before
+    return before.isdisjoint(_addresses(client))
 
 
-def _addresses(client: AIOKafkaClient) -> set[tuple[int, str, int]]:
-    return {(broker.nodeId, broker.host, broker.port) for broker in client.cluster.brokers()}
+def _addresses(client: AIOKafkaClient) -> set[tuple[str, int]]:
+    return {(broker.host, broker.port) for broker in client.cluster.brokers()}

@@ -12,20 +12,22 @@ import aiokafka.conn
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, RequestTimedOutError
+from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.structs import BrokerMetadata
 
 from service import event_loop
 from service.clock import Clock
 from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka import clients as connection
-from service.kafka.clients import Client, end
+from service.kafka.clients import Client, end, rebootstrap
 from service.kafka.connection import KafkaConnection
 from service.kafka.consumer import SteadyConsumer
-from service.sandbox.kafka import EmbeddedKafka
+from service.sandbox.kafka import EmbeddedKafka, Kafka
 from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Service, Station, until
 from tests.support.relay import Relay
@@ -355,6 +357,55 @@ async def test_a_request_that_times_out_on_a_connection_given_up_is_ordinary_tro
         with pytest.raises(RequestTimedOutError):
             await asking
         await connection.close()
+
+
+@pytest.mark.kafka
+async def test_a_connection_that_closes_while_a_producer_looks_for_its_coordinator_costs_no_transaction(
+    kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = topic_name("coordinator")
+    async with Station(kafka.bootstrap, topic) as station:
+        producer = AIOKafkaProducer(
+            bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("coordinator"), retry_backoff_ms=20
+        )
+        await producer.start()
+        send, closed = AIOKafkaClient.send, 0
+
+        async def closing(client: AIOKafkaClient, node: int, request: object, **options: object) -> object:
+            nonlocal closed
+            if client is producer.client and isinstance(request, FindCoordinatorRequest) and closed < 2:
+                closed += 1
+                raise KafkaConnectionError
+            return await send(client, node, request, **options)
+
+        monkeypatch.setattr(AIOKafkaClient, "send", closing)
+        try:
+            producer._sender._coordinator_dead(CoordinationType.TRANSACTION)
+            async with producer.transaction():
+                await producer.send_and_wait(station.topics.requests, b"")
+        finally:
+            await producer.stop()
+        assert closed == 2
+
+
+async def test_where_one_address_is_left_the_others_are_heard_of_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = AIOKafkaClient(bootstrap_servers="127.0.0.1:1")
+    found: list[set[int]] = [{1}, {2, 3}]
+
+    async def answer(_: AIOKafkaClient) -> None:
+        pass
+
+    async def update(*_: object) -> bool:
+        client.cluster._brokers = {port: BrokerMetadata(port, "127.0.0.1", 9000 + port, None) for port in found.pop(0)}
+        return True
+
+    monkeypatch.setattr(AIOKafkaClient, "bootstrap", answer)
+    monkeypatch.setattr(AIOKafkaClient, "_metadata_update", update)
+    client.cluster._brokers = {port: BrokerMetadata(port, "127.0.0.1", 9000 + port, None) for port in (1, 2, 3)}
+    connection = {"bootstrap_servers": "127.0.0.1:1"}
+
+    assert await rebootstrap(client, connection=connection) is False, "two brokers are away"
+    assert await rebootstrap(client, connection=connection) is True, "the only known one has moved"
 
 
 # ---------------------------------------------------------------- clients that won't stop

@@ -73,7 +73,7 @@ class BrokerFaults:
         self._routes = routes
         self._ledger = ledger
         self._away = away
-        self._note = note
+        self.note = note
         self._grants = [grant.under(ledger.prefix) for grant in grants_of(SERVICE)]
 
     async def do(self, one: Happening) -> None:
@@ -120,7 +120,7 @@ class BrokerFaults:
 
     async def _chosen(self, one: Happening) -> Broker:
         broker = await self.choose(one.whom, one.who)
-        self._note(f"{one.what}: {broker.id}, {one.whom}")
+        self.note(f"{one.what}: {broker.id}, {one.whom}")
         return broker
 
     async def _restart(self, one: Happening) -> None:
@@ -153,7 +153,7 @@ class BrokerFaults:
 
     async def _wrong_clock(self, one: Happening) -> None:
         if FAKETIME is None:
-            self._note("no clock can be set wrong: libfaketime is not installed")
+            self.note("no clock can be set wrong: libfaketime is not installed")
             return
         broker = await self._chosen(one)
         skew = (f"LD_PRELOAD={FAKETIME}", f"FAKETIME={one.seconds:+.0f}s", "FAKETIME_DONT_FAKE_MONOTONIC=1")
@@ -189,7 +189,7 @@ class BrokerFaults:
         """Leave each partition of a topic two brokers, then three in another order, the new first one leading."""
         topics = [self._ledger.topics[name] for name in ("requests", "completed", "journal")] + [*KAFKAS_OWN]
         topic = topics[int(one.who * len(topics))]
-        self._note(f"{one.what}: {topic}")
+        self.note(f"{one.what}: {topic}")
         before = await self._cluster.replicas(topic)
         turned = {partition: [*brokers[1:], brokers[0]] for partition, brokers in before.items()}
         for replicas in ({partition: brokers[:2] for partition, brokers in turned.items()}, turned):
@@ -203,7 +203,7 @@ class BrokerFaults:
     async def _change_settings(self, one: Happening) -> None:
         name, settings = SETTINGS[int(one.who * len(SETTINGS))]
         topic = self._ledger.topics[name]
-        self._note(f"{one.what}: {name} has {settings}")
+        self.note(f"{one.what}: {name} has {settings}")
         before = await self._cluster.topic_settings(topic, *settings)
         await self._cluster.alter_topic(topic, **settings)
         try:
@@ -219,7 +219,7 @@ class BrokerFaults:
 
     async def _take_a_right(self, one: Happening) -> None:
         grant = self._grants[int(one.who * len(self._grants))]
-        self._note(f"{one.what}: {grant}")
+        self.note(f"{one.what}: {grant}")
         await self._cluster.take(SERVICE, grant)
         try:
             await asyncio.sleep(one.seconds)
@@ -228,7 +228,7 @@ class BrokerFaults:
 
     async def _throttle(self, one: Happening) -> None:
         name, rate = QUOTAS[int(one.who * len(QUOTAS))]
-        self._note(f"{one.what}: {name}")
+        self.note(f"{one.what}: {name}")
         await self._cluster.throttle(SERVICE, **{name: rate})
         try:
             await asyncio.sleep(one.seconds)

@@ -627,6 +627,20 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_clients.py",),
     ),
     Mutant(
+        name="a connection that closes during the look-up of a coordinator ends the sending",
+        file="service/kafka/clients.py",
+        old="AIOKafkaClient.coordinator_lookup = _look_up_or_try_again\n",
+        new="",
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
+        name="a Kafka that has lost brokers counts as one at other addresses",
+        file="service/kafka/clients.py",
+        old="    return before.isdisjoint(_addresses(client))\n",
+        new="    return _addresses(client) != before\n",
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
         name="a connection that closed in the moment of a write ends the sending",
         file="service/kafka/clients.py",
         old="aiokafka.conn.AIOKafkaConnection = _Connection\n",

@@ -42,6 +42,9 @@ BOUNDS: Final = {What.BROKER_RESTARTS: 0.0, What.BROKER_DIES: FENCED_AFTER}
 SETTLES: Final = 3.0
 """Seconds before and after what is done."""
 
+REPLACED: Final = 90.0
+"""Seconds until another broker does what the one did, on a busy machine."""
+
 BEGUN: Final = 120.0
 """Seconds until VCDA has begun all syncs."""
 
@@ -88,18 +91,22 @@ async def measure(
 
 async def _measure(one: Measuring, cluster: Cluster, faults: BrokerFaults, control: Control) -> Disturbance:
     broker = await faults.choose(one.whom, one.who)
+    faults.note(f"measuring: {one.what}: {broker.id}, {one.whom}")
     began = time.time()
-    if one.what is What.BROKER_DIES:
-        await faults.kill(broker)
-        await asyncio.sleep(FENCED_AFTER)
-    else:
-        await faults.stop(broker)
+    await (faults.kill if one.what is What.BROKER_DIES else faults.stop)(broker)
+    async with asyncio.timeout(REPLACED):
+        while await faults.choose(one.whom, one.who) is broker:
+            await asyncio.sleep(0.1)
+    replaced = time.time() - began
     await faults.start(broker)
     await cluster.heal()
     await asyncio.sleep(SETTLES)
     until = time.time()
     slowdown = control.slowdown(began, until)
-    words = f"{one.what}, {one.whom} (broker {broker.id}); all else took {slowdown:.1f} times as long as alone"
+    words = (
+        f"{one.what}, {one.whom} (broker {broker.id}), and replaced by another within {replaced:.1f} s; all else took "
+        f"{slowdown:.1f} times as long as alone"
+    )
     return Disturbance(words=words, began=began, until=until, bound=BOUNDS[one.what] + WITHIN * slowdown)
 
 
