@@ -38,6 +38,16 @@ def notes(root: Path, wanted: str) -> str | None:
     return found[1].strip() if found else None
 
 
+DEPLOYED: Final = (
+    ("kubernetes/overlays/production/kustomization.yaml", "newTag"),
+    ("kubernetes/overlays/operator/kustomization.yaml", "newTag"),
+    ("helm/vm-sync/Chart.yaml", "version"),
+    ("helm/vm-sync/Chart.yaml", "appVersion"),
+    ("helm/vm-sync/values-production.yaml", "tag"),
+)
+"""Where the version is deployed from: files of `deploy`, and the field that names it."""
+
+
 def contradictions(root: Path, tag: str | None) -> Iterator[str]:
     """Yield a sentence for each place that doesn't fit a release of the version in pyproject.toml."""
     wanted = version(root)
@@ -50,9 +60,9 @@ def contradictions(root: Path, tag: str | None) -> Iterator[str]:
         released = shapes / "released" / shape.name
         if not released.exists() or released.read_bytes() != shape.read_bytes():
             yield f"schemas/released/{shape.name} is not schemas/{shape.name}: run python -m tools.schemas --release"
-    overlay = root / "deploy" / "kubernetes" / "overlays" / "production" / "kustomization.yaml"
-    if f"newTag: {wanted}\n" not in overlay.read_text(encoding="utf-8"):
-        yield f"{overlay.relative_to(root)} deploys another version than {wanted}: change newTag"
+    for file, field in DEPLOYED:
+        if f"{field}: {wanted}\n" not in (root / "deploy" / file).read_text(encoding="utf-8"):
+            yield f"deploy/{file} deploys another version than {wanted}: change {field}"
 
 
 def build(root: Path, place: Path) -> tuple[Path, Path]:

@@ -506,7 +506,10 @@ def test_what_the_services_account_may_not_do_is_run_in_the_operators_pod_wherev
 
     assert in_a_pod
     for line in in_a_pod:
-        needs_more = re.search(r"vm-sync (dead-letters|cancel|request)\b", line.split(" -- ")[1]) is not None
+        needs_more = (
+            re.search(r"vm-sync (dead-letters|cancel|request|sites (pause|resume))\b", line.split(" -- ")[1])
+            is not None
+        )
         assert ("exec vm-sync-operator" in line) is needs_more, line
 
 

@@ -40,12 +40,13 @@ BASH = shutil.which("bash") or "/bin/bash"
 
 ELSEWHERE = {
     r"docker |kind ": "wants a container runtime; what it would build or load is tested in test_deploy_*",
-    r"kubectl ": "wants a cluster; what it would apply is rendered and checked in test_deploy_*",
+    r"(kubectl|helm) ": "wants a cluster; what it would apply is rendered and checked in test_deploy_*",
     r"vm-sync demo --keep$": "is what all others are run against",
 }
 """Commands that aren't run here."""
 
 HERE_AS = {
+    "kubectl -n vm-sync exec vm-sync-operator -- ": "",
     "kubectl -n vm-sync exec deploy/vm-sync -- ": "",  # the command that is run in a pod is run here
     "make ": "make --dry-run ",  # the target exists; making it is what runs these tests, or takes minutes
     "vm-sync show ID": "vm-sync show demo-0001",

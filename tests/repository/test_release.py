@@ -57,7 +57,8 @@ def test_an_image_of_another_version_in_production_is_refused(tree: Path) -> Non
     project = tree / "pyproject.toml"
     project.write_text(re.sub(r'^version = ".*"', 'version = "9.9.9"', project.read_text(), flags=re.MULTILINE))
 
-    assert any("change newTag" in said for said in release.contradictions(tree, None))
+    said = [line for line in release.contradictions(tree, None) if "deploys another version than 9.9.9" in line]
+    assert [line.rpartition(": change ")[2] for line in said] == ["newTag", "newTag", "version", "appVersion", "tag"]
 
 
 def test_the_image_is_labelled_with_the_version_and_the_revision() -> None:

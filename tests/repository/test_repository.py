@@ -134,6 +134,7 @@ def test_renovate_finds_the_versions_that_no_manager_of_its_own_finds() -> None:
         "mermaid",
         "iframe-worker",
         "sigs.k8s.io/kustomize/kustomize/v5",
+        "helm.sh/helm/v3",
         "github.com/rhysd/actionlint",
     }
 

@@ -36,13 +36,13 @@ def rendered(environment: str) -> tuple[Object, ...]:
     return tuple(yaml.safe_load_all(run.stdout))
 
 
-def helm(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Run Helm on the chart."""
+def helm(*arguments: str, chart: Path = CHART) -> "subprocess.CompletedProcess[str]":
+    """Run Helm in the chart's folder."""
     if (program := shutil.which("helm")) is None:
         missing("helm is not installed: go install helm.sh/helm/v3/cmd/helm@v3.19.5")
     command, *others = arguments
     return subprocess.run(
-        [program, command, *others], capture_output=True, text=True, check=False, timeout=60, cwd=CHART
+        [program, command, *others], capture_output=True, text=True, check=False, timeout=60, cwd=chart
     )
 
 
