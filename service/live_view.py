@@ -85,9 +85,19 @@ class LiveView:
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal."""
+        return self._console.size.width
+
+    @property
+    def resized(self) -> bool:
+        """Whether the terminal has another size than when it was drawn."""
+        return self._console.size != self._size
+
     def draw(self, picture: Picture) -> None:
         """Show it in place of the one before."""
-        if self._console.size != self._size:
+        if self.resized:
             self._resized()
         self._live.update(drawn(picture, self._console.size), refresh=True)
 

@@ -6,6 +6,7 @@
 - `kafka`: access to Kafka for commands, and a sentence for each error.
 - `request`, `request_many`, `request_file`: send one request, or those of a file.
 - `outcomes`, `outcome_events`, `outcome_summary`: read and sum up the outcome topics.
+- `top`, `top_state`: the live view over all instances.
 - `syncs`, `cancel`, `dead_letters`, `describe`, `check`, `run`: the other commands.
 
 Exit codes, the same for every command:

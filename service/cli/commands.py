@@ -296,6 +296,22 @@ def show(
     looking.show(name, wide=wide, as_json=as_json)
 
 
+@app.command(epilog="Example: vm-sync top --interval 5")
+def top(
+    *,
+    interval: Annotated[float, typer.Option(min=0.5, help="Seconds between two views.")] = 2,
+    once: Annotated[bool, typer.Option("--once", help="Print it once, for scripts.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs; needs --once.")] = False,
+) -> None:
+    """Show what is in flight, live, over all instances: by site and state, the oldest, and the latest outcomes.
+
+    From the journal and the outcome topics, so it works while the service is down. q or Ctrl-C ends it.
+    """
+    from service.cli import top as live
+
+    live.top(interval=interval, once=once, as_json=as_json)
+
+
 @app.command(
     epilog="Example: vm-sync outcomes --since 7d --site site2\n\n"
     "Example: vm-sync outcomes --failed --since 2h --ids | vm-sync request --from - --wait"

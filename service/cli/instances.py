@@ -85,6 +85,21 @@ async def sites(urls: Collection[str]) -> dict[str, list[Mapping[str, Any]] | No
     return dict(answer for answer in answers if answer is not None)
 
 
+async def progress(urls: Collection[str]) -> dict[str, int]:
+    """Return the progress of running syncs in percent, by identity: of the first 1,000 of each instance."""
+    parameters = {"state": "running", "limit": "1000"}
+
+    async def of_one(client: httpx.AsyncClient, url: str) -> dict[str, int]:
+        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+            found = (await client.get(f"{url}/syncs", params=parameters)).json()["syncs"]
+            return {sync["requestId"]: sync["progress"] for sync in found if sync["progress"] is not None}
+        return {}
+
+    async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
+        parts = await asyncio.gather(*[of_one(client, url) for url in urls])
+    return {identity: percent for part in parts for identity, percent in part.items()}
+
+
 async def _syncs(client: httpx.AsyncClient, url: str, *, replication: str | None) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     parameters = {"limit": "1000"} | ({} if replication is None else {"replicationId": replication})

@@ -56,7 +56,7 @@ class Durations:
 
 
 class Group(NamedTuple):
-    """What outcomes have in common. `reason` is empty for completed."""
+    """What outcomes have in common. `reason` is empty for completed, `site` for the local site."""
 
     outcome: str
     reason: str
@@ -99,7 +99,7 @@ class Summary:
         """Count an outcome."""
         self.count += 1
         event = found.event
-        group = Group(event.outcome, event.reason or "", event.site or "local")
+        group = Group(event.outcome, event.reason or "", event.site or "")
         if group not in self._groups and len(self._groups) >= MOST_GROUPS:
             group = group._replace(site=OTHER_SITES)
         self._groups.setdefault(group, Sum()).add(event)
@@ -123,7 +123,7 @@ class Summary:
             {
                 "outcome": group.outcome,
                 "reason": group.reason or None,
-                "site": group.site,
+                "site": group.site or None,
                 "count": found.total.count,
                 "seconds": _percentiles(found.total),
                 "secondsAtVcda": _percentiles(found.at_vcda),

@@ -328,7 +328,13 @@ def _row(event: OutcomeEvent, now: datetime) -> tuple[str, ...]:
 
 def _counts(group: Group, found: Sum) -> tuple[str, ...]:
     percentiles = [lasted(of.percentile(percent)) for of in (found.total, found.at_vcda) for percent in PERCENTILES]
-    return (group.outcome, printable(group.reason), printable(group.site), str(found.total.count), *percentiles)
+    return (
+        group.outcome,
+        printable(group.reason),
+        printable(group.site or "local"),
+        str(found.total.count),
+        *percentiles,
+    )
 
 
 def lasted(seconds: float | None) -> str:

@@ -144,6 +144,27 @@ MUTANTS: Final = (
         tests=(REPLACED,),
     ),
     Mutant(
+        name="top goes on showing what has ended",
+        file="service/cli/top_state.py",
+        old="        self._in_flight.pop(key, None)\n",
+        new="",
+        tests=("tests/cli/test_top_state.py",),
+    ),
+    Mutant(
+        name="top counts the outcomes of more than a minute",
+        file="service/cli/top_state.py",
+        old="            del self._ended[second]\n",
+        new="            pass\n",
+        tests=("tests/cli/test_top_state.py",),
+    ),
+    Mutant(
+        name="top's view is not drawn again on a resized terminal",
+        file="service/live_view.py",
+        old="        if self.resized:\n",
+        new="        if False:\n",
+        tests=("tests/cli/test_top.py",),
+    ),
+    Mutant(
         name="an internal error of a closed partition's task is dropped",
         file="service/partition/partition.py",
         old="        if task.cancelled() or (error := task.exception()) is None:\n",

@@ -36,6 +36,7 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "request --from": ("request", "--from", "{ids}", "--wait", "--timeout", "20"),
     "cancel": ("cancel", "{waiting}"),
     "outcomes": ("outcomes",),
+    "top": ("top", "--once"),
     "list": ("list",),
     "show": ("show", "op-1"),
     "dead-letters list": ("dead-letters", "list"),
