@@ -32,7 +32,7 @@ from service.sandbox.child_processes import dying_with_us
 from service.sandbox.vcda.world import Config, Plan, User, World
 from tests.stress.oracle import Asked, Evidence, Spoilt, Told, Verdict, counts, judge
 
-__all__ = ["GUEST_SECRET", "PASSWORD", "Ledger", "Process", "Told", "Verdict", "appliance", "counts"]
+__all__ = ["GUEST_SECRET", "PASSWORD", "Ledger", "Process", "Told", "Verdict", "appliance", "counts", "run_command"]
 
 PASSWORD = "Vm-Sync-Secret-0815"
 """Must never be seen anywhere outside of a login's body."""
@@ -462,3 +462,23 @@ def _told(record: Any, place: TopicPartition) -> Told:
         datetime.fromisoformat(event["endedAt"])
     headers = tuple(record.headers)
     return Told(kind, event, headers, place, record.offset, record.key, record.value, record.timestamp / 1000)
+
+
+async def run_command(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
+    """Run `vm-sync` with these arguments, and return its exit code and all that it has printed."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "service.cli",
+        *arguments,
+        env=os.environ | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        output, _ = await asyncio.wait_for(child.communicate(), 120)
+    except TimeoutError:
+        child.kill()
+        raise
+    assert child.returncode is not None
+    return child.returncode, output.decode()

@@ -303,13 +303,19 @@ class Ours:
 
 
 @asynccontextmanager
-async def ours(url: str, *, tls: Tls | None = None, limits: ApiLimits = ApiLimits()) -> AsyncIterator[Ours]:  # noqa: B008 - frozen
+async def ours(
+    url: str,
+    *,
+    tls: Tls | None = None,
+    limits: ApiLimits = ApiLimits(),  # noqa: B008 - frozen
+    request_timeout: timedelta = timedelta(seconds=5),
+) -> AsyncIterator[Ours]:
     """Our side of the wire; `credentials[-1]` is what the provider returns."""
     clock, meter, credentials = HandClock(), Meter(), [CREDENTIALS]
     vcda = Vcda(
         url,
         credentials=lambda: credentials[-1],
-        request_timeout=timedelta(seconds=5),
+        request_timeout=request_timeout,
         clock=clock,
         meter=meter,
         version="1.2.3",

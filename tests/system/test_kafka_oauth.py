@@ -28,7 +28,7 @@ from service.sandbox.vcda.world import Durations, Plan
 from service.settings import kafka_security, load_for_kafka
 from tests.conftest import TopicNamer, started
 from tests.support.brokers import PASSWORD, USER
-from tests.support.process_harness import Ledger, Process, appliance, counts
+from tests.support.process_harness import Ledger, Process, appliance, counts, run_command
 from tests.support.token_server import CLIENT, LISTENER, SCOPE, SECRET, TokenServer, validating
 
 pytestmark = pytest.mark.kafka
@@ -345,6 +345,23 @@ async def test_a_token_file_is_read_again_whenever_a_login_expires(
             assert "can't be renewed" not in file_text
     finally:
         rotating.cancel()
+
+
+@pytest.mark.e2e
+async def test_the_commands_log_in_with_a_token_or_name_the_setting(place: Place, topic_name: TopicNamer) -> None:
+    topics = ("requests", "completed", "failed", "dead_letter", "journal")
+    names = {f"VM_SYNC_TOPICS__{name.upper()}": topic_name(name) for name in topics}
+    made = await run_command(names | place.settings(), "topics", "create")
+    refused = await run_command(names | place.settings(OAUTH_CLIENT_SECRET="wrong"), "list")
+    await place.tokens.stop()
+    away = await run_command(names | place.settings(), "list")
+
+    assert made[0] == 0, made
+    assert refused[0] == 3
+    assert "invalid_client: check VM_SYNC_KAFKA__OAUTH_CLIENT_ID and VM_SYNC_KAFKA__OAUTH_CLIENT_SECRET." in refused[1]
+    assert away[0] == 3
+    assert "the connection was refused" in away[1]
+    assert [text.count("\n") for _, text in (refused, away)] == [1, 1]
 
 
 # ---------------------------------------------------------------- vm-sync check

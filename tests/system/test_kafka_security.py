@@ -1,11 +1,8 @@
 """TLS and logins at a real Kafka: what is accepted does the whole job, what isn't is told by the setting's name."""
 
-import asyncio
 import json
-import os
 import re
 import shutil
-import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +20,7 @@ from service.sandbox.vcda.world import Durations, Plan
 from service.settings import KafkaSettings, kafka_security, load_for_kafka
 from tests.conftest import TopicNamer, missing
 from tests.support.brokers import PASSWORD, USER, Certificates, certificates, secured
-from tests.support.process_harness import Ledger, appliance, counts
+from tests.support.process_harness import Ledger, appliance, counts, run_command
 
 pytestmark = pytest.mark.kafka
 
@@ -240,10 +237,10 @@ async def test_the_commands_log_in_as_the_service_does(place: Place, topic_name:
     ):
         await ledger.ready(ledger.start(command=(), **secure), within=120)
         environment = ledger.environment(**secure)
-        asked = await _command(
+        asked = await run_command(
             environment, "request", f"C4-{uuid.uuid4()}", "--operation-id", "op-1", "--wait", "--timeout", "30"
         )
-        listed = await _command(environment, "list", "--json")
+        listed = await run_command(environment, "list", "--json")
 
     assert asked[0] == 0, asked
     assert listed[0] == 0, listed
@@ -255,28 +252,9 @@ async def test_the_commands_log_in_as_the_service_does(place: Place, topic_name:
 async def test_the_commands_name_the_setting_of_a_login_that_is_refused(place: Place) -> None:
     secure = place.settings("LOGIN_TLS", "SASL_SSL", **TRUSTED, **login("SCRAM-SHA-256", WRONG))
 
-    code, text = await _command(secure, "list")
+    code, text = await run_command(secure, "list")
 
     assert code == 3
     assert text.count("\n") == 1
     assert "VM_SYNC_KAFKA__SASL_PASSWORD" in text
     assert WRONG not in text
-
-
-async def _command(environment: dict[str, str], *arguments: str) -> tuple[int, str]:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "service.cli",
-        *arguments,
-        env=os.environ | environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-    )
-    try:
-        output, _ = await asyncio.wait_for(child.communicate(), 120)
-    except TimeoutError:
-        child.kill()
-        raise
-    assert child.returncode is not None
-    return child.returncode, output.decode()
