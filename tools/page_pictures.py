@@ -1,7 +1,8 @@
 """Make the pictures of docs/page.md from a real run: `python -m tools.page_pictures`, two minutes.
 
 A real Kafka, the service, and a simulated VCDA: at the local site syncs run, some have failed, and some wait; one
-remote site answers every call with 503, another one asked for a pause. A real browser takes the pictures.
+remote site answers every call with 503, one asked for a pause, and one is paused by an operator. A real browser takes
+the pictures.
 """
 
 import asyncio
@@ -11,7 +12,7 @@ import re
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -30,7 +31,7 @@ from tools.png import with_palette
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
 
 PICTURES: Final = (
-    ("page", "/", 1280, 2_000, False),
+    ("page", "/", 1280, 1_960, False),
     ("page-dark", "/", 1280, 1_400, True),
     ("page-phone", "/", 400, 1_400, False),
     ("page-phone-dark", "/", 400, 1_400, True),
@@ -41,15 +42,20 @@ PICTURES: Final = (
 PATIENCE: Final = 120.0
 """Seconds for each thing that is waited for."""
 
+SITES: Final = ("site2", "site3", "site4")
+
 QUICK: Final = Plan(queued=Durations("fixed", 0.1), duration=Durations("uniform", 0.5, 2.0))
 
 
 class Scene:
     """What runs while the pictures are taken."""
 
-    def __init__(self, address: str, vcda: Simulator, producer: AIOKafkaProducer) -> None:
+    def __init__(
+        self, address: str, vcda: Simulator, producer: AIOKafkaProducer, environment: Mapping[str, str]
+    ) -> None:
         self.address = address
         self.vcda = vcda
+        self._environment = environment
         self._producer = producer
         self._client = httpx.AsyncClient(base_url=address)
 
@@ -58,6 +64,13 @@ class Scene:
         replication = pattern.format(UUID(int=number * 0x9E3779B97F4A7C15F39CC0605CEDC834 % 2**128, version=4))
         request = {"operationID": operation, "replicationId": replication} | ({"site": site} if site else {})
         await self._producer.send_and_wait("vm-sync.requests", json.dumps(request).encode(), key=replication.encode())
+
+    async def command(self, *arguments: str) -> None:
+        """Run a command of vm-sync, which has to succeed."""
+        command = [sys.executable, "-m", "service.cli", *arguments]
+        done = await asyncio.create_subprocess_exec(*command, env=self._environment)
+        if await done.wait():
+            sys.exit(f"vm-sync {' '.join(arguments)} failed")
 
     async def syncs(self, **query: str) -> list[dict[str, Any]]:
         """Return what is in flight."""
@@ -109,12 +122,14 @@ async def play(scene: Scene) -> None:
         msg="Try again later.",
     )
     scene.vcda.fault(site="site2", answer="status", status=503, code="ServiceUnavailable", msg="Down for maintenance.")
+    await scene.command("sites", "pause", "site4", "--for", "2h", "--by", "alice", "--reason", "storage upgrade")
     for number in range(1, 19):
         await scene.ask(next(numbers), f"nightly-{number:02}")
         if number % 3:
             await scene.ask(next(numbers), f"nightly-site2-{number:02}", site="site2")
         if number % 6 == 1:
             await scene.ask(next(numbers), f"weekly-{number:02}", site="site3")
+            await scene.ask(next(numbers), f"nightly-site4-{number:02}", site="site4")
     again = next(numbers)
     for operation in ("adhoc-418", "adhoc-419", "adhoc-420"):
         await scene.ask(again, operation)
@@ -136,10 +151,10 @@ async def _circuit_open(scene: Scene) -> bool:
 async def deployed(folder: Path) -> AsyncIterator[Scene]:
     """Start Kafka, a simulated VCDA and the service."""
     with EmbeddedKafka() as kafka:
-        async with Simulator(Config(plan=QUICK)) as vcda:
+        async with Simulator(Config(plan=QUICK, remote_sites=SITES)) as vcda:
             port = _free_port()
             user = vcda.world.config.users[0]
-            sites = [{"name": name, "user": user.name, "password": user.password} for name in ("site2", "site3")]
+            sites = [{"name": name, "user": user.name, "password": user.password} for name in SITES]
             own = {
                 "KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
                 "VCDA__URL": vcda.url,
@@ -153,15 +168,16 @@ async def deployed(folder: Path) -> AsyncIterator[Scene]:
                 "SECRETS_DIR": str(folder),
             }
             environment = {name: text for name, text in os.environ.items() if not name.startswith("VM_SYNC_")}
+            environment |= {f"VM_SYNC_{name}": text for name, text in own.items()}
             service = await asyncio.create_subprocess_exec(
                 *dying_with_us([sys.executable, "-m", "service.cli", "run"]),
-                env=environment | {f"VM_SYNC_{name}": text for name, text in own.items()},
+                env=environment,
                 stderr=asyncio.subprocess.DEVNULL,
             )
             producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap)
             try:
                 await producer.start()
-                scene = Scene(f"http://127.0.0.1:{port}", vcda, producer)
+                scene = Scene(f"http://127.0.0.1:{port}", vcda, producer, environment)
                 await scene.until(scene.ready)
                 yield scene
             finally:

@@ -8,10 +8,10 @@ from typing import Final, TypeAlias
 
 MAGIC: Final = b"\x89PNG\r\n\x1a\n"
 
-COLOURS: Final = 48
+COLOURS: Final = 64
 """As many as the eye needs here."""
 
-ALIKE: Final = 3 * 6**2
+ALIKE: Final = 3 * 12**2
 """The square of the distance of two colours that look the same."""
 
 PIXEL: Final = 3

@@ -276,7 +276,8 @@ def _hindrances(lane: Lane, clock: Clock) -> Iterator[Hindrance]:
 
 
 def _ordered(pause: SitePause) -> Hindrance:
-    return Hindrance(Hold.OPERATOR, str(pause), pause.until)
+    who = [f"by {pause.by}" if pause.by else "", f"since {pause.since:%Y-%m-%d %H:%M:%SZ}" if pause.since else ""]
+    return Hindrance(Hold.OPERATOR, ": ".join(filter(None, [" ".join(filter(None, who)), pause.reason])), pause.until)
 
 
 def _name_the_rest(causes: Counter[WaitCause], *, waiting: int) -> None:

@@ -210,7 +210,7 @@ def _hindrance(hindrance: Hindrance, overview: Overview, clean: Clean) -> Html:
         "div",
         tag("span", hindrance.hold.value, class_="word"),
         until,
-        tag("small", cut(clean(hindrance.detail))),
+        tag("small", cut(clean(hindrance.detail))) if hindrance.detail else None,
         class_="bad" if hindrance.is_fault else "warn",
     )
 

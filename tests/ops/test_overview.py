@@ -107,18 +107,19 @@ async def test_a_site_that_an_operator_has_paused_says_so_whether_or_not_it_has_
     lanes.lane("busy").record_result(Trouble(label="429", detail="It said 429.", retry_after=timedelta(seconds=60)))
     until = moment(1_000.0)
     names = ("local", "broken", "busy", "nothing-there")
-    lanes.pause_by_operator({name: SitePause(site=name, until=until, by="alice", reason="move") for name in names})
+    lanes.pause_by_operator(
+        {name: SitePause(site=name, until=until, since=moment(1.0), by="alice", reason="move") for name in names}
+        | {"bare": SitePause(site="bare", until=until)}
+    )
 
     state = await read()
 
-    ordered = {
-        name: Hindrance(Hold.OPERATOR, f"site {name} is paused by alice until {until:%Y-%m-%d %H:%M:%SZ}: move", until)
-        for name in names
-    }
+    ordered = {name: Hindrance(Hold.OPERATOR, "by alice since 2030-01-01 00:00:01Z: move", until) for name in names}
     hindrances = {site.name: site.hindrances for site in state.sites}
     assert hindrances[None] == (ordered["local"],)
     assert hindrances["nothing-there"] == (ordered["nothing-there"],)
     assert hindrances["busy"] == (ordered["busy"],)
+    assert hindrances["bare"] == (Hindrance(Hold.OPERATOR, "", until),)
     assert hindrances["broken"][0] == ordered["broken"]
     assert [one.hold for one in hindrances["broken"]] == [Hold.OPERATOR, Hold.BREAKER]
     await d.until(1_001.0)
