@@ -34,6 +34,9 @@ BEFORE: Final = "474f8ce"
 ENV: Final = shutil.which("env") or "env"
 """It starts a process in another folder, whose package Python then finds first."""
 
+NEWER: Final = ("VM_SYNC_TOPICS__CONTROL",)
+"""Settings that the earlier release doesn't know, and so refuses; whoever rolls back takes them away first."""
+
 PACKAGES: Final = "packages"
 """Where a release has packages of its own; the folder may be missing."""
 
@@ -63,7 +66,9 @@ class Deployment:
     def start(self, release: str) -> Process:
         """Start a process of a release."""
         folder = self._folders[release]
-        process = self._ledger.start(command=(ENV, "-C", str(folder), f"PYTHONPATH={folder / PACKAGES}"))
+        unset = [word for name in NEWER if release == "before" for word in ("-u", name)]
+        command = (ENV, "-C", str(folder), *unset, f"PYTHONPATH={folder / PACKAGES}")
+        process = self._ledger.start(command=command)
         self.running.append(process)
         return process
 
