@@ -77,13 +77,15 @@ class Sum:
             self.at_vcda.add((event.ended_at - event.submitted_at).total_seconds())
 
 
-class Published(NamedTuple):
+@dataclass(frozen=True, slots=True, order=True)
+class Published:
     """An outcome, and when it was published: epoch milliseconds, and its place for those of the same moment."""
 
     at_ms: int
     partition: int
     offset: int
-    event: OutcomeEvent
+    event: OutcomeEvent = field(compare=False)
+    """Two topics may have outcomes of the same moment in the same place."""
 
 
 class Summary:

@@ -96,6 +96,15 @@ def test_outcomes_of_the_same_moment_have_an_order() -> None:
     assert [one.replication_id for one in found.latest()] == ["C4-0", "C4-1", "C4-2"]
 
 
+def test_two_topics_may_have_outcomes_of_the_same_moment_in_the_same_place() -> None:
+    found = Summary(latest=2)
+    for number in range(4):
+        found.add(Published(7, 0, 3, event(number)))
+
+    assert found.count == 4
+    assert len(found.latest()) == 2
+
+
 def test_sites_beyond_a_limit_are_counted_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outcome_summary, "MOST_GROUPS", 2)
 

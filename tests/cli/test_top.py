@@ -38,7 +38,7 @@ def busy(scene: Scene) -> Scene:
     now = int(datetime.now(UTC).timestamp() * 1000)
     scene.write("completed", {"value": outcome(100), "timestamp_ms": now - 86_400_000})
     scene.write("completed", {"value": outcome(101), "timestamp_ms": now})
-    scene.write("failed", {"value": outcome(102, "rej\x1bected"), "timestamp_ms": now})
+    scene.write("failed", {"value": outcome(102, "rej\x1bected"), "timestamp_ms": now + 1})
     return scene
 
 

@@ -137,3 +137,11 @@ def test_outcomes_are_counted_for_a_minute_and_the_latest_are_kept() -> None:
     assert (later.completed, later.failed) == (2, 0)
     assert (at_last.completed, at_last.failed, len(at_last.latest)) == (0, 0, 3)
     assert not state._ended
+
+
+def test_two_topics_may_have_outcomes_of_the_same_moment_in_the_same_place() -> None:
+    state = TopState(latest=2)
+    for number in range(4):
+        state.take_outcome(outcome(number), at_ms=1000, partition=0, offset=0)
+
+    assert len(state.moment(NOON, rows=1).latest) == 2

@@ -144,6 +144,13 @@ MUTANTS: Final = (
         tests=(REPLACED,),
     ),
     Mutant(
+        name="outcomes of two topics at the same moment and place are compared",
+        file="service/cli/outcome_summary.py",
+        old="    event: OutcomeEvent = field(compare=False)\n",
+        new="    event: OutcomeEvent\n",
+        tests=("tests/cli/test_outcome_summary.py",),
+    ),
+    Mutant(
         name="top goes on showing what has ended",
         file="service/cli/top_state.py",
         old="        self._in_flight.pop(key, None)\n",
