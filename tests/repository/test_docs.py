@@ -60,8 +60,9 @@ TOOLS = {
 }
 """What a command that names the first needs, and where that comes from."""
 
-PATIENCE = 120.0
-"""Seconds for one block of commands: a second or two on an idle machine, more where Maven fetches its plugins."""
+PATIENCE = 240.0
+"""Seconds for one block of commands: a second or two on an idle machine, minutes where Maven fetches
+its plugins or Go compiles a client and the machine is busy."""
 
 
 # ---------------------------------------------------------------- what is written

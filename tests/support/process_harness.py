@@ -326,10 +326,10 @@ class Ledger:
             await producer.stop()
         self.spoilt.append(Spoilt(partition, record.offset, b"poison", b"poison", (), lost=True))
 
-    async def send_raw(self, *, partition: int, **record: Any) -> None:
-        """Put any bytes on the requests topic."""
+    async def send_raw(self, *, partition: int, topic: str = "requests", **record: Any) -> None:
+        """Put any bytes on the requests topic, or on another one of the service's."""
         producer = await self._producing()
-        await producer.send_and_wait(self.topics["requests"], partition=partition, **record)
+        await producer.send_and_wait(self.topics[topic], partition=partition, **record)
 
     async def hang_up(self) -> None:
         """Begin again with who has never sent anything, for a topic that has never been sent anything."""

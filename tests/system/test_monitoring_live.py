@@ -4,6 +4,7 @@ What promtool can't tell: whether an expression, right in itself, ever yields an
 """
 
 import asyncio
+import json
 import math
 import re
 import shutil
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,8 @@ async def _look(bootstrap: str, *, program: str, folder: Path) -> Seen:
             await _bad_day(ledger, simulator)
             await _misfortunes_of_kafka(ledger, process)
             # Three scrapes, so that whatever was counted last has a rate.
-            last = "(sum(vm_sync_partitions_stopped) > 0 and sum(vm_sync_requests_lost_total) > 0)"
+            late = ("vm_sync_partitions_stopped", "vm_sync_requests_lost_total", "vm_sync_control_unreadable_seconds")
+            last = f"({' and '.join(f'sum({name}) > 0' for name in late)})"
             await prometheus.yields(f"count_over_time({last}[10m:1s]) > 2")
             moment = await prometheus.good_moment(targets)
             queries = {_moved(metric) for metric in METRICS}
@@ -152,6 +155,10 @@ async def _bad_day(ledger: Ledger, simulator: Simulator) -> None:
     await ledger.send_raw(partition=0, key=b"another-key", value=other_key)
     nowhere = b'{"operationID": "op-x", "replicationId": "C4-00000000-0000-4000-8000-00000000aaac", "site": "site-x"}'
     await ledger.send_raw(partition=0, value=nowhere)  # a site without credentials
+    lasting = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
+    pause = json.dumps({"site": "site-y", "since": lasting, "until": lasting}).encode()
+    await ledger.send_raw(topic="control", partition=0, key=b"site:site-y", value=pause)
+    await ledger.send_raw(topic="control", partition=0, key=b"site:site-z", value=b"no JSON")
     await ledger.wait(within=120, least=len(names) + 3)
     simulator.fault(operation="poll", answer="status", status=503, times=2)
     world.plan(replication="C4-00000000-0000-4000-8000-00000000bbbb", duration=600)
@@ -159,7 +166,7 @@ async def _bad_day(ledger: Ledger, simulator: Simulator) -> None:
 
 
 async def _misfortunes_of_kafka(ledger: Ledger, process: Process) -> None:
-    """Have retention overtake a partition's reading, and another's journal point to another topic."""
+    """Have retention overtake a partition's reading, another's journal point to another topic, and a topic vanish."""
     places = {(asked.offset, asked.partition) for asked in ledger.asked.values()}
     last, overtaken = max(places)
     elsewhere = next(partition for _, partition in places if partition != overtaken)
@@ -168,6 +175,7 @@ async def _misfortunes_of_kafka(ledger: Ledger, process: Process) -> None:
     try:
         place = TopicPartition(ledger.topics["requests"], overtaken)
         await admin.delete_records({place: RecordsToDelete(before_offset=last)})
+        await admin.delete_topics([ledger.topics["control"]])
     finally:
         await admin.close()
     await _write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0))
