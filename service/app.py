@@ -198,6 +198,7 @@ class App:
             intake = self._intake = syncs.make_intake()
             if not await self._until_reached(stop, intake.start):
                 return 0 if stop.is_set() else 1
+            syncs.control.retry()
             syncs.progress.open()
             watching = asyncio.create_task(self._watch(intake))
             starting = asyncio.create_task(self._log_start(parts, intake))

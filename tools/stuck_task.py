@@ -4,24 +4,12 @@
 tasks never end; a test compares. Times and the task's id differ in each run, so fixed ones stand in their place.
 """
 
-import json
-import os
 import re
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
-from unittest.mock import patch
 
-from typer.testing import CliRunner
-
-from service.cli.commands import app
-from service.sandbox.child_processes import dying_with_us
-from service.sandbox.kafka import EmbeddedKafka
+from tools.page_of_commands import deployment, run, shown, until
 
 PAGE: Final = Path(__file__).parent.parent / "docs" / "stuck-task.md"
 
@@ -39,9 +27,6 @@ TIMES: Final = {
 
 AGE: Final = "7h"
 """The same for how long ago a request was accepted."""
-
-PATIENCE: Final = 120.0
-"""Seconds for each thing that is waited for; all of it takes a few seconds on an idle machine."""
 
 PARTS: Final[tuple[str | tuple[str, ...], ...]] = (
     """\
@@ -126,88 +111,21 @@ A request that waits needs no release. Its outcome, `cancelled`, comes at once.
 
 def page() -> str:
     """Run all of it."""
-    names = [name for name in os.environ if not name.startswith("VM_SYNC_")]
-    with patch.dict(os.environ, {name: os.environ[name] for name in names}, clear=True), _deployment() as env:
+    with deployment() as env:
         for number, deadline in ((1, "3"), (2, "3600"), (3, "3600")):
             request = ("request", REPLICATION, "--operation-id", f"nightly-03-0{number}", "--deadline", deadline)
-            _run(request, env)
-            _until(env, f"nightly-03-0{number}", "lingering" if number == 1 else "waiting")
+            run(request, env)
+            until(env, f"nightly-03-0{number}", "lingering" if number == 1 else "waiting")
         parts: list[str] = []
         tasks: dict[str, str] = {}
         for part in PARTS:
-            parts.append(part if isinstance(part, str) else _shown(part, env, tasks))
+            parts.append(part if isinstance(part, str) else shown(part, env, partial(_usual, tasks=tasks)))
             if isinstance(part, tuple) and "--release" in part:
-                _until(env, "nightly-03-02", "running")
+                until(env, "nightly-03-02", "running")
         return "".join(parts)
 
 
-@contextmanager
-def _deployment() -> Iterator[dict[str, str]]:
-    """Start Kafka, a simulated VCDA whose tasks take a day, and the service; yield the settings of the commands."""
-    vm_sync = [sys.executable, "-m", "service.cli"]
-    simulator = [*vm_sync, "simulator", "--port", "0", "--duration", "86400", "--password", "password"]
-    with (
-        EmbeddedKafka() as kafka,
-        subprocess.Popen(dying_with_us(simulator), stdout=subprocess.PIPE, text=True) as vcda,  # noqa: S603 - ours
-    ):
-        try:
-            url = re.search(r"http://\S+?:\d+", vcda.stdout.readline() if vcda.stdout else "")
-            if url is None:
-                msg = "the simulated VCDA did not print its address"
-                raise RuntimeError(msg)
-            env = {
-                "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": kafka.bootstrap,
-                "VM_SYNC_KAFKA__PARTITIONS": "1",
-                "VM_SYNC_VCDA__URL": url[0],
-                "VM_SYNC_VCDA__CREDENTIALS__USER": "administrator@System",
-                "VM_SYNC_VCDA__CREDENTIALS__PASSWORD": "password",
-                "VM_SYNC_OPS__HOST": "127.0.0.1",
-                "VM_SYNC_OPS__PORT": _free_port(),
-            }
-            _run(("topics", "create"), env)
-            command = dying_with_us([*vm_sync, "run"])
-            with subprocess.Popen(command, env={**os.environ, **env}, stderr=subprocess.DEVNULL) as service:  # noqa: S603 - ours
-                try:
-                    yield env
-                finally:
-                    service.terminate()
-        finally:
-            vcda.terminate()
-
-
-def _free_port() -> str:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return str(held.getsockname()[1])
-
-
-def _run(command: tuple[str, ...], env: Mapping[str, str]) -> tuple[int, str]:
-    result = CliRunner().invoke(app, command, env=dict(env), prog_name="vm-sync")
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.output
-
-
-def _until(env: Mapping[str, str], operation_id: str, state: str) -> None:
-    """Wait until the journal says that a request is in this state."""
-    give_up = time.monotonic() + PATIENCE
-    while time.monotonic() < give_up:
-        code, output = _run(("show", operation_id, "--json"), env)
-        if code == 0 and json.loads(output)[0]["state"] == state:
-            return
-        time.sleep(0.2)
-    msg = f"{operation_id} is not {state} within {PATIENCE} s"
-    raise TimeoutError(msg)
-
-
-def _shown(command: tuple[str, ...], env: Mapping[str, str], tasks: dict[str, str]) -> str:
-    code, output = _run(command, env)
-    typed = " ".join([f"'{word}'" if " " in word else word for word in ("vm-sync", *command)])
-    exit_code = "" if code == 0 else f"(exit code {code})\n"
-    lines = "\n".join(_usual(line, tasks) for line in output.splitlines() if not line.startswith("progress"))
-    return f"```console\n$ {typed}\n{lines}\n{exit_code}```\n"
-
-
-def _usual(line: str, tasks: dict[str, str]) -> str:
+def _usual(line: str, *, tasks: dict[str, str]) -> str:
     """Put fixed times and fixed ids of tasks in place of this run's."""
 
     def fixed(found: re.Match[str]) -> str:

@@ -262,6 +262,8 @@ class Order:
     """Whether an instance has read it."""
     effect: str
     """What an instance does that has."""
+    done_by: str
+    """The beginning of the sentence that says how many have."""
 
 
 def pause(wanted: Wanted, *, as_json: bool) -> None:
@@ -273,7 +275,8 @@ def pause(wanted: Wanted, *, as_json: bool) -> None:
         _confirm(ordered.site, before.names(now), yes=wanted.yes)
     if (replaced := before.pause(ordered.site, now)) is not None:
         say(f"Replaced: {printable(str(replaced))}.")
-    order = Order(*write_pause(ordered), done=lambda one: one.holds(ordered), effect="holds back POSTs")
+    key, value = write_pause(ordered)
+    order = Order(key, value, lambda one: one.holds(ordered), "holds back POSTs", "POSTs are held back by")
     after = asyncio.run(_carry_out(place, order, wait=wanted.wait))
     if as_json:
         show_json(_json(after, ordered.site, now))
@@ -299,13 +302,15 @@ def resume(site: str, *, wait: float, as_json: bool) -> None:
         paused = printable(", ".join(name for name in before.names(now) if before.pause(name, now)))
         msg = f"Nothing was sent: site {printable(site)} is not paused by an operator. Paused: {paused or 'none'}."
         raise NoAnswer(msg, code=Exit.NO)
-    order = Order(pause_key(site), None, done=lambda one: not one.pauses(site), effect="sends POSTs again")
+    order = Order(
+        pause_key(site), None, lambda one: not one.pauses(site), "sends POSTs again", "POSTs are sent again by"
+    )
     after = asyncio.run(_carry_out(place, order, wait=wait))
     if as_json:
         show_json(_json(after, site, now))
     else:
         facts = [("was", printable(str(was)))] if was else []
-        show_facts([("site", site), *facts, ("waiting", str(after.counts[site, State.WAITING]))])
+        show_facts([("site", site), *facts, ("waited", str(before.counts[site, State.WAITING]))])
     _conclude(after, order, wait=wait)
 
 
@@ -333,7 +338,7 @@ def _conclude(after: Scene, order: Order, *, wait: float) -> None:
     if not count:
         say("Sent. No instance of the service is known; each obeys as soon as it starts.")
     elif reached := len(after.instances) - len(old) - len(late):
-        say(f"{reached} of {count} instances: {order.effect}.")
+        say(f"{order.done_by} {reached} of {count} instances.")
     if old or late:
         raise typer.Exit(Exit.NO)
 

@@ -11,6 +11,7 @@ nothing that was missed, such as a topic that was deleted and created again, is 
 import asyncio
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -35,8 +36,8 @@ from service.moments import milliseconds
 
 log = logging.getLogger(__name__)
 
-BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=30))
-"""Pauses before the topic is tried again: a pause that is to be seen soon doesn't wait longer after an outage."""
+BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=5))
+"""Pauses before the topic is tried again: whoever pauses a site right after an outage waits no longer for it."""
 
 SAY_AFTER: Final = timedelta(seconds=15)
 """How long reading has to fail until that is said: a broker's restart is over by then, or another one leads."""
@@ -80,6 +81,9 @@ class Control:
 
     async def first_reading(self) -> None:
         """Wait until the topic was read, or Kafka refuses it, for `FIRST_READING` at most."""
+
+    def retry(self) -> None:
+        """Try to read now, if it has failed: Kafka has just been reached."""
 
     def trouble(self) -> list[str]:
         """Return why pauses may be unknown, as sentences for operators; empty: they are all known."""
@@ -132,6 +136,7 @@ class ControlReader(Control):
         self._changed = changed
         self._pauses = SitePauses()
         self._tried = asyncio.Event()
+        self._hurry = asyncio.Event()
         self._failing_since: float | None = None
         self._why = ""
         self._said_at: float | None = None
@@ -153,6 +158,10 @@ class ControlReader(Control):
                 self._topic,
                 FIRST_READING.total_seconds(),
             )
+
+    @override
+    def retry(self) -> None:
+        self._hurry.set()
 
     @override
     def trouble(self) -> list[str]:
@@ -198,7 +207,10 @@ class ControlReader(Control):
             finally:
                 await wire.close()
             if self._failing_since is not None:
-                await asyncio.sleep(BACKOFF.pause(repeats))
+                self._hurry.clear()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(BACKOFF.pause(repeats)):
+                        await self._hurry.wait()
                 repeats += 1
 
     def _learn(self, pauses: SitePauses, records: Sequence[Read]) -> None:

@@ -196,7 +196,7 @@ def test_a_pause_is_held_by_an_instance_listed_and_lifted(scene: Scene) -> None:
         again = scene.run("sites", "resume", "site2")
 
     assert paused.exit_code == 0, paused.output
-    assert paused.stderr == "1 of 1 instances: holds back POSTs.\n"
+    assert paused.stderr == "POSTs are held back by 1 of 1 instances.\n"
     assert [line.split()[0] for line in paused.stdout.splitlines()] == ["site", "paused", "waiting", "at"]
     assert listed[0].split()[:5] == ["site", "state", "until", "by", "reason"]
     assert listed[1].split()[:2] == ["site2", "paused"]
@@ -208,7 +208,7 @@ def test_a_pause_is_held_by_an_instance_listed_and_lifted(scene: Scene) -> None:
     assert told[0]["pause"]["by"] == "alice"
     assert told[0]["instances"] == [{"url": url, "knowsPauses": True, "paused": True, "obstacle": None}]
     assert resumed.exit_code == 0, resumed.output
-    assert resumed.stderr == "1 of 1 instances: sends POSTs again.\n"
+    assert resumed.stderr == "POSTs are sent again by 1 of 1 instances.\n"
     assert pauses(scene).by_site() == {}
     assert again.exit_code == 1
     assert again.stderr == "Nothing was sent: site site2 is not paused by an operator. Paused: none.\n"

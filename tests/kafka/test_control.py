@@ -158,7 +158,7 @@ async def test_an_outage_is_retried_with_growing_pauses_and_said_once_it_lasts(
     await asyncio.sleep(600.0)
 
     gaps = [later - earlier for earlier, later in zip(topic.opened[1:], topic.opened[2:], strict=False)]
-    assert gaps[:4] == [2.0, 4.0, 8.0, 16.0]
+    assert gaps[:3] == [2.0, 4.0, 5.0]
     assert max(gaps) == BACKOFF.longest.total_seconds()
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
         "The control topic control can't be read: KafkaConnectionError: broker 1 is away"
@@ -221,6 +221,21 @@ async def test_a_start_waits_for_the_first_reading_within_a_bound(caplog: pytest
 
     assert now() == FIRST_READING.total_seconds()
     assert "site pauses are unknown" in caplog.records[-1].getMessage()
+    await control.close()
+
+
+@virtual
+async def test_once_kafka_has_been_reached_the_topic_is_tried_at_once() -> None:
+    topic, heard = Topic(error=KafkaConnectionError("away")), list[Mapping[str, SitePause]]()
+    topic.write(*write_pause(PAUSE))
+    control = reader(topic, heard)
+    control.open()
+    await asyncio.sleep(10.0)
+    topic.error = None
+    control.retry()
+    await asyncio.sleep(0.1)
+
+    assert heard == [{"b": PAUSE}]
     await control.close()
 
 

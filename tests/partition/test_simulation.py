@@ -19,6 +19,7 @@ from datetime import timedelta
 from functools import partial
 from random import Random
 
+from service.messages.site_pause import LOCAL
 from service.sync import Ended, Lingering, Running, Submitting
 from service.vcda.lanes import LaneLimits
 from service.vcda.poller import VANISHED_TOGETHER
@@ -186,7 +187,8 @@ class Schedule:
         process.vcda.user = self.dice.choice([None, d.world.user])
 
         def leaves(operation_id: str) -> None:
-            """Nothing leaves before its intent stands."""
+            """Nothing leaves before its intent stands, nor to a site whose pause this process has read."""
+            self._check_pauses(d, process)
             (state,) = (s for s in d.log.states().values() if s.request.operation_id == operation_id)
             if operation_id in self.released and isinstance(state, Ended):
                 return  # the next owner has released it, and this process doesn't know
@@ -194,6 +196,21 @@ class Schedule:
 
         process.vcda.leaves = leaves
         return process
+
+    def _check_pauses(self, d: Deployment, process: Process) -> None:
+        pause = d.broker.pauses(process.control_read).by_site().get(LOCAL)
+        assert pause is None or not pause.lasts(process.clock.now()), "a POST to a site that is paused"
+
+    def _pause(self, d: Deployment) -> None:
+        """Pause the site, or end its pause, whatever goes on; each process learns of it a little later."""
+        learns_after = self.dice.choice([0.01, 0.5, 5.0])
+        paused = d.broker.pauses(len(d.broker.control)).by_site()
+        if paused and self.dice.random() < 0.4:
+            self.met["resume"] += 1
+            d.resume(None, learns_after=learns_after)
+        else:
+            self.met["pause again" if paused else "pause"] += 1
+            d.pause(None, until=d.loop.time() + self.dice.choice([0.5, 5.0, 60.0]), learns_after=learns_after)
 
     def _ask(self, d: Deployment, n: int) -> None:
         dice = self.dice
@@ -247,9 +264,12 @@ class Schedule:
     async def _disturb(self, d: Deployment) -> None:
         """Do to the processes what operators and machines do."""
         dice = self.dice
-        what = dice.choice(["crash", "freeze", "rebalance", "hand over", "partitioned", "fence", "forget", "poison"])
-        if what in {"forget", "poison"}:
-            (self._forget if what == "forget" else self._poison)(d)
+        what = dice.choice(
+            ["crash", "freeze", "rebalance", "hand over", "partitioned", "fence", "forget", "poison", "pause"]
+        )
+        alone = {"forget": self._forget, "poison": self._poison, "pause": self._pause}
+        if what in alone:
+            alone[what](d)
             return
         self.met[what] += 1
         owner = d.group.owners[0]
@@ -292,6 +312,7 @@ class Schedule:
 
     def _calm_down(self, d: Deployment) -> None:
         self.rough, self.slow = False, 0.05
+        d.resume(None)
         d.world.poison.clear()
         for made in d.world.made.values():
             if made.ends == math.inf:  # VCDA's administrators end it
@@ -408,6 +429,7 @@ def test_whatever_goes_wrong_the_promises_hold() -> None:
         "replications named in lower case",
         *("find down", "poll down", "adopted", "refused"),
         *("forgotten", "forgotten together", "poison", "stuck"),
+        *("pause", "pause again", "resume"),
         *("completed", "task-failed", "task-lost", "rejected", "not-started", "timed-out", "cancelled"),
         *(f"cancel {state}" for state in ("NoneType", "Waiting", "Submitting", "Running", "Lingering", "Ended")),
         *(f"release {state}" for state in ("NoneType", "Waiting", "Submitting", "Running", "Lingering", "Ended")),

@@ -60,6 +60,7 @@ from tests.stress.schedule import (
     Spoiling,
     What,
 )
+from tests.stress.site_pauses import SitePauses
 from tests.stress.watch import Watch
 from tests.support.cluster import PASSWORDS, SERVICE, Cluster
 from tests.support.process_harness import PASSWORD, Ledger, Process, Verdict, appliance
@@ -222,6 +223,7 @@ class Conductor:
         self._restless_until = 0.0
         self._happened: Counter[str] = Counter()
         self._asked = 0
+        self._pauses = SitePauses(self)
         self._faults = BrokerFaults(
             self._cluster, routes=self._routes, ledger=self._ledger, away=self._broker, note=self._note
         )
@@ -243,6 +245,9 @@ class Conductor:
 
     def free(self) -> Sequence[Member]:
         return self._free()
+
+    def living(self) -> Sequence[tuple[Process, bool]]:
+        return [(member.process, member.free) for member in self._members if member.process.running]
 
     def find(self, sentence: str) -> None:
         """Note what must not be."""
@@ -288,6 +293,8 @@ class Conductor:
             await self._stop_all()
             lost = sum(member.watch.lost for member in self._members)
             evidence |= {"counted_lost": lost, "replaced": frozenset(self._replaced), "odd": frozenset(schedule.odd)}
+            evidence["site_pauses"] = self._pauses.found
+            self._happened["a paused site was looked after"] += len(self._pauses.found)
             evidence["endless"] = {name: odd.value for name, odd in schedule.odd.items() if odd is not Odd.BLIND}
             verdict = await ledger.judge(**evidence)
             verdict.violations.extend(self._findings)
@@ -470,6 +477,8 @@ class Conductor:
             await self._without_kafka(one)
         elif one.what in TO_BROKERS:
             await self._faults.do(one)
+        elif one.what is What.SITE_PAUSED:
+            await self._pauses.play(one.fault["site"], seconds=one.seconds)
         else:
             await self._to_others(one)
 

@@ -54,6 +54,10 @@ OAUTH: Final = "tests/system/test_kafka_oauth.py"
 TOKENS: Final = "tests/kafka/test_tokens.py"
 CANCELS: Final = "tests/partition/test_cancel.py"
 
+PAUSES: Final = "tests/partition/test_site_pause.py"
+CONTROL: Final = "tests/kafka/test_control.py"
+LANES: Final = "tests/vcda/test_lanes.py"
+
 MANY: Final = "tests/cli/test_request_many.py"
 OUTCOMES: Final = "tests/cli/test_outcomes.py"
 
@@ -86,6 +90,62 @@ MUTANTS: Final = (
         old="            taken.fates[Fate.CANCEL] += 1\n",
         new="",
         tests=(CANCELS,),
+    ),
+    Mutant(
+        name="an operator's pause holds back no slot",
+        file="service/vcda/lanes.py",
+        old="            and self.operator_pause() is None\n        )\n",
+        new="        )\n",
+        tests=(LANES,),
+    ),
+    Mutant(
+        name="an operator's pause does not stop an intent that is being committed",
+        file="service/partition/driver.py",
+        old="            and self._lane(tracked).operator_pause() is None\n",
+        new="",
+        tests=(PAUSES,),
+    ),
+    Mutant(
+        name="the end of an operator's pause wakes nobody",
+        file="service/vcda/lanes.py",
+        old=".call_later(max(seconds, 0.001), self._look_at_pauses)",
+        new=".call_later(86400.0, self._look_at_pauses)",
+        tests=(LANES,),
+    ),
+    Mutant(
+        name="an operator's resume wakes nobody",
+        file="service/vcda/lanes.py",
+        old="        for lane in self:\n            lane.wake()\n",
+        new="",
+        tests=(LANES,),
+    ),
+    Mutant(
+        name="an operator's pause knows the local site by one name only",
+        file="service/vcda/lanes.py",
+        old="(pause.site in names or public_name(self._canonical_site(pause.site)) in names)",
+        new="pause.site == public_name(site)",
+        tests=(LANES,),
+    ),
+    Mutant(
+        name="an operator's pause is forgotten while the control topic can't be read",
+        file="service/kafka/control.py",
+        old="        self._why = self._explained(error)\n",
+        new="        self._why = self._explained(error)\n        self._changed({})\n",
+        tests=(CONTROL,),
+    ),
+    Mutant(
+        name="operators' pauses are never read whole again",
+        file="service/kafka/control.py",
+        old="                while self._clock.monotonic() < reread_at:\n",
+        new="                while True:\n",
+        tests=(CONTROL,),
+    ),
+    Mutant(
+        name="an invalid record leaves the operator's pause before it in effect",
+        file="service/messages/site_pause.py",
+        old="        self._pauses.pop(key.removeprefix(PREFIX)",
+        new="        if value is None:\n            self._pauses.pop(key.removeprefix(PREFIX)",
+        tests=("tests/messages/test_site_pause.py",),
     ),
     Mutant(
         name="a second run of a file sends again what the service has read",

@@ -57,6 +57,15 @@ class Told:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SitePaused:
+    """A time in which each process had read that an operator paused a site, and the POSTs that came to it then."""
+
+    site: str
+    seconds: float
+    posts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbance:
     """Something done to Kafka while nothing else was wrong and outcomes were due all the time."""
 
@@ -137,6 +146,7 @@ class Evidence:
     partition and gets it back counts what others did with it meanwhile."""
     posts: int = 0
     posts_while_paused: int = 0
+    site_pauses: Sequence[SitePaused] = ()
     refusals: Sequence[str] = ()
     """What a correct client never asks."""
     texts: Mapping[str, str] = field(default_factory=dict)
@@ -178,6 +188,11 @@ def judge(seen: Evidence) -> Verdict:
         f"{len(overtaken)} requests were gone before they could be read, and {seen.counted_lost:.0f} are counted",
     )
     verdict.must(seen.posts_while_paused == 0, f"{seen.posts_while_paused} POSTs came inside a Retry-After pause")
+    for pause in seen.site_pauses:
+        verdict.must(
+            pause.posts == 0,
+            f"{pause.posts} POSTs came to site {pause.site} within {pause.seconds:.1f} s of an operator's pause",
+        )
     verdict.must(not seen.refusals, f"VCDA was asked what nobody should ask: {list(seen.refusals)[:3]}")
     verdict.violations.extend(_truth(seen, by_operation, tasks, verdict.not_promised))
     verdict.violations.extend(_order(seen))

@@ -32,6 +32,8 @@ PAUSES: Final = (1.5, 5.0)
 """Seconds between two happenings; most last longer, so that several are there at once."""
 
 SITES: Final = (None, None, None, "site1", "site2", "site2", "site3")
+PAUSABLE: Final = ("local", "site1", "site2", "site3")
+"""As an operator names sites; the first two are one."""
 OTHER_ACCOUNT: Final = "second@System"
 
 SPELLINGS: Final[tuple[str | None, ...]] = (None, "{org}@{site}", "VCDA's name for {org}")
@@ -68,6 +70,7 @@ class What(StrEnum):
     LOG_STANDS = "nobody reads the log"
     VCDA_CLOCK = "VCDA's clock jumps"
     WRONG = "VCDA answers wrong"
+    SITE_PAUSED = "an operator pauses a site"
     KAFKA_LONG_AWAY = "Kafka is away for more than a minute"
 
     BROKER_RESTARTS = "a broker is restarted"
@@ -508,6 +511,7 @@ def _deck(rng: Random) -> list[Happening]:
         card(What.CACHE, rng.uniform(4.0, 10.0), **rng.choice(CACHES)),
         card(What.LOG_STANDS, rng.uniform(5.0, 12.0)),
         card(What.VCDA_REFUSES, rng.uniform(1.0, 5.0)),
+        *(card(What.SITE_PAUSED, rng.uniform(2.0, 6.0), site=rng.choice(PAUSABLE)) for _ in range(2)),
         card(What.VCDA_CLOCK, rng.choice((-20.0, 0.0, 20.0))),
         card(
             What.WRONG,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
-from tests.stress.oracle import Asked, Disturbance, Evidence, Spoilt, Told, judge
+from tests.stress.oracle import Asked, Disturbance, Evidence, SitePaused, Spoilt, Told, judge
 
 COMPLETED = TopicPartition("completed", 0)
 FAILED = TopicPartition("failed", 0)
@@ -217,3 +217,14 @@ def test_a_request_that_may_not_have_been_sent_may_have_an_outcome_or_none() -> 
     unsure = replace(GOOD, unsure=frozenset({"d", "e"}), told=[*GOOD.told, told("d", 2, task_id=None)])
 
     assert judge(unsure).violations == []
+
+
+def test_a_post_to_a_site_that_an_operator_has_paused_is_found() -> None:
+    kept = replace(GOOD, site_pauses=[SitePaused(site="site2", seconds=3.0, posts=0)])
+    broken = replace(
+        GOOD,
+        site_pauses=[SitePaused(site="site2", seconds=3.0, posts=0), SitePaused(site="site1", seconds=2.5, posts=2)],
+    )
+
+    assert judge(kept).violations == []
+    assert judge(broken).violations == ["2 POSTs came to site site1 within 2.5 s of an operator's pause"]

@@ -241,6 +241,16 @@ class Ledger:
 
     # ------------------------------------------------------------ asking
 
+    async def order(self, key: bytes, value: bytes | None) -> None:
+        """Write to the control topic, as `vm-sync sites` does, again until it stands there: Kafka may be away."""
+        producer = await self._producing()
+        while True:
+            with suppress(KafkaError, TimeoutError):
+                async with asyncio.timeout(30):
+                    await producer.send_and_wait(self.topics["control"], value, key=key)
+                return
+            await asyncio.sleep(0.5)
+
     async def ask(self, operation_id: str, replication_id: str, **fields: object) -> None:
         """Put one request on the topic."""
         await self.ask_all([(operation_id, replication_id)], **fields)

@@ -228,6 +228,13 @@ class Broker:
     def log(self, number: int = 0) -> Log:
         return self.logs.setdefault(number, Log())
 
+    def pauses(self, count: int) -> SitePauses:
+        """Return what the first records of the control topic say."""
+        pauses = SitePauses()
+        for offset, (key, value) in enumerate(self.control[:count]):
+            pauses.take(key, value, offset=offset)
+        return pauses
+
     def ask(
         self,
         replication_id: str,
@@ -543,6 +550,8 @@ class Process:
             tick=tick,
         )
         self._polling = self.spawn(poller.run())
+        self.control_read = 0
+        """Records of the control topic that it has read."""
         self._context.run(self.read_control)
 
     # ------------------------------------------------------------ life and death
@@ -585,11 +594,9 @@ class Process:
 
     def read_control(self) -> None:
         """Read the control topic, whole, as a process does at its start and whenever something is added."""
-        pauses = SitePauses()
-        for offset, (key, value) in enumerate(self._broker.control):
-            pauses.take(key, value, offset=offset)
         if not self.dead:
-            self.lanes.pause_by_operator(pauses.by_site())
+            self.control_read = len(self._broker.control)
+            self.lanes.pause_by_operator(self._broker.pauses(self.control_read).by_site())
 
     # ------------------------------------------------------------ what the group wants
 

@@ -1,0 +1,100 @@
+"""Operators' pauses of sites in a run of chaos: ordered, seen by each process, looked after, and ended again."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+import httpx
+
+from service.messages.site_pause import LOCAL, SitePause, pause_key, write_pause
+from service.sandbox.vcda.simulator import Simulator
+from tests.stress.oracle import SitePaused
+from tests.support.process_harness import Ledger, Process
+from tests.support.simulator_thread import Apart
+
+LONGEST: Final = timedelta(minutes=3)
+"""Until when a site is paused at most, by clocks that are wrong by half a minute; it is resumed much earlier."""
+
+SEEN_WITHIN: Final = 10.0
+"""Seconds for all processes to say that they have read a pause. Where one is frozen, or away from Kafka, nothing is
+judged."""
+
+GRACE: Final = 2.5
+"""Seconds from then on in which a POST may still arrive that had left before: a busy machine reads it late."""
+
+UNKNOWN: Final = "site pauses are unknown"
+"""What a process logs that starts while the control topic can't be read; it then sends POSTs, which is documented."""
+
+
+class Run(Protocol):
+    """What is needed of a run."""
+
+    @property
+    def ledger(self) -> Ledger: ...
+
+    @property
+    def vcda(self) -> Apart: ...
+
+    def living(self) -> Sequence[tuple[Process, bool]]:
+        """Return the processes that run, and whether each is free: neither frozen nor told to end."""
+
+
+class SitePauses:
+    """The pauses of one run; one at a time for each site."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._paused: set[str] = set()
+        self.found: list[SitePaused] = []
+
+    async def play(self, name: str, *, seconds: float) -> None:
+        """Pause a site, for so long once each process has read it, and resume it."""
+        site = "site1" if name == LOCAL else name
+        if site in self._paused:
+            return
+        self._paused.add(site)
+        try:
+            pause = SitePause(site=name, until=datetime.now(UTC) + LONGEST, since=datetime.now(UTC), by="chaos")
+            await self._run.ledger.order(*write_pause(pause))
+            if await self._seen(name):
+                await asyncio.sleep(GRACE)
+                await self._look_after(site, seconds)
+        finally:
+            await self._run.ledger.order(pause_key(name), None)
+            self._paused.discard(site)
+
+    async def _look_after(self, site: str, seconds: float) -> None:
+        processes = self._run.ledger.processes
+        new = next((n for n, one in enumerate(processes) if one.running and one.port() is None), len(processes))
+        began, before = time.monotonic(), await self._posts(site)
+        await asyncio.sleep(seconds)
+        posts, took = await self._posts(site) - before, time.monotonic() - began
+        if not any(UNKNOWN in process.text() for process in processes[new:]):
+            self.found.append(SitePaused(site=site, seconds=took, posts=posts))
+
+    async def _seen(self, name: str) -> bool:
+        """Wait until each process holds the pause; False if one does not in time."""
+        until = time.monotonic() + SEEN_WITHIN
+        while time.monotonic() < until:
+            living = self._run.living()
+            if all(free for _, free in living) and all([await _holds(process, name) for process, _ in living]):
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def _posts(self, site: str) -> int:
+        def count(sim: Simulator) -> int:
+            return sim.world.counts.calls_by_site[f"submit {site}"]
+
+        return await self._run.vcda.do(count)
+
+
+async def _holds(process: Process, name: str) -> bool:
+    try:
+        sites = (await process.get("/syncs?limit=1", timeout=5.0)).json()["sites"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return False
+    held = {one["site"] or LOCAL: one["pause"] for one in sites}
+    return held.get(name) is not None
