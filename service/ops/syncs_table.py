@@ -112,7 +112,9 @@ def _state(sync: InFlight) -> Iterator[Html]:
 def _why(sync: InFlight, now: datetime, clean: Clean) -> Iterator[Html]:
     waits = sync.waits_for
     if waits is not None:
-        until = f" (until {clock_time(waits.until, now=now)})" if waits.until else ""
+        until = ""
+        if waits.until is not None and f"{waits.until:%Y-%m-%d %H:%M:%SZ}" not in waits.detail:
+            until = f" (until {clock_time(waits.until, now=now)})"
         yield tag("span", cut(clean(waits.detail)), until)
     if sync.held:
         yield tag("span", "timed out a day ago, and VCDA still shows its task as unfinished: its replication is held")

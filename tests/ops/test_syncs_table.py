@@ -2,9 +2,11 @@
 
 from datetime import timedelta
 
+from service.messages.wait_cause import WaitCause
 from service.ops import syncs_table
 from service.ops.syncs_page import Query
 from service.ops.syncs_table import clock_time
+from service.partition.waiting import WaitsFor
 from tests.ops.test_html import Parsed
 from tests.support.shown_overview import AT, some_syncs
 
@@ -39,6 +41,14 @@ def test_a_request_is_shown_with_what_it_waits_for_and_with_its_last_error() -> 
     assert "lingering" in held
     assert "passed 1" in held
     assert "its replication is held" in held
+
+
+def test_a_moment_that_the_cause_names_itself_is_not_repeated() -> None:
+    sync = some_syncs()[0]
+    until = AT + timedelta(hours=2)
+    sync.waits_for = WaitsFor(WaitCause.SITE_PAUSED, f"site b is paused until {until:%Y-%m-%d %H:%M:%SZ}: move", until)
+
+    assert "(until" not in syncs_table.row(sync, now=AT, clean=str)
 
 
 def test_a_time_of_another_day_has_its_date() -> None:
