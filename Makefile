@@ -13,7 +13,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test check quick coverage format pages site demo model chaos bench bench-quick soak lock image release-check clean
+.PHONY: help setup test check quick unit coverage format pages site demo model chaos bench bench-quick soak lock image release-check clean
 
 # What the documentation site needs of other projects: package, version, file in it, its SHA-256.
 SITE := build/site-scripts
@@ -56,6 +56,10 @@ check: $(READY) ## check lint, format, types and layers
 
 quick: $(READY) ## run the tests that need no Kafka
 	$(BIN)/python -m pytest -m 'not kafka and not e2e'
+
+unit: $(READY) ## run the tests that need seconds; with another Python: PYTHON=python3.13 VENV=build/python-3.13
+	$(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --dist=loadfile -m 'not kafka and not e2e' \
+		$(foreach part,asyncapi benchmarks cli repository sandbox stress system,--ignore=tests/$(part))
 
 coverage: $(READY) ## measure which lines and branches of the package the tests reach, without those of whole processes
 	$(BIN)/coverage run -m pytest -q -m 'not e2e' --ignore=tests/repository --ignore=tests/stress --ignore=tests/benchmarks
