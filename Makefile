@@ -13,7 +13,7 @@ LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-versio
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test check quick unit coverage format pages site demo model chaos bench bench-quick soak lock image release-check clean
+.PHONY: help setup test check quick unit coverage format pages site demo model chaos bench bench-quick alerts soak lock image release-check clean
 
 # What the documentation site needs of other projects: package, version, file in it, its SHA-256.
 SITE := build/site-scripts
@@ -101,6 +101,9 @@ bench: $(READY) ## run the benchmark and write its pages: an hour
 
 bench-quick: $(READY) ## run a short benchmark: some minutes, writes no page
 	$(BIN)/python -m benchmarks --quick
+
+alerts: $(READY) ## provoke each alert for real, and write docs/alerts.md: some minutes; needs prometheus
+	$(BIN)/python -m tools.alerts_page
 
 soak: $(READY) ## run a steady load for MINUTES=10, and check that memory stays constant
 	$(BIN)/python -m tests.stress.soak --minutes $(or $(MINUTES),10)

@@ -162,8 +162,8 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncNotLoggedIn",
             ),
             Stat(
-                title="Logins refused, 15 min",
-                about="Refused logins, and extensions to a remote site.",
+                title="Logins refused",
+                about="Refused logins, and extensions to a remote site, in the last 15 minutes.",
                 queries=(
                     (
                         (
@@ -215,7 +215,9 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                             f"(sum by (site, operation, status) "
                             f'(increase(vm_sync_api_requests_total{{{SITE}, status!="2xx"}}[5m])) > 0) '
                             f"and on (site) (max by (site) (vm_sync_api_paused{{{SITE}}}) > 0) "
-                            f"or on (site) max by (site) (vm_sync_api_paused{{{SITE}}}) > 0"
+                            f"or on (site) max by (site) (vm_sync_api_paused{{{SITE}}}) > 0 "
+                            f"or label_replace(max by (site) (vm_sync_site_paused_by_operator{{{SITE}}}) > 0, "
+                            f'"status", "by an operator", "", "")'
                         ),
                         "calls",
                     ),

@@ -492,7 +492,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     async def _watch_reading(self) -> None:
         silent_for = self._clock.monotonic() - self.kafka_seen_at
         await self._watch.look(self._supervisors, kafka_is_there=silent_for < self._timings.report.total_seconds())
-        self._metrics.unread(self._watch.unread_for())
+        # What Kafka denies can't be counted: without the right to read, nobody says where the partitions end.
+        denied = self._denials.lasting(self._plan.group_id, self._dependencies.requests)
+        self._metrics.unread(max(self._watch.unread_for(), denied))
 
     async def _watch_kafka(self) -> None:
         """Look for new broker addresses if Kafka has not answered for long."""

@@ -139,6 +139,7 @@ class _Denial:
     """Something that is denied again and again. Moments are monotonic."""
 
     about: str
+    since: float
     heard_at: float
     logged_at: float
     lasts: float
@@ -161,7 +162,7 @@ class Denials:
         now = self._clock.monotonic()
         denial = self._denials.get(text)
         if denial is None:
-            self._denials[text] = _Denial(about, now, now, lasts.total_seconds())
+            self._denials[text] = _Denial(about, now, now, now, lasts.total_seconds())
             log.warning("%s; trying again until it is allowed", text)
             return
         if now - denial.logged_at >= AGAIN.total_seconds():
@@ -179,6 +180,16 @@ class Denials:
         """Return what is denied at present."""
         now = self._clock.monotonic()
         return [text for text, denial in self._denials.items() if now - denial.heard_at <= denial.lasts]
+
+    def lasting(self, *names: str) -> float:
+        """Return for how many seconds something has been denied of these topics and groups; 0: nothing is."""
+        now = self._clock.monotonic()
+        since = [
+            denial.since
+            for denial in self._denials.values()
+            if denial.about in names and now - denial.heard_at <= denial.lasts
+        ]
+        return now - min(since, default=now)
 
     def forget_past(self) -> None:
         """Forget the denials that are over, and say so."""

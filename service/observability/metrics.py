@@ -243,8 +243,8 @@ METRICS: Final = (
     Metric(
         "vm_sync_reading_stalled_seconds",
         "gauge",
-        "How long unread records of a partition have not been read although the partition is not full; 0 while "
-        "reading goes on.",
+        "How long unread records of a partition have not been read although the partition is not full, or Kafka has "
+        "denied reading; 0 while reading goes on.",
     ),
     Metric(
         "vm_sync_event_loop_lag_seconds",
@@ -550,7 +550,7 @@ class Metrics:
         self._kafka.set(value)
 
     def unread(self, seconds: float) -> None:
-        """Set how long unread records of a partition have not been read although it is not full."""
+        """Set how long unread records of a partition have not been read although it is not full, or denied."""
         self._unread.set(seconds)
 
     def loop_lag(self, seconds: float) -> None:

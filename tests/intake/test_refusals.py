@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from datetime import timedelta
 
 import pytest
 from aiokafka import TopicPartition
@@ -82,6 +83,21 @@ async def test_work_goes_on_soon_after_a_right_that_was_missing_is_back(
         # The group still has this member, or has it again.
         await until(lambda: not service.intake.refused(), within=BACK_WITHIN, what="nothing is refused any more")
         assert not service.intake.died.is_set()
+
+
+async def test_reading_that_is_denied_is_a_standstill_for_prometheus_until_it_is_allowed(
+    guarded_kafka: EmbeddedKafka, rights: Rights, topic_name: TopicNamer
+) -> None:
+    async with at(guarded_kafka, topic_name("refused"), partitions=1) as station:
+        station.set_timings(report=timedelta(seconds=0.5))
+        service = await station.service()
+        await until(lambda: service.reading == {0}, what="the partition is read")
+        name = station.prefix + ".requests"
+
+        await rights.deny(Resource.TOPIC, name, Operation.READ)
+        await until(lambda: service.metric("reading_stalled_seconds") > 1, what="it is counted")
+        await rights.give_back(Resource.TOPIC, name, Operation.READ)
+        await until(lambda: service.metric("reading_stalled_seconds") == 0, what="it is over")
 
 
 async def test_a_member_that_is_refused_while_the_group_rebalances_joins_soon_after_the_right_is_back(

@@ -63,7 +63,7 @@ THRESHOLDS: dict[str, tuple[str, tuple[str, float]]] = {
     "Largest site of an instance": ("VmSyncSiteFillsCapacity", ("25000", 25_000)),
     "Failed in the last hour": ("VmSyncSiteFailing", ("0.2", 0.2)),
     "Failures in the last hour, by site": ("VmSyncSiteFailing", ("0.2", 0.2)),
-    "Logins refused, 15 min": ("VmSyncLoginFailing", ("2", 3)),
+    "Logins refused": ("VmSyncLoginFailing", ("2", 3)),
     "Held back": ("VmSyncSitePaused", ("0.8", 0.8)),
     "Most overdue poll": ("VmSyncPollsOverdue", ("120", 120)),
     "Reading at a standstill": ("VmSyncReadingStalled", ("60", 60)),

@@ -107,7 +107,7 @@ def test_a_command_that_vm_sync_does_not_understand_is_found(wrong: str) -> None
 
 def test_every_command_is_one_that_the_test_of_the_alerts_can_run_or_that_needs_a_cluster() -> None:
     known = (
-        r"kubectl -n vm-sync (exec (-it )?(deploy/vm-sync|POD) -- vm-sync )"
+        r"kubectl -n vm-sync (exec (-it )?(deploy/vm-sync|vm-sync-operator|POD) -- vm-sync )"
         r"|kubectl -n vm-sync (logs|get|describe|port-forward|rollout|scale) "
         r"|curl -s localhost:8080/(readyz|livez|syncs)$|kafka-transactions\.sh "
     )

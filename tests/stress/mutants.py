@@ -673,6 +673,20 @@ MUTANTS: Final = (
         tests=("tests/intake/test_reading.py",),
     ),
     Mutant(
+        name="reading that Kafka denies is no standstill for Prometheus",
+        file="service/intake/group.py",
+        old="        self._metrics.unread(max(self._watch.unread_for(), denied))\n",
+        new="        self._metrics.unread(self._watch.unread_for())\n",
+        tests=("tests/intake/test_refusals.py",),
+    ),
+    Mutant(
+        name="a call is counted for the local site, whichever it is for",
+        file="service/vcda/http.py",
+        old="            self._meter.api_request(operation, label, ended - began, site=site)\n",
+        new="            self._meter.api_request(operation, label, ended - began, site=None)\n",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
         name="a partition that is full passes for one that is stuck",
         file="service/intake/reading.py",
         old=" and supervisor.reading is not None and not self._pressure.holds(place)\n",

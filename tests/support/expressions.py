@@ -65,12 +65,13 @@ def panels() -> list[dict[str, Any]]:
 def _of_dashboard() -> Iterator[Expression]:
     for panel in panels():
         for target in panel["targets"]:
-            yield Expression(f"dashboard.json: {panel['title']}", _plain(target["expr"]))
+            yield Expression(f"dashboard.json: {panel['title']}", plain(target["expr"]))
     for annotation in board()["annotations"]["list"]:
-        yield Expression(f"dashboard.json: {annotation['name']}", _plain(annotation["expr"]))
+        yield Expression(f"dashboard.json: {annotation['name']}", plain(annotation["expr"]))
 
 
-def _plain(promql: str) -> str:
+def plain(promql: str) -> str:
+    """Return a query of the dashboard as Prometheus takes it, with all that can be chosen chosen."""
     for name, value in GRAFANA_VARIABLES.items():
         promql = promql.replace(name, value)
     return re.sub(r"\$\w+", ".*", promql)

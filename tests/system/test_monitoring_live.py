@@ -8,19 +8,14 @@ import json
 import math
 import re
 import shutil
-import socket
-import subprocess
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
-import httpx
 import pytest
-import yaml
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
@@ -29,18 +24,15 @@ from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Batch
 from service.kafka.journal_codec import Cursor
 from service.observability import metrics
-from service.sandbox.child_processes import dying_with_us
 from service.sandbox.kafka import Kafka
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Durations, Plan
 from tests.conftest import missing
 from tests.support.expressions import MONITORING, Expression, all_expressions
 from tests.support.process_harness import Ledger, Process, appliance
+from tests.support.prometheus import Prometheus, good_moment, prometheus
 
 pytestmark = pytest.mark.e2e
-
-SCRAPED_EVERY = 1
-"""Seconds; a scrape may take as long."""
 
 NAMESPACE = "vm-sync"
 """The one that the autoscaling asks for."""
@@ -117,21 +109,23 @@ async def _look(bootstrap: str, *, program: str, folder: Path) -> Seen:
         process = ledger.start()
         await ledger.ready(process)
         targets = {"vm-sync": f"127.0.0.1:{process.port()}", "kafka-exporter": exporter}
-        async with _prometheus(program, targets=targets, folder=folder) as prometheus:
-            await prometheus.yields("up == 1")
+        async with prometheus(program, folder=folder) as found:
+            for job, target in targets.items():
+                found.scrape(target, job=job, namespace=NAMESPACE)
+            assert await found.until("up == 1", seconds=90)
             await _bad_day(ledger, simulator)
             await _misfortunes_of_kafka(ledger, process)
             # Three scrapes, so that whatever was counted last has a rate.
             late = ("vm_sync_partitions_stopped", "vm_sync_requests_lost_total", "vm_sync_control_unreadable_seconds")
             last = f"({' and '.join(f'sum({name}) > 0' for name in late)})"
-            await prometheus.yields(f"count_over_time({last}[10m:1s]) > 2")
-            moment = await prometheus.good_moment(targets)
+            assert await found.until(f"count_over_time({last}[10m:1s]) > 2", seconds=90)
+            moment = await _good_moment(found, targets)
             queries = {_moved(metric) for metric in METRICS}
             for expression in EXPRESSIONS:
                 queries |= {unconditional(expression.promql), *selectors(expression.promql)}
             return Seen(
-                answers={query: await prometheus.ask(query, moment=moment) for query in queries},
-                unhealthy=await prometheus.unhealthy_rules(),
+                answers={query: await found.ask(query, moment=moment) for query in queries},
+                unhealthy=await found.unhealthy_rules(),
             )
 
 
@@ -199,100 +193,11 @@ async def _write_cursor(ledger: Ledger, partition: int, cursor: Cursor) -> None:
     await ledger.send_raw(partition=partition, value=b"something to commit")
 
 
-# ---------------------------------------------------------------- Prometheus
-
-
-@dataclass(frozen=True, slots=True)
-class Prometheus:
-    """A running one."""
-
-    client: httpx.AsyncClient
-
-    async def ask(self, query: str, *, moment: float | None = None) -> list[float] | str:
-        """Return the values that a query yields now or at a moment, or what is wrong with it."""
-        params = {"query": query} | ({} if moment is None else {"time": str(moment)})
-        response = await self.client.get("/api/v1/query", params=params)
-        if response.headers.get("content-type", "").partition(";")[0] != "application/json":
-            return response.text  # it says in plain words that it is still starting
-        answer = response.json()
-        if answer["status"] != "success":
-            return str(answer["error"])
-        result = answer["data"]["result"]
-        if answer["data"]["resultType"] == "scalar":
-            return [float(result[1])]
-        return [float(sample["value"][1]) for sample in result]
-
-    async def yields(self, query: str, *, within: float = 90.0) -> None:
-        """Wait until a query yields something."""
-        answer: list[float] | str = "nothing yet"
-        try:
-            async with asyncio.timeout(within):
-                while not isinstance(answer, list) or not answer:
-                    await asyncio.sleep(0.2)
-                    try:
-                        answer = await self.ask(query)
-                    except httpx.HTTPError as error:  # it has just been started
-                        answer = repr(error)
-        except TimeoutError:
-            pytest.fail(f"{query}: {answer}")
-
-    async def good_moment(self, targets: Collection[str], *, within: float = 60.0) -> float:
-        """Return a moment of the last seconds at which all targets had been scraped.
-
-        On a busy machine a scrape now and then takes longer than it may, and the target's series are then gone until
-        the next one. A scrape that has begun can't change anything any more at a moment longer ago than its limit.
-        """
-        async with asyncio.timeout(within):
-            while True:
-                moment = time.time() - 2 * SCRAPED_EVERY
-                if await self.ask("count(up == 1)", moment=moment) == [len(targets)]:
-                    return moment
-                await asyncio.sleep(0.5)
-
-    async def unhealthy_rules(self) -> list[str]:
-        """Return the rules that could not be evaluated."""
-        groups: list[Any] = (await self.client.get("/api/v1/rules")).json()["data"]["groups"]
-        return [
-            f"{rule['name']}: {rule.get('lastError')}"
-            for group in groups
-            for rule in group["rules"]
-            if rule["health"] != "ok"
-        ]
-
-
-@asynccontextmanager
-async def _prometheus(program: str, *, targets: Mapping[str, str], folder: Path) -> AsyncIterator[Prometheus]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    config = {
-        "global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{SCRAPED_EVERY}s"),
-        "rule_files": [str(MONITORING / "rules.yaml")],
-        "scrape_configs": [
-            {"job_name": job, "static_configs": [{"targets": [target], "labels": {"namespace": NAMESPACE}}]}
-            for job, target in targets.items()
-        ],
-    }
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(config))
-    with (folder / "log").open("wb") as log:
-        child = subprocess.Popen(  # noqa: ASYNC220 - it takes a moment
-            dying_with_us(
-                [
-                    program,
-                    f"--config.file={folder}/prometheus.yaml",
-                    f"--storage.tsdb.path={folder}/data",
-                    f"--web.listen-address={address}",
-                    "--log.level=warn",
-                ]
-            ),
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
-            yield Prometheus(client)
-    finally:
-        child.kill()
-        await asyncio.to_thread(child.wait, 10)
+async def _good_moment(found: Prometheus, targets: Collection[str], *, within: float = 60.0) -> float:
+    async with asyncio.timeout(within):
+        while (moment := await good_moment(found, targets, now=time.time())) is None:
+            await asyncio.sleep(0.5)
+        return moment
 
 
 @asynccontextmanager
