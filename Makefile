@@ -109,7 +109,7 @@ soak: $(READY) ## run a steady load for MINUTES=10, and check that memory stays 
 	$(BIN)/python -m tests.stress.soak --minutes $(or $(MINUTES),10)
 
 lock: $(READY) ## update the pinned versions in both requirements files
-	$(LOCK) --upgrade -o requirements.txt
+	$(LOCK) --upgrade --extra tracing -o requirements.txt
 	$(LOCK) --upgrade -c requirements.txt --all-extras --group dev -o requirements-dev.txt
 	$(PYTHON) -m tools.pre_commit
 
