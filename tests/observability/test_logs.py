@@ -562,3 +562,23 @@ def test_what_kafkas_client_says_of_each_attempt_is_left_out_unless_it_may_be_a_
 
     messages = [json.loads(line)["message"] for line in written(file).splitlines()]
     assert messages == ["Unexpected error in fetcher routine", "Heartbeat failed"]
+
+
+def test_what_garbage_logs_at_the_interpreters_end_does_not_keep_the_process() -> None:
+    code = """
+import logging
+from service.observability import logs
+
+class Garbage:
+    def __del__(self):
+        logging.getLogger("late").error("too late")
+
+logs.configure(form="text", level="INFO", secrets=[])
+logging.getLogger("early").info("in time")
+garbage = Garbage()
+garbage.itself = garbage  # so that it goes with the interpreter
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+
+    assert "in time" in done.stderr
+    assert "too late" not in done.stderr
