@@ -24,9 +24,9 @@ from service.kafka.tokens import Token, TokenUnavailable, checked, jwt_end
 PREFIX: Final = "VM_SYNC_KAFKA__OAUTH_"
 URL: Final = f"{PREFIX}TOKEN_URL"
 
-LIMIT: Final = timedelta(seconds=8)
-"""For the whole call: a token server that is alive answers within it. Shorter than the limits of those who wait for a
-login, so that this error is the one that is reported."""
+LIMIT: Final = timedelta(seconds=5)
+"""For the whole call: a token server that is alive answers within it. Much shorter than the limit of a connection to
+a broker, during which it is called: a token server that hangs must not be reported as a broker that doesn't answer."""
 
 LONGEST: Final = 256 * 1024
 """Bytes of an answer. A token with hundreds of groups has some 10 KiB."""

@@ -11,6 +11,7 @@ import trustme
 
 from service.certificates import Certificates, Current
 from service.kafka import token_server
+from service.kafka.clients import CONNECT_LIMIT
 from service.kafka.token_server import ClientCredentials
 from service.kafka.tokens import TokenUnavailable
 from tests.support.scripted_http_server import Answer, Cut, Drip, Reply
@@ -161,6 +162,10 @@ async def test_a_server_that_never_finishes_is_given_up(monkeypatch: pytest.Monk
             await client(server.url).fetch()
 
     assert not raised.value.answered
+
+
+def test_a_server_that_hangs_is_given_up_before_the_broker_that_waits_for_the_login() -> None:
+    assert token_server.LIMIT <= CONNECT_LIMIT / 2
 
 
 async def test_a_server_that_is_away_is_said_with_the_setting() -> None:
