@@ -395,7 +395,7 @@ class App:
         """Log in to VCDA from the start on, so that wrong settings show before the first request. Never returns."""
         while True:
             try:
-                reasons = [f"no session at VCDA: {why}" for why in await vcda.unusable()]
+                reasons = await vcda.unusable()
                 for lane in lanes:
                     if lane.without_credentials:
                         reasons.append(f"there are no credentials for site {lane.site} (VM_SYNC_VCDA__SITES)")

@@ -225,10 +225,15 @@ class Session:
         """
         login = await self._current()
         if isinstance(login, Trouble):
-            return [login.detail]
+            return [f"no session at VCDA: {login.detail}"]
         names = [] if self._tried is None else [site.name for site in self._tried.sites]
-        admissions = await asyncio.gather(*[self.admit(name) for name in names if name not in login.local])
-        return [admission.detail for admission in admissions if isinstance(admission, Trouble)]
+        remote = [name for name in names if name not in login.local]
+        admissions = await asyncio.gather(*[self.admit(name) for name in remote])
+        return [
+            f"the session at VCDA is not extended to site {name}: {admission.detail}"
+            for name, admission in zip(remote, admissions, strict=True)
+            if isinstance(admission, Trouble)
+        ]
 
     async def close(self) -> None:
         """Log out, within a short time limit."""

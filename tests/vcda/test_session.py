@@ -559,8 +559,10 @@ async def test_what_cannot_be_used_is_found_before_any_request_and_names_the_set
     answers: dict[str, Answer], said: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with appliance(script(**answers)) as there, ours(there.url) as us:
-        assert await us.vcda.unusable() == [said]
-        assert await us.vcda.unusable() == [said], "between attempts it is what the last one met"
+        remote = "extend" in answers
+        lacking = "the session at VCDA is not extended to site site2" if remote else "no session at VCDA"
+        assert await us.vcda.unusable() == [f"{lacking}: {said}"]
+        assert await us.vcda.unusable() == [f"{lacking}: {said}"], "between attempts it is what the last one met"
         assert len(there.calls) == 1 + ("extend" in answers)
 
     assert said in caplog.text
