@@ -72,7 +72,7 @@ def judge(parser: Path, *texts: str, folder: Path) -> list[dict[str, Any]]:
     for file, text in zip(files, texts, strict=True):
         file.write_text(text, encoding="utf-8")
     said = subprocess.run(
-        [node, HERE / "check.mjs", parser, *files], capture_output=True, text=True, timeout=60, check=True
+        [node, HERE / "check.mjs", parser, *files], capture_output=True, text=True, timeout=240, check=True
     )
     return [json.loads(line) for line in said.stdout.splitlines()]
 

@@ -119,7 +119,12 @@ class Demo:
 
     def here(self, text: str) -> str:
         """Put the addresses in place of those that the documents show."""
-        examples = {"127.0.0.1:23028": self.bootstrap, "41549": self.port, "http://127.0.0.1:46287": self.vcda}
+        examples = {
+            "127.0.0.1:23028": self.bootstrap,
+            "41549": self.port,
+            "localhost:8080": f"localhost:{self.port}",  # what `kubectl port-forward` would lead to
+            "http://127.0.0.1:46287": self.vcda,
+        }
         for example, real in examples.items():
             text = text.replace(example, real)
         return text
