@@ -41,6 +41,7 @@ BASH = shutil.which("bash") or "/bin/bash"
 ELSEWHERE = {
     r"docker |kind ": "wants a container runtime; what it would build or load is tested in test_deploy_*",
     r"(kubectl|helm) ": "wants a cluster; what it would apply is rendered and checked in test_deploy_*",
+    r"kafka-transactions\.sh ": "comes with Kafka's own distribution, which the embedded Kafka lacks",
     r"vm-sync demo --keep$": "is what all others are run against",
 }
 """Commands that aren't run here."""
@@ -50,6 +51,10 @@ HERE_AS = {
     "kubectl -n vm-sync exec deploy/vm-sync -- ": "",  # the command that is run in a pod is run here
     "make ": "make --dry-run ",  # the target exists; making it is what runs these tests, or takes minutes
     "vm-sync show ID": "vm-sync show demo-0001",
+    "vm-sync dead-letters show PARTITION:OFFSET": (
+        "vm-sync dead-letters show $(vm-sync dead-letters list --json |"
+        " python -c 'import json, sys; print(json.load(sys.stdin)[0][\"at\"])')"
+    ),
 }
 """Beginnings of commands, and what is run instead."""
 
