@@ -2,13 +2,15 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import IncompatibleBrokerVersion, TopicAuthorizationFailedError
 
 from service.kafka import topics
 from service.kafka.connection import KafkaConnection
-from service.kafka.topic_descriptions import Topic, describe
+from service.kafka.topic_descriptions import Topic, cleanup_policy, describe
 from service.kafka.topics import Advice, Created, Finding, Refusal, TopicNames, ensure_topics, judge
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
@@ -249,3 +251,16 @@ async def test_three_processes_that_start_at_once_on_three_brokers_find_all_topi
         assert not [refusal for findings in found for refusal in _refusals(findings)]
         made = {finding.topic for findings in found for finding in findings if isinstance(finding, Created)}
         assert made == set(names.all())
+
+
+@pytest.mark.parametrize("answer", [TopicAuthorizationFailedError.errno, IncompatibleBrokerVersion("none")])
+async def test_a_policy_that_kafka_does_not_tell_is_unknown_and_no_error(answer: int | Exception) -> None:
+    async def send(*_: object) -> SimpleNamespace:
+        if isinstance(answer, Exception):
+            raise answer
+        return SimpleNamespace(resources=[(answer, "", 2, "journal", [])])
+
+    client = SimpleNamespace(get_random_node=lambda: 1, send=send)
+
+    assert await cleanup_policy(client, "journal") is None
+    assert topics.not_compacted("journal", None) is None
