@@ -79,7 +79,8 @@ class SitePauses:
         until = time.monotonic() + SEEN_WITHIN
         while time.monotonic() < until:
             living = self._run.living()
-            if all(free for _, free in living) and all([await _holds(process, name) for process, _ in living]):
+            up = [process for process, _ in living if process.port() is not None]  # others read it when they start
+            if up and all(free for _, free in living) and all([await _holds(process, name) for process in up]):
                 return True
             await asyncio.sleep(0.1)
         return False
