@@ -426,10 +426,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 self._hold_back(supervisor)
 
     async def _report(self) -> None:
-        """Commit the cursors to the group; check whether records arrive, and whether Kafka and the topic exist."""
+        """Commit the cursors to the group; check whether records arrive, and whether Kafka and the topic exist.
+
+        Only what the journals hold: operators and tools delete records that a group has committed as read.
+        """
         for supervisor in self._supervisors.values():
             if supervisor.partition is not None:
-                supervisor.cursor = supervisor.partition.cursor
+                supervisor.cursor = supervisor.partition.committed_cursor
         self._arrivals.look(self._supervisors.values())
         self._note_partitions(len(self._consumer.partitions_for_topic(self._dependencies.requests) or ()))
         seen = False
@@ -438,7 +441,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 await self._consumer.topics()
                 seen = True
                 reached = {
-                    supervisor.place: self._reached(supervisor.place, supervisor.partition.cursor)
+                    supervisor.place: self._reached(supervisor.place, supervisor.partition.committed_cursor)
                     for supervisor in list(self._supervisors.values())
                     if supervisor.partition is not None and supervisor.reading is not None
                 }

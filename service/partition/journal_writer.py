@@ -99,6 +99,8 @@ class JournalWriter:
         """How long that commit took, in seconds."""
         self.cursor: Cursor | None = None
         """The last cursor that was added. It is committed no later than anything added after it."""
+        self.committed: Cursor | None = None
+        """The last cursor that a commit of this process contained."""
 
     def put(self, identity: str, state: Sync | None) -> None:
         """Add a change to the next batch; None: a tombstone."""
@@ -187,6 +189,7 @@ class JournalWriter:
         self._committing = None
         self.confirmed_at = began
         self._waiting -= batch.size
+        self.committed = batch.cursor or self.committed
         self.took = self._clock.monotonic() - began
         self._metrics.commit(self.took, len(batch.changes) + len(batch.events))
         for do in batch.after:

@@ -87,7 +87,7 @@ class Partition:
         self._journal = opened.journal
         self._dependencies = dependencies
         self._balance = balance
-        self._committed = start_at if opened.cursor is None else opened.cursor.offset
+        self._opened_with = start_at if opened.cursor is None else opened.cursor.offset
         self._on_lost = on_lost
         self._in_flight = InFlight()
         self._journal_writer = JournalWriter(
@@ -136,8 +136,8 @@ class Partition:
         """
         left_behind, self._left_behind = self._left_behind, ()
         await self._driver.restore(left_behind, opened_at=self._opened_at)
-        self._balance.reopened(self._committed)
-        if (lost := self.cursor - self._committed) > 0:
+        self._balance.reopened(self._opened_with)
+        if (lost := self.cursor - self._opened_with) > 0:
             self._hold(Taken(self.cursor, fates=Counter({Fate.LOST: lost})))
         self._journal_writer.advance_cursor()
         await self._journal_writer.commit()
@@ -228,6 +228,12 @@ class Partition:
     def quiescing(self) -> bool:
         """Whether no POST begins here: records that are read now wait for the next owner."""
         return self._driver.quiescing
+
+    @property
+    def committed_cursor(self) -> int:
+        """The cursor that the journal is known to hold. `cursor` may be ahead of it, with what was admitted since."""
+        committed = self._journal_writer.committed
+        return self._opened_with if committed is None else committed.offset
 
     @property
     def behind(self) -> bool:

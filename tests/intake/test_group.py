@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 
-from service.kafka.journal_api import StopReason
+from service.kafka.journal import KafkaJournal
+from service.kafka.journal_api import Batch, StopReason
 from service.partition.partition import Partition
 from service.sandbox.kafka import Kafka
 from service.sync import SubmitAnswer
@@ -157,6 +158,39 @@ async def test_the_groups_offset_is_past_what_holds_no_requests(
         while reached < 4:  # two records, and each transaction's mark
             reached = await station.group_offset()
     assert reached == 4
+
+
+def _reported(service: Service, since: float) -> bool:
+    return service.intake.kafka_seen_at > since
+
+
+async def test_the_group_is_never_told_of_requests_that_the_journal_does_not_hold_yet(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a group has committed as read, operators and tools delete from the topic."""
+    station.set_timings(report=timedelta(seconds=0.2))
+    service = await station.service()
+    await station.ask("op-1")
+    await station.settled("op-1")
+    commit, stands = KafkaJournal.commit, asyncio.Event()
+
+    async def slow(journal: KafkaJournal, batch: Batch) -> None:
+        await stands.wait()
+        await commit(journal, batch)
+
+    monkeypatch.setattr(KafkaJournal, "commit", slow)
+    await station.ask("op-2", "op-3")
+    await until(lambda: service.partition().cursor == 3, what="both are admitted")
+    for _ in range(3):  # the first report may have begun before; it is over when the next one has been answered
+        reported = service.intake.kafka_seen_at
+        await until(partial(_reported, service, reported), what="it reports")
+
+    assert await station.group_offset() == 1
+    stands.set()
+    await station.settled("op-1", "op-2", "op-3")
+    async with asyncio.timeout(30):
+        while await station.group_offset() != 3:
+            await asyncio.sleep(0.05)
 
 
 # ---------------------------------------------------------------- who may work

@@ -799,6 +799,13 @@ MUTANTS: Final = (
         tests=(TOKENS,),
     ),
     Mutant(
+        name="the group is told of requests that the journal does not hold yet",
+        file="service/intake/group.py",
+        old="self._reached(supervisor.place, supervisor.partition.committed_cursor)",
+        new="self._reached(supervisor.place, supervisor.partition.cursor)",
+        tests=("tests/intake/test_group.py",),
+    ),
+    Mutant(
         name="two syncs of one replication at a time",
         file="service/partition/in_flight.py",
         old="        return queue[0] if queue else None\n",

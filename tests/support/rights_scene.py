@@ -32,8 +32,8 @@ BY_HAND: Final = "by-hand"
 
 COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "request": ("request", REPLICATION, "--operation-id", BY_HAND),
-    "request --wait": ("request", REPLICATION, "--operation-id", BY_HAND, "--wait", "--timeout", "20"),
-    "request --from": ("request", "--from", "{ids}", "--wait", "--timeout", "20"),
+    "request --wait": ("request", REPLICATION, "--operation-id", BY_HAND, "--wait", "--timeout", "60"),
+    "request --from": ("request", "--from", "{ids}", "--wait", "--timeout", "60"),
     "cancel": ("cancel", "{waiting}"),
     "outcomes": ("outcomes",),
     "top": ("top", "--once"),
@@ -45,11 +45,12 @@ COMMANDS: Final[Mapping[str, tuple[str, ...]]] = {
     "topics check": ("topics", "check"),
     "sites": ("sites",),
     "sites pause": ("sites", "pause", "local", "--for", "1h"),
-    "sites resume": ("sites", "resume", "local"),
+    "sites resume": ("sites", "resume", "{paused}"),
 }
 """What an operator runs against Kafka, by what it is called in the documentation.
 
-`{ids}` is a file of requests that no run has sent yet, `{waiting}` a request that waits at a service that runs.
+`{ids}` is a file of requests that no run has sent yet, `{waiting}` a request that waits at a service that runs,
+`{paused}` a site that is paused.
 """
 
 HELD: Final = "C4-5a6ccf7a-45ab-4d5b-8b5d-2a6a0b0f0c55"
@@ -122,7 +123,12 @@ class RightsScene:
     async def run(self, *command: str) -> Result:
         """Run a command as the operator; each `by-hand` is an operation of its own, which nobody has asked for yet."""
         self._runs += 1
-        made = {BY_HAND: self._operation, "{ids}": self._ids, "{waiting}": self._waiting}
+        made = {
+            BY_HAND: self._operation,
+            "{ids}": self._ids,
+            "{waiting}": self._waiting,
+            "{paused}": self._paused,
+        }
         command = tuple([await made[word]() if word in made else word for word in command])
         return await self._run(command, self.ledger.environment(**self.login(OPERATOR)))
 
@@ -144,11 +150,21 @@ class RightsScene:
         self.simulator.world.plan(replication=HELD, duration=Durations.of(86_400))
         name = f"waits-{self._runs}"
         await self.ledger.ask_all([("held", HELD), (name, HELD)])
-        everybody = self.ledger.environment(VM_SYNC_KAFKA__BOOTSTRAP_SERVERS=self._bootstrap)
         async with asyncio.timeout(SOON):
-            while (await self._run(("show", name), everybody)).exit_code:
+            while (await self._run(("show", name), self._everybody)).exit_code:
                 await asyncio.sleep(0.2)
         return name
+
+    async def _paused(self) -> str:
+        """Pause a site, with all rights."""
+        paused = await self._run(("sites", "pause", "local", "--for", "1h"), self._everybody)
+        assert paused.exit_code == 0, paused.output
+        return "local"
+
+    @property
+    def _everybody(self) -> Mapping[str, str]:
+        """Settings of somebody who may do all: without a login."""
+        return self.ledger.environment(VM_SYNC_KAFKA__BOOTSTRAP_SERVERS=self._bootstrap)
 
     async def spoil(self) -> None:
         """Write a dead letter, as the service would."""
