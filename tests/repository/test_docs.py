@@ -53,7 +53,7 @@ HERE_AS = {
     "vm-sync show ID": "vm-sync show demo-0001",
     "vm-sync dead-letters show PARTITION:OFFSET": (
         "vm-sync dead-letters show $(vm-sync dead-letters list --json |"
-        " python -c 'import json, sys; print(json.load(sys.stdin)[0][\"at\"])')"
+        """ python -c 'import json, sys; print("{partition}:{offset}".format(**json.load(sys.stdin)[0]))')"""
     ),
 }
 """Beginnings of commands, and what is run instead."""
