@@ -26,6 +26,9 @@ LATEST: Final = 6
 FRAME: Final = 8
 """Lines of the view that are neither syncs nor outcomes, nor those of `Picture.summary`."""
 
+CUT: Final = ("operationID", "replicationId", "site")
+"""Columns whose texts are cut where they don't fit."""
+
 STYLES: Final = {"waiting": "dim", "submitting": "yellow", "in_doubt": "red", "running": "cyan", "lingering": "red"}
 
 
@@ -123,16 +126,18 @@ def drawn(picture: Picture, size: ConsoleDimensions) -> Group:
     wide = size.width >= WIDE
     table = Table(box=box.SIMPLE_HEAD, expand=True)
     for column in ("operationID", *(["replicationId"] if wide else []), "site", "state", "progress", "age"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, no_wrap=column not in CUT)  # the others keep their width
     rows = picture.in_flight[: rows_of(size, summary=len(picture.summary))]
     for row in rows:
         percent = "" if row.progress is None else f"{row.progress} %"
         bar = ProgressBar(total=100, completed=row.progress or 0, width=30)
         state = Text(row.state, style=STYLES.get(row.state, ""))
-        replication = [Text(row.replication_id)] if wide else []
-        table.add_row(Text(row.operation_id), *replication, Text(row.site), state, bar if wide else percent, row.age)
+        replication = [_one_line(row.replication_id, "")] if wide else []
+        site = _one_line(row.site, "")
+        name = _one_line(row.operation_id, "")
+        table.add_row(name, *replication, site, state, bar if wide else percent, row.age)
     if picture.total > len(rows):
-        table.add_row(Text(f"and {picture.total - len(rows)} more", style="dim"))
+        table.add_row(Text(f"and {picture.total - len(rows)} more", style="dim", no_wrap=True))
     return Group(
         _one_line(picture.head, "bold"),
         *[_one_line(line, "") for line in picture.summary],

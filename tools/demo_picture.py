@@ -11,6 +11,7 @@ import re
 import struct
 import sys
 import termios
+import threading
 from collections.abc import Mapping
 from fcntl import ioctl
 from io import StringIO
@@ -37,14 +38,22 @@ def recorded() -> str:
     return at_a_terminal("demo", columns=COLUMNS, environment=os.environ)
 
 
-def at_a_terminal(*arguments: str, columns: int, environment: Mapping[str, str], failing: bool = False) -> str:
-    """Run `vm-sync` and return all that it writes to its terminal; it has to succeed unless it is `failing`."""
+def at_a_terminal(
+    *arguments: str, columns: int, environment: Mapping[str, str], failing: bool = False, quits: float | None = None
+) -> str:
+    """Run `vm-sync` and return all that it writes to its terminal; it has to succeed unless it is `failing`.
+
+    After `quits` seconds q is pressed.
+    """
     pid, terminal = pty.fork()
     if pid == 0:
         size = {"COLUMNS": str(columns), "LINES": str(LINES), "TERM": "xterm-256color"}
         command = str(Path(sys.executable).with_name("vm-sync"))
         os.execve(command, [command, *arguments], {**environment, **size})  # noqa: S606 - our own command
     ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", LINES, columns, 0, 0))
+    ended = threading.Event()
+    if quits is not None:
+        threading.Thread(target=_press_q, args=(terminal, quits, ended), daemon=True).start()
     written = bytearray()
     while True:
         try:
@@ -54,10 +63,18 @@ def at_a_terminal(*arguments: str, columns: int, environment: Mapping[str, str],
         if not read:
             break
         written += read
+    ended.set()
     _, status = os.waitpid(pid, 0)
     if bool(status) != failing:
         sys.exit(f"vm-sync {' '.join(arguments)} ended otherwise:\n{written.decode(errors='replace')[-2000:]}")
     return written.decode()
+
+
+def _press_q(terminal: int, after: float, ended: threading.Event) -> None:
+    """Press q again and again: what is typed before a program is ready may be lost."""
+    while not ended.wait(after):
+        os.write(terminal, b"q")
+        after = 1.0
 
 
 def scene(text: str) -> str:

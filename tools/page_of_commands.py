@@ -45,7 +45,7 @@ def deployment(**settings: str) -> Iterator[dict[str, str]]:
                 "VM_SYNC_VCDA__CREDENTIALS__USER": "administrator@System",
                 "VM_SYNC_VCDA__CREDENTIALS__PASSWORD": "password",
                 "VM_SYNC_OPS__HOST": "127.0.0.1",
-                "VM_SYNC_OPS__PORT": _free_port(),
+                "VM_SYNC_OPS__PORT": free_port(),
                 **settings,
             }
             run(("topics", "create"), env)
@@ -59,7 +59,8 @@ def deployment(**settings: str) -> Iterator[dict[str, str]]:
             vcda.terminate()
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as held:
         return str(held.getsockname()[1])
 

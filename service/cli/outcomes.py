@@ -254,7 +254,7 @@ class LastOutcomes:
 
     def lines(self) -> Iterator[str]:
         """Yield the replications, the site behind a tab if there is one: `vm-sync request --from -` reads that."""
-        for replication_id, site in self.meant:
+        for replication_id, site in sorted(self.meant, key=lambda name: (name[0], name[1] or "")):
             yield printable(replication_id) + (f"\t{printable(site)}" if site else "")
 
 

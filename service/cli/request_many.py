@@ -121,6 +121,7 @@ class Batch:
     counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
     """Outcomes by outcome, reason and site."""
     failures: list[Failure] = field(default_factory=list)
+    """In the order in which they came."""
     planned: int = 0
     """Requests that this run sends."""
 
@@ -162,6 +163,10 @@ class Batch:
         failure = Failure(request, printable(reason), printable(error))
         self.failures.append(failure)
         return failure
+
+    def failures_by_line(self) -> list[Failure]:
+        """Return the failures in the order of the file."""
+        return sorted(self.failures, key=lambda failure: failure.request.line)
 
     def progress(self) -> str:
         """Say how far it is."""
@@ -467,7 +472,7 @@ def _show(batch: Batch, options: BulkOptions) -> None:
                 one.error,
                 one.request.operation_id,
             )
-            for one in batch.failures[:SHOWN]
+            for one in batch.failures_by_line()[:SHOWN]
         ]
         show_table(FAILURES, rows)
 
@@ -482,7 +487,7 @@ def _json(batch: Batch, options: BulkOptions) -> dict[str, Any]:
         "completed": batch.ended - len(batch.failures),
         "failed": len(batch.failures),
         "withoutOutcome": len(batch.in_flight),
-        "failures": [failure.json() for failure in batch.failures],
+        "failures": [failure.json() for failure in batch.failures_by_line()],
     }
 
 

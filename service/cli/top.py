@@ -198,7 +198,7 @@ def _keys() -> Iterator[asyncio.Event]:
         if b"q" in (keys := os.read(file, 100).lower()) or not keys:
             stopped.set()
 
-    tty.setcbreak(file)
+    tty.setcbreak(file, termios.TCSADRAIN)  # what was typed already counts, too
     loop.add_reader(file, pressed)
     try:
         yield stopped

@@ -221,7 +221,7 @@ def test_a_replication_whose_outcome_was_another_one_later_is_left_out() -> None
     ):
         last.add(one, meant=meant)
 
-    assert list(last.lines()) == ["C4-2", "C4-1\tsite2"]
+    assert list(last.lines()) == ["C4-1\tsite2", "C4-2"]
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,26 @@ def test_at_80_columns_the_view_keeps_id_site_state_percent_and_age_and_each_is_
     assert all(len(line) <= 80 for line in lines)
 
 
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_long_ids_are_cut_before_states_and_ages(width: int) -> None:
+    row = live_view.InFlightRow(
+        operation_id="from-5e3903f4068f-fc9cc4f4df",
+        replication_id=f"C4-{uuid.UUID(int=1)}",
+        site="site2",
+        state="submitting",
+        progress=None,
+        age="119m",
+    )
+    shown = live_view.Picture(head="", in_flight=[row] * 3, total=5, latest=[], foot="")
+    console = Console(width=width, height=24, file=io.StringIO(), color_system=None)
+    console.print(live_view.drawn(shown, console.size))
+
+    lines = str(console.file.getvalue()).splitlines()  # type: ignore[attr-defined]  # a StringIO
+    rows = [line for line in lines if "from-" in line]
+    assert len(rows) == 3, "each is one line"
+    assert all("submitting" in line and "site2" in line and "119m" in line for line in rows)
+
+
 @pytest.mark.parametrize(("width", "height"), [(120, 44), (80, 24), (60, 15)])
 def test_the_view_is_never_higher_than_the_terminal(width: int, height: int) -> None:
     assert len(drawn(width, height)) <= height
