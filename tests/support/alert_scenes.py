@@ -231,7 +231,11 @@ class Deployment:
         parts = pages()[alert].parts
         for query in queries("".join(parts.values())):
             finding.asked[query] = len(await self.ask(query))
-        if not any(finding.asked[query] for query in queries(parts["Over"])):
+        # Since the cause: on a busy machine, a window that is a thirtieth as long may have passed by now.
+        seconds = int(time.monotonic() - began) + 5
+        if not any(
+            [await self.ask(f"count_over_time(({query})[{seconds * HURRY}s:30s])") for query in queries(parts["Over"])]
+        ):
             finding.not_over.append("none of the queries under Over yields anything while the alert fires")
         finding.ran += await self.run([CHECK, *commands(parts["Diagnosis"] + parts["Mitigation"])], since=began)
         self.stage.say(f"{alert}: page done")
@@ -324,7 +328,7 @@ async def strange_answers(stage: Stage) -> None:
         world, began = here.vcda.world, time.monotonic()
         for n in range(8):
             world.plan(replication=replication(f"answers-fails-{n}"), failing=1.0)
-        world.plan(replication=replication("answers-strange-0"), word="PAUSED_BY_AN_ADMINISTRATOR", duration=4)
+        world.plan(replication=replication("answers-strange-0"), word="PAUSED_BY_AN_ADMINISTRATOR", duration=20)
         for n in range(3):
             here.vcda.fault(
                 operation="submit", replication=replication(f"answers-cut-{n}"), answer="cut", effect="none", times=1
@@ -643,7 +647,7 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
 }
 """The scenes with the alerts that they provoke, the longest first."""
 
-SHORT: Final[tuple[Scene, ...]] = (strange_answers, old_requests, topics_harmed, wrong_password, nothing_left)
+SHORT: Final[tuple[Scene, ...]] = (strange_answers, old_requests, topics_harmed, nothing_left)
 """Those that take less than a minute each on an idle machine."""
 
 

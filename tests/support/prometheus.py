@@ -97,7 +97,7 @@ class Prometheus:
             ValueError: Prometheus can't evaluate it; the text is its own.
         """
         params = {"query": query} | ({} if moment is None else {"time": str(moment)})
-        response = await self.client.get("/api/v1/query", params=params)
+        response = await self._get(params)
         if response.headers.get("content-type", "").partition(";")[0] != "application/json":
             raise ValueError(response.text)  # it says in plain words that it is still starting
         answer = response.json()
@@ -108,6 +108,13 @@ class Prometheus:
         if answer["data"]["resultType"] == "scalar":
             return [Series({}, float(result[1]))]
         return [Series(sample["metric"], float(sample["value"][1])) for sample in result]
+
+    async def _get(self, params: Mapping[str, str]) -> httpx.Response:
+        """Ask; once more where the connection ended, as an idle one may at any moment."""
+        try:
+            return await self.client.get("/api/v1/query", params=params)
+        except (httpx.ReadError, httpx.RemoteProtocolError, httpx.ReadTimeout):
+            return await self.client.get("/api/v1/query", params=params)
 
     async def ask(self, query: str, *, moment: float | None = None) -> list[float] | str:
         """Return the values that a query yields now or at a moment, or what is wrong with it."""
@@ -170,7 +177,7 @@ async def prometheus(program: str, *, folder: Path, hurry: int = 1) -> AsyncIter
             stderr=subprocess.STDOUT,
         )
     try:
-        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=10) as client:
+        async with httpx.AsyncClient(base_url=f"http://{address}", timeout=60) as client:
             made = Prometheus(client, folder)
             made._write()
             yield made

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -24,19 +25,26 @@ PLAYED = tuple(SCENES) if os.environ.get("VM_SYNC_ALL_ALERTS") else SHORT
 PROVOKED = [alert for scene in PLAYED for alert in SCENES[scene]]
 
 
+@dataclass(frozen=True, slots=True)
+class Played:
+    """What was seen, and which scenes did not come to their end."""
+
+    findings: Mapping[str, Finding]
+    broken: Mapping[str, str]
+
+
 @pytest.fixture(scope="module")
-def findings(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Finding]:
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
     if (program := shutil.which("prometheus")) is None:
         missing("prometheus is not installed: apt-get install prometheus")
     return asyncio.run(_provoke(program, folder=tmp_path_factory.mktemp("alerts")))
 
 
-async def _provoke(program: str, *, folder: Path) -> Mapping[str, Finding]:
+async def _provoke(program: str, *, folder: Path) -> Played:
     try:
         async with stage(program, folder=folder, thrifty=True) as there:
             await play(there, *PLAYED)
-            assert there.broken == {}
-            return there.findings
+            return Played(there.findings, there.broken)
     except KafkaError as error:
         missing(str(error))
 
@@ -46,7 +54,9 @@ def test_each_alert_has_its_scene() -> None:
 
 
 @pytest.mark.parametrize("alert", PROVOKED)
-def test_an_alert_fires_its_page_has_answers_and_knows_when_it_is_over(
-    alert: str, findings: Mapping[str, Finding]
-) -> None:
-    assert faults(findings[alert]) == []
+def test_an_alert_fires_its_page_has_answers_and_knows_when_it_is_over(alert: str, played: Played) -> None:
+    assert faults(played.findings[alert]) == []
+
+
+def test_each_scene_comes_to_its_end(played: Played) -> None:
+    assert played.broken == {}
