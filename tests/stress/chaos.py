@@ -117,7 +117,7 @@ def written(reports: Sequence[Report], *, command: str) -> str:
         f"`{command}`: three brokers, of which one is killed, restarted or frozen at a time, and now and then two; "
         f"{took[0]:.0f} to {took[-1]:.0f} s a seed. The last columns are the longest time that any partition had no "
         f"outcome after a broker was killed (at most 14 s on a machine that does nothing else) and restarted (at most "
-        f"5 s); this machine's bounds were {min(bounds):.1f} to {max(bounds):.1f} s.\n\n"
+        f"5 s); this machine's bounds were {min(bounds, default=0.0):.1f} to {max(bounds, default=0.0):.1f} s.\n\n"
         + "\n".join(lines)
         + f"\n\nIn these runs: {done}.\n"
     )
@@ -157,6 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it can't know that we stopped Kafka ourselves
     console = Console(width=max(170, Console().width))
     reports: list[Report] = []
+    unfinished: list[int] = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
         for brokers, seed in product(given.brokers, range(first, first + given.seeds)):
@@ -171,24 +172,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             try:
                 report = asyncio.run(run(schedule, progress=progress))
-            except KafkaError as error:
-                console.print(str(error), style="red")
-                return 1
+            except (KafkaError, TimeoutError, AssertionError) as error:
+                console.print(f"  did not come to its end: {error!r}", style="bold red", markup=False)
+                unfinished.append(seed)
+                if isinstance(error, KafkaError) and not reports:
+                    return 1  # there is no Kafka to be had
+                continue
             reports.append(report)
             tell(report, console)
+            if given.write and (several := [report for report in reports if report.schedule.brokers > 1]):
+                command = f"SEED={first} SEEDS={given.seeds} REQUESTS={given.requests} BROKERS={BROKERS} make chaos"
+                write(written(several, command=command))  # after each seed, so that none is lost with the next one
     console.print(table(reports))
     not_promised: Counter[str] = Counter()
     for report in reports:
         not_promised += report.verdict.not_promised
     for case, count in not_promised.items():
         console.print(f"Not promised, provoked {count} times: {case}")
-    if given.write and (several := [report for report in reports if report.schedule.brokers > 1]):
-        command = f"SEED={first} SEEDS={given.seeds} REQUESTS={given.requests} BROKERS={BROKERS} make chaos"
-        write(written(several, command=command))
     broken = [report.schedule.seed for report in reports if report.verdict.violations]
     if broken:
         console.print(f"Promises were broken with seeds {broken}", style="bold red")
-    return 1 if broken else 0
+    if unfinished:
+        console.print(f"Seeds that did not come to their ends: {unfinished}", style="bold red")
+    return 1 if broken or unfinished else 0
 
 
 def tell(report: Report, console: Console) -> None:
