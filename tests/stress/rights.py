@@ -4,10 +4,11 @@
 `docs/rights.md`; a test checks that no right is missing there.
 """
 
+import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +32,8 @@ meanwhile, and no restart is needed once the right is back. The times are from t
 requests that are sent right then: a sync, a rejected one and a dead letter. Requests whose POST was in doubt meanwhile
 take as long as [after a crash](guarantees.md).
 """
+
+OPERATORS: Final = "\n## An operator\n\n"
 
 SAID_WITHIN: Final = 120.0
 """Seconds after which a process that has said nothing goes on without the right."""
@@ -143,8 +146,21 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)  # noqa: T201 - a program
 
 
-async def page(kafka: EmbeddedKafka) -> str:
-    """Take each right away, and return the page."""
+async def operators_part(kafka: EmbeddedKafka) -> str:
+    """Take each right of the operator away, and return the part of the page."""
+    async with RightsScene(bootstrap=kafka.bootstrap, login=kafka.address(LOGIN), prefix="vm-sync") as scene:
+        await scene.service_acls.only(scene.service)
+        process = scene.start()
+        await scene.ledger.ready(process, within=90)
+        await scene.spoil()
+        table = "| without | command | exit code | it says |\n|---|---|---|---|\n"
+        rows = await of_the_operator(scene)
+        await process.stop()
+        return OPERATORS + table + "".join(f"{row}\n" for row in rows)
+
+
+async def services_part(kafka: EmbeddedKafka) -> str:
+    """Take each right of the service away, and return the part of the page."""
     parts = [HEAD]
     async with RightsScene(bootstrap=kafka.bootstrap, login=kafka.address(LOGIN), prefix="vm-sync") as scene:
         columns = "| without | it says | it does | once granted |\n|---|---|---|---|\n"
@@ -161,10 +177,6 @@ async def page(kafka: EmbeddedKafka) -> str:
             rows.append(_row(grant, await while_running(scene, grant, process)))
             say(f"while running: {rows[-1]}")
         parts.append("\n## The service, when a right is taken from it\n\n" + columns + "".join(rows))
-        await scene.spoil()
-        table = "| without | command | exit code | it says |\n|---|---|---|---|\n"
-        operators = await of_the_operator(scene)
-        parts.append("\n## An operator\n\n" + table + "".join(f"{row}\n" for row in operators))
         await process.stop()
     return "".join(parts)
 
@@ -174,11 +186,18 @@ def _row(grant: Grant, found: tuple[str, str, str]) -> str:
     return f"| {grant} | {said} | {does} | {took} |\n".replace("|  |", "| |")
 
 
-def main() -> None:
-    """Write the page."""
-    with EmbeddedKafka(users=PASSWORDS, authorizer=True) as kafka:
-        text = asyncio.run(page(kafka))
-    PAGE.write_text(text, encoding="utf-8")
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the page, or its second part alone."""
+    parser = argparse.ArgumentParser(prog="python -m tests.stress.rights", description=__doc__.splitlines()[0])
+    parser.add_argument("--operator", action="store_true", help="only the operator's part; the other one stays")
+    given = parser.parse_args(arguments)
+    services = PAGE.read_text(encoding="utf-8").partition(OPERATORS)[0]
+    if not given.operator:
+        with EmbeddedKafka(users=PASSWORDS, authorizer=True) as kafka:
+            services = asyncio.run(services_part(kafka))
+    with EmbeddedKafka(users=PASSWORDS, authorizer=True) as kafka:  # the names of the topics are the same
+        operators = asyncio.run(operators_part(kafka))
+    PAGE.write_text(services + operators, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -129,8 +129,11 @@ class RightsScene:
             "{waiting}": self._waiting,
             "{paused}": self._paused,
         }
-        command = tuple([await made[word]() if word in made else word for word in command])
-        return await self._run(command, self.ledger.environment(**self.login(OPERATOR)))
+        words = tuple([await made[word]() if word in made else word for word in command])
+        result = await self._run(words, self.ledger.environment(**self.login(OPERATOR)))
+        if "{paused}" in command:  # whoever may not resume leaves the site paused for the commands that follow
+            await self._run(("sites", "resume", *words[2:]), self._everybody)
+        return result
 
     @staticmethod
     async def _run(command: tuple[str, ...], environment: Mapping[str, str]) -> Result:
