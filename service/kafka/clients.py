@@ -211,6 +211,19 @@ def wire_of(client: Client) -> AIOKafkaClient:
     return client if isinstance(client, AIOKafkaClient) else getattr(client, "_client", None) or client.client
 
 
+class _OnTheirWay(set[Any]):
+    """A cut producer's batches on their way, from which each may be removed that isn't there.
+
+    aiokafka removes what failed, also where it waits to be sent again, and so isn't among them; and what it is about to
+    send again, also where it has failed meanwhile. Each was a KeyError, which the event loop logs (seen with a Kafka
+    that was away, and with two of three brokers dead).
+    """
+
+    @override
+    def remove(self, element: Any) -> None:
+        self.discard(element)
+
+
 def _cut(client: Client) -> None:
     """Close the connections and open no more, so that all pending requests fail now."""
     wire = wire_of(client)
@@ -225,10 +238,7 @@ def _cut(client: Client) -> None:
         if (sender := client._sender.sender_task) is not None:
             sender.cancel()
         accumulator = client._message_accumulator
-        for batches in accumulator._batches.values():
-            # A batch that waits to be sent again isn't among those on their way, from which aiokafka's callback removes
-            # what failed: it raises a KeyError then, which the event loop logs (seen with a Kafka that was away).
-            accumulator._pending_batches.update(batches)
+        accumulator._pending_batches = _OnTheirWay(accumulator._pending_batches)
         accumulator.fail_all(KafkaConnectionError(_STOPPED))
     for connection in list(wire._conns.values()):
         writer = connection._writer

@@ -455,7 +455,8 @@ def of_producers() -> set["asyncio.Task[object]"]:
     return {task for task in asyncio.all_tasks() if task is not mine and "/aiokafka/producer/" in repr(task)}
 
 
-async def test_a_batch_that_waits_to_be_sent_again_is_failed_without_an_error_in_the_event_loop() -> None:
+@pytest.mark.parametrize("waits", [True, False], ids=["it waits", "it was about to wait"])
+async def test_a_batch_that_waits_to_be_sent_again_is_failed_without_an_error_in_the_event_loop(*, waits: bool) -> None:
     errors: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     producer = AIOKafkaProducer(bootstrap_servers="127.0.0.1:1", transactional_id="cut")
@@ -466,9 +467,13 @@ async def test_a_batch_that_waits_to_be_sent_again_is_failed_without_an_error_in
     part.append(key=None, value=b"", timestamp=None)
     part.close()
     sent = await accumulator.add_batch(part, place, 1.0)
-    accumulator.reenqueue(accumulator._pop_batch(place))
+    batch = accumulator._pop_batch(place)
+    if waits:
+        accumulator.reenqueue(batch)
 
     await end(producer, stop=producer.client.close, within=timedelta())
+    if not waits:
+        accumulator.reenqueue(batch)
 
     with pytest.raises(KafkaConnectionError):
         await sent

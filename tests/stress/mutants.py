@@ -743,6 +743,13 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_clients.py",),
     ),
     Mutant(
+        name="a batch of a producer that was cut is an error in the event loop",
+        file="service/kafka/clients.py",
+        old="        self.discard(element)\n",
+        new="        super().remove(element)\n",
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
         name="a connection that closed in the moment of a write ends the sending",
         file="service/kafka/clients.py",
         old="aiokafka.conn.AIOKafkaConnection = _Connection\n",
