@@ -39,7 +39,7 @@ def read_duration(option: str, text: str) -> timedelta:
     try:
         if duration := _duration(text):
             return duration
-    except OverflowError:
+    except (ValueError, OverflowError):
         pass
     msg = f"{option} needs a duration such as 2h or PT2H, not {printable(text)}."
     raise NoAnswer(msg, code=Exit.USAGE)
@@ -59,7 +59,7 @@ def read_date(option: str, text: str) -> datetime:
 
 
 def _duration(text: str) -> timedelta | None:
-    """Return how long; None: the text is no duration. Raises OverflowError."""
+    """Return how long; None: the text is no duration. Raises OverflowError, and ValueError for thousands of digits."""
     if _SHORT.fullmatch(text.lower()):
         parts = re.findall(r"(\d+)([dhms])", text.lower())
         return sum([timedelta(**{_UNITS[unit]: int(number)}) for number, unit in parts], timedelta())

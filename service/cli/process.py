@@ -5,6 +5,7 @@ Nothing is imported up here that takes time.
 
 import os
 import signal
+import sys
 from collections.abc import MutableMapping, Sequence
 from types import FrameType
 from typing import Final
@@ -23,7 +24,9 @@ start, or would write what it must not. A test lists what else libraries read.""
 
 
 def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> None:
-    """Set signal handlers, and remove variables from the environment."""
+    """Set signal handlers, remove variables from the environment, and open a standard input that was closed."""
+    if sys.stdin is None:  # it reads as an empty one
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
     if arguments[1:2] == ["run"]:
         # The first process of a container ignores a signal that it has no handler for, and Kubernetes sends only one.
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -11,6 +11,7 @@ The topics of the outcomes are read from where they end before the journal is re
 
 import asyncio
 import json
+import os
 import re
 import secrets
 import sys
@@ -45,6 +46,9 @@ BURST: Final = 0.1
 
 NOTE_EVERY: Final = 10.0
 """Seconds between two lines of progress where there is no terminal."""
+
+STDIN: Final = 0
+"""The descriptor of standard input, whatever Python has made of it."""
 
 SHOWN: Final = 20
 """Invalid lines, and failures, that are printed."""
@@ -272,7 +276,8 @@ def _failed(options: BulkOptions) -> Iterator[TextIO | None]:
         yield None
         return
     try:
-        if options.source != "-" and path.exists() and path.samefile(options.source):
+        source = os.fstat(STDIN) if options.source == "-" else Path(options.source).stat()
+        if path.is_file() and os.path.samestat(path.stat(), source):
             msg = f"--failed-to would overwrite {printable(str(path))}, from which the requests are read."
             raise NoAnswer(msg, code=Exit.USAGE)
         file = path.open("w", encoding="utf-8")

@@ -298,7 +298,7 @@ def resume(site: str, *, wait: float, as_json: bool) -> None:
     place, now = kafka.settings(), _now()
     before = asyncio.run(_look(place))
     was = before.pause(site, now)
-    if was is None and not before.pauses.invalid:
+    if was is None and not before.pauses.is_invalid(pause_key(site)):
         paused = printable(", ".join(name for name in before.names(now) if before.pause(name, now)))
         msg = f"Nothing was sent: site {printable(site)} is not paused by an operator. Paused: {paused or 'none'}."
         raise NoAnswer(msg, code=Exit.NO)

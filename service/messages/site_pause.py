@@ -96,8 +96,8 @@ def write_pause(pause: SitePause) -> tuple[bytes, bytes]:
 
 
 def pause_key(site: str) -> bytes:
-    """Return the key of a site's pause."""
-    return PREFIX + site.encode()
+    """Return the key of a site's pause; a name with bytes that are not UTF-8, from a command line, gets these bytes."""
+    return PREFIX + site.encode("utf-8", "surrogateescape")
 
 
 def read_pause(key: bytes | None, value: bytes | None) -> SitePause | InvalidPause | None:
@@ -149,6 +149,10 @@ class SitePauses:
     def invalid(self) -> int:
         """How many keys have an invalid latest record."""
         return len(self._invalid)
+
+    def is_invalid(self, key: bytes) -> bool:
+        """Whether the latest record of a key is invalid."""
+        return key in self._invalid
 
     def faults(self) -> list[str]:
         """Describe the invalid records, each by its offset."""

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -383,6 +384,35 @@ def test_options_that_do_not_fit_are_refused_in_a_sentence(
 
     assert result.exit_code == 2, result.output
     assert said in result.stderr
+
+
+def test_a_file_that_is_piped_in_is_not_overwritten_by_the_failed_requests(tmp_path: Path) -> None:
+    path = ids(tmp_path)
+    before = Path(path).read_bytes()
+
+    with Path(path).open("rb") as file:
+        result = cli("request", "--from", "-", "--wait", "--failed-to", path, stdin=file)
+
+    assert (result.returncode, Path(path).read_bytes()) == (2, before)
+    assert "would overwrite" in result.stderr
+
+
+def test_a_closed_standard_input_reads_as_an_empty_one() -> None:
+    result = cli("request", "--from", "-", preexec_fn=partial(os.close, 0))
+
+    assert (result.returncode, result.stderr) == (0, "The input has no requests; nothing was sent.\n")
+
+
+def cli(*arguments: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments],
+        env={**os.environ, "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **options,
+    )
 
 
 # ---------------------------------------------------------------- the rate, in virtual time

@@ -54,11 +54,13 @@ def test_a_pause_ends_after_a_duration_or_at_a_date(options: dict[str, str], unt
         ({"lasting": "2 hours"}, "--for needs a duration such as 2h or PT2H, not 2 hours."),
         ({"lasting": "0h"}, "--for needs a duration such as 2h or PT2H, not 0h."),
         ({"lasting": "99999999999d"}, "--for needs a duration such as 2h or PT2H, not 99999999999d."),
+        ({"lasting": "9" * 5000 + "d"}, f"--for needs a duration such as 2h or PT2H, not {'9' * 5000}d."),
         ({"lasting": "32d"}, "A pause ends in the future, within 31 days; it can be renewed before its end."),
         ({"until": "2026-08-16"}, "A pause ends in the future, within 31 days; it can be renewed before its end."),
         ({"until": "2h"}, "--until needs a date such as 2026-08-17T12:00, not 2h."),
         ({"lasting": "2h", "reason": "a\nb"}, "Invalid pause: reason: a string of 1 to 255 printable characters."),
         ({"lasting": "2h", "site": ""}, "Invalid pause: key: site: and a name of 1 to 255 printable characters."),
+        ({"lasting": "2h", "site": "\udcff"}, "Invalid pause: key: site: and a name of 1 to 255 printable characters."),
     ],
 )
 def test_an_invalid_option_is_one_sentence(options: dict[str, str], says: str) -> None:
@@ -297,6 +299,8 @@ def test_what_holds_a_site_back_otherwise_is_its_state(scene: Scene) -> None:
 def test_an_invalid_record_is_named_and_a_resume_removes_it(scene: Scene) -> None:
     scene.write("control", {"key": b"site:site2", "value": b"{}"})
     assert scene.run("sites").stderr.startswith("Control topic: the record at offset 0 is invalid (until: ")
+
+    assert scene.run("sites", "resume", "site3").exit_code == 1  # it is of another site
 
     assert scene.run("sites", "resume", "site2").exit_code == 0
     assert scene.run("sites").stderr == ""
