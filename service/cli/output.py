@@ -133,13 +133,13 @@ def show_json(value: object) -> None:
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print one object for a person, a fact in each line."""
+    """Print one object for a person, a fact in each line; a long one goes on in the next line, uncut."""
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     for name, fact in facts:
-        grid.add_row(Text(name, style="bold"), Text(fact))
+        grid.add_row(Text(name, style="bold"), Text(fact, overflow="fold"))
     show(grid)
 
 

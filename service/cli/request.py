@@ -53,12 +53,13 @@ class Sent:
 
 def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | None, as_json: bool) -> None:
     """Publish a request; with `wait`, in seconds, wait for its outcome. Without an operationID it gets a new one."""
+    named = "operationID" in body
     body = {"operationID": f"cli-{uuid.uuid4()}", **body}
     wanted = _understood(body)
     place = kafka.settings()
     began = time.monotonic()
     try:
-        sent, outcome = asyncio.run(_request(place, wanted, body, url=ops_url, wait=wait))
+        sent, outcome = asyncio.run(_request(place, wanted, body, named=named, url=ops_url, wait=wait))
     except KeyboardInterrupt:
         if wait is None:
             raise
@@ -99,7 +100,13 @@ def _understood(body: Mapping[str, object]) -> SyncRequested:
 
 
 async def _request(
-    place: kafka.KafkaContext, wanted: SyncRequested, body: Mapping[str, object], *, url: str | None, wait: float | None
+    place: kafka.KafkaContext,
+    wanted: SyncRequested,
+    body: Mapping[str, object],
+    *,
+    named: bool,
+    url: str | None,
+    wait: float | None,
 ) -> tuple[Sent, dict[str, Any] | None]:
     names = place.names
     async with kafka.explained(place):
@@ -113,6 +120,9 @@ async def _request(
                     consumer.seek(where, end)
             sent = await _publish(place, wanted, body)
             say(f"Request {wanted.operation_id} is at offset {sent.offset} of partition {sent.place.partition}.")
+            if named:  # a duplicate looks like a request that the service hasn't read yet
+                name = wanted.operation_id
+                say(f"If it was sent before and has ended, no outcome follows: see `vm-sync show {name}`.")
             async with _progress(place, sent, url=url):
                 return sent, await _outcome(consumer, wanted.identity, limit=wait)
 

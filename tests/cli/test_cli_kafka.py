@@ -135,8 +135,9 @@ def test_who_waits_is_told_the_operation_id_at_once_and_the_outcome_with_its_dur
     said = scene.run("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "30").stderr
 
     thread.join()
-    first, *_, last = said.splitlines()
+    first, second, *_, last = said.splitlines()
     assert re.fullmatch(r"Request op-1 is at offset 0 of partition \d\.", first)
+    assert second == "If it was sent before and has ended, no outcome follows: see `vm-sync show op-1`."
     assert re.fullmatch(r"Request op-1 failed \(task-failed\) after \d+ s\.", last)
 
 
@@ -157,6 +158,7 @@ def test_without_an_outcome_in_time_the_exit_code_is_3_and_the_request_stands(sc
 
     assert result.exit_code == 3
     assert "No outcome of cli-" in result.stderr
+    assert "sent before" not in result.stderr  # its operationID is a new one
     assert len(scene.read("requests")) == 1
 
 

@@ -1,9 +1,11 @@
 """Tables: one line a row at any width, nothing cut where a program reads, and the least useful gives way first."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from service.cli.output import show_facts
 from service.cli.tables import Column, table
 
 COLUMNS = (
@@ -51,3 +53,17 @@ def test_a_row_is_one_line_no_wider_than_the_terminal_whatever_it_holds(
     assert len(lines) == len(rows) + 1
     assert all("\n" not in line and "\x1b" not in line for line in lines)
     assert all(cell_len(line) <= max(width, 3) for line in lines)
+
+
+def test_a_fact_that_is_wider_than_the_terminal_goes_on_in_the_next_line_so_that_it_can_be_copied(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")  # 80 columns, and no bold type
+    request_id = "op:C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f:cli-f7907ee6-6d31-451f-834f-dfcdcd7c82b7"
+
+    show_facts([("requestId", request_id), ("site", "local")])
+
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert "".join(line.removeprefix("requestId").strip() for line in lines) == request_id
+    assert last.split() == ["site", "local"]

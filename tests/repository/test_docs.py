@@ -316,6 +316,16 @@ async def test_an_example_reads_a_failure_too_and_puts_its_request_where_java_wo
     assert await _place(told["operationID"], demo) == (murmur2(replication.encode()) & 0x7FFFFFFF) % 4
 
 
+def test_the_python_example_without_arguments_says_how_to_use_it() -> None:
+    example = ROOT / "docs" / "examples" / "python" / "sync.py"
+
+    run = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=60, check=False)
+
+    assert run.returncode == 2  # neither completed nor failed
+    assert "sync.py REPLICATION_ID OPERATION_ID" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("language", EXAMPLES)
 async def test_an_example_cancels_a_request_that_waits(language: str, demo: Demo) -> None:

@@ -45,8 +45,13 @@ async def cancel(replication_id: str, operation_id: str) -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[2:]:
-        sys.exit(asyncio.run(cancel(*sys.argv[1:])))
-    told = asyncio.run(sync(sys.argv[1]))
-    print(json.dumps(told))
-    sys.exit("reason" in told)
+    match sys.argv[1:]:
+        case [replication]:
+            outcome = asyncio.run(sync(replication))
+            print(json.dumps(outcome))
+            sys.exit("reason" in outcome)
+        case [replication, operation]:
+            asyncio.run(cancel(replication, operation))
+        case _:
+            print(__doc__, file=sys.stderr)
+            sys.exit(2)
