@@ -1,6 +1,6 @@
 """Reads the events on the outcome topics, as any other program could: only the fields of the contract."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Final, TypeAlias
 
 import msgspec
@@ -33,6 +33,16 @@ class OutcomeEvent(msgspec.Struct, rename="camel", frozen=True, kw_only=True, gc
     reason: str | None = None
     error: EventError | None = None
     http_status: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse moments that don't exist in UTC, as the first and the last hours that Python knows in another zone.
+
+        Raises:
+            OverflowError: there is one.
+        """
+        for moment in (self.requested_at, self.submitted_at, self.ended_at):
+            if moment is not None:
+                moment.astimezone(UTC)
 
     @property
     def outcome(self) -> str:

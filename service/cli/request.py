@@ -139,11 +139,18 @@ async def _outcome(consumer: AIOKafkaConsumer, identity: str, *, limit: float) -
             while True:
                 for records in (await kafka.records_of(consumer)).values():
                     for record in records:
-                        with contextlib.suppress(ValueError, AttributeError):  # others may write there, too
-                            outcome = json.loads(record.value or b"")
-                            if outcome.get("requestId") == identity:
-                                return dict(outcome)
+                        outcome = _event(record.value)
+                        if outcome.get("requestId") == identity:
+                            return outcome
     return None
+
+
+def _event(value: bytes | None) -> dict[str, Any]:
+    """Return the fields of a record; none if it holds something else: others may write there, too."""
+    with contextlib.suppress(ValueError, RecursionError):
+        if isinstance(event := json.loads(value or b""), dict):
+            return event
+    return {}
 
 
 @contextlib.asynccontextmanager

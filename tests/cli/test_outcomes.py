@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from typer.testing import CliRunner
 
+from service.cli import request
 from service.cli.commands import app
 from service.cli.outcome_events import OutcomeEvent, read_event
 from service.cli.outcome_summary import Published
@@ -249,9 +250,14 @@ def test_what_is_no_outcome_is_none(value: bytes | None) -> None:
     assert read_event(value) is None
 
 
+@pytest.mark.parametrize("value", [None, b"", b"null", b"[]", b"\xff", b"9" * 5000, b"[" * 100_000, b"{}"])
+def test_a_waiting_request_takes_what_is_no_outcome_for_a_record_without_fields(value: bytes | None) -> None:
+    assert request._event(value) == {}
+
+
 def test_a_moment_without_a_zone_or_out_of_range_is_no_outcome() -> None:
     body = json.loads(record(1, hours=1)["value"])
 
     assert isinstance(read_event(json.dumps(body).encode()), OutcomeEvent)
-    for moment in ("2026-03-01T22:00:00", "99999-03-01T22:00:00Z", "soon"):
+    for moment in ("2026-03-01T22:00:00", "99999-03-01T22:00:00Z", "0001-01-01T00:00:00+23:00", "soon"):
         assert read_event(json.dumps(body | {"endedAt": moment}).encode()) is None
