@@ -76,13 +76,19 @@ def gist(ran: Ran) -> str:
     if ran.command.endswith(("vm-sync check", "topics check")):
         wrong = [line for line in lines if line.startswith("failure")]
         lines = [*wrong[:1], lines[-1]]
-        return "; ".join(line[:SHOWN].replace("`", "'") for line in lines)
+        return "; ".join(map(_cut, lines))
     if re.search(r"dead-letters (redrive|discard)", ran.command):
         chosen = lines[-1]
     else:
         is_table = re.search(r"vm-sync (dead-letters list|list|sites)", ran.command)
         chosen = lines[1] if is_table and len(lines) > 1 else lines[0]
-    return re.sub(r'^\{"time".*?"message": "', "", chosen)[:SHOWN].replace("`", "'")
+    return _cut(re.sub(r'^\{"time".*?"message": "', "", chosen))
+
+
+def _cut(line: str) -> str:
+    """Return the line's beginning, of whole words, for a cell of a table."""
+    beginning = line if len(line) <= SHOWN else f"{line[:SHOWN].rsplit(' ', 1)[0]} ..."
+    return beginning.replace("`", "'")
 
 
 async def provoke(*names: str) -> tuple[list[Finding], list[str]]:

@@ -104,6 +104,7 @@ def here(command: str) -> str | None:
     for beginning, instead in HERE_AS.items():
         if command.startswith(beginning):
             command = instead + command.removeprefix(beginning)
+    command = command.removesuffix(" --watch")  # ends only when somebody ends it
     return None if any(re.match(pattern, command) for pattern in ELSEWHERE) else command
 
 
