@@ -542,7 +542,10 @@ class Lanes:
                 log.warning(text, pause, extra={"site": site})
         for site, pause in before.items():
             if site not in self._lasting:
-                how = "was resumed by an operator" if pause.lasts(now) else "has reached the end of its pause"
+                # Resumed by an operator, or the topic was created again: it doesn't say which.
+                how = (
+                    "has no pause in the control topic any more" if pause.lasts(now) else "has reached its pause's end"
+                )
                 log.warning("Site pause over: site %s %s; POSTs are sent again", site, how, extra={"site": site})
         for lane in self:
             lane.wake()

@@ -743,8 +743,8 @@ async def test_the_log_has_the_beginning_and_the_end_of_a_pause_once(caplog: pyt
     other = "site c is paused by alice until 2030-01-01 01:07:40Z"
     assert [record.getMessage() for record in caplog.records] == [
         f"Site pause in effect: {pause}; no POST is sent to the site, polls go on",
-        "Site pause over: site b has reached the end of its pause; POSTs are sent again",
+        "Site pause over: site b has reached its pause's end; POSTs are sent again",
         f"Site pause in effect: {other}; no POST is sent to the site, polls go on",
-        "Site pause over: site c was resumed by an operator; POSTs are sent again",
+        "Site pause over: site c has no pause in the control topic any more; POSTs are sent again",
     ]
     lanes.close()
