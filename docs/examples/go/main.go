@@ -85,6 +85,10 @@ func main() {
 	if brokers == "" {
 		brokers = "localhost:9092"
 	}
+	if len(os.Args) < 2 {
+		fmt.Fprintln(os.Stderr, "usage: main REPLICATION_ID, or main REPLICATION_ID OPERATION_ID to cancel")
+		os.Exit(2)
+	}
 	if len(os.Args) > 2 {
 		if err := cancel(context.Background(), brokers, os.Args[1], os.Args[2]); err != nil {
 			log.Fatal(err)

@@ -4,6 +4,10 @@
 set -euo pipefail
 
 brokers=${KAFKA_BOOTSTRAP_SERVERS:-localhost:9092}
+if [ $# = 0 ]; then
+    echo "usage: sync.sh REPLICATION_ID, or sync.sh REPLICATION_ID OPERATION_ID to cancel" >&2
+    exit 2 # 1 is for a sync that failed
+fi
 replication=$1
 operation=${2:-kcat-$(date +%s)-$$}
 since=$(($(date +%s%3N) - 60000)) # a minute before the request, should the clocks differ

@@ -22,6 +22,10 @@ public final class Sync {
     private static final String BROKERS = System.getenv().getOrDefault("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092");
 
     public static void main(String[] args) throws Exception {
+        if (args.length == 0) {
+            System.err.println("usage: Sync REPLICATION_ID, or Sync REPLICATION_ID OPERATION_ID to cancel");
+            System.exit(2);
+        }
         if (args.length > 1) {
             cancel(args[0], args[1]);
             return;
