@@ -126,9 +126,6 @@ class Stage:
     broken: dict[str, str] = field(default_factory=dict)
     """By scene, why it did not come to its end."""
     say: Callable[[str], None] = lambda _: None
-    thrifty: bool = False
-    """Run each command once, whichever deployment asks first."""
-    done: set[str] = field(default_factory=set)
     _running: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(COMMANDS_AT_ONCE))
 
     @asynccontextmanager
@@ -270,9 +267,8 @@ class Deployment:
         found = []
         for line in lines:
             expected = (wanted or {}).get(line)
-            if NEEDS_A_CLUSTER.search(line) or (self.stage.thrifty and line in self.stage.done and expected is None):
+            if NEEDS_A_CLUSTER.search(line):
                 continue
-            self.stage.done.add(line)
             command = line
             for word, value in ({"PARTITION:OFFSET": "0:0"} | self.words).items():
                 command = re.sub(rf"\b{word}\b", value, command)
@@ -293,9 +289,7 @@ def replication(name: str) -> str:
 
 
 @asynccontextmanager
-async def stage(
-    program: str, *, folder: Path, thrifty: bool = False, say: Callable[[str], None] = lambda _: None
-) -> AsyncIterator[Stage]:
+async def stage(program: str, *, folder: Path, say: Callable[[str], None] = lambda _: None) -> AsyncIterator[Stage]:
     """Open the stage: a Kafka with rights and a long way to it, and a Prometheus in a hurry."""
     for name, text in (("kubectl", KUBECTL), ("curl", CURL)):
         (folder / name).write_text(text)
@@ -311,7 +305,7 @@ async def stage(
     await asyncio.to_thread(kafka.start)
     try:
         async with relay, prometheus(program, folder=folder, hurry=HURRY) as found:
-            yield Stage(kafka, relay, found, folder, say=say, thrifty=thrifty)
+            yield Stage(kafka, relay, found, folder, say=say)
     finally:
         await asyncio.to_thread(kafka.close)
 
@@ -646,9 +640,6 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
     nothing_left: ("VmSyncAbsent",),
 }
 """The scenes with the alerts that they provoke, the longest first."""
-
-SHORT: Final[tuple[Scene, ...]] = (strange_answers, old_requests, topics_harmed, nothing_left)
-"""Those that take less than a minute each on an idle machine."""
 
 
 async def play(stage: Stage, *scenes: Scene, at_once: int = 5) -> None:
