@@ -267,7 +267,7 @@ async def test_without_kafka_it_gives_up_after_the_start_limit_and_stops_when_to
 
     assert code == 1
     (line,) = messages(impatient, level="ERROR", logger="service")
-    assert re.search(rf"Kafka at {NOBODY_THERE} .* VM_SYNC_KAFKA__START_LIMIT: ", line)
+    assert re.search(rf"Kafka at {NOBODY_THERE} .*the limit is 2 s \(VM_SYNC_KAFKA__START_LIMIT\): ", line), line
 
     with running(settings, log=tmp_path / "told.log") as patient:
         await until(lambda: _attempts(patient))
