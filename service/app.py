@@ -30,11 +30,10 @@ from service.backoff import Backoff
 from service.clock import Clock
 from service.intake.group import Intake
 from service.kafka.connection import KafkaConnection
-from service.kafka.control import Control
 from service.kafka.denials import Account
 from service.kafka.diagnosis import diagnosis, overheard
 from service.kafka.journal_api import StopReason
-from service.kafka.tokens import Tokens  # noqa: TC001 - beside runtime imports of its kind
+from service.kafka.tokens import Tokens
 from service.kafka.topics import Advice, Created, Denied, Refusal, TopicNames, cluster_id, ensure_topics
 from service.messages.requests import DeadLetterReason
 from service.observability import logs
@@ -46,8 +45,6 @@ from service.partition.in_flight_view import in_flight_views, oldest_accepted
 from service.partition.partition import Partition
 from service.partition.waiting import waiting_by_cause
 from service.settings import Settings, fingerprint, secrets
-from service.vcda.client import Vcda
-from service.vcda.lanes import Lanes
 from service.wiring import Misfit
 
 log = logging.getLogger(__name__)
@@ -117,12 +114,23 @@ class App:
         self._clock = clock or Clock()
         self._version = version("vm-sync")
         self._redactor = output.redactor
+        self._instance = overview.Instance(
+            name=socket.gethostname(),
+            version=self._version,
+            settings_hash=fingerprint(settings),
+            started_at=self._clock.now(),
+            kafka=settings.kafka.bootstrap_servers,
+            vcda=settings.vcda.url,
+            requests=settings.topics.requests,
+            group=settings.kafka.group_id,
+            sites=frozenset(site.name for site in settings.vcda.sites),
+        )
         self._registry = CollectorRegistry()
         self._metrics = Metrics(
             self._registry,
             clock=self._clock,
             version=self._version,
-            config_hash=fingerprint(settings),
+            config_hash=self._instance.settings_hash,
             sites=[site.name for site in settings.vcda.sites],
             dead_reasons=list(DeadLetterReason),
             stop_reasons=list(StopReason),
@@ -131,11 +139,9 @@ class App:
         self._metrics.set_log_lines_dropped(output.dropped)
         self._health = health.Health(away_for_long=AWAY_FOR_LONG)
         self._tracing = tracing()
-        self._started_at = self._clock.now()
         self._parts: wiring.ServiceParts | None = None
         self._intake: Intake | None = None
         self._account = Account()
-        self._tokens: Tokens | None = None
 
     async def run(self, stop: asyncio.Event) -> int:
         """Start, work until `stop` is set or something essential has ended, drain. Returns the exit code.
@@ -182,11 +188,11 @@ class App:
             version=self._version,
             ops_port=ops_port,
         )
-        syncs, self._account, self._tokens = parts.syncs, parts.account, parts.kafka.tokens
+        syncs, self._account = parts.syncs, parts.account
         self._parts = parts
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         polling = asyncio.create_task(syncs.poller.run())
-        keeping = asyncio.create_task(self._keep_logged_in(parts.vcda, syncs.lanes, syncs.control))
+        keeping = asyncio.create_task(self._keep_logged_in(parts))
         watching: asyncio.Task[None] | None = None
         starting: asyncio.Task[None] | None = None
         try:
@@ -200,7 +206,7 @@ class App:
                 return 0 if stop.is_set() else 1
             syncs.control.retry()
             syncs.progress.open()
-            watching = asyncio.create_task(self._watch(intake))
+            watching = asyncio.create_task(self._watch(intake, parts.kafka.tokens))
             starting = asyncio.create_task(self._log_start(parts, intake))
             code = await self._until_over(stop, intake, polling)
             self._health.draining()
@@ -219,19 +225,9 @@ class App:
                     )
 
     async def _overview(self) -> overview.Overview:
-        settings, parts = self._settings, self._parts
+        parts = self._parts
         return await overview.read(
-            overview.Instance(
-                name=socket.gethostname(),
-                version=self._version,
-                settings_hash=fingerprint(settings),
-                started_at=self._started_at,
-                kafka=settings.kafka.bootstrap_servers,
-                vcda=settings.vcda.url,
-                requests=settings.topics.requests,
-                group=settings.kafka.group_id,
-                sites=frozenset(site.name for site in settings.vcda.sites),
-            ),
+            self._instance,
             None
             if parts is None
             else overview.Parts(
@@ -360,7 +356,7 @@ class App:
             self._health.died("intake", "see the log")
         return 1
 
-    async def _watch(self, intake: Intake) -> None:
+    async def _watch(self, intake: Intake, tokens: Tokens | None) -> None:
         """Update the state behind `/livez` and `/readyz` periodically."""
         health, clock = self._health, self._clock
         health.watch("the reading loop", limit=READING_STALLED, now=clock.monotonic())
@@ -378,7 +374,7 @@ class App:
                 health.back()
             health.missing(intake.missing())
             health.stalled(intake.stalled())
-            token = self._tokens.unusable if self._tokens else None
+            token = tokens.unusable if tokens else None
             health.refused([*intake.refused(), *([token] if token else [])])
             health.unopened(intake.unopened())
             held = [since for one in intake.partitions() if (since := one.held_since) is not None]
@@ -391,11 +387,12 @@ class App:
             stopped = set(mismatched)
             await asyncio.sleep(WATCH.total_seconds())
 
-    async def _keep_logged_in(self, vcda: Vcda, lanes: Lanes, control: Control) -> None:
+    async def _keep_logged_in(self, parts: wiring.ServiceParts) -> None:
         """Log in to VCDA from the start on, so that wrong settings show before the first request. Never returns."""
+        lanes, tokens = parts.syncs.lanes, parts.kafka.tokens
         while True:
             try:
-                reasons = await vcda.unusable()
+                reasons = await parts.vcda.unusable()
                 for lane in lanes:
                     if lane.without_credentials:
                         reasons.append(f"there are no credentials for site {lane.site} (VM_SYNC_VCDA__SITES)")
@@ -405,10 +402,10 @@ class App:
                 # Nothing but an early warning is lost: each call logs in by itself.
                 log.exception("Internal error in the regular login to VCDA")
                 reasons = []
-            if self._tokens and self._tokens.warning:
-                reasons.append(self._tokens.warning)
+            if tokens and tokens.warning:
+                reasons.append(tokens.warning)
             reasons += map(str, lanes.operator_pauses())
-            reasons += control.trouble()
+            reasons += parts.syncs.control.trouble()
             self._health.degraded(reasons)
             await asyncio.sleep(KEEP_LOGGED_IN.total_seconds())
 
@@ -430,7 +427,7 @@ class App:
             settings.vcda.url,
             f" ({about})" if about else "",
             ", ".join(["local", *(site.name for site in settings.vcda.sites)]),
-            fingerprint(settings),
+            self._instance.settings_hash,
             extra={"version": self._version},
         )
 

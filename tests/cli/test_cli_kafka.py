@@ -26,13 +26,13 @@ from service.cli.commands import app
 from service.cli.kafka import KafkaContext, explained, read_on, reader
 from service.cli.output import NoAnswer
 from service.kafka import journal_codec as records
-from service.kafka.connection import KafkaConnection, client_id
+from service.kafka.connection import KafkaConnection
 from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.requests import DeadLetterReason, InvalidRequest
 from service.settings import load_for_kafka
 from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
-from tests.support.cli_scene import Scene
+from tests.support.cli_scene import Scene, instance
 
 NOON = datetime(2026, 8, 17, 12, tzinfo=UTC)
 
@@ -370,56 +370,16 @@ def test_a_list_that_is_watched_shows_what_has_come_meanwhile_until_it_is_interr
 def test_a_request_in_flight_is_shown_with_what_its_owner_says_of_it(
     journalled: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            waits = {"cause": "limit", "site": None, "until": None, "behind": None, "detail": "2 syncs run at site x"}
-            told = [
-                {"requestId": "op:C4-1:op-1", "state": "waiting", "progress": None, "waitsFor": waits},
-                {"requestId": "op:C4-3:op-3", "state": "running", "progress": 42, "waitsFor": None},
-            ]
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(json.dumps({"syncs": told, "next": None}).encode())
-
-        @override
-        def log_message(self, *_: object) -> None:
-            pass
-
-    async def member(port: int, ready: threading.Event, stop: threading.Event) -> None:
-        consumer = AIOKafkaConsumer(
-            journalled.name("requests"),
-            bootstrap_servers=journalled.bootstrap,
-            group_id=journalled.name("group"),
-            client_id=client_id(port),
-        )
-        await consumer.start()
-        try:
-            while not consumer.assignment():
-                await asyncio.sleep(0.05)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.05)
-        finally:
-            await consumer.stop()
-
+    waits = {"cause": "limit", "site": None, "until": None, "behind": None, "detail": "2 syncs run at site x"}
+    told = [
+        {"requestId": "op:C4-1:op-1", "state": "waiting", "progress": None, "waitsFor": waits},
+        {"requestId": "op:C4-3:op-3", "state": "running", "progress": 42, "waitsFor": None},
+    ]
     monkeypatch.setenv("VM_SYNC_KAFKA__GROUP_ID", journalled.name("group"))
-    ready, stop = threading.Event(), threading.Event()
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threads = [
-            threading.Thread(target=server.serve_forever),
-            threading.Thread(target=lambda: asyncio.run(member(server.server_address[1], ready, stop))),
-        ]
-        for thread in threads:
-            thread.start()
-        assert ready.wait(60)
-        try:
-            listed = journalled.run("list").stdout
-            shown = journalled.run("show", "op-1").stdout
-        finally:
-            stop.set()
-            server.shutdown()
-            for thread in threads:
-                thread.join()
+
+    with instance(journalled, lambda: {"syncs": told, "next": None}):
+        listed = journalled.run("list").stdout
+        shown = journalled.run("show", "op-1").stdout
 
     assert re.search(r"op-1 .*waiting: limit, Busy", listed)
     assert re.search(r"op-3 .*running +42 %", listed)

@@ -1,25 +1,19 @@
 """`vm-sync sites`: what is listed, and what pausing and resuming writes; instances of the service are scripted."""
 
 import asyncio
-import json
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
-from typing_extensions import override
 
 from service.cli.output import Exit, NoAnswer
 from service.cli.sites import Wanted
 from service.kafka import journal_codec as records
-from service.kafka.connection import client_id
 from service.messages.site_pause import SitePause, SitePauses, public_name, write_pause
 from service.sync import Request, Waiting
-from tests.support.cli_scene import Scene
+from tests.support.cli_scene import Scene, instance
 
 NOW = datetime(2026, 8, 17, 12, tzinfo=UTC)
 
@@ -113,58 +107,6 @@ def obedient(scene: Scene) -> Callable[[], dict[str, Any]]:
         return {"syncs": [], "next": None, "sites": sites}
 
     return answer
-
-
-@contextmanager
-def instance(scene: Scene, answer: Callable[[], dict[str, Any]]) -> Iterator[str]:
-    """Run a member of the service's group whose operations server answers so; yield its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            content = json.dumps(answer()).encode()
-            self.send_response(200)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        @override
-        def log_message(self, format: str, *args: object) -> None:
-            """Stay silent."""
-
-    async def member(port: int) -> None:
-        consumer = AIOKafkaConsumer(
-            scene.name("requests"),
-            bootstrap_servers=scene.bootstrap,
-            group_id=scene.name("group"),
-            client_id=client_id(port),
-        )
-        await consumer.start()
-        try:
-            while not consumer.assignment():
-                await asyncio.sleep(0.05)
-            ready.set()
-            while not stop.is_set():
-                await asyncio.sleep(0.05)
-        finally:
-            await consumer.stop()
-
-    ready, stop = threading.Event(), threading.Event()
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        port = server.server_address[1]
-        threads = [
-            threading.Thread(target=server.serve_forever),
-            threading.Thread(target=lambda: asyncio.run(member(port))),
-        ]
-        for thread in threads:
-            thread.start()
-        assert ready.wait(60)
-        try:
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            stop.set()
-            server.shutdown()
-            for thread in threads:
-                thread.join()
 
 
 def accept(scene: Scene, name: str, *, site: str | None) -> None:

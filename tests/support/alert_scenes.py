@@ -26,10 +26,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
-from service.clock import Clock
 from service.kafka.connection import KafkaConnection
-from service.kafka.journal import KafkaJournal, Refusals
-from service.kafka.journal_api import Batch
 from service.kafka.journal_codec import Cursor
 from service.kafka.topics import JOURNAL_SETTINGS, TopicNames, ensure_topics
 from service.sandbox.kafka import LOGIN, EmbeddedKafka
@@ -41,6 +38,7 @@ from tests.support.process_harness import PASSWORD, Ledger, Process, appliance
 from tests.support.prometheus import Prometheus, hurried, prometheus, within
 from tests.support.relay import Relay
 from tests.support.runbook import commands, pages, printed, queries
+from tests.support.stolen_journal import write_cursor
 
 HURRY: Final = 30
 """By how much windows, offsets and `for` are shortened: 5 minutes are 10 s, 15 minutes 30 s, an hour two minutes."""
@@ -427,14 +425,14 @@ async def topics_harmed(stage: Stage) -> None:
             place = TopicPartition(ledger.topics["requests"], overtaken)
             await admin.delete_records({place: RecordsToDelete(before_offset=last)})
         began = time.monotonic()
-        await _write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0))
-        await _write_cursor(ledger, elsewhere, Cursor("another-topic", 0))
+        await write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0))
+        await write_cursor(ledger, elsewhere, Cursor("another-topic", 0))
         await asyncio.gather(
             here.fires("VmSyncRequestsLost", "records below the end are deleted, as by retention", since=began),
             here.fires("VmSyncPartitionStopped", "a journal's cursor is of another topic", since=began),
         )
         end = 1 + max(offset for offset, partition in places if partition == elsewhere)
-        await _write_cursor(ledger, elsewhere, Cursor(ledger.topics["requests"], end), poke=False)
+        await write_cursor(ledger, elsewhere, Cursor(ledger.topics["requests"], end), poke=False)
         await here.over("VmSyncPartitionStopped", "VmSyncRequestsLost")
 
 
@@ -700,21 +698,6 @@ async def _recreate(admin: AIOKafkaAdminClient, name: str, *, partitions: int, s
         topic = NewTopic(name, partitions, 1, topic_configs=dict(settings))
         ((_, code, *_),) = (await admin.create_topics([topic])).topic_errors
         assert code in {0, TopicAlreadyExistsError.errno}
-
-
-async def _write_cursor(ledger: Ledger, partition: int, cursor: Cursor, *, poke: bool = True) -> None:
-    """Take the journal from its owner, who notices with its next commit, and leave this in it."""
-    opened = await KafkaJournal.open(
-        topic=ledger.topics["journal"],
-        partition=partition,
-        connection={"bootstrap_servers": ledger.bootstrap},
-        clock=Clock(),
-        refusals=Refusals(),
-    )
-    await opened.journal.commit(Batch(cursor=cursor))
-    await opened.journal.close()
-    if poke:
-        await ledger.send_raw(partition=partition, value=b"something to commit")
 
 
 @asynccontextmanager

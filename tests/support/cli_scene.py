@@ -2,14 +2,19 @@
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from typer.testing import CliRunner, Result
+from typing_extensions import override
 
 from service.cli.commands import app
+from service.kafka.connection import client_id
 from tests.conftest import TopicNamer
 
 
@@ -66,3 +71,55 @@ class Scene:
             return found
         finally:
             await consumer.stop()
+
+
+@contextmanager
+def instance(scene: Scene, answer: Callable[[], dict[str, Any]]) -> Iterator[str]:
+    """Run a member of the service's group whose operations server answers so; yield its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            content = json.dumps(answer()).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        @override
+        def log_message(self, format: str, *args: object) -> None:
+            """Stay silent."""
+
+    async def member(port: int) -> None:
+        consumer = AIOKafkaConsumer(
+            scene.name("requests"),
+            bootstrap_servers=scene.bootstrap,
+            group_id=scene.name("group"),
+            client_id=client_id(port),
+        )
+        await consumer.start()
+        try:
+            while not consumer.assignment():
+                await asyncio.sleep(0.05)
+            ready.set()
+            while not stop.is_set():
+                await asyncio.sleep(0.05)
+        finally:
+            await consumer.stop()
+
+    ready, stop = threading.Event(), threading.Event()
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        port = server.server_address[1]
+        threads = [
+            threading.Thread(target=server.serve_forever),
+            threading.Thread(target=lambda: asyncio.run(member(port))),
+        ]
+        for thread in threads:
+            thread.start()
+        assert ready.wait(60)
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            stop.set()
+            server.shutdown()
+            for thread in threads:
+                thread.join()

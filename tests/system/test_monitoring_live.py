@@ -19,9 +19,6 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from service.clock import Clock
-from service.kafka.journal import KafkaJournal, Refusals
-from service.kafka.journal_api import Batch
 from service.kafka.journal_codec import Cursor
 from service.observability import metrics
 from service.sandbox.kafka import Kafka
@@ -31,6 +28,7 @@ from tests.conftest import missing
 from tests.support.expressions import MONITORING, Expression, all_expressions
 from tests.support.process_harness import Ledger, Process, appliance
 from tests.support.prometheus import Prometheus, good_moment, prometheus
+from tests.support.stolen_journal import write_cursor
 
 pytestmark = pytest.mark.e2e
 
@@ -172,25 +170,11 @@ async def _misfortunes_of_kafka(ledger: Ledger, process: Process) -> None:
         await admin.delete_topics([ledger.topics["control"]])
     finally:
         await admin.close()
-    await _write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0))
-    await _write_cursor(ledger, elsewhere, Cursor("another-topic", 0))
+    await write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0))
+    await write_cursor(ledger, elsewhere, Cursor("another-topic", 0))
     async with asyncio.timeout(30):
         while (await process.get("/readyz")).status_code == 200:
             await asyncio.sleep(0.1)
-
-
-async def _write_cursor(ledger: Ledger, partition: int, cursor: Cursor) -> None:
-    """Take the journal from its owner, who notices with its next commit, and leave this in it."""
-    opened = await KafkaJournal.open(
-        topic=ledger.topics["journal"],
-        partition=partition,
-        connection={"bootstrap_servers": ledger.bootstrap},
-        clock=Clock(),
-        refusals=Refusals(),
-    )
-    await opened.journal.commit(Batch(cursor=cursor))
-    await opened.journal.close()
-    await ledger.send_raw(partition=partition, value=b"something to commit")
 
 
 async def _good_moment(found: Prometheus, targets: Collection[str], *, within: float = 60.0) -> float:
