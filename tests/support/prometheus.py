@@ -22,7 +22,7 @@ SCRAPED_EVERY: Final = 1
 
 UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
-SPAN: Final = re.compile(r"(\[|offset |for: )(\d+)([smhd])\b")
+SPAN: Final = re.compile(r"(\[|offset |for: |(?<=[smhd]):)(\d+)([smhd])\b")
 
 SELECTOR: Final = re.compile(r"(?<![\w:])((?:vm_sync|process|kafka)_\w+|up\b|ALERTS\b|namespace:\w+:\w+)(\{[^}]*\})?")
 
@@ -32,7 +32,7 @@ LONGEST_FOR: Final = 30
 
 
 def hurried(text: str, *, by: int) -> str:
-    """Return rules or a query with each window, offset and `for` a fraction as long; nothing else is changed.
+    """Return rules or a query with each window, its step, offset and `for` a fraction as long; nothing else is changed.
 
     No `for` is longer than `LONGEST_FOR`.
     """
@@ -125,17 +125,29 @@ class Prometheus:
 
     async def until(self, query: str, *, seconds: float, empty: bool = False) -> bool:
         """Wait until a query yields something, or nothing any more; return whether it does in time."""
+        return await self._waited(query, seconds=seconds, empty=empty) is not None
+
+    async def moment_of(self, query: str, *, seconds: float) -> float | None:
+        """Wait until a query yields something; return the time of the latest sample that it found. None: not in time.
+
+        What Prometheus has recorded can be asked of that moment later on, however long this machine took meanwhile.
+        """
+        rows = await self._waited(f"timestamp({query})", seconds=seconds)
+        return None if rows is None else max(row.value for row in rows)
+
+    async def _waited(self, query: str, *, seconds: float, empty: bool = False) -> list[Series] | None:
         try:
             async with asyncio.timeout(seconds):
                 while True:
                     try:
-                        if bool(await self.rows(query)) is not empty:
-                            return True
+                        rows = await self.rows(query)
+                        if bool(rows) is not empty:
+                            return rows
                     except (httpx.HTTPError, ValueError):  # it has just been started
                         pass
                     await asyncio.sleep(0.25)
         except TimeoutError:
-            return False
+            return None
 
     async def unhealthy_rules(self) -> list[str]:
         """Return the rules that could not be evaluated."""
