@@ -247,7 +247,11 @@ class VcdaChecks:
         if not _is_good(answer) or not token:
             return [failure(_login_refused(answer, credentials, self._url), answered=_is_answer(answer))]
         self._token = token
-        here.user, sites = translate.read_session(answer.body)
+        session = translate.read_session(answer.body)
+        if session is None:
+            text = f"Login answered with {answer.status}, and its body is no JSON object: check VM_SYNC_VCDA__URL."
+            return [failure(text, answered=True)]
+        here.user, sites = session
         roles = (translate.read_object(answer.body) or {}).get("roles")
         known = [str(role) for role in roles] if isinstance(roles, list) else []
         return [

@@ -213,7 +213,8 @@ class Vcda:
         if operation_id is not None:
             _check(operation_id, _OPERATION_ID)
         async with self._finding[site]:
-            return await self._pages("find", query, site=site, operation_id=operation_id, kind="sync")
+            tasks = await self._pages("find", query, site=site, operation_id=operation_id, kind="sync")
+        return tasks if isinstance(tasks, Trouble) else [self._reachable(task) for task in tasks]
 
     async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
         """Return the tasks with these ids, at most 100, as far as VCDA shows them.
@@ -407,6 +408,16 @@ class Vcda:
             return Trouble(label="incomplete", detail=f"VCDA showed {len(seen)} of {matched} tasks.")
         return list(tasks.values())
 
+    def _reachable(self, task: Task) -> Task:
+        """Return a task with a site that this process can ask for it.
+
+        The task of a call without a site may name one that there are no credentials for: the local site by a name that
+        the login did not give. It is asked for as the call was made, without a site.
+        """
+        if task.site is None or self._session.may_call(task.site):
+            return task
+        return replace(task, site=None)
+
     def _submitted(self, reply: _Reply, site: str | None) -> SubmitAnswer:
         """Read a POST's answer, as the table at the top says."""
         match reply.seen:
@@ -433,7 +444,7 @@ class Vcda:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             if task.user is not None and account is not None:
                 self.learn_name(account, site=site, name=task.user)
-            return Accepted(task, account)
+            return Accepted(self._reachable(task), account)
         trouble = self._trouble(answer, site)
         match answer.status:
             case 409:

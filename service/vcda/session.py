@@ -162,6 +162,11 @@ class Session:
         """Return the session that calls are made with now, if there is one."""
         return self._login
 
+    def may_call(self, site: str) -> bool:
+        """Whether calls to a site can be made: the login authenticated it, or there are credentials for it."""
+        login = self._login
+        return (login is not None and site in login.local) or self._has_credentials(site)
+
     async def admit(self, site: str | None, *, again: bool = False) -> Admission:
         """Return the ticket for a call to the site; logs in and extends the session if necessary."""
         login = await self._current()
@@ -297,7 +302,13 @@ class Session:
             hint = credentials.settings if refused else URL_HINT
             trouble = self._failure("Login", answer, hint=hint)
             return self._login_failed("refused" if refused else "error", trouble)
-        user, local = translate.read_session(answer.body)
+        session = translate.read_session(answer.body)
+        if session is None:
+            # Without the names of its sites, the local site would pass for a remote one for as long as the session
+            # lasts: its requests would be rejected for want of credentials.
+            detail = f"Login answered with {answer.status}: the body is no JSON object; check {URL_HINT}"
+            return self._login_failed("error", Trouble(label="unreadable", detail=detail))
+        user, local = session
         login = Login(token, user or credentials.user, local, now)
         self._have(login)
         self._latest = login
@@ -306,6 +317,11 @@ class Session:
             self._meter.site_authenticated(site)
         account = login.user
         logger.info("Logged in to VCDA as %s", account, extra={"account": account, "sites": sorted(local)})
+        if not local:
+            logger.warning(
+                "VCDA's answer to the login names no site: requests that name the local site are rejected, unless "
+                "VM_SYNC_VCDA__SITES has it"
+            )
         return login
 
     def _have(self, login: Login | None) -> None:

@@ -82,9 +82,11 @@ def read_page(body: bytes, *, local: frozenset[str] = frozenset(), kind: str | N
     return Page(wanted, frozenset(task.id for task in read), len(items), total)
 
 
-def read_session(body: bytes) -> tuple[str | None, frozenset[str]]:
-    """Read whose session it is, and which sites it is authenticated at."""
-    value = read_object(body) or {}
+def read_session(body: bytes) -> tuple[str | None, frozenset[str]] | None:
+    """Read whose session it is, and which sites it is authenticated at; None: the body is no JSON object."""
+    value = read_object(body)
+    if value is None:
+        return None
     sites = value.get("authenticatedSites")
     names = [_text(site.get("site")) for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
     return _text(value.get("user")), frozenset(name for name in names if name)

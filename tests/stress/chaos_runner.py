@@ -50,6 +50,7 @@ from tests.stress.schedule import (
     REQUEST_TIMEOUT,
     SESSION_TIMEOUT,
     SETTLE,
+    SITES,
     TO_BROKERS,
     TOO_LATE,
     WITHOUT_KAFKA,
@@ -293,7 +294,7 @@ class Conductor:
             await self._stop_all()
             lost = sum(member.watch.lost for member in self._members)
             evidence |= {"counted_lost": lost, "replaced": frozenset(self._replaced), "odd": frozenset(schedule.odd)}
-            evidence["site_pauses"] = self._pauses.found
+            evidence |= {"site_pauses": self._pauses.found, "sites": frozenset(name for name in SITES if name)}
             self._happened["a paused site was looked after"] += len(self._pauses.found)
             evidence["endless"] = {name: odd.value for name, odd in schedule.odd.items() if odd is not Odd.BLIND}
             verdict = await ledger.judge(**evidence)

@@ -1415,6 +1415,20 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_check.py",),
     ),
     Mutant(
+        name="a login whose body stops half way is taken for one without sites",
+        file="service/vcda/session.py",
+        old="        session = translate.read_session(answer.body)\n",
+        new="        session = translate.read_session(answer.body) or (None, frozenset())\n",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
+        name="a task is polled at a site that there are no credentials for",
+        file="service/vcda/client.py",
+        old="        if task.site is None or self._session.may_call(task.site):\n",
+        new="        if task.site is None or task.site:\n",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
         name="missing credentials leave the slots to the limit of running syncs",
         file="service/vcda/lanes.py",
         old="            or self.without_credentials  # so that",

@@ -5,10 +5,10 @@ replications on which a run provoked it, and counted apart: there only, and by n
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
 from aiokafka import TopicPartition
 
@@ -17,6 +17,10 @@ Header = tuple[str, bytes]
 TOLD_WITHIN = 65.0
 """Seconds from the end of a task, or from the calm, to its outcome: a rebalance that waits for somebody dead, on a busy
 machine. Shorter than the deadline, by which all those end that are held up for good."""
+
+
+NO_CREDENTIALS: Final = "NoCredentials"
+"""As a client reads it in an outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,8 @@ class Evidence:
     """Replications with which something was wrong all the time: theirs may be told late."""
     endless: Mapping[str, str] = field(default_factory=dict)
     """By replication, why its requests can't end but by their deadlines."""
+    sites: frozenset[str] = frozenset()
+    """Sites that the processes can call: no request is rejected for want of credentials there."""
     replaced: frozenset[tuple[str, str]] = frozenset()
     """By site and name, accounts that were replaced: what became of their tasks, nobody can see."""
     calm: tuple[float, float] | None = None
@@ -244,8 +250,10 @@ def _truth(
             if operation_id not in seen.unsure:
                 yield f"{operation_id} has an outcome, and was never asked for"
             continue
-        lie = _lie(some[0], tasks.get(operation_id, ()), by_id) or _cancelled_lie(
-            some[0], tasks.get(operation_id, ()), seen.cancelled
+        lie = (
+            _lie(some[0], tasks.get(operation_id, ()), by_id)
+            or _cancelled_lie(some[0], tasks.get(operation_id, ()), seen.cancelled)
+            or _rejected_lie(event, seen.sites)
         )
         if lie is None:
             continue
@@ -283,6 +291,13 @@ def _cancelled_lie(told: Told, own: Sequence[Mapping[str, Any]], cancelled: Mapp
     if event["error"]["code"] == "Released":
         return None if cancelled[event["operationID"]] else "nobody has released it"
     return "VCDA has a task for it" if own else None
+
+
+def _rejected_lie(event: Mapping[str, Any], sites: Collection[str]) -> str | None:
+    """Return what is not as the outcome says of missing credentials."""
+    error = event.get("error") or {}
+    wrong = event.get("reason") == "rejected" and error.get("code") == NO_CREDENTIALS and event["site"] in sites
+    return f"there are credentials for site {event['site']}" if wrong else None
 
 
 def _order(seen: Evidence) -> Iterator[str]:

@@ -217,6 +217,7 @@ STORMS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
     ("empty task pages", {"operation": "poll", "answer": "empty page", "probability": 0.5}),
     ("look-ups fail", {"operation": "find", "answer": "status", "status": 500, "probability": 0.7}),
     ("logins fail", {"operation": "login", "answer": "status", "status": 500, "probability": 0.7}),
+    ("answers to logins half", {"operation": "login", "answer": "half", "probability": 0.7}),
 )  # fmt: skip
 
 

@@ -33,6 +33,12 @@ def cut(operation_id: str, offset: int, *, code: str = "Cancelled") -> Told:
     return replace(one, event={**one.event, "error": {"code": code}})
 
 
+def rejected(operation_id: str, offset: int, *, site: str) -> Told:
+    """The outcome of a request for whose site there are no credentials."""
+    one = told(operation_id, offset, task_id=None, reason="rejected")
+    return replace(one, event={**one.event, "site": site, "error": {"code": "NoCredentials"}})
+
+
 def letter(offset: int, *, value: bytes | None = b"{", key: bytes | None = b"k", reason: bytes = b"not-json") -> Told:
     headers = (("x", b"1"), ("vm-sync-partition", b"3"), ("vm-sync-offset", str(offset).encode()))
     place = TopicPartition("dead-letter", 0)
@@ -48,6 +54,15 @@ GOOD = Evidence(
     texts={"a log": "all is well"},
     secrets=("geheim",),
 )
+
+
+def test_a_request_is_rejected_for_want_of_credentials_at_unknown_sites_alone() -> None:
+    seen = replace(GOOD, tasks=GOOD.tasks[:2], sites=frozenset({"site1"}))
+    right = replace(seen, told=[*GOOD.told[:2], rejected("c", 1, site="nowhere")])
+    wrong = replace(seen, told=[*GOOD.told[:2], rejected("c", 1, site="site1")])
+
+    assert judge(right).violations == []
+    assert judge(wrong).violations == ["c is told rejected, and there are credentials for site site1"]
 
 
 def test_what_was_kept_is_found_kept() -> None:

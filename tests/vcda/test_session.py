@@ -1,6 +1,7 @@
 """One login for all, no storms of them, and the three kinds of 401."""
 
 import asyncio
+import json
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,7 +11,7 @@ import pytest
 from service.sync import NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
 from service.vcda.client import ApiLimits, SessionStatus
 from service.vcda.credentials import Credentials, SiteCredentials
-from service.vcda.session import LOOK_EVERY
+from service.vcda.session import BACKOFF, LOOK_EVERY
 from tests.support.scripted_http_server import (
     CREDENTIALS,
     GONE,
@@ -26,6 +27,7 @@ from tests.support.scripted_http_server import (
     appliance,
     error,
     ours,
+    page,
     script,
     session,
     task,
@@ -498,10 +500,55 @@ async def test_a_login_without_a_token_is_none(answer: Reply, result: str, label
     assert us.meter.logins == [result]
 
 
-async def test_a_login_whose_body_makes_no_sense_is_still_one() -> None:
-    async with appliance(script(login=Reply(200, b"{", {"X-VCAV-Auth": "t"}))) as there, ours(there.url) as us:
+async def test_a_login_whose_body_stops_half_way_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Without the names of its sites, the local site would pass for a remote one until the session ends."""
+    whole = session()
+    assert isinstance(whole.body, dict)
+    torn = replace(whole, body=json.dumps(whole.body).encode()[:60])
+    answers = iter([torn, whole])
+    async with appliance(script(login=lambda _: next(answers))) as there, ours(there.url) as us:
+        first = await us.submit(site="site1")
+        us.clock.seconds += BACKOFF.longest.total_seconds()
+        second = await us.submit(site="site1")
+
+    assert isinstance(first, NotTaken)
+    assert not first.sent
+    assert first.trouble.label == "unreadable"
+    assert isinstance(second, Accepted)
+    assert us.meter.logins == ["error", "ok"]
+    assert "VM_SYNC_VCDA__URL" in caplog.text
+
+
+async def test_a_login_that_names_no_site_is_one_and_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    async with appliance(script(login=Reply(200, {}, {"X-VCAV-Auth": "t"}))) as there, ours(there.url) as us:
         assert isinstance(await us.submit(), Accepted)
         assert us.vcda.account(None) == Account("admin1")
+
+    assert "names no site" in caplog.text
+    assert "VM_SYNC_VCDA__SITES" in caplog.text
+
+
+@pytest.mark.parametrize("sites", [(), ("SITE1",)])
+async def test_a_task_whose_site_nobody_has_credentials_for_is_asked_for_where_its_post_went(
+    sites: tuple[str, ...],
+) -> None:
+    login = session(sites=sites)
+    async with appliance(script(login=login, tasks=page(task()))) as there, ours(there.url) as us:
+        accepted = await us.submit()
+        found = await us.vcda.find(site=None, replication_id=None, since=datetime(2030, 1, 1, tzinfo=UTC))
+
+    assert isinstance(accepted, Accepted)
+    assert accepted.task.site is None
+    assert isinstance(found, list)
+    assert [one.site for one in found] == [None]
+
+
+async def test_a_task_that_runs_at_a_site_with_credentials_is_asked_for_there() -> None:
+    async with appliance(script(submit=Reply(202, task(site="site2")))) as there, ours(there.url) as us:
+        accepted = await us.submit()
+
+    assert isinstance(accepted, Accepted)
+    assert accepted.task.site == "site2"
 
 
 @pytest.mark.parametrize("broken", [OSError("/secret/path"), ValueError("s3cret")])

@@ -157,8 +157,13 @@ def test_a_page_that_may_hide_a_task_is_none(odd: object) -> None:
     assert read_page(encode(odd)) is None
 
 
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"user": "u", "authenticatedSites": [{"si'])
+def test_a_session_that_cannot_be_parsed_is_none(body: bytes) -> None:
+    assert read_session(body) is None
+
+
 def test_a_session_without_words_is_still_one() -> None:
-    assert read_session(b"") == (None, frozenset())
+    assert read_session(b"{}") == (None, frozenset())
     assert read_session(encode({"user": 7, "authenticatedSites": [None, {}, {"site": 7}, {"site": "a"}]})) == (
         None,
         frozenset({"a"}),
