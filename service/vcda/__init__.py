@@ -5,6 +5,7 @@ In reading order:
     address       checks VCDA's URL and the thumbprint of its certificate
     credentials   the credentials of the login and of remote sites, as bodies of requests
     http_dates    reads the headers `Date` and `Retry-After`
+    transport     httpx's transport over aiohttp's connections
     http          one HTTP call: bounded, never repeated, with certainty whether it was sent
     translate     bytes -> the values of `sync`; never raises
     spellings     the names of the service's user on tasks, learnt from VCDA's answers

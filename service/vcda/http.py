@@ -2,9 +2,9 @@
 
 A failed call is a value, `NoAnswer`. Its `sent_at` is the purpose of this module: None means that nothing was sent, for
 certain. Exceptions of libraries don't show that (a connection that breaks after the server has read the POST raises the
-same class as a refused one). Therefore aiohttp's hook `on_request_headers_sent` is used: it is called after the
-connection is open and before the first byte is written, without an await in between. The hook checks whether the
-request may still be sent, and records that it was.
+same class as a refused one). Therefore the transport calls back after the connection is open and before the first byte
+is written, without an await in between: then it is checked whether the request may still be sent, and recorded that it
+was.
 
 This module knows HTTP, and nothing of sessions, replications or tasks. It follows no redirect, keeps no cookie, uses
 no proxy from the environment, and verifies every certificate.
@@ -12,19 +12,15 @@ no proxy from the environment, and verifies every certificate.
 
 import asyncio
 import logging
-import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
-from contextvars import ContextVar
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Final, Literal, Protocol, TypeAlias, cast
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
-from typing_extensions import override
 
 from service import certificates
 from service.certificates import Certificates, Current
@@ -32,6 +28,7 @@ from service.clock import Clock
 from service.sync import MAX_TEXT
 from service.vcda.address import checked_thumbprint, checked_url
 from service.vcda.http_dates import OtherClock, http_date
+from service.vcda.transport import BEFORE_THE_FIRST_BYTE, LONGEST_HEAD_LINE, ConnectionTransport
 
 logger = logging.getLogger("service.vcda")
 
@@ -41,15 +38,6 @@ SMALL: Final = 1024 * 1024
 """The longest answer about one thing: a task with its result has a few KiB, one with a stack trace some dozen."""
 LARGE: Final = 16 * SMALL
 """The longest answer about a hundred tasks."""
-
-LONGEST_HEAD_LINE: Final = 64 * 1024
-MOST_HEADERS: Final = 1000
-"""Proxies and single sign-on add cookies and policies to the head of an answer: aiohttp's 8 KiB and 128 headers are
-too few for some, and what it refuses to read is a POST in doubt."""
-
-KEEP_ALIVE: Final = 10.0
-"""Seconds an idle connection is kept: less than servers do (Tomcat 20, nginx 75). A POST written to a connection that
-the server is just closing isn't lost, but it is in doubt, and doubts cost minutes."""
 
 
 class Meter(Protocol):
@@ -165,9 +153,12 @@ class Wire:
         secure = self._base.scheme == "https"
         verification = tls.verification() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         # Without an `httpx.AsyncClient` around: what it adds is cookies, redirects and proxies from the environment,
-        # none of which may be here, for half of a call's CPU time (2,000 POSTs per CPU-second with it, 3,900 without).
-        ways = {name: _transport(verification, request_timeout) for name in ("session", "submit", "poll", "find")}
-        self._ways: dict[Operation, AiohttpTransport] = {
+        # none of which may be here.
+        ways = {
+            name: ConnectionTransport(self._base, verification, request_timeout)
+            for name in ("session", "submit", "poll", "find")
+        }
+        self._ways: dict[Operation, ConnectionTransport] = {
             "login": ways["session"],
             "extend": ways["session"],
             "logout": ways["session"],
@@ -201,17 +192,18 @@ class Wire:
             headers.append((b"operationid", operation_id.encode("ascii")))
         if content is not None:
             headers.append((b"content-type", b"application/json"))
-        request = httpx.Request(method, self._base, headers=headers, content=content)
-        request.url = _Url(self._base, target)
-
+        if method == "POST":
+            headers.append((b"content-length", b"%d" % len(content or b"")))
         departure = _Departure(self._clock, may_leave, wants_certificate=operation == "login")
+        request = httpx.Request(
+            method,
+            self._base,
+            headers=headers,
+            stream=httpx.ByteStream(content or b""),
+            extensions={"target": target.encode("ascii"), BEFORE_THE_FIRST_BYTE: departure.leave},
+        )
         began = self._clock.monotonic()
-        outer = _departing.set(departure)
-        try:
-            seen = await self._exchange(self._ways[operation], request, departure, limit=limit)
-        finally:
-            _departing.reset(outer)
-
+        seen = await self._exchange(self._ways[operation], request, departure, limit=limit)
         ended = self._clock.monotonic()
         if departure.certificate_ends is not None:
             self.certificate_ends = departure.certificate_ends
@@ -233,7 +225,7 @@ class Wire:
             await way.aclose()
 
     async def _exchange(
-        self, way: AiohttpTransport, request: httpx.Request, departure: "_Departure", *, limit: int
+        self, way: ConnectionTransport, request: httpx.Request, departure: "_Departure", *, limit: int
     ) -> Answer | NoAnswer:
         try:
             # Around everything, the reading of the body too: the libraries' own timeouts start again with each byte.
@@ -252,8 +244,8 @@ class Wire:
         except TimeoutError:
             what = "No complete answer" if departure.at is not None else f"No connection to {self._base} ({URL})"
             return NoAnswer(label="timeout", detail=f"{what} within {self._timeout:g} s.", sent_at=departure.at)
-        # UnicodeError: of a reason phrase, or of a host's name; aiohttp's own come through where httpx maps none.
-        except (httpx.HTTPError, aiohttp.ClientError, OSError, UnicodeError) as error:
+        # UnicodeError: of a host's name.
+        except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, UnicodeError) as error:
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
         except Exception as error:
             if departure.at is None:
@@ -276,24 +268,8 @@ class Wire:
 # ---------------------------------------------------------------- leaving
 
 
-class _Url(httpx.URL):
-    """The appliance's, with a target behind it.
-
-    httpx would look at each character of the target, with a hundred ids for 0.15 ms. aiohttp reads it anyway, and
-    percent-encodes what may not stand there.
-    """
-
-    def __init__(self, base: httpx.URL, target: str) -> None:
-        super().__init__(base)
-        self._whole = f"{base}{target}"
-
-    @override
-    def __str__(self) -> str:
-        return self._whole
-
-
 class _Withheld(Exception):
-    """Raised in the hook, so that nothing is sent."""
+    """Raised before the first byte, so that nothing is sent."""
 
 
 class _Departure:
@@ -308,28 +284,23 @@ class _Departure:
         self._may_leave = may_leave
         self.at: float | None = None
 
-    def note_certificate(self, connection: "aiohttp.connector.Connection") -> None:
+    def _note_certificate(self, connection: "aiohttp.connector.Connection") -> None:
         """Note until when the certificate of this connection is valid, if that is wanted and TLS has verified it."""
-        tls = None if connection.transport is None else connection.transport.get_extra_info("ssl_object")
-        if self.wants_certificate and tls is not None and (shown := tls.getpeercert()):
+        if not self.wants_certificate or connection.transport is None:
+            return
+        tls = connection.transport.get_extra_info("ssl_object")
+        if tls is not None and (shown := tls.getpeercert()):
             self.certificate_ends = datetime.fromtimestamp(ssl.cert_time_to_seconds(shown["notAfter"]), UTC)
 
-    def leave(self) -> None:
+    def leave(self, connection: "aiohttp.connector.Connection") -> None:
         """Record the sending, or raise `_Withheld`."""
         if self._may_leave is not None and not self._may_leave():
             raise _Withheld
         self.at = self._clock.monotonic()
+        self._note_certificate(connection)
 
 
-# httpx's transport hands no context of its own to aiohttp's hooks, but they run in the task that makes the call.
-_departing: ContextVar[_Departure] = ContextVar("departing")
-
-
-async def _before_the_first_byte(*_: object) -> None:
-    _departing.get().leave()
-
-
-# ---------------------------------------------------------------- connections
+# ---------------------------------------------------------------- addresses and answers
 
 
 def _base(url: str) -> tuple[httpx.URL, str]:
@@ -342,63 +313,10 @@ def _base(url: str) -> tuple[httpx.URL, str]:
         raise ValueError(msg) from error
 
 
-class _Response(aiohttp.ClientResponse):
-    """An answer without its reason phrase, which is not used; one in Latin-1 would make httpx raise."""
-
-    @override
-    async def start(self, connection: "aiohttp.connector.Connection") -> aiohttp.ClientResponse:
-        started = await super().start(connection)
-        _departing.get().note_certificate(connection)
-        self.reason = None
-        return started
-
-
-def _transport(verification: ssl.SSLContext | aiohttp.Fingerprint, timeout: timedelta) -> AiohttpTransport:
-    hooks = aiohttp.TraceConfig()
-    hooks.on_request_headers_sent.append(_before_the_first_byte)
-
-    def session() -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=KEEP_ALIVE, ssl=verification, socket_factory=_sockets(timeout)
-            ),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            # A POST without a body would else be announced as an octet-stream.
-            skip_auto_headers=("Content-Type",),
-            trace_configs=[hooks],
-            max_line_size=LONGEST_HEAD_LINE,
-            max_field_size=LONGEST_HEAD_LINE,
-            max_headers=MOST_HEADERS,
-            response_class=_Response,
-        )
-
-    # Called once a loop runs. `verify` is for the session it would make itself; the default would load certifi's store.
-    context = verification if isinstance(verification, ssl.SSLContext) else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    return AiohttpTransport(client=session, verify=context)
-
-
-def _sockets(timeout: timedelta) -> Callable[[aiohttp.AddrInfoType], socket.socket]:
-    """Make sockets with TCP_USER_TIMEOUT, so that the kernel stops resending when the call has timed out.
-
-    Otherwise the kernel would resend a written POST for minutes, and VCDA might receive it long after the look-up.
-    """
-    milliseconds = int(timeout.total_seconds() * 1000)
-
-    def make(address: aiohttp.AddrInfoType) -> socket.socket:
-        family, kind, protocol, _, _ = address
-        made = socket.socket(family, kind, protocol)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        return made
-
-    return make
-
-
 async def _read(response: httpx.Response, limit: int) -> bytes | None:
     """Read a body; None if it is longer than `limit`."""
     body = bytearray()
-    chunks: AsyncIterator[Any] = response.aiter_bytes()
-    async for chunk in chunks:
+    async for chunk in cast("httpx.AsyncByteStream", response.stream):  # httpx's own ways to read cost 15 us more
         body += chunk
         if len(body) > limit:
             return None
@@ -421,18 +339,17 @@ SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
 
 def _describe(error: Exception) -> str:
     """Describe a failure without text of the other side: an undecodable answer to a login would contain its token."""
-    cause = error.__cause__ if isinstance(error, httpx.HTTPError) and error.__cause__ else error
-    if isinstance(cause, aiohttp.ClientConnectorCertificateError):
-        return distrust(cause.certificate_error)
-    if isinstance(cause, aiohttp.ServerFingerprintMismatch):
-        seen = cause.got.hex(":").upper()
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return distrust(error.certificate_error)
+    if isinstance(error, aiohttp.ServerFingerprintMismatch):
+        seen = error.got.hex(":").upper()
         return f"VCDA's certificate does not match VM_SYNC_VCDA__THUMBPRINT; its SHA-256 is {seen}"
-    if isinstance(cause, aiohttp.ClientConnectorError):
-        return _unreachable(cause)
-    name = type(cause).__name__
-    if isinstance(cause, OSError):
-        return f"{name}: {cause}"[:MAX_TEXT]
-    said = next((sentence for kind, sentence in SENTENCES if isinstance(cause, kind)), None)
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return _unreachable(error)
+    name = type(error).__name__
+    if isinstance(error, OSError):
+        return f"{name}: {error}"[:MAX_TEXT]
+    said = next((sentence for kind, sentence in SENTENCES if isinstance(error, kind)), None)
     return name if said is None else f"{said} ({name})."
 
 

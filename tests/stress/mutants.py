@@ -897,6 +897,20 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_client.py",),
     ),
     Mutant(
+        name="a POST is written once more where its connection ends without an answer",
+        file="service/vcda/transport.py",
+        old='frozenset({"GET", "DELETE"})',
+        new='frozenset({"GET", "DELETE", "POST"})',
+        tests=("tests/vcda/test_http.py",),
+    ),
+    Mutant(
+        name="a POST leaves before it is asked whether it may",
+        file="service/vcda/transport.py",
+        old="            hook(connection)\n            protocol.transport.write(head + body)\n",
+        new="            protocol.transport.write(head + body)\n            hook(connection)\n",
+        tests=("tests/vcda/test_http.py",),
+    ),
+    Mutant(
         name="caches are not asked to let a GET through",
         file="service/vcda/http.py",
         old='(self._headers_of_get if method == "GET" else self._headers).copy()',
