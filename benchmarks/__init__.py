@@ -12,6 +12,7 @@ In reading order:
     traffic     requests put on the topic, outcomes read from it
     scenarios   a burst, long syncs, many in flight, a steady trickle
     owners      restores, hand-overs, and what remembering costs
+    zones       three brokers some milliseconds apart
     virtual     a process with hundreds of sites in virtual time: the real polling and lanes, no sockets
     results     runs, ratios, and the raw JSON
     plots       pictures of them

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import owners, page, polling_bench, scenarios, virtual
+from benchmarks import owners, page, polling_bench, scenarios, virtual, zones
 from benchmarks.results import Results, Run
 from benchmarks.sizes import FULL, QUICK, TINY, Sizes
 from benchmarks.stage import Stage
@@ -48,8 +48,11 @@ def steps(sizes: Sizes) -> Iterator[Step]:
         yield from _turns("restore", ("bare", "service", "empty"), number, owners.restore)
         yield from _turns("remembering", ("service",), number, owners.remembering)
         if number < sizes.few:
-            yield from _turns("S2", ("service", "listing"), number, scenarios.long_ones)
+            pollers = ("service", "listing", "running")
+            yield from _turns("S2", pollers, number, scenarios.long_ones)
+            yield from _turns("S2 wide", pollers, number, scenarios.long_ones_with_a_tail)
             yield from _turns("flight", tuple(map(str, sizes.flight)), number, scenarios.in_flight)
+            yield from _turns("zones", ("one", *zones.ROUND_TRIPS), number, zones.zones)
             yield from _turns("hand-over", ("service",), number, owners.hand_over)
 
 

@@ -3,6 +3,7 @@
     bare        the service's HTTP client in a loop that only POSTs: the floor under any client of VCDA
     obvious     the whole job as an obvious FastStream service: its handler POSTs, asks once a second, publishes
     listing     the whole job with its state in memory: POSTs, and each second lists all sync tasks, page by page
+    running     the same, but lists those that run, and asks by their ids for those that no longer do
     ceiling     ready-made bytes on bare sockets: how many POSTs the simulated VCDA itself can take
     reading     a bare consumer that reads journals and understands nothing: the floor under a restore
     dictionary  what the service remembers, beside a plain dict from identity to expiry: the cost of not hashing
@@ -268,10 +269,31 @@ class ListAll:
         await self.producer.send(self._outcomes, json.dumps(outcome).encode(), key=key)
 
 
+class ListRunning(ListAll):
+    """The same with less to read: what is known and no longer listed as running is asked for by its id."""
+
+    @override
+    async def _look(self) -> None:
+        known, listed = list(self._running), set[str]()
+        for offset in itertools.count(0, 100):
+            params: dict[str, str | int] = {"type": "sync", "state": "RUNNING", "limit": 100, "offset": offset}
+            page = (await self._http.get("/tasks", params=params)).raise_for_status().json()
+            listed.update([task["id"] for task in page["items"]])
+            if offset + 100 >= page["total"]:
+                break
+        gone = [name for name in known if name not in listed]
+        for at in range(0, len(gone), 100):
+            asked: dict[str, str | int] = {"ids": ",".join(gone[at : at + 100]), "limit": 100}
+            page = (await self._http.get("/tasks", params=asked)).raise_for_status().json()
+            for task in page["items"]:
+                if task["state"] in ENDED:
+                    await self._publish(self._running.pop(task["id"])[1], task)
+
+
 async def listing(given: argparse.Namespace) -> None:
-    """Run the list-all poller."""
+    """Run the list-all poller, or the one that lists what runs."""
     http = await client(given)
-    job = ListAll(given, http)
+    job = (ListRunning if given.control == "running" else ListAll)(given, http)
     await job.consumer.start()
     await job.producer.start()
     await _until_told_to_stop(asyncio.create_task(job.consume()), asyncio.create_task(job.look_each_second()))
@@ -323,7 +345,7 @@ async def dictionary(given: argparse.Namespace) -> dict[str, float]:
 
 
 FLOORS = {"bare": bare, "ceiling": ceiling, "reading": reading, "dictionary": dictionary}
-JOBS = {"obvious": obvious, "listing": listing}
+JOBS = {"obvious": obvious, "listing": listing, "running": listing}
 
 
 def main() -> None:

@@ -12,9 +12,27 @@ NAMES = {
     "bare": "bare loop",
     "obvious": "obvious service",
     "listing": "list-all poller",
+    "running": "poller of what runs",
     "ceiling": "the simulated VCDA's ceiling",
     "empty": "the service, empty journals",
+    "one": "one broker",
+    "three": "three brokers, side by side",
+    "three-5": "three brokers, 5 ms there and back",
+    "three-10": "three brokers, 10 ms there and back",
 }
+
+LONG = (
+    ("after_the_last_end_s", "last outcome after last end, s"),
+    ("beyond_the_longest_s", "all, beyond the longest task, s"),
+    ("calls", "calls/task"),
+    ("lag_p50_s", "lag p50, s"),
+    ("lag_p99_s", "lag p99, s"),
+    ("cpu_ms", "CPU ms/task"),
+    ("idle_cpu_ms", "of it idle"),
+    ("missing", "without outcome"),
+    ("rss_mb", "memory, MB"),
+    ("vcda_busy", "VCDA's core busy"),
+)
 
 COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
     "S1": (
@@ -27,17 +45,8 @@ COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("rss_mb", "memory, MB"),
         ("vcda_busy", "VCDA's core busy"),
     ),
-    "S2": (
-        ("after_the_last_end_s", "last outcome after last end, s"),
-        ("beyond_the_longest_s", "all, beyond the longest task, s"),
-        ("calls", "calls/task"),
-        ("lag_p50_s", "lag p50, s"),
-        ("lag_p99_s", "lag p99, s"),
-        ("cpu_ms", "CPU ms/task"),
-        ("missing", "without outcome"),
-        ("rss_mb", "memory, MB"),
-        ("vcda_busy", "VCDA's core busy"),
-    ),
+    "S2": LONG,
+    "S2 wide": LONG,
     "flight": (
         ("at_once", "at once"),
         ("bytes_each", "bytes each"),
@@ -55,6 +64,16 @@ COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("wait_p99_ms", "p99, ms"),
         ("wait_max_ms", "longest, ms"),
         ("cpu_ms", "CPU ms/request"),
+        ("missing", "without outcome"),
+    ),
+    "zones": (
+        ("wait_p50_ms", "p50, ms"),
+        ("wait_p99_ms", "p99, ms"),
+        ("commit_p50_ms", "commit p50 <= ms"),
+        ("cpu_ms", "CPU ms/request"),
+        ("posts_per_second", "burst: POSTs/s"),
+        ("burst_cpu_ms", "burst: CPU ms/task"),
+        ("kafka_busy", "burst: Kafka's cores busy"),
         ("missing", "without outcome"),
     ),
     "restore": (
@@ -178,6 +197,12 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
     )
     yield scenario_table(results, "S2")
     yield "![The lag's distribution](performance/lag.svg)"
+    yield (
+        f"The same with {settings['wide']:,} requests and a sigma of 0.8. Most tasks end early and the last ones run "
+        "for minutes, so that much of a process' CPU time is what it uses without any work: the column *of it idle* "
+        "is what the same process used while it waited for the first request, times the seconds of the run."
+    )
+    yield scenario_table(results, "S2 wide")
     yield "## Many in flight"
     low, high = settings["flight_between"]
     yield (
@@ -195,6 +220,13 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
     )
     yield scenario_table(results, "trickle")
     yield "![The wait's distribution](performance/trickle.svg)"
+    yield "### Three brokers in three zones"
+    yield (
+        "The same trickle and the burst above on three brokers, each topic with three replicas of which two must have "
+        "a message (`acks=all`). A relay delays what brokers say to each other, and what the service says to two of "
+        "them: the third one is in its own zone. All brokers share the cores with everything else."
+    )
+    yield scenario_table(results, "zones")
     yield "## Restores and rebalances"
     yield (
         f"A process starts before journals of {settings['restored']:,} syncs in flight and "
@@ -233,7 +265,8 @@ METHOD = """\
   `MAX_IN_FLIGHT` 100,000. It logs a line for each sync, to a file; the controls log nothing.
 - The controls (`benchmarks/controls.py`) have the same HTTP client, uvloop and 100 connections. The obvious
   service is FastStream's: 1,000 handlers at once, each POSTs, asks once a second, publishes. The list-all poller keeps
-  its state in memory and pages through all sync tasks since its oldest, each second.
+  its state in memory and pages through all sync tasks since its oldest, each second; the poller of what runs asks for
+  running tasks alone, and by their ids for those that no longer are.
 - The ceiling is what the simulated VCDA takes from ready-made bytes on bare sockets; *VCDA's core busy* is how much of
   one core it used: where that is near 1, it was the bottleneck."""
 

@@ -6,8 +6,14 @@ from typing import Any
 
 from benchmarks.results import Results, Spread
 
-COLOURS = {"service": "#1b6ca8", "obvious": "#d1495b", "listing": "#edae49", "bare": "#7a7a7a"}
-LABELS = {"service": "the service", "obvious": "obvious service", "listing": "list-all poller", "bare": "bare loop"}
+COLOURS = {"service": "#1b6ca8", "obvious": "#d1495b", "listing": "#edae49", "running": "#66a182", "bare": "#7a7a7a"}
+LABELS = {
+    "service": "the service",
+    "obvious": "obvious service",
+    "listing": "list-all poller",
+    "running": "poller of what runs",
+    "bare": "bare loop",
+}
 WORKLOADS = ("20 s, 1000/s", "90 s", "10 min")
 
 

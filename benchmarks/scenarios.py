@@ -21,6 +21,7 @@ PATIENCE = 300.0
 """Seconds beyond the longest task until what has no outcome counts as missing."""
 
 LAG = "vm_sync_event_loop_lag_seconds"
+COMMIT = "vm_sync_journal_commit_seconds"
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,14 +94,23 @@ async def tally(stage: Stage, *, requests: int, came: int) -> dict[str, float]:
 
 
 async def whole(
-    stage: Stage, kind: Kind, *, scenario: str, number: int, requests: list[Request], duration: str, shortest: str
+    stage: Stage,
+    kind: Kind,
+    *,
+    scenario: str,
+    number: int,
+    requests: list[Request],
+    duration: str,
+    shortest: str,
+    idle: float = 0.0,
 ) -> Run:
-    """Put all requests on the topic at once, and wait for all outcomes."""
+    """Put all requests on the topic at once, and wait for all outcomes; `idle`: watch it first doing nothing."""
     await stage.fresh(duration=duration)
     topics = await stage.topics()
     subject = stage.start(kind, topics, SYNC__POLL_MIN=shortest)
     try:
         await subject.ready()
+        idle_busy = await _idle(subject.pid, idle) if idle else 0.0
         async with Outcomes(stage.bootstrap, topics) as outcomes:
             before, began = Cpu.now(stage, subject.pid), time.time()
             await burst(stage.bootstrap, topics, requests)
@@ -108,6 +118,9 @@ async def whole(
             after = Cpu.now(stage, subject.pid)
             came = outcomes.by_operation()
         figures = before.until(after, requests=len(requests))
+        if idle:
+            figures["idle_busy"] = idle_busy
+            figures["idle_cpu_ms"] = idle_busy * (after.at - before.at) / len(requests) * 1000
         figures["rss_mb"] = resident(subject.pid) / 1e6
         told, lags = facts(await stage.vcda_says("ledger"), came, began=began)
         figures |= told | await tally(stage, requests=len(requests), came=len(came))
@@ -138,10 +151,24 @@ async def burst_of_short_ones(stage: Stage, kind: str, *, sizes: Sizes, number: 
 
 async def long_ones(stage: Stage, kind: str, *, sizes: Sizes, number: int) -> Run:
     """S2: each request for a replication of its own; tasks whose durations are log-normal, sigma 0.5."""
-    requests = asked(f"s2-{kind}-{number}", sizes.long, replications=sizes.long)
-    duration = f"lognormal-mean:{sizes.long_mean}:0.5"
+    return await _long(stage, kind, sizes=sizes, number=number, scenario="S2", count=sizes.long, sigma=0.5)
+
+
+async def long_ones_with_a_tail(stage: Stage, kind: str, *, sizes: Sizes, number: int) -> Run:
+    """S2 wide: the same with sigma 0.8, so that the last tasks run for minutes after most have ended."""
+    return await _long(stage, kind, sizes=sizes, number=number, scenario="S2 wide", count=sizes.wide, sigma=0.8)
+
+
+async def _long(stage: Stage, kind: str, *, sizes: Sizes, number: int, scenario: str, count: int, sigma: float) -> Run:
     return await whole(
-        stage, _kind(kind), scenario="S2", number=number, requests=requests, duration=duration, shortest="PT1S"
+        stage,
+        _kind(kind),
+        scenario=scenario,
+        number=number,
+        requests=asked(f"{scenario}-{kind}-{number}", count, replications=count),
+        duration=f"lognormal-mean:{sizes.long_mean}:{sigma}",
+        shortest="PT1S",
+        idle=sizes.idle,
     )
 
 
@@ -215,6 +242,7 @@ async def steady_trickle(stage: Stage, kind: str, *, sizes: Sizes, number: int) 
         count = int(sizes.rate * sizes.trickle)
         requests = asked(f"trickle-{kind}-{number}", count, replications=count)
         appended: dict[str, float] = {}
+        scraped = await subject.metrics() if kind == "service" else ""
         async with Outcomes(stage.bootstrap, topics) as outcomes:
             before = Cpu.now(stage, subject.pid)
             await trickle(stage.bootstrap, topics.requests, requests, rate=sizes.rate, appended=appended)
@@ -230,6 +258,8 @@ async def steady_trickle(stage: Stage, kind: str, *, sizes: Sizes, number: int) 
             "wait_max_ms": waits[-1] * 1000,
             "missing": float(missing),
         }
+        if kind == "service":
+            figures["commit_p50_ms"] = histogram_quantile(scraped, await subject.metrics(), COMMIT, 0.5) * 1000
     finally:
         await subject.stop()
         await stage.drop(topics)
@@ -248,7 +278,7 @@ def posted_after(ledger: Sequence[dict[str, Any]], appended: dict[str, float]) -
 
 def _kind(name: str) -> Kind:
     match name:
-        case "service" | "obvious" | "listing":
+        case "service" | "obvious" | "listing" | "running":
             return name
         case _:
             raise ValueError(name)

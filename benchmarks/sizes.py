@@ -19,6 +19,8 @@ class Sizes:
     long: int
     """S2: requests, each for a replication of its own, and the mean of their log-normal durations (sigma 0.5)."""
     long_mean: float
+    wide: int
+    """The same with a sigma of 0.8: of so many, the longest runs for fourteen times the mean."""
 
     flight: tuple[int, ...]
     """How many are in flight at once, and between which two durations their tasks end."""
@@ -52,6 +54,7 @@ FULL = Sizes(
     burst_replications=1_000,
     long=20_000,
     long_mean=20.0,
+    wide=10_000,
     flight=(500, 1_000, 10_000, 50_000),
     flight_between=(120.0, 180.0),
     idle=10.0,
@@ -74,6 +77,7 @@ QUICK = Sizes(
     burst_replications=200,
     long=1_500,
     long_mean=3.0,
+    wide=1_000,
     flight=(200, 1_000),
     flight_between=(5.0, 10.0),
     idle=2.0,
@@ -96,6 +100,7 @@ TINY = Sizes(
     burst_replications=20,
     long=20,
     long_mean=0.3,
+    wide=20,
     flight=(10, 20),
     flight_between=(0.5, 1.0),
     idle=0.2,

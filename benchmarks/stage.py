@@ -25,7 +25,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from service.sandbox.child_processes import dying_with_us
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 
-Kind: TypeAlias = Literal["service", "obvious", "listing"]
+Kind: TypeAlias = Literal["service", "obvious", "listing", "running"]
 
 READY_LIMIT = 120.0
 """Seconds for a process to be ready; it has half a million journal records to read, perhaps."""
@@ -171,10 +171,13 @@ class Subject:
 class Stage:
     """See the module. An async context; everything started here has ended when it is left.
 
-    With a `kafka` that runs already, its CPU time isn't known.
+    With a `kafka` that runs already, the service finds it at `listener`, and topics get so many `replicas`. The CPU
+    time of one that runs elsewhere isn't known.
     """
 
-    def __init__(self, kafka: Kafka | None = None) -> None:
+    def __init__(self, kafka: Kafka | None = None, *, listener: str = "PLAINTEXT", replicas: int = 1) -> None:
+        self._listener = listener
+        self._replicas = replicas
         self._folder = tempfile.TemporaryDirectory(prefix="vm-sync-bench-")
         self._own = EmbeddedKafka() if kafka is None else None
         self._kafka = kafka or self._own
@@ -234,9 +237,9 @@ class Stage:
 
     def cpu(self) -> tuple[float, float]:
         """Return the CPU seconds used so far by the simulated VCDA and by Kafka; 0 for a Kafka of somebody else's."""
-        pids = self._simulator and self._simulator.pid, self._own and self._own.pid
-        vcda, kafka = (cpu_seconds(pid) if pid else 0.0 for pid in pids)
-        return vcda, kafka
+        brokers = self._kafka.brokers.values() if isinstance(self._kafka, EmbeddedKafka) else ()
+        vcda = cpu_seconds(self._simulator.pid) if self._simulator else 0.0
+        return vcda, sum(cpu_seconds(broker.pid) for broker in brokers if broker.pid)
 
     async def vcda_told(self, what: str, **fields: object) -> None:
         """Use the simulator's control API."""
@@ -258,8 +261,8 @@ class Stage:
         await self._administer(
             "create_topics",
             [
-                NewTopic(topics.requests, partitions, 1, topic_configs=stamped),
-                *(NewTopic(name, partitions, 1) for name in topics.outcomes),
+                NewTopic(topics.requests, partitions, self._replicas, topic_configs=stamped),
+                *(NewTopic(name, partitions, self._replicas) for name in topics.outcomes),
             ],
         )
         return topics
@@ -328,8 +331,9 @@ class Stage:
 
     def _environment(self, topics: Topics, settings: dict[str, str]) -> dict[str, str]:
         completed, failed = topics.outcomes
+        kafka = self._kafka.address(self._listener) if isinstance(self._kafka, EmbeddedKafka) else self.bootstrap
         given = {
-            "KAFKA__BOOTSTRAP_SERVERS": self.bootstrap,
+            "KAFKA__BOOTSTRAP_SERVERS": kafka,
             "KAFKA__GROUP_ID": topics.prefix,
             "KAFKA__PARTITIONS": str(topics.partitions),
             "TOPICS__REQUESTS": topics.requests,
