@@ -16,7 +16,6 @@ from service.clock import Clock
 from service.sync import Accepted, Account, NotTaken, Trouble, Unanswered
 from service.vcda import http as transport
 from service.vcda.http import SMALL, Tls, Wire, status_label
-from service.vcda.transport import sockets
 from tests.support.scripted_http_server import (
     REPLICATION_ID,
     TASK_ID,
@@ -28,7 +27,6 @@ from tests.support.scripted_http_server import (
     Reply,
     appliance,
     ours,
-    page,
     script,
     session,
     task,
@@ -96,16 +94,6 @@ async def test_a_post_on_a_kept_connection_that_is_cut_is_not_repeated() -> None
         assert isinstance(await us.submit(), Unanswered)
 
         assert len(there.posts) == 2
-
-
-async def test_a_poll_on_a_kept_connection_that_ends_without_an_answer_is_made_once_more() -> None:
-    answers: list[Answer] = [page(task()), Cut(), page(task()), Cut(), Cut()]
-    async with appliance(script(tasks=lambda _: answers.pop(0))) as there, ours(there.url) as us:
-        assert isinstance(await us.vcda.poll(site=None, ids=[TASK_ID]), list)
-        assert isinstance(await us.vcda.poll(site=None, ids=[TASK_ID]), list)
-        assert isinstance(await us.vcda.poll(site=None, ids=[TASK_ID]), Trouble)
-
-        assert len(there.seen("GET /tasks")) == 5
 
 
 async def test_a_connection_reset_after_the_post_is_unanswered() -> None:
@@ -271,14 +259,6 @@ async def test_what_is_wrong_with_an_answer_is_said_in_a_sentence(odd: Cut, said
     assert "XX" not in answer.trouble.detail.upper(), "no words of the other side"
 
 
-async def test_an_answer_that_announces_another_one_is_waited_out() -> None:
-    whole = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 202 OK\r\nContent-Length: %d\r\n\r\n" % len(
-        ACCEPTED
-    )
-    async with appliance(script(submit=Cut(whole + ACCEPTED))) as there, ours(there.url) as us:
-        assert isinstance(await us.submit(), Accepted)
-
-
 async def test_an_endless_answer_is_cut_off() -> None:
     async def endless(_: Call) -> Cut:
         return Cut(b"HTTP/1.1 202 OK\r\n\r\n" + b" " * (40 * SMALL))
@@ -340,18 +320,6 @@ async def test_a_post_says_what_is_agreed_and_nothing_else() -> None:
         }
 
 
-@pytest.mark.parametrize(
-    ("target", "token"),
-    [("/tasks?ids=a b", "t"), ("/tasks\r\nHost: x", "t"), ("/tasks", "t\r\nHost: x"), ("/tasks", "t\nHost: x")],
-)
-async def test_what_would_end_a_line_of_the_request_is_not_sent(target: str, token: str) -> None:
-    async with appliance(script()) as there, ours(there.url) as us:
-        with pytest.raises(ValueError, match="where none belongs"):
-            await us.vcda._wire.call("poll", method="GET", target=target, token=token)
-
-        assert there.received == 0
-
-
 def by_name(url: str) -> str:
     """Return a URL whose host could have cookies; aiohttp keeps none of an address."""
     return url.replace("127.0.0.1", "localhost")
@@ -382,14 +350,6 @@ async def test_polls_go_on_while_posts_hang() -> None:
         assert not isinstance(await us.vcda.ask(site=None, task_id=TASK_ID), Trouble)
         hang.set()
         await asyncio.gather(*posts)
-
-
-async def test_the_kernel_gives_up_when_we_do() -> None:
-    if not hasattr(socket, "TCP_USER_TIMEOUT"):
-        pytest.skip("only Linux has TCP_USER_TIMEOUT")
-    make = sockets(timedelta(seconds=30))
-    with make((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 1))) as made:
-        assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000
 
 
 # ---------------------------------------------------------------- whom we believe
