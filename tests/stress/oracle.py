@@ -22,6 +22,8 @@ machine. Shorter than the deadline, by which all those end that are held up for 
 NO_CREDENTIALS: Final = "NoCredentials"
 """As a client reads it in an outcome."""
 
+HAS_TASK: Final = "VCDA has a task for it"
+
 
 @dataclass(frozen=True, slots=True)
 class Asked:
@@ -258,10 +260,17 @@ def _truth(
         if lie is None:
             continue
         foreseen = seen.foreseen.get(event["replicationId"])
+        if foreseen is None and lie == HAS_TASK and _forgotten(tasks[operation_id], by=some[0].at):
+            foreseen = "VCDA had forgotten it before it was looked up"
         if foreseen is None:
             yield f"{operation_id} is told {event.get('reason', 'completed')}, and {lie}"
         else:
             not_promised[f"{lie}: {foreseen}"] += 1
+
+
+def _forgotten(tasks: Iterable[Mapping[str, Any]], *, by: float) -> bool:
+    """Return whether VCDA had forgotten all of these tasks at a moment."""
+    return all(task["forgottenAt"] is not None and task["forgottenAt"] < by for task in tasks)
 
 
 def _lie(told: Told, own: Sequence[Mapping[str, Any]], by_id: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -277,7 +286,7 @@ def _lie(told: Told, own: Sequence[Mapping[str, Any]], by_id: Mapping[str, Mappi
     if event.get("reason") == "task-lost" and (task is None or not task["forgotten"]):
         return "VCDA still knows its task"
     if event.get("reason") in {"not-started", "rejected"} and own:
-        return "VCDA has a task for it"
+        return HAS_TASK
     return None
 
 
@@ -290,7 +299,7 @@ def _cancelled_lie(told: Told, own: Sequence[Mapping[str, Any]], cancelled: Mapp
         return "nobody has cancelled it"
     if event["error"]["code"] == "Released":
         return None if cancelled[event["operationID"]] else "nobody has released it"
-    return "VCDA has a task for it" if own else None
+    return HAS_TASK if own else None
 
 
 def _rejected_lie(event: Mapping[str, Any], sites: Collection[str]) -> str | None:

@@ -157,6 +157,19 @@ def test_a_second_task_is_excused_only_if_vcda_had_forgotten_the_first_by_then()
     assert after.violations == ["1 requests have two tasks, such as ['c']"]
 
 
+def test_not_started_is_excused_for_a_sync_that_ran_only_if_vcda_had_forgotten_its_task_by_then() -> None:
+    def seen(forgotten_at: float) -> Evidence:
+        ran = task("t3", "c", start=3.0, forgotten=True, forgottenAt=forgotten_at)
+        late = replace(told("c", 1, task_id=None, reason="not-started"), at=9.0)
+        return replace(GOOD, told=[*GOOD.told[:2], late], tasks=[*GOOD.tasks[:2], ran])
+
+    before, after = judge(seen(8.9)), judge(seen(9.1))
+
+    assert before.violations == []
+    assert before.not_promised == {"VCDA has a task for it: VCDA had forgotten it before it was looked up": 1}
+    assert after.violations == ["c is told not-started, and VCDA has a task for it"]
+
+
 def test_what_is_not_promised_is_counted_by_case_and_only_where_it_was_provoked() -> None:
     doubled = replace(GOOD, tasks=[*GOOD.tasks, task("t4", "c", start=4.0, overlapped=True)])
 
