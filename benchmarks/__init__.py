@@ -14,6 +14,7 @@ In reading order:
     owners      restores, hand-overs, and what remembering costs
     zones       three brokers some milliseconds apart
     virtual     a process with hundreds of sites in virtual time: the real polling and lanes, no sockets
+    views       what looking costs: a program of its own, `python -m benchmarks.views`
     results     runs, ratios, and the raw JSON
     plots       pictures of them
     page        docs/performance.md, from the raw JSON

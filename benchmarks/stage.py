@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ FLOOR_LIMIT = 300.0
 """Seconds for a control that measures itself; the longest takes half a minute."""
 
 TICKS = os.sysconf("SC_CLK_TCK")
+
+SERVICE = (sys.executable, "-m", "service.cli", "run")
 
 PARTITIONS = 8
 
@@ -283,15 +286,13 @@ class Stage:
 
     # ------------------------------------------------------------ what is measured
 
-    def start(self, kind: Kind, topics: Topics, **settings: str) -> Subject:
+    def start(self, kind: Kind, topics: Topics, *, program: Sequence[str] = SERVICE, **settings: str) -> Subject:
         """Start the service, or a control that does the whole job. `settings` are the service's, without prefix."""
         log = Path(self._folder.name) / f"{topics.prefix}-{kind}-{len(self._subjects)}.log"
-        command = (
-            [sys.executable, "-m", "service.cli", "run"] if kind == "service" else self._control(kind, topics=topics)
-        )
+        command = program if kind == "service" else self._control(kind, topics=topics)
         environ = {name: text for name, text in os.environ.items() if not name.upper().startswith("VM_SYNC_")}
         if kind == "service":
-            environ |= self._environment(topics, settings)
+            environ |= self.environment(topics, **settings)
         with log.open("wb") as file:
             child = subprocess.Popen(  # noqa: S603 - all of it is ours
                 dying_with_us(command), env=environ, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
@@ -329,7 +330,8 @@ class Stage:
             where += [f"--requests={requests}"]
         return [sys.executable, "-m", "benchmarks.controls", control, *where]
 
-    def _environment(self, topics: Topics, settings: dict[str, str]) -> dict[str, str]:
+    def environment(self, topics: Topics, **settings: str) -> dict[str, str]:
+        """Return the settings of the service, and of its commands."""
         completed, failed = topics.outcomes
         kafka = self._kafka.address(self._listener) if isinstance(self._kafka, EmbeddedKafka) else self.bootstrap
         given = {

@@ -36,6 +36,8 @@ from service.kafka.journal_api import StopReason
 from service.kafka.tokens import Tokens
 from service.kafka.topics import Advice, Created, Denied, Refusal, TopicNames, cluster_id, ensure_topics
 from service.messages.requests import DeadLetterReason
+from service.messages.site_pause import public_name
+from service.messages.wait_cause import without_credentials
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import tracing
@@ -395,7 +397,7 @@ class App:
                 reasons = await parts.vcda.unusable()
                 for lane in lanes:
                     if lane.without_credentials:
-                        reasons.append(f"there are no credentials for site {lane.site} (VM_SYNC_VCDA__SITES)")
+                        reasons.append(without_credentials(public_name(lane.site)))
                     elif (breaker := lane.open_breaker()) is not None:
                         reasons.append(breaker.detail)
             except Exception:
@@ -431,10 +433,11 @@ class App:
             extra={"version": self._version},
         )
 
-    def _sites(self) -> list[SiteView]:
+    async def _sites(self) -> list[SiteView]:
         if self._parts is None:
             return []
-        return site_views(self._parts.syncs.lanes, [site.name for site in self._settings.vcda.sites])
+        configured = [site.name for site in self._settings.vcda.sites]
+        return await site_views(self._parts.syncs.lanes, configured, self._clock)
 
     def _partitions(self) -> tuple[Partition, ...]:
         return () if self._intake is None else tuple(self._intake.partitions())

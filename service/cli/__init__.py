@@ -2,7 +2,7 @@
 
 - `process`: prepares the process before anything else is imported.
 - `commands`: all commands, with their options and help; `options`: what options can be.
-- `output`: how commands print results and errors, and their exit codes.
+- `output`: how commands print results and errors, and their exit codes; `interrupts`: Ctrl-C.
 - `kafka`: access to Kafka for commands, and a sentence for each error.
 - `request`, `request_many`, `request_file`: send one request, or those of a file.
 - `outcomes`, `outcome_events`, `outcome_summary`: read and sum up the outcome topics.

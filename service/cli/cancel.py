@@ -14,9 +14,9 @@ from typing import Any, Final
 import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from service.cli import kafka, operators, syncs
+from service.cli import interrupts, kafka, operators, syncs
 from service.cli.options import State
-from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
+from service.cli.output import Exit, NoAnswer, moment, printable, refuse_undecodable, say, show_facts, show_json
 from service.kafka.journal_codec import CURSOR_KEY, decode_cursor
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
@@ -75,12 +75,13 @@ def cancel(
     place = kafka.settings()
     fields = {"release": release, "by": operators.user() if by is None else by, "reason": why}
     given = {name: value for name, value in fields.items() if value not in {None, False}}
+    refuse_undecodable({"--by": by, "--reason": why})
     _validated(given)
-    target = asyncio.run(_find(place, name))
+    target = interrupts.run(_find(place, name))
     _refuse_if_in_vain(target, release=release)
     if release:
         _confirm(target, yes=yes)
-    done = asyncio.run(_cancel(place, target, {"cancel": target.identity, **given}, wait=wait))
+    done = interrupts.run(_cancel(place, target, {"cancel": target.identity, **given}, wait=wait))
     if as_json:
         show_json(done.facts())
     else:

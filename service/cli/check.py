@@ -11,6 +11,7 @@ import typer
 
 from service import wiring
 from service.checks import Result, Status
+from service.cli import interrupts
 from service.cli.output import Exit, NoAnswer, printable, show, show_json
 from service.clock import Clock
 from service.kafka.check import GROUP as KAFKA
@@ -23,7 +24,7 @@ def check(*, as_json: bool, vcda_may_fail: bool = False, unreachable_may_fail: b
     """Print what was found, each line as soon as it is known; exit with what it comes to."""
     settings = load()
     with _quiet("aiokafka", "service"):
-        found = asyncio.run(_results(settings, each=(lambda _: None) if as_json else Lines().print))
+        found = interrupts.run(_results(settings, each=(lambda _: None) if as_json else Lines().print))
     if as_json:
         show_json(
             {

@@ -36,7 +36,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from service.cli import kafka
+from service.cli import interrupts, kafka
 from service.cli.moments import maybe_moment
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
 from service.cli.tables import Column, show_table
@@ -174,7 +174,7 @@ def _place(text: str) -> tuple[int, int | None]:
 def list_(chosen: LetterFilter, *, discarded: bool, wide: bool, as_json: bool) -> None:
     """List the chosen letters; those that were discarded only on demand."""
     place = kafka.settings()
-    letters = asyncio.run(_listed(place, chosen))
+    letters = interrupts.run(_listed(place, chosen))
     shown = [letter for letter in letters if discarded or letter.discarded_at is None]
     if as_json:
         show_json([_json(letter) for letter in shown])
@@ -192,7 +192,7 @@ def show(at: str, *, as_json: bool) -> None:
         raise NoAnswer(msg, code=Exit.USAGE)
     place = kafka.settings()
     chosen = LetterFilter.of(reasons=(), since=None, until=None, key=None, at=[at])
-    letters = asyncio.run(_listed(place, chosen))
+    letters = interrupts.run(_listed(place, chosen))
     if not letters:
         msg = f"There is no dead letter at {partition}:{offset} of {place.names.dead_letter}: it may have been deleted."
         raise NoAnswer(msg)
@@ -211,12 +211,12 @@ def show(at: str, *, as_json: bool) -> None:
 def discard(chosen: LetterFilter, *, dry_run: bool, confirmed: bool, as_json: bool) -> None:
     """Mark the chosen letters as dealt with, once that is confirmed; those that were redriven are left as they are."""
     place = kafka.settings()
-    wanted = [letter for letter in asyncio.run(_listed(place, chosen)) if not letter.marked]
+    wanted = [letter for letter in interrupts.run(_listed(place, chosen)) if not letter.marked]
     if not as_json and wanted:
         show_table(COLUMNS, [_row(letter) for letter in wanted])
     if wanted and not dry_run:
         _confirm(len(wanted), confirmed=confirmed)
-        asyncio.run(_discarded(place, wanted))
+        interrupts.run(_discarded(place, wanted))
     if as_json:
         show_json({"dryRun": dry_run, "discarded": [_json(letter) for letter in wanted]})
     else:
@@ -238,7 +238,7 @@ def _confirm(count: int, *, confirmed: bool) -> None:
 def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
     """Redrive the selected letters that were not redriven yet and are not refused."""
     place = kafka.settings()
-    letters = asyncio.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
+    letters = interrupts.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
     before = [letter for letter in letters if letter.put_back_at]
     fresh = [(letter, letter.refusal(at_most=at_most)) for letter in letters if not letter.marked]
     refused = [(letter, why) for letter, why in fresh if why]

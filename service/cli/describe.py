@@ -6,7 +6,7 @@ from importlib.metadata import version
 import typer
 
 from service import asyncapi as document
-from service.cli import kafka
+from service.cli import interrupts, kafka
 from service.cli.options import Format
 from service.cli.output import Exit, say, show_json
 from service.cli.tables import Column, show_table
@@ -17,7 +17,7 @@ from service.settings import SettingsError, describe, load
 def topics(*, create: bool, as_json: bool) -> None:
     """Create the missing topics, if `create`, and print what does not fit."""
     place = kafka.settings()
-    findings = asyncio.run(_ensured(place, create=create))
+    findings = interrupts.run(_ensured(place, create=create))
     words = {
         needed.Refusal: "refused",
         needed.Unsupported: "unsupported",

@@ -6,9 +6,9 @@ part of its client id. Where Kafka or an instance doesn't answer, the facts are 
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import httpx
 from aiokafka.admin import AIOKafkaAdminClient
@@ -18,6 +18,9 @@ from aiokafka.errors import KafkaError
 from service.cli import kafka
 from service.kafka.clients import end
 from service.kafka.connection import ops_port_of
+
+T = TypeVar("T")
+V = TypeVar("V")
 
 PATIENCE: Final = 3.0
 """Seconds for each answer: what is asked for is a comfort."""
@@ -62,9 +65,12 @@ async def in_flight(
     of_partition = await owners(place)
     urls = {of_partition[partition] for partition, _ in wanted if partition in of_partition}
     identities = {identity for _, identity in wanted}
-    async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
-        parts = await asyncio.gather(*[_syncs(client, url, replication=replication) for url in urls])
-    return {sync["requestId"]: sync for part in parts for sync in part if sync["requestId"] in identities}
+
+    def read(page: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+        return {sync["requestId"]: sync for sync in page["syncs"] if sync["requestId"] in identities}
+
+    narrow = {} if replication is None else {"replicationId": replication}
+    return _merged(await _ask(urls, read, pages=PAGES, limit="1000", **narrow))
 
 
 async def sites(urls: Collection[str]) -> dict[str, list[Mapping[str, Any]] | None]:
@@ -73,41 +79,46 @@ async def sites(urls: Collection[str]) -> dict[str, list[Mapping[str, Any]] | No
     Who does not answer is missing.
     """
 
-    async def ask(url: str) -> tuple[str, list[Mapping[str, Any]] | None] | None:
-        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-            page = (await client.get(f"{url}/syncs", params={"limit": "1"})).json()
-            _ = page["syncs"]  # whatever else answers there is no instance
-            return url, page.get("sites")
-        return None
+    def read(page: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
+        _ = page["syncs"]  # whatever else answers there is no instance
+        return page.get("sites")
 
-    async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
-        answers = await asyncio.gather(*[ask(url) for url in urls])
-    return dict(answer for answer in answers if answer is not None)
+    return {url: first for url, (first, *_) in (await _ask(urls, read, limit="1")).items()}
 
 
 async def progress(urls: Collection[str]) -> dict[str, int]:
     """Return the progress of running syncs in percent, by identity: of the first 1,000 of each instance."""
-    parameters = {"state": "running", "limit": "1000"}
 
-    async def of_one(client: httpx.AsyncClient, url: str) -> dict[str, int]:
+    def read(page: Mapping[str, Any]) -> dict[str, int]:
+        return {sync["requestId"]: sync["progress"] for sync in page["syncs"] if sync["progress"] is not None}
+
+    return _merged(await _ask(urls, read, state="running", limit="1000"))
+
+
+async def _ask(
+    urls: Collection[str], read: Callable[[Mapping[str, Any]], T], *, pages: int = 1, **parameters: str
+) -> dict[str, list[T]]:
+    """Ask each instance for pages of its `/syncs`; return what `read` makes of them, by URL.
+
+    What does not answer, or not as an instance does, is missing.
+    """
+
+    async def of_one(url: str) -> list[T]:
+        found: list[T] = []
+        after: dict[str, str] = {}
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-            found = (await client.get(f"{url}/syncs", params=parameters)).json()["syncs"]
-            return {sync["requestId"]: sync["progress"] for sync in found if sync["progress"] is not None}
-        return {}
+            for _ in range(pages):
+                page = (await client.get(f"{url}/syncs", params=parameters | after)).json()
+                found.append(read(page))
+                if page["next"] is None:
+                    break
+                after = {"after": page["next"]}
+        return found
 
     async with httpx.AsyncClient(timeout=PATIENCE, trust_env=False) as client:
-        parts = await asyncio.gather(*[of_one(client, url) for url in urls])
-    return {identity: percent for part in parts for identity, percent in part.items()}
+        answers = await asyncio.gather(*[of_one(url) for url in urls])
+    return {url: found for url, found in zip(urls, answers, strict=True) if found}
 
 
-async def _syncs(client: httpx.AsyncClient, url: str, *, replication: str | None) -> list[Mapping[str, Any]]:
-    found: list[Mapping[str, Any]] = []
-    parameters = {"limit": "1000"} | ({} if replication is None else {"replicationId": replication})
-    with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-        for _ in range(PAGES):
-            page = (await client.get(f"{url}/syncs", params=parameters)).json()
-            found += page["syncs"]
-            if page["next"] is None:
-                break
-            parameters |= {"after": page["next"]}
-    return found
+def _merged(answers: Mapping[str, Iterable[Mapping[str, V]]]) -> dict[str, V]:
+    return {identity: value for pages in answers.values() for page in pages for identity, value in page.items()}

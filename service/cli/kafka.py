@@ -224,10 +224,11 @@ async def read(
     *,
     what: str,
     start: Mapping[TopicPartition, int] | None = None,
+    note_after: float = NOTE_AFTER,
 ) -> AsyncGenerator[ConsumerRecord, None]:
     """Read partitions to the end that they have now, from their beginning or from the offsets in `start`.
 
-    `what` names the partitions in the progress message.
+    `what` names the partitions in the progress message, which is shown every `note_after` seconds.
     """
     wanted = list(wanted)
     async with reader(place, wanted) as consumer:
@@ -236,7 +237,7 @@ async def read(
             for where, begin in (await consumer.beginning_offsets(wanted)).items():
                 offset = min(max(begin, (start or {}).get(where, begin)), ends[where])
                 consumer.seek(where, offset)
-        async with aclosing(read_on(consumer, wanted, what=what)) as records:
+        async with aclosing(read_on(consumer, wanted, what=what, note_after=note_after)) as records:
             async for record in records:
                 yield record
 

@@ -4,7 +4,6 @@ A period is that of the events' timestamps at Kafka, when they were published. O
 consumer group, one after the other: a million take no more memory than a few.
 """
 
-import asyncio
 import csv
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from service.cli import kafka
+from service.cli import interrupts, kafka
 from service.cli.moments import maybe_moment, read_moment
 from service.cli.options import Rows
 from service.cli.outcome_events import OutcomeEvent, read_event
@@ -154,11 +153,11 @@ def outcomes(chosen: OutcomeFilter, *, limit: int, rows: Rows | None, wide: bool
     seen = Seen()
     match rows:
         case Rows.CSV:
-            asyncio.run(_csv(place, chosen, seen))
+            interrupts.run(_csv(place, chosen, seen))
         case Rows.IDS:
-            asyncio.run(_ids(place, chosen, seen))
+            interrupts.run(_ids(place, chosen, seen))
         case None:
-            summary = asyncio.run(_summary(place, chosen, seen, latest=limit))
+            summary = interrupts.run(_summary(place, chosen, seen, latest=limit))
             if as_json:
                 show_json(_json(chosen, summary, seen))
             else:

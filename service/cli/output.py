@@ -9,7 +9,7 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import IntEnum
@@ -161,6 +161,18 @@ def printable(text: str | bytes | None) -> str:
     if isinstance(text, bytes):
         text = text.decode("utf-8", "backslashreplace")
     return "".join([char if char.isprintable() else ascii(char)[1:-1] for char in text or ""])
+
+
+def refuse_undecodable(texts: Mapping[str, str | None]) -> None:
+    """Refuse texts, by the names of their options, that have bytes which are not UTF-8: nobody could read them.
+
+    Raises:
+        NoAnswer: one has.
+    """
+    for option, text in texts.items():
+        if text is not None and any("\ud800" <= char <= "\udfff" for char in text):
+            msg = f"{option} has bytes that are not UTF-8: {printable(text)}."
+            raise NoAnswer(msg, code=Exit.USAGE)
 
 
 def moment(at: datetime | None) -> str:

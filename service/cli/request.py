@@ -13,15 +13,19 @@ import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from service.cli import kafka
-from service.cli.output import INTERRUPTED, Exit, NoAnswer, printable, say, show_facts, show_json
+from service.cli import interrupts, kafka
+from service.cli.output import INTERRUPTED, Exit, NoAnswer, printable, refuse_undecodable, say, show_facts, show_json
 from service.kafka.denials import Operation
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
+
+OPTIONS: Final = {"REPLICATION_ID": "replicationId", "--operation-id": "operationID", "--site": "site"}
+"""The fields of a request by the options that give them."""
 
 ASK_EVERY: Final = 1.0
 """Seconds between two looks at `/syncs`: as fast as progress changes, and nothing for the service."""
@@ -54,12 +58,14 @@ class Sent:
 def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | None, as_json: bool) -> None:
     """Publish a request; with `wait`, in seconds, wait for its outcome. Without an operationID it gets a new one."""
     named = "operationID" in body
+    refuse_undecodable({option: str(body[field]) for option, field in OPTIONS.items() if field in body})
+    url = None if ops_url is None else _checked(ops_url)
     body = {"operationID": f"cli-{uuid.uuid4()}", **body}
     wanted = _understood(body)
     place = kafka.settings()
     began = time.monotonic()
     try:
-        sent, outcome = asyncio.run(_request(place, wanted, body, named=named, url=ops_url, wait=wait))
+        sent, outcome = interrupts.run(_request(place, wanted, body, named=named, url=url, wait=wait))
     except KeyboardInterrupt:
         if wait is None:
             raise
@@ -80,6 +86,20 @@ def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | No
         raise NoAnswer(msg)
     if outcome is not None and "reason" in outcome:
         raise typer.Exit(Exit.NO)
+
+
+def _checked(url: str) -> str:
+    """Return the URL of --ops-url.
+
+    Raises:
+        NoAnswer: it is none.
+    """
+    with contextlib.suppress(ValueError):
+        given = urlsplit(url)
+        if given.scheme in {"http", "https"} and given.hostname and given.port != 0:
+            return url.rstrip("/")
+    msg = f"--ops-url must be a URL such as http://10.0.0.7:8080, not {printable(url)}."
+    raise NoAnswer(msg, code=Exit.USAGE)
 
 
 def _understood(body: Mapping[str, object]) -> SyncRequested:
@@ -171,6 +191,8 @@ async def _progress(place: kafka.KafkaContext, sent: Sent, *, url: str | None) -
         finally:
             watching.cancel()
             await asyncio.wait([watching])
+            if not watching.cancelled() and (error := watching.exception()) is not None:
+                say(f"Internal error, so the progress was not shown to the end: {type(error).__name__}: {error}")
 
 
 async def _watch(place: kafka.KafkaContext, sent: Sent, bars: Any, *, url: str | None) -> None:  # noqa: ANN401 - rich is imported where it is used

@@ -6,19 +6,23 @@ read yet are sent again, and the service recognises them as duplicates. Both hol
 request's end: then the same request is a new one. What is piped in can't be read again, so each run of it is a batch
 of its own, unless `--operation-prefix` names one.
 
-The topics of the outcomes are read from where they end before the journal is read, so that no outcome can be missed.
+The topics of the outcomes are read from where they end before the journal is read. Kafka shows the records of one
+transaction partition by partition: so where the journal does not show the end of a request yet whose outcome is shown
+already, the outcome is missed. Hence the journal is read once more later.
 """
 
 import asyncio
 import json
+import math
 import os
 import re
 import secrets
+import stat
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,11 +30,12 @@ from typing import Any, BinaryIO, Final, TextIO, TypeAlias
 
 import typer
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka.errors import KafkaError
 
-from service.cli import kafka, syncs
+from service.cli import interrupts, kafka, syncs
 from service.cli.options import FileFormat
 from service.cli.outcome_events import read_event
-from service.cli.output import INTERRUPTED, Exit, NoAnswer, printable, say, show_facts, show_json
+from service.cli.output import INTERRUPTED, Exit, NoAnswer, printable, refuse_undecodable, say, show_facts, show_json
 from service.cli.request_file import FileRequest, RequestFile, batch_of, read_file
 from service.cli.tables import Column, show_table
 from service.clock import Clock
@@ -43,6 +48,10 @@ UNACKNOWLEDGED: Final = 500
 
 BURST: Final = 0.1
 """Seconds of the rate that are made up for after a delay; more would be no limit."""
+
+JOURNAL_AGAIN: Final = 30.0
+"""Seconds after which the journal is read once more: until all partitions show a transaction takes milliseconds, and
+seconds where a broker has just died."""
 
 NOTE_EVERY: Final = 10.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -192,11 +201,12 @@ def request_many(options: BulkOptions, *, as_json: bool) -> None:
     if options.prefix is not None and not PREFIX.fullmatch(options.prefix):
         msg = "--operation-prefix must be 1 to 100 characters of A-Z a-z 0-9 . _ : -"
         raise NoAnswer(msg, code=Exit.USAGE)
+    refuse_undecodable({"--site": options.site})
     batch = _read(options)
     with _failed(options) as failed:
         try:
             if batch.size:
-                asyncio.run(_run(place, batch, options, failed))
+                interrupts.run(_run(place, batch, options, failed))
             else:
                 say("The input has no requests; nothing was sent.")
         except KeyboardInterrupt:
@@ -266,7 +276,7 @@ def _opened(source: str) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _failed(options: BulkOptions) -> Iterator[TextIO | None]:
-    """Open the file of the failed requests, before anything is sent.
+    """Open the file of the failed requests, before Kafka is asked; `_emptied` empties it once Kafka has answered.
 
     Raises:
         NoAnswer: it can't be written, or is the file of the requests.
@@ -280,11 +290,17 @@ def _failed(options: BulkOptions) -> Iterator[TextIO | None]:
         if path.is_file() and os.path.samestat(path.stat(), source):
             msg = f"--failed-to would overwrite {printable(str(path))}, from which the requests are read."
             raise NoAnswer(msg, code=Exit.USAGE)
-        file = path.open("w", encoding="utf-8")
+        file = path.open("a", encoding="utf-8")
     except OSError as error:
         raise _unwritable(str(path), error) from None
     with file:
         yield file
+
+
+def _emptied(file: TextIO | None) -> None:
+    """Empty the file of the failed requests of an earlier run: from here on there are this run's."""
+    if file is not None and stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # else it is a pipe or a device
+        file.truncate(0)
 
 
 def _unwritable(path: str, error: OSError) -> NoAnswer:
@@ -308,7 +324,7 @@ async def _run(place: kafka.KafkaContext, batch: Batch, options: BulkOptions, fa
     async with kafka.explained(place):
         await kafka.places(place, names.requests, operation=Operation.WRITE)
         if options.wait is None or options.dry_run:
-            await _compare(place, batch, report)
+            await _compare(place, batch, report, failed)
             if not options.dry_run:
                 await _send_all(place, batch, options, None, report)
             return
@@ -317,7 +333,7 @@ async def _run(place: kafka.KafkaContext, batch: Batch, options: BulkOptions, fa
             async with asyncio.timeout(kafka.SILENCE):
                 for where, end in (await consumer.end_offsets(outcomes)).items():
                     consumer.seek(where, end)
-            await _compare(place, batch, report)
+            await _compare(place, batch, report, failed)
             await _send_all(place, batch, options, consumer, report)
 
 
@@ -325,24 +341,44 @@ def _forgotten(entry: syncs.JournalEntry, now: datetime) -> bool:
     return isinstance(entry.sync, Ended) and entry.sync.expires_at <= now
 
 
-async def _compare(place: kafka.KafkaContext, batch: Batch, report: Report) -> None:
-    """Find out which of the requests the journal knows; those that it is about to forget are new ones."""
+async def _compare(place: kafka.KafkaContext, batch: Batch, report: Report, failed: TextIO | None) -> None:
+    """Find out which of the requests the journal knows."""
+    batch.known(await _journal(place, batch.file.requests.keys()))
+    _emptied(failed)
+    for failure in batch.failures:
+        report(failure)
+
+
+async def _catch_up(place: kafka.KafkaContext, batch: Batch, report: Report) -> None:
+    """Take the ends of requests from the journal whose outcomes were missed; nothing where Kafka is away."""
+    with suppress(KafkaError, TimeoutError, OSError):
+        found = await _journal(place, batch.in_flight.keys(), note_after=math.inf)  # a progress bar is there already
+        for identity, entry in found.items():
+            if entry is not None and entry.ended_at is not None:
+                report(batch.end(identity, reason=entry.reason, error=describe_error(entry.error, entry.http_status)))
+
+
+async def _journal(
+    place: kafka.KafkaContext, wanted: Collection[str], *, note_after: float = kafka.NOTE_AFTER
+) -> dict[str, syncs.JournalEntry | None]:
+    """Return what the journal knows of these identities; what it is about to forget is left out.
+
+    None: it is in words of a newer version.
+    """
     topic, now = place.names.journal, Clock().now()
     held: dict[str, tuple[bytes, int]] = {}
-    wanted = await kafka.places(place, topic)
-    async with aclosing(kafka.read(place, wanted, what=f"the journal {topic}")) as records:
+    where = await kafka.places(place, topic)
+    async with aclosing(kafka.read(place, where, what=f"the journal {topic}", note_after=note_after)) as records:
         async for record in records:
             identity = (record.key or b"").decode("utf-8", "replace")
-            if identity not in batch.file.requests:
+            if identity not in wanted:
                 continue
             if record.value is None:
                 held.pop(identity, None)
             else:
                 held[identity] = (record.value, record.partition)
     known = {identity: syncs.read_entry(identity.encode(), *found) for identity, found in held.items()}
-    batch.known({name: one for name, one in known.items() if one is None or not _forgotten(one, now)})
-    for failure in batch.failures:
-        report(failure)
+    return {name: one for name, one in known.items() if one is None or not _forgotten(one, now)}
 
 
 async def _send_all(
@@ -350,7 +386,7 @@ async def _send_all(
 ) -> None:
     """Publish what is to be sent; with a `consumer`, take the outcomes too, and wait for those that are missing."""
     clock = asyncio.get_running_loop().time
-    give_up: float | None = None
+    give_up, catch_up = math.inf, clock() + JOURNAL_AGAIN
     async with _sending(place, batch, rate=options.rate) as sending:
         with _display(batch) as show:
             while not sending.done() or (consumer is not None and batch.in_flight):
@@ -361,9 +397,12 @@ async def _send_all(
                 show()
                 if sending.done():
                     sending.result()
-                    give_up = give_up or clock() + (options.wait or 0)
-                    if clock() >= give_up:
-                        return
+                    give_up = min(give_up, clock() + (options.wait or 0))
+                if consumer is not None and clock() >= min(catch_up, give_up):
+                    await _catch_up(place, batch, report)
+                    catch_up = math.inf
+                if clock() >= give_up:
+                    return
         sending.result()
 
 

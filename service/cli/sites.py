@@ -6,6 +6,7 @@ is of a release that knows of none.
 """
 
 import asyncio
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -16,14 +17,15 @@ from typing import Any, Final
 
 import typer
 
-from service.cli import instances, kafka, operators, syncs
+from service.cli import instances, interrupts, kafka, operators, syncs
 from service.cli.moments import read_date, read_duration
 from service.cli.options import State
-from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
+from service.cli.output import Exit, NoAnswer, moment, printable, refuse_undecodable, say, show_facts, show_json
 from service.cli.tables import Column, show_table
 from service.clock import Clock
 from service.messages.site_pause import (
     LOCAL,
+    LONGEST,
     InvalidPause,
     SitePause,
     SitePauses,
@@ -32,11 +34,9 @@ from service.messages.site_pause import (
     read_pause,
     write_pause,
 )
+from service.messages.wait_cause import without_credentials
 from service.moments import age, rfc3339
 from service.sync import Ended
-
-LONGEST: Final = timedelta(days=31)
-"""The longest pause: a request's deadline is a week at most, so a longer one is a mistake in the date."""
 
 ASK_AGAIN: Final = 0.2
 """Seconds between two questions to the instances whether they have read an order."""
@@ -46,6 +46,9 @@ AT_VCDA: Final = (State.SUBMITTING, State.IN_DOUBT, State.RUNNING, State.LINGERI
 
 IN_FLIGHT: Final = (State.WAITING, *AT_VCDA)
 """The states that are counted."""
+
+OPTIONS: Final = {"key": "NAME", "by": "--by", "reason": "--reason"}
+"""The option that gives each field of a pause's record."""
 
 COLUMNS: Final = (
     Column("site"),
@@ -82,10 +85,18 @@ class Instance:
         """Whether it holds back POSTs to the site by an operator's order."""
         return self._site(site).get("pause") is not None
 
+    def unrecorded(self) -> Iterable[SitePause]:
+        """Return the pauses that it holds although the control topic no longer has them."""
+        for site, one in (self.sites or {}).items():
+            if (held := one.get("pause")) and not held.get("recorded", True):
+                read = read_pause(pause_key(site), json.dumps(held).encode())
+                if isinstance(read, SitePause):
+                    yield replace(read, recorded=False)
+
     def obstacle(self, site: str) -> Mapping[str, Any] | None:
         """Return what holds back the site's next POST."""
         if self._site(site).get("withoutCredentials"):
-            return {"cause": "no_credentials", "until": None, "detail": f"there are no credentials for site {site}"}
+            return {"cause": "no_credentials", "until": None, "detail": without_credentials(site)}
         return self._site(site).get("obstacle")
 
 
@@ -107,17 +118,21 @@ class Scene:
         in_flight = (one for one in self.entries if not isinstance(one.sync, Ended))
         return Counter((public_name(one.sync.request.site), one.state) for one in in_flight)
 
+    def lasting(self, now: datetime) -> dict[str, SitePause]:
+        """Return the pauses that are not over, by site: those of the topic, and what only instances still have."""
+        unrecorded = {pause.site: pause for one in self.instances for pause in one.unrecorded()}
+        return {site: pause for site, pause in {**unrecorded, **self.pauses.by_site()}.items() if pause.lasts(now)}
+
     def pause(self, site: str, now: datetime) -> SitePause | None:
         """Return the site's pause that is not over."""
-        found = self.pauses.by_site().get(site)
-        return found if found is not None and found.lasts(now) else None
+        return self.lasting(now).get(site)
 
     def names(self, now: datetime) -> list[str]:
         """Return all known sites: paused ones first, then the local one."""
-        paused = {name for name, pause in self.pauses.by_site().items() if pause.lasts(now)}
+        paused = self.lasting(now).keys()
         of_requests = {public_name(entry.sync.request.site) for entry in self.entries}
         told = {name for instance in self.instances for name in instance.sites or ()}
-        return sorted({LOCAL} | paused | of_requests | told, key=lambda name: (name not in paused, name != LOCAL, name))
+        return sorted({LOCAL, *paused} | of_requests | told, key=lambda name: (name not in paused, name != LOCAL, name))
 
     def state(self, site: str, now: datetime) -> str:
         """Return the site's state in one word, or in several where instances differ."""
@@ -132,7 +147,7 @@ class Scene:
 
 def list_(*, wide: bool, as_json: bool) -> None:
     """List all sites."""
-    scene, now = asyncio.run(_look(kafka.settings(), needed=False)), _now()
+    scene, now = interrupts.run(_look(kafka.settings(), needed=False)), _now()
     if as_json:
         show_json([_json(scene, name, now) for name in scene.names(now)])
     else:
@@ -171,7 +186,7 @@ def _json(scene: Scene, site: str, now: datetime) -> dict[str, Any]:
     return {
         "site": None if site == LOCAL else site,
         "state": scene.state(site, now),
-        "pause": pause.facts() if pause else None,
+        "pause": {**pause.facts(), "recorded": pause.recorded} if pause else None,
         "inFlight": {state.value: scene.counts[site, state] for state in IN_FLIGHT},
         "instances": [
             {
@@ -191,9 +206,11 @@ def _doubts(scene: Scene, now: datetime) -> Iterable[str]:
         yield "There is no control topic, so no site can be paused: `vm-sync topics create` creates it."
     for fault in scene.pauses.faults():
         yield f"Control topic: {fault}; it is no pause. `vm-sync sites pause` or `resume` replaces it."
-    lasting = [pause for pause in scene.pauses.by_site().values() if pause.lasts(now)]
+    lasting = scene.lasting(now).values()
     if not lasting:
         return
+    for pause in lasting:
+        yield from (f"{doubt[0].upper()}{printable(doubt[1:])}." for doubt in pause.doubts(now))
     for one in scene.instances:
         if one.sites is None:
             yield _too_old(one)
@@ -232,9 +249,10 @@ class Wanted:
         """
         until = self._end(now)
         by = operators.user() if self.by is None else self.by
+        refuse_undecodable({"NAME": self.site, "--by": by, "--reason": self.reason})
         pause = SitePause(site=self.site, until=until, since=now, by=by, reason=self.reason)
         if isinstance(read := read_pause(*write_pause(pause)), InvalidPause):
-            msg = f"Invalid pause: {read.detail}."
+            msg = f"Invalid pause: {OPTIONS.get(read.field, read.field)} must be {read.rule}."
             raise NoAnswer(msg, code=Exit.USAGE)
         return pause
 
@@ -270,14 +288,14 @@ def pause(wanted: Wanted, *, as_json: bool) -> None:
     """Pause a site on all instances; exit code 1 where one is known to go on sending POSTs."""
     place, now = kafka.settings(), _now()
     ordered = wanted.pause(now)
-    before = asyncio.run(_look(place))
+    before = interrupts.run(_look(place))
     if ordered.site not in before.names(now):
         _confirm(ordered.site, before.names(now), yes=wanted.yes)
     if (replaced := before.pause(ordered.site, now)) is not None:
         say(f"Replaced: {printable(str(replaced))}.")
     key, value = write_pause(ordered)
     order = Order(key, value, lambda one: one.holds(ordered), "holds back POSTs", "POSTs are held back by")
-    after = asyncio.run(_carry_out(place, order, wait=wanted.wait))
+    after = interrupts.run(_carry_out(place, order, wait=wanted.wait))
     if as_json:
         show_json(_json(after, ordered.site, now))
     else:
@@ -296,7 +314,7 @@ def pause(wanted: Wanted, *, as_json: bool) -> None:
 def resume(site: str, *, wait: float, as_json: bool) -> None:
     """End a site's pause on all instances; exit code 1 if there is none."""
     place, now = kafka.settings(), _now()
-    before = asyncio.run(_look(place))
+    before = interrupts.run(_look(place))
     was = before.pause(site, now)
     if was is None and not before.pauses.is_invalid(pause_key(site)):
         paused = printable(", ".join(name for name in before.names(now) if before.pause(name, now)))
@@ -305,7 +323,7 @@ def resume(site: str, *, wait: float, as_json: bool) -> None:
     order = Order(
         pause_key(site), None, lambda one: not one.pauses(site), "sends POSTs again", "POSTs are sent again by"
     )
-    after = asyncio.run(_carry_out(place, order, wait=wait))
+    after = interrupts.run(_carry_out(place, order, wait=wait))
     if as_json:
         show_json(_json(after, site, now))
     else:

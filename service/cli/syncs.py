@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 
 from msgspec.structs import replace
 
-from service.cli import kafka
+from service.cli import interrupts, kafka
 from service.cli.moments import maybe_moment
 from service.cli.options import State
 from service.cli.output import NoAnswer, moment, printable, say, show_facts, show_json
@@ -173,7 +173,7 @@ def list_(wanted: ListFilter, *, watch: bool, wide: bool, as_json: bool) -> None
     """List those that are meant; with `watch`, again and again until Ctrl-C."""
     wanted.select((), now=_now())  # before Kafka is asked
     with suppress(KeyboardInterrupt) if watch else nullcontext():
-        asyncio.run(_list(wanted, watch=watch, wide=wide, as_json=as_json))
+        interrupts.run(_list(wanted, watch=watch, wide=wide, as_json=as_json))
 
 
 async def _list(wanted: ListFilter, *, watch: bool, wide: bool, as_json: bool) -> None:
@@ -198,7 +198,7 @@ async def _list(wanted: ListFilter, *, watch: bool, wide: bool, as_json: bool) -
 
 def show(name: str, *, wide: bool, as_json: bool) -> None:
     """Show the history of the request of that name; list the matches if there are several."""
-    asyncio.run(_show_one(name, wide=wide, as_json=as_json))
+    interrupts.run(_show_one(name, wide=wide, as_json=as_json))
 
 
 async def _show_one(name: str, *, wide: bool, as_json: bool) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 from aiokafka.errors import KafkaError
 
-from service.cli import kafka
+from service.cli import interrupts, kafka
 from service.cli.options import State
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_json
 from service.cli.tables import Column, show_table, table
@@ -65,6 +65,9 @@ class Live:
     """Percent, by identity."""
     silent_since: datetime | None = None
     """When Kafka stopped answering."""
+    failing_since: datetime | None = None
+    """When asking began to fail for a reason that is an error of this command."""
+    failure: str = ""
 
 
 def top(*, interval: float, once: bool, as_json: bool) -> None:
@@ -74,7 +77,7 @@ def top(*, interval: float, once: bool, as_json: bool) -> None:
         raise NoAnswer(msg, code=Exit.USAGE)
     place = kafka.settings()
     with suppress(KeyboardInterrupt):
-        asyncio.run(_top(place, interval=interval, once=once, as_json=as_json))
+        interrupts.run(_top(place, interval=interval, once=once, as_json=as_json))
 
 
 async def _top(place: kafka.KafkaContext, *, interval: float, once: bool, as_json: bool) -> None:
@@ -154,12 +157,17 @@ async def _follow(
 async def _asking(
     place: kafka.KafkaContext, consumer: AIOKafkaConsumer, wanted: list[TopicPartition], live: Live
 ) -> AsyncIterator[None]:
-    """Ask again and again while the context is open."""
+    """Ask again and again while the context is open, also after an internal error, which the view shows."""
 
     async def again() -> None:
         while True:
             await asyncio.sleep(ASK_EVERY)
-            await _ask(place, consumer, wanted, live)
+            try:
+                await _ask(place, consumer, wanted, live)
+                live.failing_since = None
+            except Exception as error:  # noqa: BLE001 - what the records say is right all the same
+                live.failing_since = live.failing_since or _now()
+                live.failure = f"{type(error).__name__}: {error}"
 
     asking = asyncio.create_task(again())
     try:
@@ -234,6 +242,11 @@ def _notes(shown: Moment, live: Live) -> list[str]:
     notes = []
     if live.silent_since is not None:
         notes.append(f"Kafka has not answered since {live.silent_since:%H:%M:%S}Z; this is from before.")
+    if live.failing_since is not None:
+        notes.append(
+            f"Internal error since {live.failing_since:%H:%M:%S}Z ({printable(live.failure)}): what the instances say "
+            "is from before."
+        )
     if shown.unreadable:
         notes.append(f"{shown.unreadable} records of the journal can't be read by this version.")
     return notes

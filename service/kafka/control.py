@@ -5,7 +5,8 @@ without it: while the topic is missing or can't be read, the pauses that are kno
 changes are not seen, and `trouble` says so. A process that has never read it knows of no pause, and sends POSTs.
 
 Reading fails in bounded time, and is tried again without end. Every `REREAD` the topic is read whole again, so that
-nothing that was missed, such as a topic that was deleted and created again, is missed for longer.
+nothing that was missed, such as a topic that was deleted and created again, is missed for longer. Known pauses of which
+the topic has no record any more stay in effect, too, and `trouble` says so.
 """
 
 import asyncio
@@ -141,6 +142,7 @@ class ControlReader(Control):
         self._why = ""
         self._said_at: float | None = None
         self._faults: list[str] = []
+        self._said_doubts: list[str] = []
         self._reading: asyncio.Task[None] | None = None
 
     @override
@@ -166,6 +168,7 @@ class ControlReader(Control):
     @override
     def trouble(self) -> list[str]:
         reasons = [f"control topic {self._topic}: {fault}; it is ignored" for fault in self._faults]
+        reasons += self._doubts()
         if self.unreadable_for() >= SAY_AFTER.total_seconds():
             reasons.append(
                 f"the control topic {self._topic} has not been readable for {self.unreadable_for():.0f} s, so changes "
@@ -195,13 +198,17 @@ class ControlReader(Control):
             wire = self._wire()
             try:
                 await wire.open()
-                self._learn(SitePauses(), await wire.read_whole())
+                whole = SitePauses()
+                self._take(whole, await wire.read_whole())
+                whole.keep(self._pauses, now=self._clock.now())
+                self._learn(whole)
                 self._succeeded()
                 repeats = 0
                 reread_at = self._clock.monotonic() + REREAD.total_seconds()
                 while self._clock.monotonic() < reread_at:
                     if records := await wire.read_on():
-                        self._learn(self._pauses, records)
+                        self._take(self._pauses, records)
+                        self._learn(self._pauses)
             except Exception as error:  # noqa: BLE001 - whatever it is may cost pauses, and nothing else
                 self._failed(error)
             finally:
@@ -213,14 +220,25 @@ class ControlReader(Control):
                         await self._hurry.wait()
                 repeats += 1
 
-    def _learn(self, pauses: SitePauses, records: Sequence[Read]) -> None:
+    def _take(self, pauses: SitePauses, records: Sequence[Read]) -> None:
         for record in records:
             pauses.take(record.key, record.value, offset=record.offset)
+
+    def _doubts(self) -> list[str]:
+        now = self._clock.now()
+        lasting = [pause for pause in self._pauses.by_site().values() if pause.lasts(now)]
+        return [doubt for pause in lasting for doubt in pause.doubts(now)]
+
+    def _learn(self, pauses: SitePauses) -> None:
         self._pauses = pauses
         for fault in (faults := pauses.faults()):
             if fault not in self._faults:
                 log.warning("Control topic %s: %s; it is ignored", self._topic, fault)
         self._faults = faults
+        for doubt in (doubts := self._doubts()):
+            if doubt not in self._said_doubts:
+                log.warning("Control topic %s: %s", self._topic, doubt)
+        self._said_doubts = doubts
         self._changed(pauses.by_site())
 
     def _succeeded(self) -> None:

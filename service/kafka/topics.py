@@ -207,6 +207,15 @@ def judge_existing(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Fi
     if journal and (text := not_compacted(names.journal, journal.policy)):
         findings.append(Refusal(f"The {text}."))
     control = needed.get(names.control or "")
+    if control and control.partitions > 1:
+        findings.append(
+            Advice(
+                f"The control topic {names.control} has {control.partitions} partitions and must have 1: the orders "
+                "for a site from before and after its partitions were added stand in different ones, so a resumed "
+                "site may stay paused, or a paused one not. Delete the topic, create it again with `vm-sync topics "
+                "create`, and pause again what is to be paused."
+            )
+        )
     if control and control.policy not in {None, "compact"}:
         findings.append(
             Advice(

@@ -6,12 +6,15 @@
 
 The latest record of a key counts. An invalid one is no pause, and is reported. Keys of other kinds are left to newer
 versions, and so are unknown fields.
+
+A pause that was read ends by a later record or at `until`, and by nothing else: whoever has read it goes on holding it
+where the topic is deleted, or created again, or its records are.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Final
 
@@ -27,6 +30,10 @@ LOCAL: Final = "local"
 PREFIX: Final = b"site:"
 """How the keys of site pauses begin."""
 
+LONGEST: Final = timedelta(days=31)
+"""The longest pause that makes sense: a request's deadline is a week at most, so a longer one is a mistake in the date.
+`vm-sync sites pause` refuses it; one that another program wrote is obeyed, and said to be too long."""
+
 MOST_REPORTED: Final = 20
 """Invalid records that are described; all are counted."""
 
@@ -40,13 +47,32 @@ class SitePause:
     since: datetime | None = None
     by: str | None = None
     reason: str | None = None
+    recorded: bool = field(default=True, compare=False)
+    """Whether the topic still has it, as far as is known."""
 
     def lasts(self, now: datetime) -> bool:
         """Whether the pause is not over."""
         return now < self.until
 
+    def doubts(self, now: datetime) -> list[str]:
+        """Say, in sentences for operators, what is odd about a pause that is not over."""
+        found = []
+        if not self.recorded:
+            found.append(
+                f"the control topic no longer has the pause of site {self.site}, since the topic was created again or "
+                f"its records were deleted; who has read it holds it until {_second(self.until)}, and who starts later "
+                f"doesn't know it: `vm-sync sites pause {self.site}` writes it again, `vm-sync sites resume "
+                f"{self.site}` ends it"
+            )
+        if self.until > now + LONGEST:
+            found.append(
+                f"the pause of site {self.site} lasts until {_second(self.until)}, more than {LONGEST.days} days from "
+                f"now: if that is a mistake, `vm-sync sites resume {self.site}` ends it"
+            )
+        return found
+
     def facts(self) -> dict[str, str | None]:
-        """Return all but the site as JSON, with the field names of the record."""
+        """Return what its record has as JSON, with the field names of the record."""
         return {"until": rfc3339(self.until), "since": rfc3339(self.since), "by": self.by, "reason": self.reason}
 
     @override
@@ -60,9 +86,15 @@ class SitePause:
 
 @dataclass(frozen=True, slots=True)
 class InvalidPause:
-    """An invalid record. `detail` names the field and the rule, and contains nothing of the record."""
+    """An invalid record: the part that is wrong and what it must be; contains nothing of the record."""
 
-    detail: str
+    field: str
+    rule: str
+
+    @override
+    def __str__(self) -> str:
+        """Describe it in a few words."""
+        return f"{self.field}: {self.rule}"
 
 
 class _Value(BaseModel):
@@ -77,6 +109,7 @@ class _Value(BaseModel):
 _SITE: Final = TypeAdapter(Site)
 
 _RULES: Final = {
+    "key": "a name of 1 to 255 printable characters",
     "until": "a moment such as 2026-03-01T22:00:00Z",
     "since": "a moment such as 2026-03-01T22:00:00Z",
     "by": "a string of 1 to 255 printable characters",
@@ -107,17 +140,17 @@ def read_pause(key: bytes | None, value: bytes | None) -> SitePause | InvalidPau
     try:
         site = _SITE.validate_python(key.removeprefix(PREFIX).decode())
     except (UnicodeDecodeError, ValidationError):
-        return InvalidPause("key: site: and a name of 1 to 255 printable characters")
+        return InvalidPause("key", _RULES["key"])
     try:
         read = _Value.model_validate_json(value)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)[0]
-        field = str(found["loc"][0]) if found["loc"] else ""
-        return InvalidPause(f"{field}: {_RULES[field]}" if field in _RULES else "value: a JSON object")
+        name = str(found["loc"][0]) if found["loc"] else ""
+        return InvalidPause(name, _RULES[name]) if name in _RULES else InvalidPause("value", "a JSON object")
     try:
         until, since = read.until.astimezone(UTC), None if read.since is None else read.since.astimezone(UTC)
     except OverflowError:  # the first and the last hours that Python knows, in another zone
-        return InvalidPause(f"until: {_RULES['until']}")
+        return InvalidPause("until", _RULES["until"])
     return SitePause(site=site, until=until, since=since, by=read.by, reason=read.reason)
 
 
@@ -127,19 +160,27 @@ class SitePauses:
     def __init__(self) -> None:
         self._pauses: dict[str, SitePause] = {}
         self._invalid: dict[bytes, tuple[int, str]] = {}
+        self._keys: set[bytes] = set()
 
     def take(self, key: bytes | None, value: bytes | None, *, offset: int) -> None:
         """Take the next record; a later one of a key replaces an earlier one."""
         if key is None or not key.startswith(PREFIX):
             return
         read = read_pause(key, value)
+        self._keys.add(key)
         self._invalid.pop(key, None)
         if isinstance(read, SitePause):
             self._pauses[read.site] = read
             return
         self._pauses.pop(key.removeprefix(PREFIX).decode(errors="replace"), None)
         if isinstance(read, InvalidPause):
-            self._invalid[key] = offset, read.detail
+            self._invalid[key] = offset, str(read)
+
+    def keep(self, known: "SitePauses", *, now: datetime) -> None:
+        """Keep the pauses of an earlier reading of which this whole reading of the topic has no record at all."""
+        for site, pause in known.by_site().items():
+            if pause.lasts(now) and pause_key(site) not in self._keys:
+                self._pauses[site] = replace(pause, recorded=False)
 
     def by_site(self) -> Mapping[str, SitePause]:
         """Return the latest pause of each site that was not resumed, also if it is over."""

@@ -20,3 +20,8 @@ class WaitCause(StrEnum):
     """VCDA answered that the replication is busy (409)."""
     OTHER = "other"
     """Anything else: a pause before a POST is repeated, a partition that is handed over, a slot that is free now."""
+
+
+def without_credentials(site: str) -> str:
+    """Say in a sentence that a process has no credentials for a site, given by its public name."""
+    return f"there are no credentials for site {site} (VM_SYNC_VCDA__SITES)"

@@ -8,29 +8,25 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from typing import Final, Protocol
 
 from service.clock import Clock
-from service.messages.site_pause import LOCAL, SitePause
 from service.messages.wait_cause import WaitCause
 from service.ops.health import Health
+from service.ops.sites_view import LANES_AT_ONCE, Hindrance, Hold, hindrances
 from service.ops.syncs_page import InFlight
 from service.partition.in_flight_view import oldest_syncs
 from service.partition.partition import Partition
 from service.partition.recent_outcomes import Failure, RecentOutcomes
 from service.partition.waiting import waiting_by_cause
 from service.vcda.client import SessionStatus
-from service.vcda.lanes import Lane, Lanes
+from service.vcda.lanes import Lanes
 
 OLDEST: Final = 10
 """Requests that are shown."""
 
 SITES: Final = 50
 """Sites that are shown: more than any deployment has. A message may name any site."""
-
-LANES_AT_ONCE: Final = 500
-"""Lanes looked at between two turns of the event loop, a few milliseconds."""
 
 
 # ---------------------------------------------------------------- what is shown
@@ -64,38 +60,6 @@ class Partitions:
     open: tuple[int, ...] = ()
     opening: Mapping[int, str] = field(default_factory=dict)
     stopped: Mapping[int, str] = field(default_factory=dict)
-
-
-class Hold(StrEnum):
-    """What holds back a site, in words for people."""
-
-    OPERATOR = "paused by an operator"
-    CREDENTIALS = "no credentials"
-    BREAKER = "circuit breaker open"
-    PAUSE = "paused"
-    LIMIT = "at its limit"
-
-
-HOLDS: Final = {
-    WaitCause.CIRCUIT_OPEN: Hold.BREAKER,
-    WaitCause.SITE_PAUSED: Hold.PAUSE,
-    WaitCause.LIMIT: Hold.LIMIT,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Hindrance:
-    """What holds back calls to a site, or its POSTs."""
-
-    hold: Hold
-    detail: str
-    until: datetime | None = None
-    """When it ends at the earliest, where that is known."""
-
-    @property
-    def is_fault(self) -> bool:
-        """Whether it is neither an operator's will nor usual."""
-        return self.hold not in {Hold.OPERATOR, Hold.LIMIT}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,7 +152,8 @@ async def read(
     """Read the state. `in_flight` returns how many requests are in flight, by state and site."""
     intake = parts.intake if parts else None
     oldest = await oldest_syncs(intake.partitions(), most=OLDEST) if intake else []
-    hindrances, queued = await _of_lanes(parts.lanes, clock) if parts else ({}, {})
+    held = await hindrances(parts.lanes, clock) if parts else {}
+    queued = await _queued(parts.lanes) if parts else {}
     # From here on in one go, so that the numbers fit together.
     opened = tuple(intake.partitions()) if intake else ()
     session = parts.session() if parts else SessionStatus(age=None, sites=frozenset())
@@ -206,11 +171,11 @@ async def read(
         Site(
             name=name,
             session=session.age is not None and (name is None or name in session.sites),
-            hindrances=hindrances.get(name, ()),
+            hindrances=held.get(name, ()),
             states=states.get(name, {}),
             waiting=waiting.get(name, {}),
         )
-        for name in {None, *instance.sites, *hindrances, *states}
+        for name in {None, *instance.sites, *held, *states}
     ]
     sites.sort(key=lambda site: (not site.is_held, -site.in_flight, site.name or ""))
     now = clock.monotonic()
@@ -245,39 +210,14 @@ def _partitions(intake: Intake | None, opened: Iterable[Partition]) -> Partition
     )
 
 
-async def _of_lanes(
-    lanes: Lanes, clock: Clock
-) -> tuple[Mapping[str | None, tuple[Hindrance, ...]], Mapping[tuple[str | None, WaitCause], int]]:
-    """Return what holds back each site, and how many wait for what of their site. The event loop turns meanwhile."""
-    hindrances: dict[str | None, tuple[Hindrance, ...]] = {}
+async def _queued(lanes: Lanes) -> Mapping[tuple[str | None, WaitCause], int]:
+    """Return how many wait for what of their site. The event loop turns meanwhile."""
     queued: Counter[tuple[str | None, WaitCause]] = Counter()
     for number, lane in enumerate(lanes, 1):
-        if found := tuple(_hindrances(lane, clock)):
-            hindrances[lane.site] = found
         queued.update(waiting_by_cause((), [lane]))
         if number % LANES_AT_ONCE == 0:
             await asyncio.sleep(0)
-    for pause in lanes.operator_pauses():  # of sites without a lane, too
-        hindrances.setdefault(None if pause.site == LOCAL else pause.site, (_ordered(pause),))
-    return hindrances, queued
-
-
-def _hindrances(lane: Lane, clock: Clock) -> Iterator[Hindrance]:
-    if (pause := lane.operator_pause()) is not None:
-        yield _ordered(pause)
-    if lane.without_credentials:
-        yield Hindrance(Hold.CREDENTIALS, "add the site to VM_SYNC_VCDA__SITES")
-    obstacle = lane.open_breaker() or lane.obstacle()
-    hold = None if obstacle is None else HOLDS.get(obstacle.cause)
-    if obstacle is None or hold is None or (hold is Hold.LIMIT and not lane.queued) or (hold is Hold.PAUSE and pause):
-        return
-    until = None if obstacle.seconds is None else clock.now() + timedelta(seconds=obstacle.seconds)
-    yield Hindrance(hold, obstacle.detail, until)
-
-
-def _ordered(pause: SitePause) -> Hindrance:
-    who = [f"by {pause.by}" if pause.by else "", f"since {pause.since:%Y-%m-%d %H:%M:%SZ}" if pause.since else ""]
-    return Hindrance(Hold.OPERATOR, ": ".join(filter(None, [" ".join(filter(None, who)), pause.reason])), pause.until)
+    return queued
 
 
 def _name_the_rest(causes: Counter[WaitCause], *, waiting: int) -> None:

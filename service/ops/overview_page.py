@@ -7,8 +7,9 @@ from service.messages.wait_cause import WaitCause
 from service.moments import age
 from service.observability.metrics import STATES
 from service.ops.html import Html, tag
-from service.ops.overview import Hindrance, Overview, Partitions, Site
+from service.ops.overview import Overview, Partitions, Site
 from service.ops.page_frame import REFRESH, cell, frame, table
+from service.ops.sites_view import Hindrance
 from service.ops.syncs_table import CAUSES, HEADS, STATE_WORDS, Clean, clock_time, cut, row
 from service.partition.recent_outcomes import Failure
 

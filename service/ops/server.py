@@ -7,7 +7,6 @@ is alive and ready.
 
 import asyncio
 import contextlib
-import json
 import logging
 import math
 import socket
@@ -29,7 +28,7 @@ from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service.clock import Clock
-from service.ops import overview_page, syncs_table
+from service.ops import exposition, overview_page, syncs_table
 from service.ops.accept import prefers_html
 from service.ops.health import Health
 from service.ops.overview import Overview
@@ -74,7 +73,7 @@ def operations(
     in_flight: Callable[[], Iterable[InFlight]],
     overview: Callable[[], Awaitable[Overview]],
     clean: Callable[[str], str],
-    sites: Callable[[], Iterable[SiteView]] = tuple,
+    sites: Callable[[], Awaitable[Iterable[SiteView]]] | None = None,
 ) -> Starlette:
     """Return the application. `documents` are further paths, made for each request; `clean` hides secrets in texts."""
 
@@ -94,7 +93,7 @@ def operations(
 
     async def metrics(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        return _answer(encode(registry), media_type)
+        return _answer(await exposition.write(registry, encode), media_type)
 
     def hand_out(make: Callable[[], Document]) -> Callable[[Request], Response]:
         def endpoint(_: Request) -> Response:
@@ -118,7 +117,7 @@ def operations(
 
 def _syncs(
     in_flight: Callable[[], Iterable[InFlight]],
-    sites: Callable[[], Iterable[SiteView]],
+    sites: Callable[[], Awaitable[Iterable[SiteView]]] | None,
     *,
     clock: Clock,
     clean: Callable[[str], str],
@@ -136,8 +135,8 @@ def _syncs(
     async def for_programs(query: Query | str) -> Response:
         if isinstance(query, str):
             return JSONResponse({"error": query}, status_code=400, headers=HEADERS | VARY)
-        answer = await page(in_flight(), query) | {"sites": sites_json(sites(), now=clock.now())}
-        return _answer(json.dumps(answer).encode(), "application/json", more=VARY)
+        answer = await page(in_flight(), query, more={"sites": sites_json(await sites() if sites else ())})
+        return _answer(answer, "application/json", more=VARY)
 
     async def endpoint(request: Request) -> Response:
         query = read_query(dict(request.query_params))

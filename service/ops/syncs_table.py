@@ -19,7 +19,7 @@ Clean: TypeAlias = Callable[[str], str]
 LONGEST: Final = 300
 """Characters of a text from outside: all of it is in the JSON, and in `vm-sync show`."""
 
-ROWS_AT_ONCE: Final = 50
+ROWS_AT_ONCE: Final = 20
 """Rows written between two turns of the event loop, some milliseconds."""
 
 HEADS: Final = ("request", "site", "state", "age", "deadline", "POSTs", "waits for, or last error")

@@ -542,7 +542,7 @@ class Lanes:
                 log.warning(text, pause, extra={"site": site})
         for site, pause in before.items():
             if site not in self._lasting:
-                # Resumed by an operator, or the topic was created again: it doesn't say which.
+                # Resumed by an operator, or replaced by an invalid record.
                 how = (
                     "has no pause in the control topic any more" if pause.lasts(now) else "has reached its pause's end"
                 )

@@ -297,6 +297,26 @@ def test_a_second_run_waits_also_for_what_the_first_has_sent(scene: Scene, tmp_p
     assert len(sent(scene)) == 4
 
 
+def test_an_end_that_the_journal_shows_later_than_its_outcome_was_shown_is_not_missed(
+    scene: Scene, tmp_path: Path
+) -> None:
+    path, failed = ids(tmp_path, 2), tmp_path / "failed.jsonl"
+    failed.write_text("of an earlier run\n", encoding="utf-8")
+    scene.answer("request", "--from", path)
+    bodies = sent(scene)
+    note(scene, *[Waiting(request=a_request(body)) for body in bodies])  # whose outcomes stand on their topics already
+    ends = (an_end(bodies[0]), an_end(bodies[1], Reason.REJECTED))
+    threading.Timer(2, lambda: note(scene, *ends)).start()
+
+    options = ("--wait", "--timeout", "6", "--failed-to", str(failed))
+    answer = scene.answer("request", "--from", path, *options, code=1)
+
+    assert (answer["completed"], answer["failed"], answer["withoutOutcome"]) == (1, 1, 0)
+    assert [json.loads(line)["replicationId"] for line in failed.read_text(encoding="utf-8").splitlines()] == [
+        bodies[1]["replicationId"]
+    ]
+
+
 def test_without_all_outcomes_in_time_the_exit_code_is_3(scene: Scene, tmp_path: Path) -> None:
     result = scene.run("request", "--from", ids(tmp_path, 2), "--wait", "--timeout", "0.5")
 
@@ -365,6 +385,15 @@ def test_when_kafka_goes_away_meanwhile_it_says_how_far_it_is_and_how_to_go_on(
         (("C4-1", "--dry-run"), "need --from"),
         ((), "Name one replication by REPLICATION_ID, or many by --from FILE"),
         (("--from", "{ids}", "--failed-to", "x"), "--failed-to needs --wait"),
+        (("--from", "{ids}", "--site", "\udcff"), "--site has bytes that are not UTF-8: \\udcff."),
+        (("C4-1", "--site", "\udcff"), "--site has bytes that are not UTF-8"),
+        (("C4-\udcff",), "REPLICATION_ID has bytes that are not UTF-8"),
+        (("C4-1", "--operation-id", "\udcff"), "--operation-id has bytes that are not UTF-8"),
+        (
+            ("C4-1", "--wait", "--ops-url", "http://["),
+            "--ops-url must be a URL such as http://10.0.0.7:8080, not http://[.",
+        ),
+        (("C4-1", "--wait", "--ops-url", "ops:8080"), "--ops-url must be a URL such as"),
         (("--from", "{ids}", "--wait", "--failed-to", "{ids}"), "would overwrite"),
         (("--from", "{ids}", "--wait", "--failed-to", "/"), "can't be written: Is a directory"),
         (("--from", "/none"), "/none can't be read: No such file or directory"),
@@ -384,6 +413,15 @@ def test_options_that_do_not_fit_are_refused_in_a_sentence(
 
     assert result.exit_code == 2, result.output
     assert said in result.stderr
+
+
+def test_the_failures_of_an_earlier_run_stay_until_kafka_has_answered(tmp_path: Path) -> None:
+    failed = tmp_path / "failed.jsonl"
+    failed.write_text("earlier\n", encoding="utf-8")
+
+    result = cli("request", "--from", ids(tmp_path), "--wait", "--failed-to", str(failed))
+
+    assert (result.returncode, failed.read_text(encoding="utf-8")) == (3, "earlier\n")
 
 
 def test_a_file_that_is_piped_in_is_not_overwritten_by_the_failed_requests(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, ConsumerRecord, TopicPartition
 
 from service.cli.output import Exit, NoAnswer
 from service.cli.sites import Wanted
@@ -52,9 +52,15 @@ def test_a_pause_ends_after_a_duration_or_at_a_date(options: dict[str, str], unt
         ({"lasting": "32d"}, "A pause ends in the future, within 31 days; it can be renewed before its end."),
         ({"until": "2026-08-16"}, "A pause ends in the future, within 31 days; it can be renewed before its end."),
         ({"until": "2h"}, "--until needs a date such as 2026-08-17T12:00, not 2h."),
-        ({"lasting": "2h", "reason": "a\nb"}, "Invalid pause: reason: a string of 1 to 255 printable characters."),
-        ({"lasting": "2h", "site": ""}, "Invalid pause: key: site: and a name of 1 to 255 printable characters."),
-        ({"lasting": "2h", "site": "\udcff"}, "Invalid pause: key: site: and a name of 1 to 255 printable characters."),
+        (
+            {"lasting": "2h", "reason": "a\nb"},
+            "Invalid pause: --reason must be a string of 1 to 255 printable characters.",
+        ),
+        ({"lasting": "2h", "by": ""}, "Invalid pause: --by must be a string of 1 to 255 printable characters."),
+        ({"lasting": "2h", "site": ""}, "Invalid pause: NAME must be a name of 1 to 255 printable characters."),
+        ({"lasting": "2h", "site": "\udcff"}, "NAME has bytes that are not UTF-8: \\udcff."),
+        ({"lasting": "2h", "reason": "\udcff"}, "--reason has bytes that are not UTF-8: \\udcff."),
+        ({"lasting": "2h", "by": "\udcff"}, "--by has bytes that are not UTF-8: \\udcff."),
     ],
 )
 def test_an_invalid_option_is_one_sentence(options: dict[str, str], says: str) -> None:
@@ -73,25 +79,32 @@ def scene(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
     return scene
 
 
-def pauses(scene: Scene) -> SitePauses:
-    """Read the control topic, as an instance does."""
+def orders(scene: Scene) -> list[ConsumerRecord]:
+    """Read the control topic."""
 
-    async def read() -> SitePauses:
+    async def read() -> list[ConsumerRecord]:
         consumer = AIOKafkaConsumer(bootstrap_servers=scene.bootstrap, auto_offset_reset="earliest")
         place = TopicPartition(scene.name("control"), 0)
         consumer.assign([place])
         await consumer.start()
-        found = SitePauses()
+        found: list[ConsumerRecord] = []
         try:
             end = (await consumer.end_offsets([place]))[place]
             while await consumer.position(place) < end:
-                for record in (await consumer.getmany(timeout_ms=100)).get(place, ()):
-                    found.take(record.key, record.value, offset=record.offset)
+                found += (await consumer.getmany(timeout_ms=100)).get(place, ())
             return found
         finally:
             await consumer.stop()
 
     return asyncio.run(read())
+
+
+def pauses(scene: Scene) -> SitePauses:
+    """Read the control topic, as an instance does."""
+    found = SitePauses()
+    for record in orders(scene):
+        found.take(record.key, record.value, offset=record.offset)
+    return found
 
 
 def obedient(scene: Scene) -> Callable[[], dict[str, Any]]:
@@ -235,7 +248,7 @@ def test_what_holds_a_site_back_otherwise_is_its_state(scene: Scene) -> None:
         ["site3", "no_credentials"],
     ]
     assert listed[2].endswith(f"{url} {detail}")
-    assert listed[3].endswith(f"{url} there are no credentials for site site3")
+    assert listed[3].endswith(f"{url} there are no credentials for site site3 (VM_SYNC_VCDA__SITES)")
 
 
 def test_an_invalid_record_is_named_and_a_resume_removes_it(scene: Scene) -> None:
@@ -246,6 +259,35 @@ def test_an_invalid_record_is_named_and_a_resume_removes_it(scene: Scene) -> Non
 
     assert scene.run("sites", "resume", "site2").exit_code == 0
     assert scene.run("sites").stderr == ""
+
+
+def test_a_pause_that_instances_alone_still_have_is_listed_explained_and_can_be_ended(scene: Scene) -> None:
+    until = (datetime.now(UTC) + timedelta(hours=2)).replace(microsecond=0)
+    lost = SitePause(site="site2", until=until, by="alice")
+
+    def answer() -> dict[str, Any]:
+        pause = None if orders(scene) else {**lost.facts(), "recorded": False}
+        return {"syncs": [], "next": None, "sites": [{"site": "site2", "pause": pause, "obstacle": None}]}
+
+    with instance(scene, answer):
+        listed, facts = scene.run("sites"), scene.answer("sites")
+        resumed = scene.run("sites", "resume", "site2")
+
+    row = listed.stdout.splitlines()[1].split()
+    assert (row[:2], row[-3:]) == (["site2", "paused"], ["1", "of", "1"])
+    assert listed.stderr.startswith("The control topic no longer has the pause of site site2, since the topic was")
+    assert (facts[0]["pause"]["by"], facts[0]["pause"]["recorded"]) == ("alice", False)
+    assert (resumed.exit_code, resumed.stderr) == (0, "POSTs are sent again by 1 of 1 instances.\n")
+
+
+def test_a_pause_of_another_program_that_lasts_too_long_is_named(scene: Scene) -> None:
+    key, value = write_pause(SitePause(site="site2", until=datetime(9999, 1, 1, tzinfo=UTC)))
+    scene.write("control", {"key": key, "value": value})
+
+    result = scene.run("sites")
+
+    assert "The pause of site site2 lasts until 9999-01-01 00:00:00Z, more than 31 days from now" in result.stderr
+    assert "9999-01-01 00:00:00Z" in result.stdout
 
 
 def test_a_pause_that_is_over_is_not_listed(scene: Scene) -> None:

@@ -1,5 +1,6 @@
 """`vm-sync top` against a real Kafka: printed once, and live at a terminal of its own."""
 
+import asyncio
 import os
 import pty
 import re
@@ -12,17 +13,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from fcntl import ioctl
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
-from service.cli import instances
+from service.cli import instances, top
+from service.cli.top import Live
+from service.cli.top_state import TopState
 from service.kafka import journal_codec as records
 from service.sandbox.kafka import EmbeddedKafka
 from service.sync import Sync
 from tests.cli.test_top_state import outcome, running, waiting
 from tests.conftest import TopicNamer
 from tests.support.cli_scene import Scene
+from tests.support.virtual_time import virtual
 
 PATIENCE: Final = 60.0
 
@@ -91,6 +95,33 @@ def test_json_of_a_live_view_is_refused(scene: Scene) -> None:
     result = scene.run("top", "--json")
 
     assert (result.exit_code, result.stderr) == (2, "--json needs --once.\n")
+
+
+@virtual
+async def test_an_internal_error_while_instances_are_asked_is_shown_until_they_answer_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    live, asked = Live(progress={"op:a": 42}), 0
+
+    async def ask(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 3:
+            msg = "state"
+            raise KeyError(msg)
+
+    monkeypatch.setattr(top, "_ask", ask)
+    shown = TopState(latest=1).moment(datetime(2026, 3, 1, tzinfo=UTC), rows=1)
+    nowhere: Any = None
+    async with top._asking(nowhere, nowhere, [], live):
+        await asyncio.sleep(2.5 * top.ASK_EVERY)
+        (note,) = top._notes(shown, live)
+        await asyncio.sleep(top.ASK_EVERY)
+
+    assert re.fullmatch(
+        r"Internal error since \d\d:\d\d:\d\dZ \(KeyError: 'state'\): what the instances say is from .*", note
+    )
+    assert (asked, top._notes(shown, live)) == (3, [])
 
 
 # ---------------------------------------------------------------- at a terminal

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -19,9 +19,9 @@ from service.kafka.topics import _settled
 from service.messages.site_pause import SitePause, pause_key, write_pause
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
-from tests.support.virtual_time import VirtualClock, now, virtual
+from tests.support.virtual_time import EPOCH, VirtualClock, now, virtual
 
-PAUSE = SitePause(site="b", until=datetime(2040, 1, 1, tzinfo=UTC), by="alice")
+PAUSE = SitePause(site="b", until=EPOCH + timedelta(days=20), by="alice")
 
 LIFTED = (pause_key("b"), None)
 
@@ -112,11 +112,51 @@ async def test_the_topic_is_read_whole_again_at_intervals_so_that_nothing_is_mis
     control = reader(topic, heard)
     control.open()
     await asyncio.sleep(10.0)
-    topic.records.clear()  # deleted, and made again
+    topic.records = [Read(*LIFTED, 0)]  # deleted, and made again
     await asyncio.sleep(REREAD.total_seconds())
 
     assert heard == [{"b": PAUSE}, {}]
     assert topic.opened == [0.0, REREAD.total_seconds()]
+    await control.close()
+
+
+@virtual
+async def test_a_pause_that_is_gone_from_the_topic_is_held_until_it_is_over_or_resumed_and_that_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    topic, heard = Topic(), list[Mapping[str, SitePause]]()
+    topic.write(*write_pause(PAUSE))
+    control = reader(topic, heard)
+    control.open()
+    await asyncio.sleep(10.0)
+    topic.records.clear()  # deleted, and made again
+    await asyncio.sleep(2 * REREAD.total_seconds())
+
+    assert heard == [{"b": PAUSE}] * 3
+    assert [pauses["b"].recorded for pauses in heard] == [True, False, False]
+    (said,) = control.trouble()
+    assert said.startswith("the control topic no longer has the pause of site b")
+    assert [record.getMessage() for record in caplog.records] == [f"Control topic control: {said}"]
+    topic.write(*LIFTED)
+    await asyncio.sleep(REREAD.total_seconds())
+    assert (heard[-1], control.trouble()) == ({}, [])
+    await control.close()
+
+
+@virtual
+async def test_a_pause_that_lasts_longer_than_makes_sense_is_obeyed_and_said_to_be_long(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    topic, heard = Topic(), list[Mapping[str, SitePause]]()
+    topic.write(*write_pause(SitePause(site="b", until=datetime(9999, 1, 1, tzinfo=UTC))))
+    control = reader(topic, heard)
+    control.open()
+    await asyncio.sleep(10.0)
+
+    (said,) = control.trouble()
+    assert said.startswith("the pause of site b lasts until 9999-01-01 00:00:00Z, more than 31 days from now")
+    assert [record.getMessage() for record in caplog.records] == [f"Control topic control: {said}"]
+    assert list(heard[-1]) == ["b"]
     await control.close()
 
 
@@ -298,6 +338,42 @@ async def test_a_real_topic_is_read_whole_and_followed_through_its_deletion(
             while dict(await heard.get()) != {"b": PAUSE}:
                 pass
             assert reading.unreadable_for() == 0.0
+    finally:
+        await reading.close()
+
+
+async def test_a_real_topic_that_is_deleted_and_created_again_ends_no_pause(
+    kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "LOOK", timedelta(seconds=1))
+    monkeypatch.setattr(control, "REQUEST_LIMIT", timedelta(seconds=2))
+    topic = topic_name("control")
+    pause = replace(PAUSE, until=datetime.now(UTC).replace(microsecond=0) + timedelta(days=1))
+    await _make(kafka, topic)
+    await _write(kafka, topic, write_pause(pause))
+    heard: asyncio.Queue[Mapping[str, SitePause]] = asyncio.Queue()
+    reading = on_kafka(kafka, topic, heard.put_nowait)
+    reading.open()
+    try:
+        async with asyncio.timeout(60):
+            assert dict(await heard.get()) == {"b": pause}
+            admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
+            await admin.start()
+            await admin.delete_topics([topic])
+            await admin.close()
+            while not reading.unreadable_for():
+                await asyncio.sleep(0.1)
+            await _make(kafka, topic)
+
+            kept = await heard.get()
+            assert (dict(kept), kept["b"].recorded) == ({"b": pause}, False)
+            while not (trouble := reading.trouble()):
+                await asyncio.sleep(0.1)
+            assert trouble[0].startswith("the control topic no longer has the pause of site b")
+            await _write(kafka, topic, write_pause(pause))
+            assert (await heard.get())["b"].recorded
+            await _write(kafka, topic, LIFTED)
+            assert dict(await heard.get()) == {}
     finally:
         await reading.close()
 

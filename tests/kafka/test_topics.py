@@ -68,16 +68,26 @@ def test_the_control_topic_is_wanted_where_it_is_named_and_the_service_works_wit
     assert isinstance(finding, Advice)
     assert "The topic control doesn't exist" in finding.text
     assert "Until then no site can be paused; everything else works." in finding.text
-    compacted = ALL_GOOD | {"control": ALL_GOOD["journal"]}
+    fitting = replace(ALL_GOOD["journal"], partitions=1)
+    compacted = ALL_GOOD | {"control": fitting}
     assert judge(compacted, names=names) == []
-    [finding] = judge(ALL_GOOD | {"control": GOOD}, names=names)
+    [finding] = judge(ALL_GOOD | {"control": replace(GOOD, partitions=1)}, names=names)
     assert isinstance(finding, Advice)
     assert "control has cleanup.policy=delete" in finding.text
     assert not [
         found
-        for found in judge(compacted | {"control": replace(ALL_GOOD["journal"], replicas=1)}, names=names)
+        for found in judge(compacted | {"control": replace(fitting, replicas=1)}, names=names)
         if isinstance(found, Refusal)
     ]
+
+
+def test_a_control_topic_with_several_partitions_is_advised_against() -> None:
+    two = replace(ALL_GOOD["journal"], partitions=2)
+
+    [finding] = judge(ALL_GOOD | {"control": two}, names=replace(NAMES, control="control"))
+
+    assert isinstance(finding, Advice)
+    assert finding.text.startswith("The control topic control has 2 partitions and must have 1: ")
 
 
 def test_a_missing_topic_is_refused_with_the_way_out() -> None:

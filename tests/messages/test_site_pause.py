@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.messages.site_pause import InvalidPause, SitePause, SitePauses, pause_key, read_pause, write_pause
+from service.messages.site_pause import (
+    LONGEST,
+    InvalidPause,
+    SitePause,
+    SitePauses,
+    pause_key,
+    read_pause,
+    write_pause,
+)
 
 AT = datetime(2026, 3, 1, 22, tzinfo=UTC)
 
@@ -40,9 +48,9 @@ def test_moments_of_any_zone_and_unknown_fields_are_read() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "detail"),
     [
-        (b"site:", b"{}", "key: site: and a name of 1 to 255 printable characters"),
-        (b"site:\xff", b"{}", "key: site: and a name of 1 to 255 printable characters"),
-        (b"site:a\nb", b"{}", "key: site: and a name of 1 to 255 printable characters"),
+        (b"site:", b"{}", "key: a name of 1 to 255 printable characters"),
+        (b"site:\xff", b"{}", "key: a name of 1 to 255 printable characters"),
+        (b"site:a\nb", b"{}", "key: a name of 1 to 255 printable characters"),
         (b"site:a", b"", "value: a JSON object"),
         (b"site:a", b"\xff", "value: a JSON object"),
         (b"site:a", b"[]", "value: a JSON object"),
@@ -64,7 +72,10 @@ def test_moments_of_any_zone_and_unknown_fields_are_read() -> None:
     ],
 )
 def test_an_invalid_record_is_described_by_its_field_without_its_content(key: bytes, value: bytes, detail: str) -> None:
-    assert read_pause(key, value) == InvalidPause(detail)
+    read = read_pause(key, value)
+
+    assert isinstance(read, InvalidPause)
+    assert str(read) == detail
 
 
 @given(st.binary() | st.none(), st.binary() | st.none())
@@ -103,3 +114,38 @@ def test_keys_of_other_kinds_are_left_to_newer_versions() -> None:
         pauses.take(key, b"?", offset=0)
 
     assert (dict(pauses.by_site()), pauses.invalid) == ({}, 0)
+
+
+def test_a_pause_that_a_whole_reading_lacks_is_kept_until_its_end_or_a_record_of_its_site() -> None:
+    known, whole = SitePauses(), SitePauses()
+    resumed, over = replace(PAUSE, site="b"), replace(PAUSE, site="c", until=AT)
+    for offset, pause in enumerate((PAUSE, resumed, over)):
+        known.take(*write_pause(pause), offset=offset)
+    whole.take(pause_key("b"), None, offset=0)
+
+    whole.keep(known, now=AT)
+
+    assert dict(whole.by_site()) == {"Site B": PAUSE}
+    assert not whole.by_site()["Site B"].recorded
+    whole.take(*write_pause(PAUSE), offset=1)
+    assert whole.by_site()["Site B"].recorded
+    again = SitePauses()
+    again.keep(whole, now=AT)
+    again.take(pause_key("Site B"), None, offset=0)
+    assert dict(again.by_site()) == {}
+
+
+def test_what_is_odd_about_a_pause_is_said_with_the_commands_that_end_it() -> None:
+    (unrecorded,) = replace(PAUSE, recorded=False).doubts(AT)
+    (long,) = replace(PAUSE, until=AT + LONGEST + timedelta(seconds=1)).doubts(AT)
+
+    assert unrecorded.startswith(
+        "the control topic no longer has the pause of site Site B, since the topic was created"
+    )
+    assert "holds it until 2026-03-02 00:00:00Z" in unrecorded
+    assert unrecorded.endswith("`vm-sync sites resume Site B` ends it")
+    assert long == (
+        "the pause of site Site B lasts until 2026-04-01 22:00:01Z, more than 31 days from now: if that is a mistake, "
+        "`vm-sync sites resume Site B` ends it"
+    )
+    assert replace(PAUSE, until=AT + LONGEST).doubts(AT) == []

@@ -6,7 +6,7 @@ from datetime import timedelta
 from service.messages.site_pause import SitePause
 from service.messages.wait_cause import WaitCause
 from service.ops import overview
-from service.ops.overview import Hindrance, Hold
+from service.ops.sites_view import LANES_AT_ONCE, Hindrance, Hold
 from service.sync import NO_CREDENTIALS, Trouble
 from service.vcda.client import SessionStatus
 from service.vcda.lanes import LaneLimits
@@ -86,7 +86,7 @@ async def test_a_site_is_held_back_by_a_pause_by_its_breaker_and_by_missing_cred
 
     hindrances = {site.name: site.hindrances for site in state.sites}
     assert hindrances["paused"] == (
-        Hindrance(Hold.PAUSE, "calls to site paused are paused: It said 429.", moment(360.0)),
+        Hindrance(Hold.PAUSE, WaitCause.SITE_PAUSED, "calls to site paused are paused: It said 429.", moment(360.0)),
     )
     assert [one.hold for one in hindrances["unknown"]] == [Hold.CREDENTIALS]
     assert [(one.hold, one.until) for one in hindrances["broken"]] == [(Hold.BREAKER, None)]
@@ -114,13 +114,18 @@ async def test_a_site_that_an_operator_has_paused_says_so_whether_or_not_it_has_
 
     state = await read()
 
-    ordered = {name: Hindrance(Hold.OPERATOR, "by alice since 2030-01-01 00:00:01Z: move", until) for name in names}
+    def ordered(name: str) -> Hindrance:
+        detail = f"site {name} is paused by alice since 2030-01-01 00:00:01Z until 2030-01-01 00:16:40Z: move"
+        return Hindrance(Hold.OPERATOR, WaitCause.SITE_PAUSED, detail, until)
+
     hindrances = {site.name: site.hindrances for site in state.sites}
-    assert hindrances[None] == (ordered["local"],)
-    assert hindrances["nothing-there"] == (ordered["nothing-there"],)
-    assert hindrances["busy"] == (ordered["busy"],)
-    assert hindrances["bare"] == (Hindrance(Hold.OPERATOR, "", until),)
-    assert hindrances["broken"][0] == ordered["broken"]
+    assert hindrances[None] == (ordered("local"),)
+    assert hindrances["nothing-there"] == (ordered("nothing-there"),)
+    assert hindrances["busy"] == (ordered("busy"),)
+    assert hindrances["bare"] == (
+        Hindrance(Hold.OPERATOR, WaitCause.SITE_PAUSED, "site bare is paused until 2030-01-01 00:16:40Z", until),
+    )
+    assert hindrances["broken"][0] == ordered("broken")
     assert [one.hold for one in hindrances["broken"]] == [Hold.OPERATOR, Hold.BREAKER]
     await d.until(1_001.0)
     assert [site.name for site in (await read()).sites if Hold.OPERATOR in {one.hold for one in site.hindrances}] == []
@@ -151,7 +156,7 @@ async def test_of_very_many_sites_those_with_the_most_in_flight_are_shown(d: Dep
 @deployed
 async def test_the_event_loop_turns_while_very_many_lanes_are_looked_at(d: Deployment) -> None:
     read = Read(d.owner())
-    for number in range(3 * overview.LANES_AT_ONCE):
+    for number in range(3 * LANES_AT_ONCE):
         read.process.lanes.lane(f"site-{number}").occupy()
     turns, reading = 0, asyncio.ensure_future(read())
 

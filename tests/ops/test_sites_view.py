@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from service.messages.site_pause import SitePause
 from service.ops.overview import Overview
 from service.ops.server import operations
-from service.ops.sites_view import MOST, site_views, sites_json
+from service.ops.sites_view import LANES_AT_ONCE, MOST, site_views, sites_json
 from service.sync import Trouble
 from service.vcda.lanes import LaneLimits, Lanes
 from tests.support.shown_syncs import ready
@@ -25,19 +25,25 @@ def some_lanes() -> Lanes:
 
 @virtual
 async def test_paused_sites_come_first_then_the_local_one_and_all_that_are_configured_or_in_use() -> None:
-    lanes = some_lanes()
+    lanes, clock = some_lanes(), VirtualClock(asyncio.get_running_loop())
     pause = SitePause(site="site2", until=EPOCH + timedelta(hours=2), since=EPOCH, by="alice", reason="upgrade")
     lanes.pause_by_operator({"site2": pause})
     lanes.lane("site3").record_result(Trouble(label="5xx", detail="It said 500."))
     lanes.lane("idle")
 
-    shown = sites_json(site_views(lanes, ["site4"]), now=EPOCH)
+    shown = sites_json(await site_views(lanes, ["site4"], clock))
 
     told = {
         "until": "2030-01-01T02:00:00.000Z",
         "since": "2030-01-01T00:00:00.000Z",
         "by": "alice",
         "reason": "upgrade",
+        "recorded": True,
+    }
+    ordered = {
+        "cause": "site_paused",
+        "until": "2030-01-01T02:00:00.000Z",
+        "detail": "site site2 is paused by alice since 2030-01-01 00:00:00Z until 2030-01-01 02:00:00Z: upgrade",
     }
     obstacle = {
         "cause": "site_paused",
@@ -45,7 +51,7 @@ async def test_paused_sites_come_first_then_the_local_one_and_all_that_are_confi
         "detail": "calls to site site3 are paused: It said 500.",
     }
     assert shown == [
-        {"site": "site2", "pause": told, "obstacle": None, "withoutCredentials": False},
+        {"site": "site2", "pause": told, "obstacle": ordered, "withoutCredentials": False},
         {"site": None, "pause": None, "obstacle": None, "withoutCredentials": False},
         {"site": "site3", "pause": None, "obstacle": obstacle, "withoutCredentials": False},
         {"site": "site4", "pause": None, "obstacle": None, "withoutCredentials": False},
@@ -59,9 +65,29 @@ async def test_of_many_sites_the_paused_ones_are_shown() -> None:
     names = [f"site{number}" for number in range(MOST)]
     lanes.pause_by_operator({"zzz": SitePause(site="zzz", until=EPOCH + timedelta(hours=2))})
 
-    shown = site_views(lanes, names)
+    shown = await site_views(lanes, names, VirtualClock(asyncio.get_running_loop()))
 
     assert (len(shown), shown[0].name) == (MOST, "zzz")
+    lanes.close()
+
+
+@virtual
+async def test_the_event_loop_turns_while_many_lanes_are_looked_at() -> None:
+    lanes, turns = some_lanes(), 0
+    for number in range(3 * LANES_AT_ONCE):
+        lanes.lane(f"site{number}").record_result(Trouble(label="5xx", detail="It said 500."))
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    turning = asyncio.create_task(turn())
+    await site_views(lanes, [], VirtualClock(asyncio.get_running_loop()))
+    turning.cancel()
+
+    assert turns >= 6
     lanes.close()
 
 
@@ -78,7 +104,7 @@ async def test_syncs_has_the_sites() -> None:
         registry=CollectorRegistry(),
         documents={},
         in_flight=tuple,
-        sites=lambda: site_views(lanes, []),
+        sites=lambda: site_views(lanes, [], HandClock()),
         overview=_no_overview,
         clean=str,
     )

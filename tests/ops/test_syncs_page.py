@@ -1,6 +1,7 @@
 """`/syncs`: pages, filters, and one sentence for a bad parameter."""
 
 import asyncio
+import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -19,7 +20,8 @@ def query(**given: str) -> Query:
 
 
 def page(syncs: Iterable[Shown], query: Query) -> dict[str, Any]:
-    return run_virtual(syncs_page.page(syncs, query))
+    found: dict[str, Any] = json.loads(run_virtual(syncs_page.page(syncs, query, more={})))
+    return found
 
 
 def test_a_sync_is_shown_with_its_progress() -> None:
@@ -82,7 +84,7 @@ async def test_the_event_loop_turns_while_many_syncs_are_looked_through() -> Non
             await asyncio.sleep(0)
 
     turning = asyncio.create_task(turn())
-    shown = await syncs_page.page(syncs(), query(limit="3", after="op:C4-1:00041"))
+    shown = json.loads(await syncs_page.page(syncs(), query(limit="3", after="op:C4-1:00041"), more={}))
     done = True
     await turning
 
@@ -124,7 +126,7 @@ async def test_a_sync_that_ends_while_the_page_is_made_is_not_shown() -> None:
         first.state = "ended"
         yield Shown("b")
 
-    assert ids(await syncs_page.page(syncs(), query())) == ["b"]
+    assert ids(json.loads(await syncs_page.page(syncs(), query(), more={}))) == ["b"]
 
 
 def test_a_page_that_just_suffices_is_the_last() -> None:

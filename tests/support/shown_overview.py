@@ -7,7 +7,8 @@ from typing import Final
 
 from service.messages.wait_cause import WaitCause
 from service.ops import overview
-from service.ops.overview import Hindrance, Hold, Instance, Overview, Partitions, Parts, Site
+from service.ops.overview import Instance, Overview, Partitions, Parts, Site
+from service.ops.sites_view import Hindrance, Hold
 from service.partition.partition import Partition
 from service.partition.recent_outcomes import Failure
 from service.partition.waiting import WaitsFor
@@ -46,7 +47,7 @@ def some_overview(text: str = "site-b") -> Overview:
             Site(
                 name=text,
                 session=True,
-                hindrances=(Hindrance(Hold.BREAKER, breaker, AT + timedelta(seconds=40)),),
+                hindrances=(Hindrance(Hold.BREAKER, WaitCause.CIRCUIT_OPEN, breaker, AT + timedelta(seconds=40)),),
                 states={"waiting": 1200, "in_doubt": 3, "running": 50},
                 waiting={WaitCause.CIRCUIT_OPEN: 1100, WaitCause.ELDER: 100},
             ),

@@ -736,9 +736,18 @@ class Deployment:
         self.group.hand(0, process)
         return process
 
-    def pause(self, site: str | None, *, until: float, learns_after: float = 0.05, **fields: str) -> None:
+    def pause(
+        self,
+        site: str | None,
+        *,
+        until: float,
+        learns_after: float = 0.05,
+        by: str | None = None,
+        reason: str | None = None,
+    ) -> None:
         """Put a site's pause on the control topic; each process that lives learns of it some time later."""
-        pause = SitePause(site=public_name(site), until=moment(until), since=moment(self.loop.time()), **fields)
+        since = moment(self.loop.time())
+        pause = SitePause(site=public_name(site), until=moment(until), since=since, by=by, reason=reason)
         self._order(*write_pause(pause), learns_after=learns_after)
 
     def resume(self, site: str | None, *, learns_after: float = 0.05) -> None:

@@ -1,0 +1,87 @@
+"""Ctrl-C in commands: the first one lets them close what they have opened, the second ends them at once."""
+
+import ast
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from service import cli
+from service.cli import interrupts
+
+PROGRAM = """
+import asyncio
+from service.cli import interrupts
+
+async def main():
+    print("runs", flush=True)
+    try:
+        await asyncio.sleep(600)
+    finally:
+        print("closes", flush=True)
+        await asyncio.sleep({closing})
+
+try:
+    interrupts.run(main())
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
+"""
+
+
+@contextmanager
+def program(*, closing: float) -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", PROGRAM.format(closing=closing)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def said(process: "subprocess.Popen[str]") -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_the_first_ctrl_c_lets_a_command_close_what_it_has_opened() -> None:
+    with program(closing=0.1) as process:
+        assert said(process) == "runs"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+
+    assert (output.split(), errors, process.returncode) == (["closes", "interrupted"], "", 0)
+
+
+def test_the_second_ctrl_c_ends_it_at_once_without_a_traceback() -> None:
+    with program(closing=600.0) as process:
+        assert said(process) == "runs"
+        process.send_signal(signal.SIGINT)
+        assert said(process) == "closes"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+
+    assert (output, errors, process.returncode) == ("", "", 130)
+
+
+async def test_a_command_that_another_thread_runs_leaves_ctrl_c_alone() -> None:
+    handler = signal.getsignal(signal.SIGINT)
+    loop = asyncio.get_running_loop()
+    signal.signal(signal.SIGINT, lambda number, frame: None)  # as an event loop of the main thread sets one
+    try:
+        assert await loop.run_in_executor(None, lambda: interrupts.run(asyncio.sleep(0, "done"))) == "done"
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def test_every_command_that_a_person_may_interrupt_is_run_like_this() -> None:
+    found = {
+        path.name
+        for path in Path(cli.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "asyncio.run"
+    }
+
+    assert found == {"interrupts.py"}
