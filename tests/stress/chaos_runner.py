@@ -35,18 +35,21 @@ from aiokafka.partitioner import murmur2
 from aiokafka.protocol.admin import DeleteGroupsRequest
 
 from service.intake.timings import DEFAULT_TIMINGS
+from service.messages.site_pause import LOCAL
 from service.sandbox.kafka import LOGIN, EmbeddedKafka
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Durations, Plan, User
 from tests.stress import endings, silences
 from tests.stress.broker_faults import BrokerFaults, service_grants
 from tests.stress.oracle import Disturbance
+from tests.stress.request_files import RequestFiles
 from tests.stress.routes import Routes
 from tests.stress.schedule import (
     DEADLINE,
     MOST_MEMBERS,
     OTHER_ACCOUNT,
     PARTITIONS,
+    PAUSABLE,
     REQUEST_TIMEOUT,
     SESSION_TIMEOUT,
     SETTLE,
@@ -63,7 +66,8 @@ from tests.stress.schedule import (
 )
 from tests.stress.site_pauses import SitePauses
 from tests.stress.watch import Watch
-from tests.support.cluster import PASSWORDS, SERVICE, Cluster
+from tests.support.cluster import OPERATOR, PASSWORDS, SERVICE, Cluster
+from tests.support.grants import grants_of
 from tests.support.process_harness import PASSWORD, Ledger, Process, Verdict, appliance
 from tests.support.simulator_thread import Apart
 
@@ -72,6 +76,9 @@ BROKER: Final = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": 
 
 RELAYED: Final = "RELAYED"
 """The listener that the service finds behind relays; we take the other, so that we see what is there."""
+
+INTERRUPTED: Final = "vm-sync request --from was interrupted"
+"""How often is counted among what happened."""
 
 UNTIL_QUIET: Final = DEADLINE + 75.0
 """Seconds from the calm to the last outcome: two wall clocks that differ by a minute, and a deadline."""
@@ -106,13 +113,6 @@ OWN: Final = User(name="vm-sync@org2", password=PASSWORD, org="org2")
 """Whom site2 may know the service by."""
 SUCCESSOR: Final = "successor@System"
 """Who takes the place of the user at site3."""
-
-LOGS_IN: Final = {
-    "VM_SYNC_KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
-    "VM_SYNC_KAFKA__SASL_MECHANISM": "SCRAM-SHA-512",
-    "VM_SYNC_KAFKA__SASL_USERNAME": SERVICE,
-    "VM_SYNC_KAFKA__SASL_PASSWORD": PASSWORDS[SERVICE],
-}
 
 SETTINGS: Final = {
     "PYTHONFAULTHANDLER": "1",
@@ -225,6 +225,8 @@ class Conductor:
         self._happened: Counter[str] = Counter()
         self._asked = 0
         self._pauses = SitePauses(self)
+        account = _login(OPERATOR) if self._several else {}
+        self._files = RequestFiles(self, schedule.files, account=account)
         self._faults = BrokerFaults(
             self._cluster, routes=self._routes, ledger=self._ledger, away=self._broker, note=self._note
         )
@@ -254,6 +256,10 @@ class Conductor:
         """Note what must not be."""
         self._findings.append(sentence)
 
+    def told(self) -> set[str]:
+        """Return the operations that a reader has heard of."""
+        return self._told
+
     def untold(self) -> set[str]:
         """Return the operations that a reader hasn't heard of."""
         return set(self._ledger.asked) - self._told
@@ -277,11 +283,13 @@ class Conductor:
                 self._start()
             await asyncio.gather(*(ledger.ready(member.process, within=120) for member in self._members))
             reading = asyncio.create_task(self._read())
+            standing = asyncio.create_task(self._files.read())
             by_hand = await self._provoke()
-            await asyncio.gather(self._ask(), self._happen())
+            await asyncio.gather(self._ask(), self._happen(), self._files.play())
             calm_at = time.time()
             calm = await self._calm()
             by_hand.cancel()
+            standing.cancel()
             await self._probe()
             evidence = await self._accounts() | {"calm": (calm_at, time.time())}
             if schedule.measurings:
@@ -295,6 +303,8 @@ class Conductor:
             lost = sum(member.watch.lost for member in self._members)
             evidence |= {"counted_lost": lost, "replaced": frozenset(self._replaced), "odd": frozenset(schedule.odd)}
             evidence |= {"site_pauses": self._pauses.found, "sites": frozenset(name for name in SITES if name)}
+            evidence["files"] = self._files.found()
+            self._happened[INTERRUPTED] += self._files.interrupted
             self._happened["a paused site was looked after"] += len(self._pauses.found)
             evidence["endless"] = {name: odd.value for name, odd in schedule.odd.items() if odd is not Odd.BLIND}
             verdict = await ledger.judge(**evidence)
@@ -313,7 +323,9 @@ class Conductor:
             try:
                 await asyncio.to_thread(self._cluster.open)
                 if self._several:
-                    await self._cluster.grant(SERVICE, *service_grants(self._ledger.prefix))
+                    prefix = self._ledger.prefix
+                    await self._cluster.grant(SERVICE, *service_grants(prefix))
+                    await self._cluster.grant(OPERATOR, *(grant.under(prefix) for grant in grants_of(OPERATOR)))
                 yield
             finally:
                 await asyncio.to_thread(self._cluster.close)
@@ -325,7 +337,7 @@ class Conductor:
         skew = next(self._skews)
         command = (sys.executable, "-m", "tests.stress.skewed", str(skew)) if skew else ()
         authority = {"VM_SYNC_VCDA__CA_FILE": str(self._authority.bundle)}
-        settings = {**SETTINGS, **(LOGS_IN if self._several else {}), **self._settings}
+        settings = {**SETTINGS, **(_login(SERVICE) if self._several else {}), **self._settings}
         process = self._ledger.start(command=command, **settings, **authority, **more)
         holder: list[Member] = []
         watch = Watch(process, excused=lambda: not holder[0].free or self._restless)
@@ -480,6 +492,9 @@ class Conductor:
             await self._faults.do(one)
         elif one.what is What.SITE_PAUSED:
             await self._pauses.play(one.fault["site"], seconds=one.seconds)
+        elif one.what is What.PAUSE_ENDS_UNSEEN:
+            held = await self._pauses.end_unseen(one.fault["site"], seconds=one.seconds, gone=self._nobody_lives)
+            self._happened["a pause that a process had read ended while none lived"] += held
         else:
             await self._to_others(one)
 
@@ -592,6 +607,17 @@ class Conductor:
             for _ in range(self._schedule.members):
                 await self._start_after(0.0)
 
+    async def _nobody_lives(self, until: datetime) -> None:
+        """Kill all there are until a moment, and start as many as there shall be."""
+        while True:
+            for member in [member for member in self._members if member.process.running]:
+                await self._kill(member)  # in later rounds: who was to replace an earlier victim
+            if datetime.now(UTC) > until:
+                break
+            await asyncio.sleep(0.2)
+        for _ in range(self._schedule.members):
+            await self._start_after(0.0)
+
     async def _forget_offsets(self) -> None:
         """Kill all there are, and delete the group's offsets once it has noticed."""
         admin = AIOKafkaAdminClient(bootstrap_servers=self._kafka.bootstrap)
@@ -667,26 +693,30 @@ class Conductor:
             self._start()
         self._tell("calm")
         began = time.monotonic()
+        await self._files.finish(within=UNTIL_QUIET)
         while self.untold() and time.monotonic() - began < UNTIL_QUIET:
             self._free()
             await asyncio.sleep(0.2)
         return time.monotonic() - began
 
     async def _probe(self) -> None:
-        """Ask each partition for one more."""
+        """Ask for one more at each partition, and at each site that an operator has paused."""
         await asyncio.gather(*(self._ledger.ready(member.process) for member in self._free()))
-        self._tell("one more for each partition")
+        self._tell("one more for each partition, and each site")
+        await asyncio.sleep(max(0.0, self._pauses.over_at - time.monotonic()))
         places: dict[int, str] = {}
         while len(places) < PARTITIONS:
             replication = f"C4-{uuid.uuid4()}"
             places.setdefault((murmur2(replication.encode()) & 0x7FFFFFFF) % PARTITIONS, replication)
         await self._ledger.ask_all([(f"probe-{number}", name) for number, name in places.items()])
+        for site in (site for site in PAUSABLE if site != LOCAL):
+            await self._ledger.ask(f"probe-{site}", f"C4-{uuid.uuid4()}", site=site)
         until = time.monotonic() + PROBED
         while self.untold() and time.monotonic() < until:
             await asyncio.sleep(0.1)
         stuck = sorted(name for name in self.untold() if name.startswith("probe-"))
         if stuck:
-            self._findings.append(f"partitions that don't work at the end: {stuck}")
+            self._findings.append(f"partitions or sites that don't work at the end: {stuck}")
 
     async def _measure(self) -> Sequence[Disturbance]:
         """Measure how long outcomes stay away, then wait for the last ones."""
@@ -729,6 +759,15 @@ async def keeping(folder: Path, keep: Path) -> AsyncIterator[None]:
         yield
     finally:
         await asyncio.to_thread(shutil.copytree, folder, keep, dirs_exist_ok=True)
+
+
+def _login(user: str) -> dict[str, str]:
+    return {
+        "VM_SYNC_KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT",
+        "VM_SYNC_KAFKA__SASL_MECHANISM": "SCRAM-SHA-512",
+        "VM_SYNC_KAFKA__SASL_USERNAME": user,
+        "VM_SYNC_KAFKA__SASL_PASSWORD": PASSWORDS[user],
+    }
 
 
 def _faults(sim: Simulator) -> list[dict[str, object]]:

@@ -134,6 +134,13 @@ MUTANTS: Final = (
         tests=(CONTROL,),
     ),
     Mutant(
+        name="an operator's pause is forgotten when its topic is created again",
+        file="service/kafka/control.py",
+        old="                whole.keep(self._pauses, now=self._clock.now())\n",
+        new="",
+        tests=(CONTROL,),
+    ),
+    Mutant(
         name="operators' pauses are never read whole again",
         file="service/kafka/control.py",
         old="                while self._clock.monotonic() < reread_at:\n",
@@ -153,6 +160,27 @@ MUTANTS: Final = (
         old="        self.to_send = deque(one for one in self.to_send if one.identity not in entries)\n",
         new="",
         tests=(MANY,),
+    ),
+    Mutant(
+        name="a file's requests get other ids in each run",
+        file="service/cli/request_many.py",
+        old='(batch_of(file, defaults) if again else f"from-{secrets.token_hex(6)}")',
+        new='f"from-{secrets.token_hex(6)}"',
+        tests=("tests/stress/test_chaos.py",),
+    ),
+    Mutant(
+        name="an outcome that was shown before the journal showed the end is missed",
+        file="service/cli/request_many.py",
+        old="                    await _catch_up(place, batch, report)\n",
+        new="                    pass\n",
+        tests=(MANY,),
+    ),
+    Mutant(
+        name="a second Ctrl-C waits like the first",
+        file="service/cli/interrupts.py",
+        old="        signal.signal(signal.SIGINT, _leave)\n",
+        new="",
+        tests=("tests/cli/test_interrupts.py",),
     ),
     Mutant(
         name="a request that is no longer remembered is never sent again",

@@ -4,6 +4,8 @@ It knows nothing of how the service works. What `docs/guarantees.md` doesn't pro
 replications on which a run provoked it, and counted apart: there only, and by name.
 """
 
+import json
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,14 @@ Header = tuple[str, bytes]
 TOLD_WITHIN = 65.0
 """Seconds from the end of a task, or from the calm, to its outcome: a rebalance that waits for somebody dead, on a busy
 machine. Shorter than the deadline, by which all those end that are held up for good."""
+
+TAKEN_WITHIN = 15.0
+"""Seconds from the intent of a POST to VCDA's taking it, at most: D, and a machine that is busy."""
+
+ENDS = frozenset({0, 1, 3})
+"""Exit codes of a command that nobody interrupts: all is well, something failed, or Kafka was away."""
+INTERRUPTED = {signal.SIGINT: 130, signal.SIGKILL: -signal.SIGKILL}
+"""The exit code after a signal."""
 
 
 NO_CREDENTIALS: Final = "NoCredentials"
@@ -72,6 +82,43 @@ class SitePaused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cancel:
+    """A cancel as it was put on the topic."""
+
+    operation_id: str
+    partition: int
+    offset: int
+    release: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandRun:
+    """A run of `vm-sync request --from`. `interrupted`: the signal that it was sent."""
+
+    code: int
+    said: str
+    interrupted: signal.Signals | None = None
+    known: frozenset[str] = frozenset()
+    """Operations whose outcomes a reader had seen before it began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileSent:
+    """A file of requests that was sent by several runs of a command, the last of which came to its end."""
+
+    name: str
+    replications: frozenset[str]
+    """All that the file has; nobody else asks for them."""
+    records: Mapping[tuple[str, str], int]
+    """How often each operation of a replication stands on the topic."""
+    runs: Sequence[CommandRun]
+    answer: Mapping[str, Any]
+    """What the last run printed."""
+    failed_to: str
+    """What stands in its file of failures."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Disturbance:
     """Something done to Kafka while nothing else was wrong and outcomes were due all the time."""
 
@@ -122,6 +169,9 @@ class Evidence:
     told: Sequence[Told]
     cancelled: Mapping[str, bool] = field(default_factory=dict)
     """Operations for which there was a cancel, and whether one of theirs was a release."""
+    cancels: Sequence[Cancel] = ()
+    """Those that are known to stand on the topic."""
+    files: Sequence[FileSent] = ()
     tasks: Sequence[Mapping[str, Any]]
     """The simulated VCDA's own ledger."""
     spoilt: Sequence[Spoilt] = ()
@@ -204,6 +254,11 @@ def judge(seen: Evidence) -> Verdict:
     verdict.must(not seen.refusals, f"VCDA was asked what nobody should ask: {list(seen.refusals)[:3]}")
     verdict.violations.extend(_truth(seen, by_operation, tasks, verdict.not_promised))
     verdict.violations.extend(_order(seen))
+    verdict.violations.extend(_cancels_ignored(seen))
+    for file in seen.files:
+        events = [one.event for one in seen.told if one.event["replicationId"] in file.replications]
+        wrong = [*_file_sent(file, events), *_file_runs(file), *_file_answer(file, events)]
+        verdict.violations.extend(f"file {file.name}: {sentence}" for sentence in wrong)
     verdict.violations.extend(_endless(seen))
     verdict.violations.extend(_late(seen))
     verdict.silences = [_silence(seen.told, one) for one in seen.disturbances]
@@ -224,6 +279,8 @@ def judge(seen: Evidence) -> Verdict:
         "posts": seen.posts,
         "spoilt": len(seen.spoilt),
         "dead letters": len(seen.dead),
+        "cancelled": counts(seen.told)["cancelled"],
+        "files": len(seen.files),
     }
     return verdict
 
@@ -246,10 +303,11 @@ def _truth(
 ) -> Iterator[str]:
     """Each outcome tells what became of the request's own task."""
     by_id = {task["id"]: task for task in seen.tasks}
+    of_files = {replication for file in seen.files for replication in file.replications}
     for operation_id, some in by_operation.items():
         event = some[0].event
         if operation_id not in seen.asked:
-            if operation_id not in seen.unsure:
+            if operation_id not in seen.unsure and event["replicationId"] not in of_files:
                 yield f"{operation_id} has an outcome, and was never asked for"
             continue
         lie = (
@@ -329,6 +387,80 @@ def _order(seen: Evidence) -> Iterator[str]:
         told_at = [at for _, at in sorted(offsets)]
         if told_at != sorted(told_at):
             yield f"the outcomes of {replication_id} were told out of order"
+
+
+def _cancels_ignored(seen: Evidence) -> Iterator[str]:
+    """A cancel takes effect when it is read, which is before any request behind it in its partition is read.
+
+    So no outcome of a released request comes behind one of such a request. And where such a request has a task, a POST
+    of the cancelled one had left before, unless it was in doubt: then there was a second one.
+    """
+    outcomes = {one.event["operationID"]: one for one in seen.told}
+    started = {task["operationID"]: task["start"] for task in seen.tasks}
+    later: defaultdict[int, list[Asked]] = defaultdict(list)
+    for asked in seen.asked.values():
+        later[asked.partition].append(asked)
+    for cancel in seen.cancels:
+        own = outcomes.get(cancel.operation_id)
+        if (cancel.partition, cancel.offset) in seen.foreign or own is None or cancel.operation_id not in seen.asked:
+            continue
+        if cancel.offset < seen.asked[cancel.operation_id].offset:  # it names a request that was sent before it
+            continue
+        behind = [one.operation_id for one in later[cancel.partition] if one.offset > cancel.offset]
+        if cancel.release:
+            earlier = [outcomes[name] for name in behind if name in outcomes and outcomes[name].place == own.place]
+            if any(one.offset < own.offset for one in earlier):
+                yield f"the release of {cancel.operation_id} was ignored: requests behind it ended earlier"
+        elif cancel.operation_id in started and own.event.get("attempts") == 1:
+            first = min((started[name] for name in behind if name in started), default=None)
+            if first is not None and started[cancel.operation_id] > first + TAKEN_WITHIN:
+                yield f"the cancel of {cancel.operation_id} was ignored: POSTs of requests behind it left earlier"
+
+
+def _file_sent(file: FileSent, events: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """Each line of a file is one request, whatever its runs were interrupted by."""
+    operations: defaultdict[str, set[str]] = defaultdict(set)
+    ended = [(event["replicationId"], event["operationID"]) for event in events]
+    for replication_id, operation_id in (*file.records, *ended):
+        operations[replication_id].add(operation_id)
+    if missing := sorted(file.replications - operations.keys()):
+        yield f"{len(missing)} of its requests were never sent, such as {missing[0]}"
+    if several := sorted(name for name, some in operations.items() if len(some) > 1):
+        yield f"{len(several)} of its lines became several requests, such as {several[0]}"
+
+
+def _file_runs(file: FileSent) -> Iterator[str]:
+    """What had ended isn't sent again, and each run ends as it should."""
+    for number, run in enumerate(file.runs):
+        # Each run sends a request once at most, so there are as many as runs that began before its outcome was known.
+        repeated = sorted(name for (_, name), count in file.records.items() if name in run.known and count > number)
+        if repeated:
+            yield f"run {number + 1} sent {len(repeated)} requests again that had ended, such as {repeated[0]}"
+        allowed = ENDS
+        if run.interrupted is not None:
+            # The negative number: all was done, and the signal came while Python was ending.
+            allowed = ENDS | {INTERRUPTED[run.interrupted], -run.interrupted}
+        silent = run.code not in {0, -signal.SIGKILL} and not run.said.strip()
+        if run.code not in allowed or silent or "Traceback" in run.said:
+            yield f"run {number + 1} ended with {run.code}, and said {run.said[-300:]!r}"
+
+
+def _file_answer(file: FileSent, events: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """The last run says how all requests ended, also those that earlier runs have sent."""
+    failed = {event["replicationId"]: event["reason"] for event in events if "reason" in event}
+    size, code = len(file.replications), file.runs[-1].code
+    if code != (1 if failed else 0):
+        yield f"the last run ended with {code}, and {len(failed)} requests have failed"
+    counted = {"requests": size, "completed": size - len(failed), "failed": len(failed), "withoutOutcome": 0}
+    if (printed := {name: file.answer.get(name) for name in counted}) != counted:
+        yield f"the last run printed {printed}, and there are {counted}"
+    if file.answer.get("sent", 0) + file.answer.get("sentBefore", 0) != size:
+        yield f"the last run sent {file.answer.get('sent')} and found {file.answer.get('sentBefore')}, of {size}"
+    if {one["replicationId"]: one["reason"] for one in file.answer.get("failures", ())} != failed:
+        yield "the last run printed other failures than there are"
+    again = [json.loads(line) for line in file.failed_to.splitlines()]
+    if sorted((one["replicationId"], one["failed"]["reason"]) for one in again) != sorted(failed.items()):
+        yield f"--failed-to has {len(again)} requests, and not those {len(failed)} that have failed"
 
 
 def _endless(seen: Evidence) -> Iterator[str]:

@@ -4,7 +4,7 @@ Pure; `chaos_runner` carries it out. A fault that would exceed what the service 
 request timeout and SETTLE together) is drawn only for replications of their own, which the oracle counts apart.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from random import Random
@@ -71,6 +71,7 @@ class What(StrEnum):
     VCDA_CLOCK = "VCDA's clock jumps"
     WRONG = "VCDA answers wrong"
     SITE_PAUSED = "an operator pauses a site"
+    PAUSE_ENDS_UNSEEN = "a site's pause ends while no process lives"
     KAFKA_LONG_AWAY = "Kafka is away for more than a minute"
 
     BROKER_RESTARTS = "a broker is restarted"
@@ -158,6 +159,33 @@ class Cancelling:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Interruption:
+    """How a run of `vm-sync request --from` is ended: once this share of the file's requests stands on the topic."""
+
+    share: float
+    """1: the run only waits for outcomes any more."""
+    seconds: float
+    """So much later."""
+    kill: bool
+    """Whether by SIGKILL, not by SIGINT."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFile:
+    """A file for `vm-sync request --from`, whose runs are interrupted one after another; each goes on with it."""
+
+    at: float
+    name: str
+    lines: tuple[tuple[str, str | None], ...]
+    """Replications that nobody else asks for, each with its site; None: the local one."""
+    rate: float
+    """Requests per second."""
+    interruptions: tuple[Interruption, ...]
+    cancelled: frozenset[str]
+    """Replications whose requests are cancelled after the first interruption, if they are on the topic by then."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spoiling:
     """Something unreadable to put on the topic; `below`: not even Kafka's client can read it."""
 
@@ -180,6 +208,7 @@ class Schedule:
     """By how many seconds the wall clock of each process is wrong."""
     length: float
     sendings: tuple[Sending | Spoiling | Cancelling, ...]
+    files: tuple[RequestFile, ...]
     happenings: tuple[Happening, ...]
     late: tuple[str, ...]
     by_hand: tuple[str, ...]
@@ -244,7 +273,7 @@ APART: Final = 12.0
 """Seconds between two of these on several brokers; a killed one is away for 9 s and more."""
 
 HARSH: Final = (
-    frozenset({What.KILL, What.ALL_DIE, What.FREEZE, What.JOIN_AND_FREEZE, What.KAFKA_DROPS})
+    frozenset({What.KILL, What.ALL_DIE, What.FREEZE, What.JOIN_AND_FREEZE, What.KAFKA_DROPS, What.PAUSE_ENDS_UNSEEN})
     | WITHOUT_KAFKA
     | TO_BROKERS
 )
@@ -259,6 +288,13 @@ CANCELLED: Final = 0.06
 RELEASED: Final = 0.8
 """The share of these that are releases, on replications of their own."""
 
+FILE_LINES: Final = (60, 300)
+"""The fewest and the most requests of a file: a fifth of those that are sent otherwise."""
+FILE_SECONDS: Final = 5.0
+"""How long it takes to send a file's requests."""
+FILE_CANCELLED: Final = 0.1
+"""The share of a file's requests that are cancelled, of those that may be on the topic early."""
+
 ODD: Final = tuple(Odd)
 ENDINGS: Final = tuple(Ending)
 
@@ -266,6 +302,12 @@ LONG_AWAY: Final = 0.2
 """The share of runs in which Kafka is away for more than a minute, towards the end."""
 AWAY_FOR: Final = (60.0, 75.0)
 """Seconds."""
+
+SHORT_PAUSE: Final = (8.0, 12.0)
+"""Seconds of a pause that ends while no process lives."""
+
+PAUSED_FIRST: Final = 2.0
+"""Seconds before something is done to a broker at which a site is paused, now and then."""
 
 MEASURED: Final = (What.BROKER_RESTARTS, What.BROKER_RESTARTS, What.BROKER_DIES, What.BROKER_DIES)
 
@@ -314,6 +356,7 @@ def draw(
     if rng.random() < LONG_AWAY and not short and (not only or What.KAFKA_LONG_AWAY in only):
         away = rng.uniform(*AWAY_FOR)
         drawn.append(Happening(at=0.6 * length, what=What.KAFKA_LONG_AWAY, seconds=away, words=What.KAFKA_LONG_AWAY))
+    drawn += _pauses(Random(f"{seed} pauses"), [one for one in drawn if one.what in TO_BROKERS], length, only)
     drawn.sort(key=lambda one: one.at)
     happenings = [one for one in drawn if not gentle or one.what not in HARSH]
     return Schedule(
@@ -323,6 +366,7 @@ def draw(
         skews=tuple(rng.choice((0.0, 0.0, 30.0, -30.0, 15.0)) for _ in range(64)),
         length=length,
         sendings=tuple(sorted(sendings, key=lambda sending: sending.at)),
+        files=tuple(_file(Random(f"{seed} {number}"), requests, length) for number in range(1 + requests // 2000)),
         happenings=tuple(happenings),
         late=late,
         by_hand=by_hand,
@@ -362,6 +406,28 @@ def _sendings(rng: Random, requests: int, length: float) -> list[Sending]:
         sendings.append(one)
         sendings.extend(replace(one, at=rng.uniform(one.at, length)) for _ in range(again))
     return sendings
+
+
+def _file(rng: Random, requests: int, length: float) -> RequestFile:
+    """Draw a file; with a generator of its own, so that whatever else a seed draws is what it always drew."""
+    fewest, most = FILE_LINES
+    count = min(most, max(fewest, requests // 5))
+    lines: list[tuple[str, str | None]] = [(_replication(rng), rng.choice(SITES)) for _ in range(count)]
+    for number in rng.sample(range(count), k=2):
+        lines[number] = (f"R-{rng.getrandbits(64):x}", None)  # VCDA knows no such replication
+    shares = (rng.uniform(0.1, 0.5), rng.uniform(0.5, 0.9), 1.0)
+    early = [replication_id for replication_id, _ in lines[: count // 2]]
+    return RequestFile(
+        at=rng.uniform(0.0, length / 3),
+        name=f"{rng.getrandbits(64):x}",
+        lines=tuple(lines),
+        rate=count / FILE_SECONDS,
+        interruptions=tuple(
+            Interruption(share=share, seconds=rng.uniform(0.0, 1.0), kill=kill)
+            for share, kill in zip(shares, rng.sample((True, True, False), k=3), strict=True)
+        ),
+        cancelled=frozenset(rng.sample(early, k=max(1, int(FILE_CANCELLED * len(early))))),
+    )
 
 
 def _bursts(rng: Random, replications: Collection[str], length: float) -> list[Sending]:
@@ -441,6 +507,25 @@ def _happenings(
         if rng.random() > 0.25:  # otherwise the next comes at once
             at += rng.uniform(*PAUSES)
     return happenings
+
+
+def _pauses(
+    rng: Random, to_brokers: Collection[Happening], length: float, only: Collection[What]
+) -> Iterator[Happening]:
+    """Draw pauses that brokers disturb, and one that ends while no process lives.
+
+    With a generator of their own, so that whatever else a seed draws is what it always drew.
+    """
+
+    def pause(what: What, at: float, seconds: float) -> Happening:
+        return Happening(at=at, what=what, seconds=seconds, words=what, fault={"site": rng.choice(PAUSABLE)})
+
+    if not only or What.SITE_PAUSED in only:
+        for one in [one for one in to_brokers if one.what in BROKERS_AWAY]:
+            if rng.random() < 0.5:
+                yield pause(What.SITE_PAUSED, max(0.0, one.at - PAUSED_FIRST), rng.uniform(2.0, 6.0))
+    if not only or What.PAUSE_ENDS_UNSEEN in only:
+        yield pause(What.PAUSE_ENDS_UNSEEN, rng.uniform(0.2, 0.7) * length, rng.uniform(*SHORT_PAUSE))
 
 
 def _measurings(rng: Random, measured: Sequence[What]) -> tuple[Measuring, ...]:

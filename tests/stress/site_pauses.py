@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
@@ -23,6 +23,9 @@ judged."""
 
 GRACE: Final = 2.5
 """Seconds from then on in which a POST may still arrive that had left before: a busy machine reads it late."""
+
+SLOWEST_CLOCK: Final = 31.0
+"""Seconds by which a process' clock may be behind, and so the end of a pause late."""
 
 UNKNOWN: Final = "site pauses are unknown"
 """What a process logs that starts while the control topic can't be read; it then sends POSTs, which is documented."""
@@ -48,22 +51,54 @@ class SitePauses:
         self._run = run
         self._paused: set[str] = set()
         self.found: list[SitePaused] = []
+        self.over_at = 0.0
+        """When the last pause that nobody ends is over, by the slowest clock, on the monotonic clock."""
 
     async def play(self, name: str, *, seconds: float) -> None:
         """Pause a site, for so long once each process has read it, and resume it."""
-        site = "site1" if name == LOCAL else name
+        site = _site(name)
         if site in self._paused:
             return
         self._paused.add(site)
         try:
-            pause = SitePause(site=name, until=datetime.now(UTC) + LONGEST, since=datetime.now(UTC), by="chaos")
-            await self._run.ledger.order(*write_pause(pause))
+            await self._order(name, LONGEST)
             if await self._seen(name):
                 await asyncio.sleep(GRACE)
                 await self._look_after(site, seconds)
         finally:
             await self._run.ledger.order(pause_key(name), None)
             self._paused.discard(site)
+
+    async def end_unseen(self, name: str, *, seconds: float, gone: Callable[[datetime], Awaitable[None]]) -> bool:
+        """Pause a site for so long; `gone` keeps all processes dead until then. Return whether one had read the pause.
+
+        Nobody resumes the site: the run's last requests show whether it works.
+        """
+        if _site(name) in self._paused:
+            return False
+        self._paused.add(_site(name))
+        try:
+            until = await self._order(name, timedelta(seconds=seconds))
+            self.over_at = max(self.over_at, time.monotonic() + seconds + SLOWEST_CLOCK)
+            held = await self._held_by_one(name, before=until)
+            await gone(until)
+            return held
+        finally:
+            self._paused.discard(_site(name))
+
+    async def _order(self, name: str, lasting: timedelta) -> datetime:
+        now = datetime.now(UTC)
+        pause = SitePause(site=name, until=now + lasting, since=now, by="chaos")
+        await self._run.ledger.order(*write_pause(pause))
+        return pause.until
+
+    async def _held_by_one(self, name: str, *, before: datetime) -> bool:
+        while datetime.now(UTC) < before - timedelta(seconds=GRACE):
+            for process, _ in self._run.living():
+                if process.port() is not None and await _holds(process, name):
+                    return True
+            await asyncio.sleep(0.1)
+        return False
 
     async def _look_after(self, site: str, seconds: float) -> None:
         processes = self._run.ledger.processes
@@ -90,6 +125,11 @@ class SitePauses:
             return sim.world.counts.calls_by_site[f"submit {site}"]
 
         return await self._run.vcda.do(count)
+
+
+def _site(name: str) -> str:
+    """Return what VCDA calls a site."""
+    return "site1" if name == LOCAL else name
 
 
 async def _holds(process: Process, name: str) -> bool:

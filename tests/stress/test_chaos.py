@@ -5,7 +5,7 @@ import pytest
 from service.sandbox.kafka import KafkaError
 from tests.conftest import missing
 from tests.stress.chaos import run
-from tests.stress.chaos_runner import Report
+from tests.stress.chaos_runner import INTERRUPTED, Report
 from tests.stress.schedule import Schedule, What, draw
 from tests.support.cluster import BROKERS
 
@@ -15,7 +15,7 @@ SEED = 1
 REQUESTS = 300
 
 ON_A_CLUSTER = 200
-SOME = (What.BROKER_DIES, What.BROKER_RESTARTS, What.RIGHT_TAKEN)
+SOME = (What.BROKER_DIES, What.BROKER_RESTARTS, What.RIGHT_TAKEN, What.SITE_PAUSED, What.KILL)
 
 
 async def test_each_request_gets_one_outcome_and_at_most_one_task_whatever_dies() -> None:
@@ -24,6 +24,7 @@ async def test_each_request_gets_one_outcome_and_at_most_one_task_whatever_dies(
     assert report.verdict.violations == []
     assert report.verdict.figures["asked"] >= REQUESTS
     assert report.faults > 0
+    assert report.happened[INTERRUPTED] > 0
 
 
 async def test_so_it_is_on_three_brokers_that_restart_and_die_and_outcomes_are_not_away_for_long() -> None:
@@ -35,7 +36,8 @@ async def test_so_it_is_on_three_brokers_that_restart_and_die_and_outcomes_are_n
 
     assert report.verdict.violations == []
     assert report.verdict.figures["asked"] >= ON_A_CLUSTER
-    assert set(report.happened) >= {What.BROKER_DIES, What.RIGHT_TAKEN}
+    assert set(report.happened) >= {What.BROKER_DIES, What.RIGHT_TAKEN, What.SITE_PAUSED, What.KILL}
+    assert report.happened[INTERRUPTED] > 0
     assert len(report.verdict.silences) == 1
 
 

@@ -1,5 +1,6 @@
 """The judge of `make chaos` has to be able to say no: each kind of broken promise is seen, and nothing else is."""
 
+import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -7,7 +8,18 @@ from typing import Any
 import pytest
 from aiokafka import TopicPartition
 
-from tests.stress.oracle import Asked, Disturbance, Evidence, SitePaused, Spoilt, Told, judge
+from tests.stress.oracle import (
+    Asked,
+    Cancel,
+    CommandRun,
+    Disturbance,
+    Evidence,
+    FileSent,
+    SitePaused,
+    Spoilt,
+    Told,
+    judge,
+)
 
 COMPLETED = TopicPartition("completed", 0)
 FAILED = TopicPartition("failed", 0)
@@ -256,3 +268,106 @@ def test_a_post_to_a_site_that_an_operator_has_paused_is_found() -> None:
 
     assert judge(kept).violations == []
     assert judge(broken).violations == ["2 POSTs came to site site1 within 2.5 s of an operator's pause"]
+
+
+# ---------------------------------------------------------------- a file of requests
+
+INTERRUPTED = CommandRun(code=130, said="Interrupted: sent 2 of 3.", interrupted=signal.SIGINT)
+LAST = CommandRun(code=1, said="", known=frozenset("a"))
+
+SENT = FileSent(
+    name="f",
+    replications=frozenset({"Ra", "Rb", "Rc"}),
+    records={("Ra", "a"): 1, ("Rb", "b"): 2, ("Rc", "c"): 1},
+    runs=[INTERRUPTED, replace(LAST, said="The failed requests are in failed.jsonl.")],
+    answer={
+        "requests": 3,
+        "sent": 2,
+        "sentBefore": 1,
+        "completed": 2,
+        "failed": 1,
+        "withoutOutcome": 0,
+        "failures": [{"replicationId": "Rb", "reason": "task-failed"}],
+    },
+    failed_to='{"replicationId": "Rb", "failed": {"reason": "task-failed"}}\n',
+)
+
+
+def _of_a_file(file: FileSent, **more: Any) -> Evidence:
+    """As GOOD, but each request is of a replication of its own."""
+    own = {one: f"R{one}" for one in "abcd"}
+    seen = replace(GOOD, **more)
+    return replace(
+        seen,
+        asked={name: replace(one, replication_id=own[name]) for name, one in seen.asked.items()},
+        told=[replace(one, event={**one.event, "replicationId": own[one.event["operationID"]]}) for one in seen.told],
+        tasks=[{**one, "replicationId": own[one["operationID"]]} for one in seen.tasks],
+        files=[file],
+    )
+
+
+def test_a_file_whose_runs_were_interrupted_is_found_sent_once_and_told_right() -> None:
+    assert judge(_of_a_file(SENT)).violations == []
+
+
+@pytest.mark.parametrize(
+    ("broken", "sentence"),
+    [
+        (replace(SENT, replications=SENT.replications | {"Rd"}), "1 of its requests were never sent, such as Rd"),
+        (replace(SENT, records={**SENT.records, ("Ra", "a2"): 1}), "1 of its lines became several requests"),
+        (replace(SENT, records={**SENT.records, ("Ra", "a"): 2}), "run 2 sent 1 requests again that had ended"),
+        (replace(SENT, runs=[replace(INTERRUPTED, code=2), LAST]), "run 1 ended with 2, and said"),
+        (replace(SENT, runs=[replace(INTERRUPTED, said="Traceback ..."), SENT.runs[1]]), "and said 'Traceback"),
+        (replace(SENT, runs=[replace(INTERRUPTED, code=3, said=" ")]), "run 1 ended with 3, and said ' '"),
+        (replace(SENT, runs=[replace(SENT.runs[1], code=0)]), "the last run ended with 0, and 1 requests have failed"),
+        (replace(SENT, answer={**SENT.answer, "withoutOutcome": 1}), "the last run printed {'requests': 3"),
+        (replace(SENT, answer={**SENT.answer, "sentBefore": 0}), "the last run sent 2 and found 0, of 3"),
+        (replace(SENT, answer={**SENT.answer, "failures": []}), "printed other failures than there are"),
+        (replace(SENT, failed_to=""), "--failed-to has 0 requests, and not those 1 that have failed"),
+        (replace(SENT, failed_to=2 * SENT.failed_to), "--failed-to has 2 requests, and not those 1"),
+    ],
+)
+def test_what_a_command_did_wrong_with_a_file_is_named(broken: FileSent, sentence: str) -> None:
+    violations = judge(_of_a_file(broken)).violations
+
+    assert any(violation.startswith("file f: ") and sentence in violation for violation in violations), violations
+
+
+def test_a_request_of_a_file_whose_record_was_deleted_before_it_was_seen_was_asked_for_all_the_same() -> None:
+    unseen = replace(SENT, records={("Ra", "a"): 1, ("Rb", "b"): 2})
+
+    assert judge(_of_a_file(unseen, asked={name: GOOD.asked[name] for name in "ab"})).violations == []
+
+
+# ---------------------------------------------------------------- cancels that were read
+
+
+def _cancelled(offset: int, *, release: bool, **more: Any) -> Evidence:
+    """Requests of two replications in one partition; `a` has a cancel at this offset."""
+    cancel = Cancel(operation_id="a", partition=3, offset=offset, release=release)
+    seen = replace(GOOD, cancels=[cancel], cancelled={"a": release}, **more)
+    return replace(seen, asked={**seen.asked, "b": replace(seen.asked["b"], replication_id="Other")})
+
+
+def test_a_released_request_that_ends_after_one_that_was_sent_after_its_release_was_not_released() -> None:
+    some = [replace(GOOD.told[2], offset=0), replace(GOOD.told[0], offset=1), GOOD.told[1]]
+    other = {**GOOD.asked, "a": replace(GOOD.asked["a"], replication_id="Another")}
+
+    broken = judge(_cancelled(13, release=True, told=some, asked=other)).violations
+
+    assert broken == ["the release of a was ignored: requests behind it ended earlier"]
+    assert judge(_cancelled(15, release=True, told=some, asked=other)).violations == []
+    assert judge(_cancelled(9, release=True, told=some, asked=other)).violations == []
+
+
+def test_a_cancelled_request_whose_post_leaves_after_those_behind_the_cancel_was_not_cancelled() -> None:
+    some = [replace(one, event={**one.event, "attempts": 1}) for one in GOOD.told]
+    other = {**GOOD.asked, "a": replace(GOOD.asked["a"], replication_id="Another")}
+    tasks = [task("t1", "a", start=19.0, replicationId="Another"), *GOOD.tasks[1:]]
+
+    broken = judge(_cancelled(13, release=False, told=some, asked=other, tasks=tasks)).violations
+    twice = [replace(some[0], event={**some[0].event, "attempts": 2}), *some[1:]]
+
+    assert broken == ["the cancel of a was ignored: POSTs of requests behind it left earlier"]
+    assert judge(_cancelled(13, release=False, told=twice, asked=other, tasks=tasks)).violations == []
+    assert judge(_cancelled(13, release=False, told=some, asked=other, tasks=GOOD.tasks)).violations == []

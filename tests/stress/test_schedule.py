@@ -1,12 +1,25 @@
 """What a seed draws: the same each time, what was asked for, and never more than a cluster can bear."""
 
+from collections import Counter
 from functools import cache
 from itertools import pairwise
 
 import pytest
 
 from tests.stress.broker_faults import KAFKAS_OWN, SETTINGS, service_grants
-from tests.stress.schedule import APART, BROKERS_AWAY, HARSH, TO_BROKERS, WITHOUT_KAFKA, Schedule, What, draw
+from tests.stress.schedule import (
+    APART,
+    BROKERS_AWAY,
+    FILE_LINES,
+    HARSH,
+    PAUSED_FIRST,
+    TO_BROKERS,
+    WITHOUT_KAFKA,
+    Cancelling,
+    Schedule,
+    What,
+    draw,
+)
 from tests.support.grants import Resource
 
 SEEDS = range(40)
@@ -71,3 +84,29 @@ def test_the_service_is_granted_what_the_overlay_grants_and_to_create_topics() -
 def test_settings_are_changed_on_topics_of_the_service() -> None:
     assert {name for name, _ in SETTINGS} <= {"requests", "completed", "failed", "journal"}
     assert all(name.startswith("__") for name in KAFKAS_OWN)
+
+
+@pytest.mark.parametrize("brokers", [1, 3])
+def test_each_run_has_a_file_of_requests_whose_command_is_killed_and_interrupted(brokers: int) -> None:
+    for schedule in _drawn(brokers):
+        for file in schedule.files:
+            assert len({replication for replication, _ in file.lines}) == len(file.lines) == FILE_LINES[1]
+            assert {one.kill for one in file.interruptions} == {True, False}
+            assert [one.share for one in file.interruptions] == sorted(one.share for one in file.interruptions)
+            assert file.cancelled < {replication for replication, _ in file.lines}
+
+
+def test_on_three_brokers_sites_are_paused_while_brokers_are_away_and_among_cancels_and_releases() -> None:
+    together = 0
+    for schedule in _drawn(3):
+        away = [one.at for one in schedule.happenings if one.what in BROKERS_AWAY & TO_BROKERS]
+        paused = [one.at for one in schedule.happenings if one.what is What.SITE_PAUSED]
+        together += any(0.0 <= later - at <= PAUSED_FIRST for at in paused for later in away)
+        releases = Counter(one.release for one in schedule.sendings if isinstance(one, Cancelling))
+        ends_unseen = [one for one in schedule.happenings if one.what is What.PAUSE_ENDS_UNSEEN]
+
+        assert releases[True] > 10
+        assert releases[False] > 10
+        assert len(ends_unseen) == 1
+
+    assert together > 0.9 * len(_drawn(3))

@@ -105,7 +105,7 @@ async def upgrade(*, before: Path, requests: int, console: Console) -> list[str]
                 await changing
                 console.print(f"round {number}: all processes are of the release {release!r}")
             told = await ledger.wait(within=WITHIN)
-            verdict = await ledger.judge(foreign=frozenset(ledger.cancels))
+            verdict = await ledger.judge(foreign=frozenset((one.partition, one.offset) for one in ledger.cancels))
             found = counts(told)
             console.print(
                 f"{requests} requests: {dict(found)}; {vcda.world.counters()['calls'].get('submit', 0)} POSTs; "

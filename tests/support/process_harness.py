@@ -30,7 +30,7 @@ from typing_extensions import override
 
 from service.sandbox.child_processes import dying_with_us
 from service.sandbox.vcda.world import Config, Plan, User, World
-from tests.stress.oracle import Asked, Evidence, Spoilt, Told, Verdict, counts, judge
+from tests.stress.oracle import Asked, Cancel, Evidence, Spoilt, Told, Verdict, counts, judge
 
 __all__ = ["GUEST_SECRET", "PASSWORD", "Ledger", "Process", "Told", "Verdict", "appliance", "counts", "run_command"]
 
@@ -177,8 +177,8 @@ class Ledger:
         self.unsure: set[str] = set()
         self.cancelled: dict[str, bool] = {}
         """Operations for which there was a cancel, and whether one of theirs was a release."""
-        self.cancels: set[tuple[int, int]] = set()
-        """Where the cancels stand, by partition and offset."""
+        self.cancels: list[Cancel] = []
+        """Those that are known to stand on the topic."""
         self.spoilt: list[Spoilt] = []
         self.spoilt_twice: Counter[int] = Counter()
         """By partition, how often nobody knows whether a record that can't be handed over stands there."""
@@ -294,7 +294,8 @@ class Ledger:
         async def stands() -> None:
             with suppress(KafkaError):
                 record = await sent
-                self.cancels.add((record.partition, record.offset))
+                where = {"partition": record.partition, "offset": record.offset}
+                self.cancels.append(Cancel(operation_id=operation_id, release=release, **where))
 
         return asyncio.create_task(stands())
 
@@ -417,6 +418,7 @@ class Ledger:
         told = await self.outcomes()
         counters = self.simulator.world.counters()
         texts = {process.log.name: process.text() for process in self.processes}
+        texts |= {path.name: path.read_text(errors="replace") for path in self.folder.glob("command-*")}
         texts["the outcomes"] = "\n".join(json.dumps(one.event) for one in told)
         texts["the journal"] = "\n".join((one.value or b"").decode() for one in await self.read("journal"))
         return judge(
@@ -424,6 +426,7 @@ class Ledger:
                 asked=self.asked,
                 unsure=frozenset(self.unsure),
                 cancelled=self.cancelled,
+                cancels=self.cancels,
                 told=told,
                 tasks=self.simulator.world.ledger(),
                 spoilt=self.spoilt,
