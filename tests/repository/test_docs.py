@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -291,30 +291,64 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.e2e
-@pytest.mark.parametrize("language", EXAMPLES)
-async def test_an_example_reads_a_failure_too_and_puts_its_request_where_java_would(language: str, demo: Demo) -> None:
+async def _example(language: str, *arguments: str, env: Mapping[str, str]) -> tuple[int | None, str]:
+    """Run an example; return its exit code, and all that it says. Go says the code, and ends with 1 itself."""
     command, tool = EXAMPLES[language]
     _need_tools(tool)
-    replication = _told_apart()
-    demo.plan(replication=replication, failing=1.0, duration=0.5)
-    arguments = [part.format(replication) for part in command]
-
+    words = [part.format(" ".join(arguments)) for part in command]
     process = await asyncio.create_subprocess_exec(
-        *(arguments if arguments != command else [*command, replication]),
+        *(words if words != command else [*command, *arguments]),
         cwd=ROOT / "docs" / "examples" / language,
-        env=demo.environment(),
+        env=env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    output, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
-    (told,) = [json.loads(line) for line in output.decode().splitlines() if line.startswith("{")] or [output.decode()]
+    output = (await asyncio.wait_for(process.communicate(), PATIENCE))[0].decode()
+    go = re.search(r"^exit status (\d+)$", output, re.MULTILINE)
+    return int(go[1]) if go else process.returncode, output
 
-    assert process.returncode == 1, told
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("language", EXAMPLES)
+async def test_an_example_reads_a_failure_too_and_puts_its_request_where_java_would(language: str, demo: Demo) -> None:
+    replication = _told_apart()
+    demo.plan(replication=replication, failing=1.0, duration=0.5)
+
+    code, output = await _example(language, replication, env=demo.environment())
+    (told,) = [json.loads(line) for line in output.splitlines() if line.startswith("{")] or [output]
+
+    assert code == 1, told
     assert told["replicationId"] == replication
     assert told["reason"] == "task-failed"
     assert await _place(told["operationID"], demo) == (murmur2(replication.encode()) & 0x7FFFFFFF) % 4
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("ids", [("C4-1",), ("C4-1", "operation-1")], ids=["request", "cancel"])
+@pytest.mark.parametrize("language", EXAMPLES)
+async def test_an_example_without_kafka_says_so_and_ends(language: str, ids: tuple[str, ...]) -> None:
+    env = _environment() | {"KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:9"}
+
+    code, output = await _example(language, *ids, env=env)
+
+    assert code == 3, output
+    assert re.search(r"^(can't use Kafka at 127.0.0.1:9|Kafka at 127.0.0.1:9 can't be used)", output, re.MULTILINE)
+    assert "Traceback" not in output
+    assert "\tat org.apache" not in output
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("language", EXAMPLES)
+async def test_an_example_whose_outcome_does_not_come_in_time_says_so_and_ends(language: str, demo: Demo) -> None:
+    replication = _told_apart()
+    demo.plan(replication=replication, failing=0.0, duration=600.0)
+
+    code, output = await _example(language, replication, env=demo.environment() | {"WAIT_SECONDS": "5"})
+
+    assert code == 3, output
+    assert re.search(r"^no outcome within 5", output, re.MULTILINE | re.IGNORECASE)
+    assert "Traceback" not in output
 
 
 def test_the_python_example_without_arguments_says_how_to_use_it() -> None:
@@ -330,27 +364,16 @@ def test_the_python_example_without_arguments_says_how_to_use_it() -> None:
 @pytest.mark.e2e
 @pytest.mark.parametrize("language", EXAMPLES)
 async def test_an_example_cancels_a_request_that_waits(language: str, demo: Demo) -> None:
-    command, tool = EXAMPLES[language]
-    _need_tools(tool)
     replication, running, waiting = _told_apart(), f"runs-{uuid.uuid4()}", f"waits-{uuid.uuid4()}"
     demo.plan(replication=replication, failing=0.0, duration=600.0)  # longer than Maven takes
     for operation in (running, waiting):
         asked = _shell([f"vm-sync request {replication} --operation-id {operation}"], demo)
         assert asked.returncode == 0, asked.stderr
     await _until(waiting, "waiting", demo)
-    arguments = [part.format(f"{replication} {waiting}") for part in command]
 
-    process = await asyncio.create_subprocess_exec(
-        *(arguments if arguments != command else [*command, replication, waiting]),
-        cwd=ROOT / "docs" / "examples" / language,
-        env=demo.environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    output, _ = await asyncio.wait_for(process.communicate(), PATIENCE)
+    code, output = await _example(language, replication, waiting, env=demo.environment())
 
-    assert process.returncode == 0, output
+    assert code == 0, output
     ended = await _until(waiting, "failed", demo)
     assert ended["reason"] == "cancelled"
     assert ended["error"]["msg"].startswith("The request was cancelled by ")

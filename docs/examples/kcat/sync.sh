@@ -4,7 +4,8 @@
 set -euo pipefail
 
 brokers=${KAFKA_BOOTSTRAP_SERVERS:-localhost:9092}
-if [ $# = 0 ]; then
+limit=${WAIT_SECONDS:-25200} # an hour more than the service's default deadline
+if [ $# = 0 ] || [ $# -gt 2 ]; then
     echo "usage: sync.sh REPLICATION_ID, or sync.sh REPLICATION_ID OPERATION_ID to cancel" >&2
     exit 2 # 1 is for a sync that failed
 fi
@@ -15,7 +16,11 @@ ids=$(printf '{"operationID": "%s", "replicationId": "%s"}' "$operation" "$repli
 
 # The key keeps the requests for one replication in order, but only if it chooses the partition as Java's clients do.
 send() {
-    kcat -P -b "$brokers" -t vm-sync.requests -k "$replication" -X topic.partitioner=murmur2_random
+    if ! kcat -P -b "$brokers" -t vm-sync.requests -k "$replication" -X topic.partitioner=murmur2_random \
+        -X message.timeout.ms=30000; then
+        echo "Kafka at $brokers can't be used" >&2
+        exit 3 # nothing is known
+    fi
 }
 
 if [ -n "${2:-}" ]; then
@@ -27,11 +32,14 @@ printf '%s\n' "$ids" | send
 
 # Without read_committed, outcomes would be seen that never came to be.
 outcomes() {
-    kcat -C -q -e -b "$brokers" -t "$1" -o "s@$since" -X isolation.level=read_committed -f '%s\n'
+    timeout 60 kcat -C -q -e -b "$brokers" -t "$1" -o "s@$since" -X isolation.level=read_committed -f '%s\n'
 }
 
-while true; do
+while [ "$SECONDS" -lt "$limit" ]; do
     outcomes vm-sync.completed | grep -F "\"$operation\"" && exit 0
     outcomes vm-sync.failed | grep -F "\"$operation\"" && exit 1
     sleep 1
 done
+# An invalid request has no outcome: it becomes a dead letter, which the service's operators see.
+echo "No outcome within $limit s; the request may still be in flight." >&2
+exit 3

@@ -3,12 +3,14 @@ import java.time.Duration;
 import java.util.List;
 import java.util.Map;
 import java.util.UUID;
+import java.util.concurrent.ExecutionException;
 import java.util.stream.Stream;
 
 import org.apache.kafka.clients.consumer.ConsumerRecord;
 import org.apache.kafka.clients.consumer.KafkaConsumer;
 import org.apache.kafka.clients.producer.KafkaProducer;
 import org.apache.kafka.clients.producer.ProducerRecord;
+import org.apache.kafka.common.KafkaException;
 import org.apache.kafka.common.TopicPartition;
 import org.apache.kafka.common.serialization.StringDeserializer;
 import org.apache.kafka.common.serialization.StringSerializer;
@@ -21,20 +23,34 @@ public final class Sync {
 
     private static final String BROKERS = System.getenv().getOrDefault("KAFKA_BOOTSTRAP_SERVERS", "localhost:9092");
 
+    /** By default an hour more than the service's default deadline. */
+    private static final long WAIT_SECONDS = Long.parseLong(System.getenv().getOrDefault("WAIT_SECONDS", "25200"));
+
+    /** Exits with 0 for completed, 1 for failed, 2 for a wrong call, 3 if nothing is known. */
     public static void main(String[] args) throws Exception {
-        if (args.length == 0) {
+        if (args.length == 0 || args.length > 2) {
             System.err.println("usage: Sync REPLICATION_ID, or Sync REPLICATION_ID OPERATION_ID to cancel");
             System.exit(2);
         }
-        if (args.length > 1) {
-            cancel(args[0], args[1]);
-            return;
+        try {
+            if (args.length == 2) {
+                cancel(args[0], args[1]);
+                return;
+            }
+            ConsumerRecord<String, String> outcome = sync(args[0]);
+            if (outcome != null) {
+                System.out.println(outcome.value());
+                System.exit(outcome.topic().equals("vm-sync.failed") ? 1 : 0);
+            }
+            // An invalid request has no outcome: it becomes a dead letter, which the service's operators see.
+            System.err.printf("No outcome within %d s; the request may still be in flight.%n", WAIT_SECONDS);
+        } catch (KafkaException | ExecutionException error) {
+            System.err.printf("Kafka at %s can't be used: %s%n", BROKERS, error.getMessage());
         }
-        ConsumerRecord<String, String> outcome = sync(args[0]);
-        System.out.println(outcome.value());
-        System.exit(outcome.topic().equals("vm-sync.failed") ? 1 : 0);
+        System.exit(3);
     }
 
+    /** Returns the outcome; null if there is none in time. */
     static ConsumerRecord<String, String> sync(String replicationId) throws Exception {
         String operationId = UUID.randomUUID().toString();
         // Both ids are of characters that JSON takes as they are.
@@ -42,8 +58,9 @@ public final class Sync {
                 {"operationID": "%s", "replicationId": "%s"}""".formatted(operationId, replicationId);
 
         // Without read_committed, outcomes would be seen that never came to be.
-        Map<String, Object> reading = Map.of("bootstrap.servers", BROKERS, "isolation.level", "read_committed");
-        Map<String, Object> writing = Map.of("bootstrap.servers", BROKERS);
+        Map<String, Object> reading = Map.of(
+                "bootstrap.servers", BROKERS, "isolation.level", "read_committed", "default.api.timeout.ms", 30_000);
+        Map<String, Object> writing = Map.of("bootstrap.servers", BROKERS, "max.block.ms", 30_000);
         try (var consumer = new KafkaConsumer<>(reading, new StringDeserializer(), new StringDeserializer());
                 var producer = new KafkaProducer<>(writing, new StringSerializer(), new StringSerializer())) {
             List<TopicPartition> outcomes = Stream.of("vm-sync.completed", "vm-sync.failed")
@@ -57,13 +74,14 @@ public final class Sync {
 
             // The key keeps the requests for one replication in order.
             producer.send(new ProducerRecord<>("vm-sync.requests", replicationId, request)).get();
-            while (true) {
+            for (long end = System.nanoTime() + WAIT_SECONDS * 1_000_000_000L; System.nanoTime() < end;) {
                 for (var record : consumer.poll(Duration.ofSeconds(1))) {
                     if (operationId.equals(correlationId(record))) {
                         return record;
                     }
                 }
             }
+            return null;
         }
     }
 
@@ -72,7 +90,7 @@ public final class Sync {
         String message = """
                 {"cancel": {"operationID": "%s", "replicationId": "%s"}, "by": "Sync.java"}"""
                 .formatted(operationId, replicationId);
-        Map<String, Object> writing = Map.of("bootstrap.servers", BROKERS);
+        Map<String, Object> writing = Map.of("bootstrap.servers", BROKERS, "max.block.ms", 30_000);
         try (var producer = new KafkaProducer<>(writing, new StringSerializer(), new StringSerializer())) {
             // The same key as the request's, so that the cancel is behind it in the same partition.
             producer.send(new ProducerRecord<>("vm-sync.requests", replicationId, message)).get();
