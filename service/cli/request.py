@@ -1,7 +1,8 @@
 """`vm-sync request`: publish a request, and wait for its outcome as any other program would.
 
 The topics of the outcomes are read from where they end before the request is sent, read_committed, so that its outcome
-can't be missed. `/syncs` is used only to show progress; the command works without it.
+can't be missed. If the request was sent before and has ended, no outcome follows: the journal says so, and the outcome
+is read where it was published. `/syncs` is used only to show progress; the command works without it.
 """
 
 import asyncio
@@ -11,18 +12,23 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import typer
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from service.cli import interrupts, kafka
+from service.cli import interrupts, kafka, syncs
 from service.cli.output import INTERRUPTED, Exit, NoAnswer, printable, refuse_undecodable, say, show_facts, show_json
+from service.clock import Clock
 from service.kafka.denials import Operation
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
+from service.moments import age
+from service.sync import Ended
 
 OPTIONS: Final = {"REPLICATION_ID": "replicationId", "--operation-id": "operationID", "--site": "site"}
 """The fields of a request by the options that give them."""
@@ -33,6 +39,12 @@ ASK_EVERY: Final = 1.0
 
 OWNER_AGAIN: Final = 15.0
 """Seconds after which it is looked again which instance has the request's partition."""
+
+LATER: Final = 5.0
+"""Seconds by which the end of a transaction may reach an outcome's topic after the journal: usually milliseconds."""
+
+CLOCKS: Final = timedelta(hours=1)
+"""By how much the clock that an end was read from may be ahead of that of its outcome's timestamp."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +75,6 @@ def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | No
     body = {"operationID": f"cli-{uuid.uuid4()}", **body}
     wanted = _understood(body)
     place = kafka.settings()
-    began = time.monotonic()
     try:
         sent, outcome = interrupts.run(_request(place, wanted, body, named=named, url=url, wait=wait))
     except KeyboardInterrupt:
@@ -71,18 +82,13 @@ def request(body: Mapping[str, object], *, wait: float | None, ops_url: str | No
             raise
         say(f"Stopped waiting; the request goes on. To see how it ends: vm-sync show {wanted.operation_id}")
         raise typer.Exit(INTERRUPTED) from None
-    if outcome is not None:
-        word = f"failed ({outcome['reason']})" if "reason" in outcome else "completed"
-        say(f"Request {wanted.operation_id} {printable(word)} after {_duration(time.monotonic() - began)}.")
     if as_json:
         show_json(sent.told() | ({"outcome": outcome} if wait else {}))
     else:
         show_facts((name, _text(fact)) for name, fact in (outcome or sent.told()).items() if fact not in (None, []))
     if wait and outcome is None:
-        msg = (
-            f"No outcome of {wanted.operation_id} came within {wait:g} s; the request stays in flight. If its "
-            "operationID was used before, its outcome is on the topic already: see `vm-sync show`."
-        )
+        name = wanted.operation_id
+        msg = f"No outcome of {name} came within {wait:g} s; the request stays in flight: see `vm-sync show {name}`."
         raise NoAnswer(msg)
     if outcome is not None and "reason" in outcome:
         raise typer.Exit(Exit.NO)
@@ -138,13 +144,67 @@ async def _request(
             async with asyncio.timeout(kafka.SILENCE):
                 for where, end in (await consumer.end_offsets(outcomes)).items():
                     consumer.seek(where, end)
+            began = time.monotonic()
             sent = await _publish(place, wanted, body)
             say(f"Request {wanted.operation_id} is at offset {sent.offset} of partition {sent.place.partition}.")
-            if named:  # a duplicate looks like a request that the service hasn't read yet
-                name = wanted.operation_id
-                say(f"If it was sent before and has ended, no outcome follows: see `vm-sync show {name}`.")
+            if named and (ended := await _ended_before(place, sent)) is not None:
+                return sent, await _earlier_outcome(place, consumer, ended)
             async with _progress(place, sent, url=url):
-                return sent, await _outcome(consumer, wanted.identity, limit=wait)
+                outcome = await _outcome(consumer, wanted.identity, limit=wait)
+            if outcome is not None:
+                took = _duration(time.monotonic() - began)
+                say(f"Request {wanted.operation_id} {_end_of(outcome)} after {took}.")
+            return sent, outcome
+
+
+async def _ended_before(place: kafka.KafkaContext, sent: Sent) -> syncs.JournalEntry | None:
+    """Return the ended request of the same identity, whose outcome is also this one's; None: there is none.
+
+    Of one that is in flight the outcome will come; a message says so.
+    """
+    try:
+        async with syncs.journal(place, partition=sent.place.partition) as entries:
+            found = [one for one in await entries() if one.sync.request.identity == sent.request.identity]
+    except NoAnswer as error:  # a sender needs no right to read the journal
+        say(f"Whether {sent.request.operation_id} was sent before is unknown: {error}")
+        return None
+    for entry in found:
+        if entry.sync.request.offset == sent.offset:  # the service has read it by now
+            return None
+        if entry.ended_at is None:
+            say(f"Request {sent.request.operation_id} was sent before, and is in flight; no second sync is started.")
+        elif not (isinstance(entry.sync, Ended) and entry.sync.expires_at <= Clock().now()):
+            return entry
+    return None
+
+
+async def _earlier_outcome(
+    place: kafka.KafkaContext, consumer: AIOKafkaConsumer, ended: syncs.JournalEntry
+) -> dict[str, Any]:
+    """Return the outcome of an ended request, from its topic; or what the journal knows, if it is gone there."""
+    names, request = place.names, ended.sync.request
+    at = ended.ended_at or request.accepted_at
+    outcome = None
+    outcomes = await kafka.places(place, names.completed, names.failed)
+    what = f"the outcomes on {names.completed} and {names.failed}"
+    async with aclosing(kafka.read_period(place, outcomes, since=at - CLOCKS, until=None, what=what)) as records:
+        async for record in records:
+            event = _event(record.value)
+            if event.get("requestId") == request.identity:
+                outcome = event
+    outcome = outcome or await _outcome(consumer, request.identity, limit=LATER)
+    if outcome is None:
+        say(f"The outcome of {request.operation_id} is no longer on its topic; this is what the journal knows of it.")
+        left_out = {"state", "partition", "offset", "acceptedAt", "deadline", "adopted", "progress", "waitsFor"}
+        known = syncs.entry_json(ended)
+        outcome = {name: fact for name, fact in known.items() if name not in left_out and fact is not None}
+    ago = age(Clock().now() - at)
+    say(f"Request {request.operation_id} was sent before: it {_end_of(outcome)} {ago} ago. No second sync is started.")
+    return outcome
+
+
+def _end_of(outcome: Mapping[str, Any]) -> str:
+    return printable(f"failed ({outcome['reason']})" if "reason" in outcome else "completed")
 
 
 async def _publish(place: kafka.KafkaContext, wanted: SyncRequested, body: Mapping[str, object]) -> Sent:

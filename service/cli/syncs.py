@@ -234,10 +234,15 @@ def _now() -> datetime:
 
 
 @asynccontextmanager
-async def journal(place: kafka.KafkaContext) -> AsyncIterator[Callable[[], Awaitable[list[JournalEntry]]]]:
-    """Open the journal; each call of what is yielded reads it to its present end, and returns all of its requests."""
+async def journal(
+    place: kafka.KafkaContext, *, partition: int | None = None
+) -> AsyncIterator[Callable[[], Awaitable[list[JournalEntry]]]]:
+    """Open the journal, or one partition of it.
+
+    Each call of what is yielded reads it to its present end, and returns all of its requests.
+    """
     topic = place.names.journal
-    wanted = await kafka.places(place, topic)
+    wanted = [one for one in await kafka.places(place, topic) if partition in {None, one.partition}]
     held: dict[tuple[int, bytes], bytes] = {}
     async with kafka.reader(place, wanted) as consumer:
         async with asyncio.timeout(kafka.SILENCE):

@@ -135,9 +135,8 @@ def test_who_waits_is_told_the_operation_id_at_once_and_the_outcome_with_its_dur
     said = scene.run("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "30").stderr
 
     thread.join()
-    first, second, *_, last = said.splitlines()
+    first, *_, last = said.splitlines()
     assert re.fullmatch(r"Request op-1 is at offset 0 of partition \d\.", first)
-    assert second == "If it was sent before and has ended, no outcome follows: see `vm-sync show op-1`."
     assert re.fullmatch(r"Request op-1 failed \(task-failed\) after \d+ s\.", last)
 
 
@@ -169,6 +168,57 @@ def test_an_outcome_of_yesterday_is_not_taken_for_that_of_today(scene: Scene) ->
 
     assert result.exit_code == 3
     assert "vm-sync show" in result.stderr
+
+
+def sent_before(scene: Scene, sync: Running | Ended) -> None:
+    """Leave a request as the service would: on its topic, and with its state in the journal of its partition."""
+    place = scene.answer("request", sync.request.replication_id, "--operation-id", sync.request.operation_id)
+    sync = replace(sync, request=replace(sync.request, offset=place["offset"]))
+    key = sync.request.identity.encode()
+    scene.write("journal", {"key": key, "value": records.encode(sync), "partition": place["partition"]})
+
+
+@pytest.mark.parametrize(
+    ("topic", "reason", "code", "word"),
+    [("completed", None, 0, "completed"), ("failed", Reason.TASK_FAILED, 1, r"failed \(task-failed\)")],
+)
+def test_waiting_for_a_request_that_has_ended_before_gives_its_outcome(
+    scene: Scene, topic: str, reason: Reason | None, code: int, word: str
+) -> None:
+    sent_before(scene, lately(ended(1, reason=reason)))
+    outcome = {"requestId": "op:C4-1:op-1", "taskId": "t-1", **({"reason": reason} if reason else {})}
+    scene.write(topic, {"value": json.dumps(outcome | {"requestId": "another"}).encode(), "partition": 2})
+    scene.write(topic, {"value": json.dumps(outcome).encode(), "partition": 1})
+
+    result = scene.run("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "2", "--json")
+
+    assert result.exit_code == code, result.output
+    assert json.loads(result.stdout)["outcome"] == outcome
+    last = result.stderr.splitlines()[-1]
+    assert re.fullmatch(rf"Request op-1 was sent before: it {word} \d+s ago\. No second sync is started\.", last)
+
+
+def test_of_an_outcome_that_kafka_has_deleted_the_journal_tells(scene: Scene) -> None:
+    sent_before(scene, lately(ended(1, reason=Reason.REJECTED)))
+
+    result = scene.run("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "2", "--json")
+
+    assert result.exit_code == 1, result.output
+    outcome = json.loads(result.stdout)["outcome"]
+    assert (outcome["requestId"], outcome["reason"], outcome["attempts"]) == ("op:C4-1:op-1", "rejected", 1)
+    assert "The outcome of op-1 is no longer on its topic" in result.stderr
+
+
+def test_a_request_that_is_forgotten_or_in_flight_gets_its_outcome_when_it_comes(scene: Scene) -> None:
+    sent_before(scene, running(1))
+    sent_before(scene, ended(2, reason=None))
+
+    in_flight = scene.run("request", "C4-1", "--operation-id", "op-1", "--wait", "--timeout", "0.5")
+    forgotten = scene.run("request", "C4-2", "--operation-id", "op-2", "--wait", "--timeout", "0.5")
+
+    assert in_flight.exit_code == forgotten.exit_code == 3
+    assert "Request op-1 was sent before, and is in flight; no second sync is started." in in_flight.stderr
+    assert "before" not in forgotten.stderr
 
 
 @pytest.fixture
@@ -265,6 +315,12 @@ def running(number: int, *, adopted: bool = False) -> Running:
 def ended(number: int, *, reason: Reason | None) -> Ended:
     at = NOON + timedelta(minutes=2)
     return Ended(request=request(number), attempts=1, reason=reason, ended_at=at, expires_at=at + timedelta(days=1))
+
+
+def lately(sync: Ended) -> Ended:
+    """Return it as one that ended a moment ago, and is remembered for a day."""
+    now = datetime.now(UTC)
+    return replace(sync, ended_at=now, expires_at=now + timedelta(days=1))
 
 
 SYNCS: tuple[Sync, ...] = (
