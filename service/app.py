@@ -376,7 +376,11 @@ class App:
                 health.back()
             health.missing(intake.missing())
             health.stalled(intake.stalled())
-            token = tokens.unusable if tokens else None
+            token = None
+            if tokens:
+                tokens.renew_if_due()
+                token = tokens.unusable
+                self._metrics.token_failing(tokens.failing_for.total_seconds())
             health.refused([*intake.refused(), *([token] if token else [])])
             health.unopened(intake.unopened())
             held = [since for one in intake.partitions() if (since := one.held_since) is not None]

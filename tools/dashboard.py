@@ -544,6 +544,14 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncKafkaDisconnected",
             ),
             Graph(
+                title="OAuth token not renewed",
+                about="How long an instance has got no new token for Kafka, or Kafka has refused it; 0 without OAuth.",
+                queries=((f"vm_sync_kafka_token_failing_seconds{{{HERE}}}", "{{instance}}"),),
+                unit=SECONDS,
+                bad=60,
+                alert="VmSyncKafkaTokenFailing",
+            ),
+            Graph(
                 title="Reading at a standstill",
                 about="How long unread records of a partition have not been read although the partition is not full.",
                 queries=((f"vm_sync_reading_stalled_seconds{{{HERE}}}", "{{instance}}"),),

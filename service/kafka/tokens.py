@@ -1,7 +1,8 @@
 """The OAuth token that Kafka's clients log in with (SASL/OAUTHBEARER): one for all clients of a process.
 
-A token is kept until most of its lifetime has passed, and then renewed once for all clients that ask. While it can't be
-renewed, the present one is used until it expires. Tokens come from a file, or from a token server (`token_server`).
+A token is kept until most of its lifetime has passed, and then renewed once for all clients, whether or not one asks.
+While it can't be renewed, the present one is used until it expires. Tokens come from a file, or from a token server
+(`token_server`).
 
 A token's text is in no log line, no exception and no `repr`.
 """
@@ -11,7 +12,9 @@ import base64
 import binascii
 import logging
 import re
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -44,6 +47,12 @@ AGAIN: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=10)
 
 REFUSED_AGAIN: Final = timedelta(seconds=10)
 """How old a token is at least that is renewed because Kafka refuses it."""
+
+LOOK_AT_FILE: Final = timedelta(seconds=30)
+"""How often a token file is read while nothing logs in: that it is gone is noticed before its last token expires."""
+
+READ_LIMIT: Final = timedelta(seconds=5)
+"""For reading a token file: as long as a token server may take."""
 
 PATIENCE: Final = timedelta(seconds=2)
 """How long a login waits for a new token while the present one is valid; the renewal goes on without it."""
@@ -112,18 +121,22 @@ def jwt_end(token: str) -> datetime | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
 class TokenFile:
     """A file that something else keeps current, such as a projected service-account token of Kubernetes."""
 
-    path: Path
-    clock: Clock
-    kept: bool = False
+    kept: Final = False
+
+    def __init__(self, path: Path, clock: Clock, *, limit: timedelta = READ_LIMIT) -> None:
+        """`limit` is for reading the file."""
+        self._path = path
+        self._clock = clock
+        self._limit = limit
+        self._reading: asyncio.Future[str] | None = None
 
     @property
     def where(self) -> str:
         """See `TokenSource`."""
-        return f"the file {self.path} ({FILE})"
+        return f"the file {self._path} ({FILE})"
 
     @property
     def if_refused(self) -> str:
@@ -133,7 +146,9 @@ class TokenFile:
     async def fetch(self) -> Token:
         """Read the file."""
         try:
-            text = self.path.read_text(encoding="utf-8")
+            text = await self._text()
+        except TimeoutError:
+            self._refuse(f"can't be read (no answer within {self._limit.total_seconds():g} s)", answered=False)
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not text"
             self._refuse(f"can't be read ({why})")
@@ -143,11 +158,45 @@ class TokenFile:
         if token is None:
             self._refuse("contains something that is not a token")
         end = jwt_end(token)
-        return Token(token, None if end is None else end - self.clock.now())
+        return Token(token, None if end is None else end - self._clock.now())
 
-    def _refuse(self, what: str) -> NoReturn:
-        msg = f"The OAuth token file {self.path} {what}: check {FILE}"
-        raise TokenUnavailable(msg, answered=True) from None
+    async def _text(self) -> str:
+        """Read the file in a thread of its own: on a network volume, reading may hang.
+
+        In a thread of the event loop's pool it would take the place of look-ups of names, and keep the process from
+        ending. As long as one reading hangs, no other one begins.
+        """
+        if self._reading is None:
+            loop = asyncio.get_running_loop()
+            self._reading = loop.create_future()
+            threading.Thread(target=self._read, args=(loop, self._reading), name="token file", daemon=True).start()
+        reading = self._reading
+        await asyncio.wait({reading}, timeout=self._limit.total_seconds())
+        if not reading.done():
+            raise TimeoutError
+        self._reading = None
+        return reading.result()
+
+    def _read(self, loop: asyncio.AbstractEventLoop, reading: "asyncio.Future[str]") -> None:
+        text, failure = "", None
+        try:
+            text = self._path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            failure = error
+
+        def give() -> None:
+            if failure is None:
+                reading.set_result(text)
+            else:
+                reading.set_exception(failure)
+                reading.exception()  # nobody may be waiting
+
+        with suppress(RuntimeError):  # the loop may be closed
+            loop.call_soon_threadsafe(give)
+
+    def _refuse(self, what: str, *, answered: bool = True) -> NoReturn:
+        msg = f"The OAuth token file {self._path} {what}: check {FILE}"
+        raise TokenUnavailable(msg, answered=answered) from None
 
 
 class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
@@ -161,7 +210,7 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
         self._clock = clock
         self._extensions = dict(extensions)
         self._token: Token | None = None
-        self._fetched_at = self._renew_at = self._not_before = clock.monotonic()
+        self._began_at = self._fetched_at = self._renew_at = self._not_before = clock.monotonic()
         self._ends_at: float | None = None
         self._renewal: asyncio.Task[None] | None = None
         self._failure: TokenUnavailable | None = None
@@ -170,6 +219,7 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
         self._expiry_logged = False
         self._accepted = False
         self._refused = False
+        self._refused_since = 0.0
 
     @override
     async def token(self) -> str:
@@ -179,8 +229,8 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
             TokenUnavailable: there is none, or it has expired and can't be renewed.
         """
         now = self._clock.monotonic()
-        if now >= self._renew_at and now >= self._not_before and self._renewal is None:
-            self._renewal = asyncio.create_task(self._renew())
+        if now >= self._renew_at and now >= self._not_before:
+            self._begin_renewal()
         if (renewal := self._renewal) is not None:
             await asyncio.wait({renewal}, timeout=PATIENCE.total_seconds() if self._valid() else None)
             if renewal.done():
@@ -188,6 +238,12 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
         if self._token is None or (self._failure is not None and not self._valid()):
             raise self._unavailable()
         return self._token.text
+
+    def renew_if_due(self) -> None:
+        """Renew the token in the background if it is time. To be called regularly: logins may be far apart."""
+        due = self._renew_at if self.source.kept else self._began_at + LOOK_AT_FILE.total_seconds()
+        if self._clock.monotonic() >= max(due, self._not_before):
+            self._begin_renewal()
 
     @override
     def extensions(self) -> dict[str, str]:
@@ -205,7 +261,7 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
         """A broker has refused the token: it is renewed, but not more often than every `REFUSED_AGAIN`."""
         self._renew_at = min(self._renew_at, self._fetched_at + REFUSED_AGAIN.total_seconds())
         if self._accepted and not self._refused:  # at the start the diagnosis says it
-            self._refused = True
+            self._refused, self._refused_since = True, self._clock.monotonic()
             log.warning("Kafka refuses %s", self._refusal())
 
     @property
@@ -230,6 +286,12 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
             return str(self._failure)
         return f"Kafka refuses {self._refusal()}" if self._refused else None
 
+    @property
+    def failing_for(self) -> timedelta:
+        """How long the token could not be renewed, or Kafka has refused it; 0 without such trouble."""
+        since = [self._failing_since] * (self._failure is not None) + [self._refused_since] * self._refused
+        return timedelta(seconds=self._clock.monotonic() - min(since)) if since else timedelta()
+
     def _refusal(self) -> str:
         return f"the OAuth token from {self.source.where}: {self.source.if_refused}"
 
@@ -247,12 +309,19 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
         # A new one: each raise of the same one would add to its traceback.
         return TokenUnavailable(str(failure), answered=failure is None or failure.answered)
 
+    def _begin_renewal(self) -> None:
+        if self._renewal is None:
+            self._renewal = asyncio.create_task(self._renew())
+
     async def _renew(self) -> None:
-        began = self._clock.monotonic()
+        began = self._began_at = self._clock.monotonic()
         try:
             token = await self.source.fetch()
         except TokenUnavailable as error:
             self._failed(error)
+        except Exception:
+            self._not_before = began + AGAIN.longest.total_seconds()
+            raise
         else:
             self._take(token, began)
         finally:

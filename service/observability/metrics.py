@@ -241,6 +241,11 @@ METRICS: Final = (
     ),
     Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers, else 0."),
     Metric(
+        "vm_sync_kafka_token_failing_seconds",
+        "gauge",
+        "How long the OAuth token for Kafka could not be renewed, or Kafka has refused it; else, and without OAuth, 0.",
+    ),
+    Metric(
         "vm_sync_reading_stalled_seconds",
         "gauge",
         "How long unread records of a partition have not been read although the partition is not full, or Kafka has "
@@ -366,11 +371,15 @@ class Metrics:
         self._reopened = counters["vm_sync_partitions_reopened_total"][()]
         self._rewritten = counters["vm_sync_journals_rewritten_total"][()]
         self._kafka = gauges["vm_sync_kafka_connected"][()]
+        self._token_failing = gauges["vm_sync_kafka_token_failing_seconds"][()]
         self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
         gauges["vm_sync_config_hash"][config_hash,].set(1)
         gauges["vm_sync_build_info"][version, platform.python_version()].set(1)
+        self._begin_series(registry)
 
+    def _begin_series(self, registry: CollectorRegistry) -> None:
+        """Have the series of each known site from the start on, and those that are read at a scrape."""
         for label in (*self._site_labels.values(), OTHER):
             self._series_of(label)
         registry.register(_AtScrape(self))
@@ -548,6 +557,10 @@ class Metrics:
     def kafka_connected(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Set whether Kafka answers."""
         self._kafka.set(value)
+
+    def token_failing(self, seconds: float) -> None:
+        """Set how long the OAuth token for Kafka could not be renewed, or Kafka has refused it."""
+        self._token_failing.set(seconds)
 
     def unread(self, seconds: float) -> None:
         """Set how long unread records of a partition have not been read although it is not full, or denied."""

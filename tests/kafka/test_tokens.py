@@ -1,8 +1,12 @@
 """One token for all clients: when it is renewed, what happens while it can't be, and where the file comes in."""
 
 import asyncio
+import gc
 import logging
+import os
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -177,6 +181,83 @@ async def test_an_error_of_the_program_is_not_hidden(clock: HandClock) -> None:
         await Tokens(Broken(), clock=clock).token()
 
 
+# ---------------------------------------------------------------- while nobody logs in
+
+
+async def renewed(tokens: Tokens) -> None:
+    """Do what the process does regularly, and let a renewal that begins come to its end."""
+    tokens.renew_if_due()
+    if tokens._renewal is not None:
+        await asyncio.wait({tokens._renewal}, timeout=60)
+
+
+async def test_a_token_is_renewed_when_it_is_due_though_nobody_logs_in(clock: HandClock) -> None:
+    source = Source()
+    tokens = Tokens(source, clock=clock)
+    await tokens.token()
+    fetched_at: list[int] = []
+    for second in range(0, 7200, 10):
+        await renewed(tokens)
+        if source.fetched > 1 + len(fetched_at):
+            fetched_at.append(second)
+        clock.seconds += 10
+
+    assert fetched_at == [2880, 5760]
+    assert tokens.failing_for == timedelta()
+
+
+async def test_a_token_that_cannot_be_renewed_is_tried_again_until_it_can_and_the_time_is_counted(
+    clock: HandClock,
+) -> None:
+    source = Source()
+    tokens = Tokens(source, clock=clock)
+    await tokens.token()
+    clock.seconds += 0.8 * 3600
+    source.failure = "The server is away"
+    counted = []
+    for second in range(60):
+        if second == 40:
+            source.failure = None
+        await renewed(tokens)
+        counted.append(tokens.failing_for.total_seconds())
+        clock.seconds += 1
+
+    assert counted[:46] == [*range(45), 0]
+    assert set(counted[46:]) == {0.0}
+    assert source.fetched == 1 + len([0, 1, 3, 7, 15, 25, 35, 45])
+
+
+async def test_the_time_since_kafka_refuses_the_token_is_counted_too(clock: HandClock) -> None:
+    tokens = Tokens(Source(), clock=clock)
+    await tokens.token()
+    tokens.accepted()
+    tokens.refused()
+    clock.seconds += 90
+    assert tokens.failing_for == timedelta(seconds=90)
+    tokens.accepted()
+    assert tokens.failing_for == timedelta()
+
+
+async def test_a_defect_in_a_background_renewal_is_reported_and_not_repeated_all_the_time(clock: HandClock) -> None:
+    class Broken(Source):
+        @override
+        async def fetch(self) -> Token:
+            self.fetched += 1
+            raise ZeroDivisionError
+
+    source, reported = Broken(), []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
+    tokens = Tokens(source, clock=clock)
+    for _ in range(25):
+        await renewed(tokens)
+        clock.seconds += 1
+    gc.collect()
+    await asyncio.sleep(0)
+
+    assert source.fetched == 3
+    assert [type(error) for error in reported] == [ZeroDivisionError] * 3
+
+
 # ---------------------------------------------------------------- refused by Kafka
 
 
@@ -266,6 +347,41 @@ async def test_while_the_file_cannot_be_read_its_last_token_is_used_until_it_exp
     clock.seconds += 3600
     with pytest.raises(TokenUnavailable, match="can't be read"):
         await tokens.token()
+
+
+async def test_a_file_that_is_gone_is_noticed_though_nobody_logs_in(clock: HandClock, tmp_path: Path) -> None:
+    path, tokens = file_of(clock, tmp_path)
+    path.write_text("token")
+    await tokens.token()
+    path.unlink()
+    seen = []
+    for _ in range(40):
+        await renewed(tokens)
+        seen.append(tokens.warning is not None)
+        clock.seconds += 1
+
+    assert seen.index(True) == 30
+
+
+async def test_a_file_whose_volume_hangs_stops_nothing_else_and_is_read_once_it_answers(
+    clock: HandClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "token"
+    os.mkfifo(path)  # opening it waits until somebody writes
+    file = TokenFile(path, clock, limit=timedelta(seconds=0.1))
+    threads = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(TokenUnavailable, match=r"can't be read \(no answer within 0.1 s\)") as raised:
+            await file.fetch()
+        assert not raised.value.answered
+    assert threading.active_count() == threads + 1
+
+    path.write_text("token")
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(TokenUnavailable):
+                assert (await file.fetch()).text == "token"
+                break
 
 
 async def test_whether_a_token_of_the_file_has_expired_is_for_kafka_to_say(clock: HandClock, tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ vm_sync_partitions_stopped gauge reason
 vm_sync_partitions_reopened_total counter
 vm_sync_journals_rewritten_total counter
 vm_sync_kafka_connected gauge
+vm_sync_kafka_token_failing_seconds gauge
 vm_sync_reading_stalled_seconds gauge
 vm_sync_event_loop_lag_seconds histogram
 vm_sync_log_lines_dropped_total counter
@@ -133,6 +134,7 @@ def test_the_series_of_words_known_in_advance_exist_at_0(registry: CollectorRegi
         ("vm_sync_api_paused", {"site": "berlin"}),
         ("vm_sync_partitions_stopped", {"reason": "cursor-beyond-end"}),
         ("vm_sync_kafka_connected", {}),
+        ("vm_sync_kafka_token_failing_seconds", {}),
         ("vm_sync_reading_stalled_seconds", {}),
     ]
 
@@ -334,6 +336,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.reopened()
     metrics.rewritten()
     metrics.kafka_connected(True)
+    metrics.token_failing(7.5)
     metrics.unread(61.5)
     metrics.loop_lag(0.004)
 
@@ -357,6 +360,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_partitions_reopened_total": ({}, 1),
         "vm_sync_journals_rewritten_total": ({}, 1),
         "vm_sync_kafka_connected": ({}, 1),
+        "vm_sync_kafka_token_failing_seconds": ({}, 7.5),
         "vm_sync_reading_stalled_seconds": ({}, 61.5),
         "vm_sync_event_loop_lag_seconds_sum": ({}, 0.004),
     }

@@ -808,9 +808,30 @@ MUTANTS: Final = (
     Mutant(
         name="each client fetches a token of its own",
         file="service/kafka/tokens.py",
-        old=" and now >= self._not_before and self._renewal is None:\n",
-        new=" and now >= self._not_before:\n",
+        old="        if self._renewal is None:\n            self._renewal = ",
+        new="        if True:\n            self._renewal = ",
         tests=(TOKENS,),
+    ),
+    Mutant(
+        name="a token is renewed only when a client logs in",
+        file="service/kafka/tokens.py",
+        old="        if self._clock.monotonic() >= max(due, self._not_before):\n",
+        new="        if False:\n",
+        tests=(TOKENS,),
+    ),
+    Mutant(
+        name="a token file whose volume hangs is read by one more thread each time",
+        file="service/kafka/tokens.py",
+        old="        if self._reading is None:\n            loop = ",
+        new="        if True:\n            loop = ",
+        tests=(TOKENS,),
+    ),
+    Mutant(
+        name="request --wait waits for an outcome that has come before",
+        file="service/cli/request.py",
+        old="            if named and (ended := await _ended_before(place, sent)) is not None:\n",
+        new="            if named and (ended := None) is not None:\n",
+        tests=("tests/cli/test_cli_kafka.py",),
     ),
     Mutant(
         name="a token that can't be renewed is no longer used",

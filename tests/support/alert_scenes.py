@@ -38,7 +38,9 @@ from tests.support.process_harness import PASSWORD, Ledger, Process, appliance
 from tests.support.prometheus import Prometheus, hurried, prometheus, within
 from tests.support.relay import Relay
 from tests.support.runbook import commands, pages, printed, queries
+from tests.support.scripted_http_server import Reply
 from tests.support.stolen_journal import write_cursor
+from tests.support.token_server import CLIENT, LISTENER, SCOPE, SECRET, TokenListener, TokenServer
 
 HURRY: Final = 30
 """By how much windows, offsets and `for` are shortened: 5 minutes are 10 s, 15 minutes 30 s, an hour two minutes."""
@@ -118,6 +120,8 @@ class Stage:
 
     kafka: EmbeddedKafka
     relay: Relay
+    tokens: TokenServer
+    """Kafka's listener `LISTENER` accepts its tokens."""
     prometheus: Prometheus
     folder: Path
     findings: dict[str, Finding] = field(default_factory=dict)
@@ -292,11 +296,19 @@ def replication(name: str) -> str:
 
 @asynccontextmanager
 async def stage(program: str, *, folder: Path, say: Callable[[str], None] = lambda _: None) -> AsyncIterator[Stage]:
-    """Open the stage: a Kafka with rights and a long way to it, and a Prometheus in a hurry."""
+    """Open the stage: a Kafka with rights, tokens and a long way to it, and a Prometheus in a hurry."""
     for name, text in (("kubectl", KUBECTL), ("curl", CURL)):
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    kafka = EmbeddedKafka(users=PASSWORDS, authorizer=True, listeners={RELAYED: "PLAINTEXT"})
+    tokens, accepting = TokenServer(), TokenListener(folder / "keys.json")
+    tokens.write_keys(accepting.keys)
+    kafka = EmbeddedKafka(
+        users=PASSWORDS,
+        authorizer=True,
+        listeners={RELAYED: "PLAINTEXT", **accepting.listeners},
+        properties=accepting.properties,
+        java_properties=accepting.java_properties,
+    )
 
     def place() -> tuple[str, int]:
         host, _, port = kafka.address(RELAYED).partition(":")
@@ -306,8 +318,8 @@ async def stage(program: str, *, folder: Path, say: Callable[[str], None] = lamb
     kafka.advertise(RELAYED, relay.address)
     await asyncio.to_thread(kafka.start)
     try:
-        async with relay, prometheus(program, folder=folder, hurry=HURRY) as found:
-            yield Stage(kafka, relay, found, folder, say=say)
+        async with relay, tokens, prometheus(program, folder=folder, hurry=HURRY) as found:
+            yield Stage(kafka, relay, tokens, found, folder, say=say)
     finally:
         await asyncio.to_thread(kafka.close)
 
@@ -502,32 +514,63 @@ async def _trickle(here: Deployment) -> None:
         await asyncio.sleep(1)
 
 
+@asynccontextmanager
+async def _with_rights(here: Deployment) -> AsyncIterator[Acls]:
+    """Make a deployment's topics, and give the service's account the rights of users.yaml there."""
+    topics, kafka = here.ledger.topics, here.stage.kafka
+    connection = KafkaConnection(bootstrap_servers=(kafka.bootstrap,))
+    await ensure_topics(connection, names=TopicNames(**topics), partitions=here.ledger.partitions, create=True)
+    async with Acls(kafka.bootstrap, SERVICE) as acls:
+        await acls.grant(*(grant.under(here.name) for grant in grants_of(SERVICE)))
+        yield acls
+
+
+def _login(**settings: str) -> dict[str, str]:
+    return {f"KAFKA__{name}": text for name, text in (settings | {"SECURITY_PROTOCOL": "SASL_PLAINTEXT"}).items()}
+
+
 async def rights_denied(stage: Stage) -> None:
     """Take away the rights to write outcomes, and to read requests."""
-    partitions = 16
-    async with stage.deployment("rights", partitions=partitions, door=stage.kafka.address(LOGIN)) as here:
+    async with (
+        stage.deployment("rights", partitions=16, door=stage.kafka.address(LOGIN)) as here,
+        _with_rights(here) as acls,
+    ):
         topics = here.ledger.topics
-        connection = KafkaConnection(bootstrap_servers=(stage.kafka.bootstrap,))
-        await ensure_topics(connection, names=TopicNames(**topics), partitions=partitions, create=True)
-        async with Acls(stage.kafka.bootstrap, SERVICE) as acls:
-            await acls.grant(*(grant.under("rights") for grant in grants_of(SERVICE)))
-            login = {"SECURITY_PROTOCOL": "SASL_PLAINTEXT", "SASL_MECHANISM": "SCRAM-SHA-512"}
-            login |= {"SASL_USERNAME": SERVICE, "SASL_PASSWORD": PASSWORDS[SERVICE], "CREATE_TOPICS": "false"}
-            await here.start({f"KAFKA__{name}": value for name, value in login.items()})
-            write = [Grant(Resource.topic, topics["completed"], Pattern.literal, Operation.Write)]
-            read = [Grant(Resource.topic, topics["requests"], Pattern.literal, Operation.Read)]
-            began = time.monotonic()
-            await acls.take(*read)
-            await here.requests("unread", 40)
-            await here.fires("VmSyncReadingStalled", "the right to read the requests topic is taken away", since=began)
-            await acls.grant(*read)
-            await here.over("VmSyncReadingStalled")
-            began = time.monotonic()
-            await acls.take(*write)
-            await here.requests("unwritten", 60)
-            await here.fires("VmSyncPartitionsReopened", "the right to write outcomes is taken away", since=began)
-            await acls.grant(*write)
-            await here.over("VmSyncPartitionsReopened")
+        login = _login(SASL_MECHANISM="SCRAM-SHA-512", SASL_USERNAME=SERVICE, SASL_PASSWORD=PASSWORDS[SERVICE])
+        await here.start(login | {"KAFKA__CREATE_TOPICS": "false"})
+        write = [Grant(Resource.topic, topics["completed"], Pattern.literal, Operation.Write)]
+        read = [Grant(Resource.topic, topics["requests"], Pattern.literal, Operation.Read)]
+        began = time.monotonic()
+        await acls.take(*read)
+        await here.requests("unread", 40)
+        await here.fires("VmSyncReadingStalled", "the right to read the requests topic is taken away", since=began)
+        await acls.grant(*read)
+        await here.over("VmSyncReadingStalled")
+        began = time.monotonic()
+        await acls.take(*write)
+        await here.requests("unwritten", 60)
+        await here.fires("VmSyncPartitionsReopened", "the right to write outcomes is taken away", since=began)
+        await acls.grant(*write)
+        await here.over("VmSyncPartitionsReopened")
+
+
+async def token_refused(stage: Stage) -> None:
+    """Have the token server refuse the client's secret, while the service's tokens for Kafka last half a minute."""
+    async with stage.deployment("tokens", door=stage.kafka.address(LISTENER)) as here, _with_rights(here):
+        stage.tokens.lifetime = 30.0
+        login = _login(
+            SASL_MECHANISM="OAUTHBEARER",
+            OAUTH_TOKEN_URL=stage.tokens.url,
+            OAUTH_CLIENT_ID=CLIENT,
+            OAUTH_CLIENT_SECRET=SECRET,
+            OAUTH_SCOPE=SCOPE,
+        )
+        await here.start(login | {"KAFKA__CREATE_TOPICS": "false"})
+        began = time.monotonic()
+        stage.tokens.answer = Reply(401, {"error": "invalid_client"})
+        await here.fires("VmSyncKafkaTokenFailing", "the token server refuses the client's secret", since=began)
+        stage.tokens.answer = None
+        await here.over("VmSyncKafkaTokenFailing")
 
 
 async def defects(stage: Stage) -> None:
@@ -625,6 +668,7 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
         "VmSyncConsumerStalled",
     ),
     rights_denied: ("VmSyncReadingStalled", "VmSyncPartitionsReopened"),
+    token_refused: ("VmSyncKafkaTokenFailing",),
     kafka_far_away: ("VmSyncRestoreSlow", "VmSyncCommitsSlow", "VmSyncKafkaDisconnected"),
     site_away: ("VmSyncSitePaused", "VmSyncOutcomesLateFast", "VmSyncOutcomesLateSlow"),
     paused_by_an_operator: ("VmSyncSitePausedByOperator", "VmSyncSitePausesUnknown"),

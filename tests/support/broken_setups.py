@@ -21,6 +21,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from typer.testing import CliRunner
 
 from service.cli.commands import app
+from service.cli.output import Exit
 from service.kafka.connection import KafkaConnection
 from service.kafka.topics import TopicNames, ensure_topics
 from service.sandbox.kafka import EmbeddedKafka, free_ports
@@ -29,6 +30,8 @@ from service.sandbox.vcda.world import Config
 from service.vcda import check as vcda_check
 from tests.support.brokers import LISTENERS, PASSWORD, USER, Operation, Resource, Rights, certificates, secured
 from tests.support.simulator_thread import Apart
+from tests.support.token_server import CLIENT, SECRET, TokenListener, TokenServer
+from tests.support.token_server import LISTENER as TOKENS
 
 Change: TypeAlias = tuple[Resource, str, Operation]
 
@@ -43,7 +46,7 @@ class Setup:
     settings: Mapping[str, str] = field(default_factory=dict)
     """Without their prefix."""
     kafka: str = "PLAINTEXT"
-    """The listener that is used, of `brokers.LISTENERS`."""
+    """The listener that is used: of `brokers.LISTENERS`, or the one that takes tokens."""
     vcda: str = "plain"
     """The VCDA that is used: without TLS, or by what is wrong with its certificate."""
     denied: tuple[Change, ...] = ()
@@ -52,12 +55,16 @@ class Setup:
     """What goes wrong with VCDA's answers."""
     odd: Callable[[Simulator], object] | None = None
     """What else is odd about VCDA."""
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    """What is unusual in tokens of the token server."""
     check: str
     """The check that finds it."""
     says: str
     """What has to stand in the sentence: the setting to change, or the right to grant."""
     result: str = "failure"
     code: int = 1
+    also: frozenset[str] = frozenset()
+    """Other checks that find it."""
 
 
 LOGIN: Final = {
@@ -67,6 +74,12 @@ LOGIN: Final = {
     "KAFKA__SASL_PASSWORD": PASSWORD,
 }
 TLS: Final = {"KAFKA__SECURITY_PROTOCOL": "SSL", "KAFKA__SSL_CA_FILE": "{authority}"}
+TOKEN: Final = {"KAFKA__SECURITY_PROTOCOL": "SASL_PLAINTEXT", "KAFKA__SASL_MECHANISM": "OAUTHBEARER"}
+TOKEN_SERVER: Final = TOKEN | {
+    "KAFKA__OAUTH_TOKEN_URL": "{token_server}",
+    "KAFKA__OAUTH_CLIENT_ID": CLIENT,
+    "KAFKA__OAUTH_CLIENT_SECRET": SECRET,
+}
 SITE: Final = {"VCDA__SITES__0__NAME": "site2", "VCDA__SITES__0__USER": "admin1@org1"}
 SITE_PASSWORD: Final = {"VCDA__SITES__0__PASSWORD": "password"}
 
@@ -164,6 +177,52 @@ KAFKA_SETUPS: Final = (
         settings=LOGIN | TLS | {"KAFKA__SECURITY_PROTOCOL": "SASL_SSL", "KAFKA__SASL_MECHANISM": "PLAIN"},
         check="login",
         says="VM_SYNC_KAFKA__SASL_MECHANISM",
+    ),
+    Setup(
+        situation="the token server refuses the client's secret",
+        kafka=TOKENS,
+        settings=TOKEN_SERVER | {"KAFKA__OAUTH_CLIENT_SECRET": WRONG},
+        check="OAuth token",
+        says="invalid_client.+VM_SYNC_KAFKA__OAUTH_CLIENT_SECRET",
+    ),
+    Setup(
+        situation="the token server is away",
+        kafka=TOKENS,
+        settings=TOKEN_SERVER | {"KAFKA__OAUTH_TOKEN_URL": "http://{nothing}/token"},
+        check="OAuth token",
+        says="VM_SYNC_KAFKA__OAUTH_TOKEN_URL",
+        code=3,
+    ),
+    Setup(
+        situation="the token server's tokens are for another audience than the brokers'",
+        kafka=TOKENS,
+        settings=TOKEN_SERVER,
+        claims={"aud": "another-cluster"},
+        check="login",
+        says="audience",
+    ),
+    Setup(
+        situation="there is no token file",
+        kafka=TOKENS,
+        settings=TOKEN | {"KAFKA__OAUTH_TOKEN_FILE": "{token_missing}"},
+        check="value",
+        says="VM_SYNC_KAFKA__OAUTH_TOKEN_FILE",
+        code=2,
+    ),
+    Setup(
+        situation="the token file is empty",
+        kafka=TOKENS,
+        settings=TOKEN | {"KAFKA__OAUTH_TOKEN_FILE": "{token_empty}"},
+        check="OAuth token",
+        says="VM_SYNC_KAFKA__OAUTH_TOKEN_FILE",
+    ),
+    Setup(
+        situation="the token in the file has expired",
+        kafka=TOKENS,
+        settings=TOKEN | {"KAFKA__OAUTH_TOKEN_FILE": "{token_expired}"},
+        check="login",
+        says="VM_SYNC_KAFKA__OAUTH_TOKEN_FILE",
+        also=frozenset({"OAuth token"}),
     ),
     Setup(
         situation="a topic is missing, and must not be created",
@@ -419,6 +478,10 @@ ODD_TOPICS: Final = (
 )
 
 
+SETTINGS: Final = {"result": "failure", "about": "settings", "check": "value"}
+"""Of a line that says that a setting is invalid."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What `vm-sync check` said."""
@@ -439,6 +502,7 @@ class Grounds:
     kafka: EmbeddedKafka
     vcdas: Mapping[str, Apart]
     rights: Rights
+    tokens: TokenServer
     places: dict[str, str]
     """What stands for `{...}` in settings."""
 
@@ -455,6 +519,7 @@ class Grounds:
             await self.rights.deny(*change)
         if setup.odd is not None:
             await vcda.do(setup.odd)
+        self.tokens.claims = dict(setup.claims)
         if setup.fault:
             await vcda.do(lambda simulator: simulator.fault(**setup.fault))
         try:
@@ -470,6 +535,10 @@ class Grounds:
         with patch.object(vcda_check, "AGED", aged), patch.dict(os.environ, environment, clear=True):
             result = CliRunner().invoke(app, ["check", "--json"], prog_name="vm-sync")
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        if result.exit_code == Exit.USAGE:  # before any check
+            said = [line for line in result.stderr.splitlines() if line.startswith("VM_SYNC_")]
+            lines = [{"text": line, "settings": re.findall(r"VM_SYNC_\w+", line)} for line in said]
+            return Answer(result.exit_code, tuple(line | SETTINGS for line in lines))
         return Answer(result.exit_code, tuple(json.loads(result.stdout)["checks"]))
 
     def _environment(self, setup: Setup) -> dict[str, str]:
@@ -487,10 +556,12 @@ class Grounds:
 
     def tidied(self, text: str) -> str:
         """Write addresses as they might be elsewhere, so that a page doesn't change with them."""
-        for listener in ("PLAINTEXT", *LISTENERS, "AWAY"):
+        for listener in ("PLAINTEXT", *LISTENERS, "AWAY", TOKENS):
             text = text.replace(self.kafka.address(listener), "kafka:9092")
         for vcda in self.vcdas.values():
             text = text.replace(vcda.url.partition("//")[2], "vcda:443")
+        text = text.replace(self.tokens.url.split("/")[2], "tokens:443")
+        text = text.replace(str(Path(self.places["token_missing"]).parent), "/run/kafka-token")
         text = text.replace(self.places["nothing"], "localhost:9")
         text = text.replace(self.places["nowhere"], "broker-1:9092")
         text = re.sub(r"trustme v[0-9.]+, valid until [0-9-]+", "our authority, valid until 2027-01-03", text)
@@ -500,8 +571,17 @@ class Grounds:
 @asynccontextmanager
 async def grounds(folder: Path) -> AsyncIterator[Grounds]:
     """Make it, in some seconds. Raises `KafkaError` where there can be no Kafka."""
-    files = certificates(folder)
-    kafka = secured(folder, asking=True, also={"AWAY": "PLAINTEXT"})
+    files, tokens, accepting = certificates(folder), TokenServer(), TokenListener(folder / "keys.json")
+    tokens.write_keys(accepting.keys)
+    (folder / "empty-token").touch()
+    (folder / "expired-token").write_text(tokens.issue(exp=1_767_225_600))
+    kafka = secured(
+        folder,
+        asking=True,
+        also={"AWAY": "PLAINTEXT", **accepting.listeners},
+        properties=accepting.properties,
+        java_properties=accepting.java_properties,
+    )
     nothing, nowhere = free_ports(2)
     kafka.advertise("AWAY", f"127.0.0.1:{nowhere}")
     async with AsyncExitStack() as stack:
@@ -517,6 +597,7 @@ async def grounds(folder: Path) -> AsyncIterator[Grounds]:
         for name, tls in _certificates_of_vcda(folder):
             vcdas[name] = await stack.enter_async_context(Apart(Config(), tls=tls))
         rights = await stack.enter_async_context(Rights(kafka.bootstrap))
+        await stack.enter_async_context(tokens)
         places = {
             "nothing": f"127.0.0.1:{nothing}",
             "nowhere": f"127.0.0.1:{nowhere}",
@@ -524,9 +605,13 @@ async def grounds(folder: Path) -> AsyncIterator[Grounds]:
             "another_authority": str(files.another_authority),
             "vcda": vcdas["plain"].url.partition("//")[2],
             "vcda_authority": str(folder / "vcda-ca.pem"),
-            **{listener: kafka.address(listener) for listener in ("PLAINTEXT", *LISTENERS, "AWAY")},
+            "token_server": tokens.url,
+            "token_missing": str(folder / "token"),
+            "token_empty": str(folder / "empty-token"),
+            "token_expired": str(folder / "expired-token"),
+            **{listener: kafka.address(listener) for listener in ("PLAINTEXT", *LISTENERS, "AWAY", TOKENS)},
         }
-        yield Grounds(kafka, vcdas, rights, places)
+        yield Grounds(kafka, vcdas, rights, tokens, places)
 
 
 def _certificates_of_vcda(folder: Path) -> Iterator[tuple[str, ssl.SSLContext]]:

@@ -68,12 +68,20 @@ def _write_for_kafka(certificate: trustme.LeafCert, path: Path) -> None:
     path.write_bytes(key.private_bytes(kind, form, serialization.NoEncryption()) + chain)
 
 
-def secured(folder: Path, *, asking: bool = False, also: Mapping[str, str] = MappingProxyType({})) -> EmbeddedKafka:
+def secured(
+    folder: Path,
+    *,
+    asking: bool = False,
+    also: Mapping[str, str] = MappingProxyType({}),
+    properties: Mapping[str, str] = MappingProxyType({}),
+    java_properties: Mapping[str, str] = MappingProxyType({}),
+) -> EmbeddedKafka:
     """Return one, not started, with the certificates of `certificates(folder)`.
 
-    `asking`: for rights, as `guarded` does. `also` are further listeners, by the protocol that they speak.
+    `asking`: for rights, as `guarded` does. `also` are further listeners, by the protocol that they speak; `properties`
+    are theirs.
     """
-    properties: dict[str, str] = {}
+    properties = dict(properties)
     for listener, protocol in LISTENERS.items():
         prefix = f"listener.name.{listener.lower()}"
         if protocol.endswith("SSL"):
@@ -96,7 +104,11 @@ def secured(folder: Path, *, asking: bool = False, also: Mapping[str, str] = Map
                 f"{prefix}.scram-sha-512.sasl.jaas.config": scram,
             }
     return EmbeddedKafka(
-        properties=properties, listeners={**LISTENERS, **also}, scram={USER: PASSWORD}, authorizer=asking
+        properties=properties,
+        java_properties=java_properties,
+        listeners={**LISTENERS, **also},
+        scram={USER: PASSWORD},
+        authorizer=asking,
     )
 
 

@@ -7,6 +7,7 @@ import ssl
 import time
 import uuid
 from asyncio import Server, start_server
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, unquote_plus
@@ -113,30 +114,46 @@ class TokenServer:
         return Reply(200, {"access_token": self.issue(), "token_type": "Bearer", "expires_in": self.lifetime})
 
 
-def validating(keys: Path, **properties: str) -> EmbeddedKafka:
-    """Return a Kafka, not started, whose listener `LISTENER` accepts tokens that were signed with a key in `keys`.
+@dataclass(frozen=True, slots=True)
+class TokenListener:
+    """How a Kafka gets a listener, `LISTENER`, that accepts tokens which were signed with a key in a file."""
 
-    At its listener LOGIN, a login with SCRAM lasts for three seconds.
-    """
-    security = "org.apache.kafka.common.security.oauthbearer"
-    prefix = f"listener.name.{LISTENER.lower()}"
-    validator = f"{security}.OAuthBearerValidatorCallbackHandler"
-    return EmbeddedKafka(
-        users={USER: PASSWORD},
-        listeners={LISTENER: "SASL_PLAINTEXT"},
-        properties={
+    keys: Path
+
+    @property
+    def listeners(self) -> dict[str, str]:
+        return {LISTENER: "SASL_PLAINTEXT"}
+
+    @property
+    def properties(self) -> dict[str, str]:
+        security = "org.apache.kafka.common.security.oauthbearer"
+        prefix = f"listener.name.{LISTENER.lower()}"
+        validator = f"{security}.OAuthBearerValidatorCallbackHandler"
+        return {
             f"{prefix}.sasl.enabled.mechanisms": "OAUTHBEARER",
             f"{prefix}.oauthbearer.sasl.jaas.config": f"{security}.OAuthBearerLoginModule required;",
             f"{prefix}.oauthbearer.sasl.server.callback.handler.class": validator,
-            f"listener.name.{LOGIN.lower()}.scram-sha-256.connections.max.reauth.ms": "3000",
-            "sasl.oauthbearer.jwks.endpoint.url": keys.as_uri(),
+            "sasl.oauthbearer.jwks.endpoint.url": self.keys.as_uri(),
             "sasl.oauthbearer.expected.audience": AUDIENCE,
             "sasl.oauthbearer.expected.issuer": ISSUER,
             "sasl.oauthbearer.clock.skew.seconds": "0",
-            **properties,
-        },
-        # From 3.9.1 on, a broker reads keys only from where this allows it.
-        java_properties={"org.apache.kafka.sasl.oauthbearer.allowed.urls": keys.as_uri()},
+        }
+
+    @property
+    def java_properties(self) -> dict[str, str]:
+        """From 3.9.1 on, a broker reads keys only from where this allows it."""
+        return {"org.apache.kafka.sasl.oauthbearer.allowed.urls": self.keys.as_uri()}
+
+
+def validating(keys: Path) -> EmbeddedKafka:
+    """Return a Kafka, not started, with a `TokenListener`. At its listener LOGIN, a login with SCRAM lasts for 3 s."""
+    tokens = TokenListener(keys)
+    brief = {f"listener.name.{LOGIN.lower()}.scram-sha-256.connections.max.reauth.ms": "3000"}
+    return EmbeddedKafka(
+        users={USER: PASSWORD},
+        listeners=tokens.listeners,
+        properties=tokens.properties | brief,
+        java_properties=tokens.java_properties,
     )
 
 

@@ -241,6 +241,7 @@ async def test_a_start_without_a_token_server_waits_and_says_why_until_the_serve
         await place.tokens.start()
         await ledger.ready(process, within=120)
         await ask(ledger, 1)
+        assert await failing_for(process) == 0
         said = [line for line in lines(process) if "token" in line]
         await process.stop()
 
@@ -259,6 +260,14 @@ async def test_a_start_without_a_token_ends_at_its_limit_with_the_setting(place:
     assert "VM_SYNC_KAFKA__START_LIMIT" in last
 
 
+async def failing_for(process: Process) -> float:
+    """Return the metric of a process."""
+    async with httpx.AsyncClient(timeout=60) as client:
+        page = (await client.get(f"http://127.0.0.1:{process.port()}/metrics")).text
+    (value,) = re.findall(r"^vm_sync_kafka_token_failing_seconds (\S+)$", page, flags=re.MULTILINE)
+    return float(value)
+
+
 @pytest.mark.e2e
 async def test_a_token_server_that_goes_away_is_said_and_work_goes_on_when_it_is_back(
     place: Place, topic_name: TopicNamer
@@ -269,11 +278,13 @@ async def test_a_token_server_that_goes_away_is_said_and_work_goes_on_when_it_is
         await place.tokens.stop()
         # It goes on with the present token first, and says so.
         await until_readyz(process, lambda status, text: status == 200 and "can't be renewed" in text)
+        assert await failing_for(process) > 0
         await until_readyz(process, lambda status, text: status == 503 and "VM_SYNC_KAFKA__OAUTH_TOKEN_URL" in text)
         await until_logged(process, "has expired, and can't be renewed")
         await place.tokens.start()
         await ledger.ready(process, within=120)
         await ask(ledger, 1)
+        assert await failing_for(process) == 0
         said = [line for line in lines(process) if "token" in line]
         code = await process.stop()
         verdict = await ledger.judge()
