@@ -4,7 +4,8 @@ Three cases that aiokafka leaves to its user: a client that stops waits for brok
 cancellation meanwhile; a connection to a broker that does not answer can't be closed in an orderly way; and a client
 that has lost all known brokers never asks the bootstrap servers again, so it does not find a Kafka that comes back at
 other addresses. Here each has a bound. Also, no client of this process creates a topic by asking for its metadata, and
-none takes a connection that closed at an unlucky moment for an error of the program. Connections whose login expires
+none takes a connection that closed at an unlucky moment for an error of the program, or leaves failures behind that
+nobody has asked for. Connections whose login expires
 are replaced before that, and a token that a broker refuses is noticed.
 
 It does not know what the clients are used for.
@@ -24,6 +25,8 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, SaslAuthenticationFailed
+from aiokafka.producer.message_accumulator import MessageBatch
+from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
@@ -165,6 +168,24 @@ async def _look_up_or_try_again(self: AIOKafkaClient, *arguments: Any) -> Any:  
         raise NodeNotReadyError from error
 
 
+def _heard(fail: Callable[..., None], waiter: str) -> Callable[..., None]:
+    """Return a method that fails what is on its way, and takes note itself of the failure of one of its futures.
+
+    aiokafka makes these futures for whoever may wait, and nobody does when a producer is fenced, or ended in the middle
+    of its work. The event loop would log each as an error that was never retrieved. Those who wait hear it as before.
+    """
+
+    def failed(self: Any, exception: Exception) -> None:  # noqa: ANN401 - aiokafka's
+        fail(self, exception)
+        if (future := getattr(self, waiter)).done() and not future.cancelled():
+            future.exception()
+
+    return failed
+
+
+MessageBatch.failure = _heard(MessageBatch.failure, "_drain_waiter")
+TransactionManager.error_transaction = _heard(TransactionManager.error_transaction, "_transaction_waiter")
+TransactionManager.fatal_error = _heard(TransactionManager.fatal_error, "_transaction_waiter")
 aiokafka.conn.AIOKafkaConnection = _Connection
 AIOKafkaClient.send = _send_or_time_out
 AIOKafkaClient.coordinator_lookup = _look_up_or_try_again

@@ -162,7 +162,7 @@ def test_a_request_that_would_only_become_a_dead_letter_is_not_sent(replication_
     result = run("request", "--", replication_id, env=NOBODY)
 
     assert result.exit_code == 2
-    assert "replicationId must be" in result.stderr or "not JSON" in result.stderr
+    assert "replicationId must be" in result.stderr or "REPLICATION_ID has bytes that are not UTF-8" in result.stderr
 
 
 def test_options_that_cannot_be_meant_are_refused() -> None:

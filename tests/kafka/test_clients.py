@@ -1,6 +1,7 @@
 """Connections that break without a word, a Kafka that moves, clients that won't stop: each has a bound."""
 
 import asyncio
+import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -15,7 +16,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, RequestTimedOutError
+from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, ProducerFenced, RequestTimedOutError
+from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
+from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from aiokafka.structs import BrokerMetadata
@@ -504,3 +507,54 @@ async def test_a_producer_in_the_middle_of_a_transaction_is_cut_without_leaving_
             committing.cancel()  # as the journal does, whose commits have a limit
             await asyncio.wait([committing])
             await until(lambda: of_producers() <= before, within=2.0, what=lambda: f"nothing is left: {of_producers()}")
+
+
+# ---------------------------------------------------------------- failures that nobody waits for
+
+
+async def _collected(reported: list[str]) -> list[str]:
+    gc.collect()
+    await asyncio.sleep(0)
+    return reported
+
+
+@pytest.mark.parametrize("how", ["error_transaction", "fatal_error"])
+async def test_a_transaction_that_fails_while_nobody_waits_for_its_end_is_no_error_of_the_event_loop(how: str) -> None:
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["message"]))
+    manager = TransactionManager("an-id", 1_000)
+    manager.set_pid_and_epoch(1, 1)
+    manager.begin_transaction()
+    getattr(manager, how)(ProducerFenced())
+    waiter = manager.wait_for_transaction_end()
+    with pytest.raises(ProducerFenced):
+        await waiter
+    manager._transaction_waiter = None
+    del waiter
+
+    manager = TransactionManager("an-id", 1_000)
+    manager.set_pid_and_epoch(1, 1)
+    manager.begin_transaction()
+    getattr(manager, how)(ProducerFenced())
+    del manager
+
+    assert await _collected(reported) == []
+
+
+async def test_a_batch_that_fails_is_no_error_of_the_event_loop() -> None:
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["message"]))
+    batch = MessageBatch(TopicPartition("t", 0), BatchBuilder(1_000, 0), 10.0, 0.0)
+    sent = batch.append(None, b"a record", None)
+    batch.failure(exception=KafkaConnectionError("the broker refuses it"))  # as where an answer is read
+    with pytest.raises(KafkaConnectionError):
+        await sent
+    with pytest.raises(KafkaConnectionError):
+        await batch.wait_drain()
+    batch = MessageBatch(TopicPartition("t", 0), BatchBuilder(1_000, 0), 10.0, 0.0)
+    sent = batch.append(None, b"a record", None)
+    batch.failure(KafkaConnectionError("the client was stopped"))
+    sent.exception()
+    del batch
+
+    assert await _collected(reported) == []

@@ -813,6 +813,13 @@ MUTANTS: Final = (
         tests=(TOKENS,),
     ),
     Mutant(
+        name="a fenced producer leaves a failure behind that nobody retrieves",
+        file="service/kafka/clients.py",
+        old='TransactionManager.fatal_error = _heard(TransactionManager.fatal_error, "_transaction_waiter")\n',
+        new="",
+        tests=("tests/kafka/test_clients.py",),
+    ),
+    Mutant(
         name="a token is renewed only when a client logs in",
         file="service/kafka/tokens.py",
         old="        if self._clock.monotonic() >= max(due, self._not_before):\n",
