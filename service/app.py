@@ -69,9 +69,10 @@ WATCH = timedelta(milliseconds=500)
 KAFKA_SILENT = timedelta(seconds=12)
 """Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
 
-LOOK_FOR_GARBAGE = 10_000, 20, 20
+LOOK_FOR_GARBAGE = 10_000, 4, 100
 """Thresholds of Python's garbage collector. Nearly all objects of the service are freed without it; with Python's 700,
-10, 10 a fifth of the CPU time went into it (0.90 ms a request instead of 0.73)."""
+10, 10 a fifth of the CPU time went into it (0.90 ms a request instead of 0.73). The second one bounds how long the
+young objects hold the event loop: 40,000 of them some 10 ms, and 200,000 (with 20) 65 ms (measured)."""
 
 KEEP_LOGGED_IN = timedelta(seconds=1)
 """How often it is looked whether the session stands. A call is made only where a login or an extension is due."""

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 
 from service.certificates import Unusable
 from service.clock import Clock
+from service.event_loop import Slices
 from service.intake.group import Intake, Plan
 from service.intake.start_position import KafkaStartPositions
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
@@ -203,6 +204,7 @@ def _connected(
     canonical_site: Callable[[str | None], str | None],
     opening: Callable[[int], None],
 ) -> Parts:
+    slices = Slices()
     lanes = Lanes(limits=tuning.limits, clock=clock, metrics=metrics, random=random(), canonical_site=canonical_site)
     polls = poller.Poller(
         api=api,
@@ -213,6 +215,7 @@ def _connected(
         shortest=tuning.poll_min,
         longest=tuning.poll_max,
         tracing=tracing,
+        slices=slices,
     )
     metrics.set_overdue(polls.overdue)
     recent_outcomes = RecentOutcomes()
@@ -236,6 +239,7 @@ def _connected(
             clock=clock,
             refusals=refusals,
             denials=denials,
+            slices=slices,
         )
 
     def make_intake() -> Intake:
@@ -275,6 +279,7 @@ def _connected(
                 tracing=tracing,
                 progress=progress,
                 recent_outcomes=recent_outcomes,
+                slices=slices,
             ),
             metrics=metrics,
             clock=clock,

@@ -26,8 +26,9 @@ class IntakeTimings:
     kafka_request_timeout: timedelta = timedelta(seconds=10)
     """A killed broker leaves requests hanging for so long; with aiokafka's 40 s the service was blocked with them."""
 
-    records_at_once: int = 500
-    """Records a `getmany` returns for one partition: some 20 ms of work between two turns of the event loop."""
+    records_at_once: int = 100
+    """Records that a `getmany` returns, of all partitions together: some 5 ms of work between two turns of the event
+    loop."""
 
     # ------------------------------------------------------------ one partition
 

@@ -208,6 +208,10 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     ) -> Records:
         """Return records of any assigned partition; waits up to `timeout_ms` until there are some.
 
+        `max_records` are all records together, as in Kafka's own clients: with so many of each partition, 48 partitions
+        would hold the event loop for a second. The partitions take turns, and the event loop turns before each answer,
+        also where all records lie there already.
+
         Raises:
             KafkaError: a broker refuses something, no record was there to return, and no `refused` was given.
         """
@@ -216,6 +220,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             self.asked_at = self._clock.monotonic()
             if self._closed:
                 raise ConsumerStoppedError
+            await asyncio.sleep(0)
             with self._subscription.fetch_context():  # aiokafka leaves the group when nobody reads for long
                 got = await self._collect(partitions, max_records)
             left = until - self._clock.monotonic()
@@ -241,13 +246,19 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     async def _collect(self, partitions: tuple[TopicPartition, ...], max_records: int | None) -> Records:
         errors = self._errors(partitions)
         got: Records = {}
+        left = max_records
         for place in list(self._fetcher._records):
+            if left is not None and left <= 0:
+                break
             if (partitions and place not in partitions) or self._error_of(place) is not None or self.rebalancing:
                 continue
             under = self.seeks[place]
-            records = await self._ask(place, max_records)
+            records = await self._ask(place, left)
+            if place in self._fetcher._records:
+                self._fetcher._records.move_to_end(place)
             if records:
                 got[place] = records
+                left = None if left is None else left - len(records)
                 self._read(len(records))
                 self.fetched_under[place] = under
                 self.follows[place] = self.handed_out.get(place, records[0].offset)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
+from itertools import islice, takewhile
 from typing import Final, TypeAlias
 
 from service.moments import milliseconds
@@ -26,7 +27,12 @@ YOUNG: Final = timedelta(hours=1)
 
 
 class DedupIndex:
-    """The identities of ended requests until they expire; some 100 bytes each, whatever the identity's length."""
+    """The identities of ended requests until they expire; some 100 bytes each, whatever the identity's length.
+
+    They are kept in the order in which they were added last, which is that of their expiry unless a clock or the time
+    of deduplication is set. So what has expired is at the front, and a look at it is short; what a later expiry keeps
+    behind it stays in memory a little longer, and doesn't count as remembered.
+    """
 
     def __init__(self) -> None:
         self._expiry: dict[bytes, int] = {}
@@ -40,7 +46,9 @@ class DedupIndex:
         """Remember an identity until a moment."""
         if expires_at != self._latest:
             self._latest = expires_at
-        self._expiry[_hash(identity).digest()] = self._latest
+        digest = _hash(identity).digest()
+        self._expiry.pop(digest, None)
+        self._expiry[digest] = self._latest
 
     def discard(self, identity: bytes) -> None:
         """Forget an identity, if it is remembered."""
@@ -51,9 +59,9 @@ class DedupIndex:
         expiry = self._expiry.get(_hash(identity).digest())
         return expiry is not None and expiry > now
 
-    def forget_expired(self, now: int) -> int:
-        """Drop what has expired, and return how many."""
-        expired = [digest for digest, expiry in self._expiry.items() if expiry <= now]
+    def forget_expired(self, now: int, *, most: int) -> int:
+        """Drop what has expired, the first of it, and return how many; 0: nothing is left of it at the front."""
+        expired = [digest for digest, _ in takewhile(lambda one: one[1] <= now, islice(self._expiry.items(), most))]
         for digest in expired:
             del self._expiry[digest]
         return len(expired)

@@ -14,7 +14,8 @@ is reopened from the journal.
 import asyncio
 import logging
 import math
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -32,7 +33,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 
 from service.clock import Clock
-from service.event_loop import to_its_end
+from service.event_loop import Slices, to_its_end
 from service.kafka.clients import end
 from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, explain
 from service.kafka.journal_api import Batch, Entry, JournalLost, JournalMismatch, Opened, StopReason
@@ -72,6 +73,12 @@ LOOKS = 50
 
 READ_AT_ONCE = 500
 """Records read, or decoded, between two turns of the event loop while a journal is opened, some milliseconds."""
+
+PACKED_AT_ONCE = 250
+"""Records of a commit that are encoded and packed between two turns of the event loop, some 3 ms."""
+
+FEW_RECORDS = 25
+"""Of so few, a commit is packed at once: most commits have fewer."""
 
 FETCH_BYTES = 2 * 1024 * 1024
 """Read of a journal at once. All partitions of a process are opened together: with 8 MiB, eight of them left 80 MB more
@@ -152,7 +159,9 @@ class KafkaJournal:
         connection: Mapping[str, Any],
         refusals: Refusals,
         denials: Denials | None = None,
+        slices: Slices | None = None,
     ) -> None:
+        self._slices = slices or Slices()
         self._place = TopicPartition(topic, partition)
         self._connection = connection
         self._refusals = refusals
@@ -179,6 +188,7 @@ class KafkaJournal:
         clock: Clock,
         refusals: Refusals,
         denials: Denials | None = None,
+        slices: Slices | None = None,
     ) -> Opened:
         """Fence the predecessor, then read the journal up to a record that is written after that.
 
@@ -186,7 +196,14 @@ class KafkaJournal:
             JournalLost: Kafka could not be reached, or another process opened the journal meanwhile.
             JournalUnfit: it holds what no version known here has written.
         """
-        journal = cls(topic=topic, partition=partition, connection=connection, refusals=refusals, denials=denials)
+        journal = cls(
+            topic=topic,
+            partition=partition,
+            connection=connection,
+            refusals=refusals,
+            denials=denials,
+            slices=slices,
+        )
         try:
             async with asyncio.timeout(START_LIMIT.total_seconds()):
                 await journal._producer.start()
@@ -228,6 +245,9 @@ class KafkaJournal:
 
     async def commit(self, batch: Batch) -> None:
         """Write the batch in one transaction.
+
+        It is encoded and packed before the transaction begins, a part between two turns of the event loop: readers of
+        committed records wait for an open transaction, and nothing of the batch is anywhere but in memory until then.
 
         All sends are awaited before the commit: otherwise aiokafka commits a transaction although the broker refused a
         batch (measured). The commit is never cancelled, since its result would be unknown.
@@ -271,41 +291,53 @@ class KafkaJournal:
         await self._write([(self._place, [(OPENED_KEY, b"{}", [], None)])])
 
     async def _transact(self, batch: Batch) -> None:
-        async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
-            records = await self._laid_out(batch)
+        if len(batch.changes) + len(batch.events) > self._slices.size(FEW_RECORDS):
+            await self._slices.turn()
+        records = await self._laid_out(batch)
         await self._write(records)
         self._allowed({place.topic for place, _ in records})
 
     async def _laid_out(self, batch: Batch) -> list[tuple[TopicPartition, Iterable["_Record"]]]:
         """Return the records of a batch, each with its topic and partition."""
-        events: dict[TopicPartition, list[_Record]] = {}
-        for told in batch.events:
+        async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
+            counts = {topic: len(await self._partitions(topic)) for topic in {event.topic for event in batch.events}}
+        events: dict[TopicPartition, deque[_Record]] = {}
+        size = self._slices.size(PACKED_AT_ONCE)
+        for number, told in enumerate(batch.events, 1):
             event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
-            count = len(await self._partitions(event.topic))
-            place = TopicPartition(event.topic, _partition(event.key, count))
-            events.setdefault(place, []).append((event.key, event.value, list(event.headers), event.timestamp_ms))
-        return [(self._place, _journal_records(batch)), *events.items()]
+            place = TopicPartition(event.topic, _partition(event.key, counts[event.topic]))
+            events.setdefault(place, deque()).append((event.key, event.value, list(event.headers), event.timestamp_ms))
+            if number % size == 0:
+                await self._slices.turn()
+        return [
+            (self._place, _journal_records(batch)),
+            *((place, _one_by_one(some)) for place, some in events.items()),
+        ]
 
     async def _write(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
         """Write the records in one transaction."""
+        packed = [
+            (place, part)
+            for place, some in records
+            async for part in self._packed(some, room=self._refusals.room(place.topic))
+        ]
         async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
             await self._producer.begin_transaction()
             try:
-                await self._send(records)
+                await self._send(packed)
             except Exception:
                 await self._abort()
                 raise
             await self._producer.commit_transaction()
 
-    async def _send(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
+    async def _send(self, packed: Iterable[tuple[TopicPartition, BatchBuilder]]) -> None:
         """Send, and wait until the brokers have acknowledged all records."""
         sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
         refused: IllegalOperation | None = None
         try:
-            for place, some in records:
-                for part in self._batches(some, room=self._refusals.room(place.topic)):
-                    arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
-                    sent.append((place.topic, part, arrived))
+            for place, part in packed:
+                arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
+                sent.append((place.topic, part, arrived))
         except IllegalOperation as error:  # the transaction failed meanwhile; what was sent before says why
             refused = error
         finally:
@@ -331,13 +363,15 @@ class KafkaJournal:
             raise JournalLost(msg)
         self.end = offset + count
 
-    def _batches(self, records: Iterable["_Record"], *, room: int) -> Iterator[BatchBuilder]:
+    async def _packed(self, records: Iterable["_Record"], *, room: int) -> AsyncIterator[BatchBuilder]:
         """Pack records into batches; thousands of single sends would cost 40 us each (measured), an append costs 2.
 
         The first record of a batch is always taken, however long it is.
         """
-        part = self._producer.create_batch()
-        for record in records:
+        part, size = self._producer.create_batch(), self._slices.size(PACKED_AT_ONCE)
+        for number, record in enumerate(records, 1):
+            if number % size == 0:
+                await self._slices.turn()
             key, value, headers, timestamp_ms = record
             full = room < BATCH_BYTES and part.record_count() and part.size() + _size(record) > room
             if full or part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
@@ -415,6 +449,12 @@ def _journal_records(batch: Batch) -> Iterable[_Record]:
         yield identity.encode(), None if state is None else encode(state), [], None
     if batch.cursor is not None:
         yield CURSOR_KEY, encode_cursor(batch.cursor), [], None
+
+
+def _one_by_one(records: "deque[_Record]") -> Iterable[_Record]:
+    """Yield records, and let go of each: freeing 100,000 at once would hold the event loop."""
+    while records:
+        yield records.popleft()
 
 
 async def _in_flight(replay: Replay) -> list[InFlight]:

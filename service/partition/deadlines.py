@@ -36,9 +36,8 @@ class Deadlines(Generic[T]):
             heapq.heapify(self._heap)
             self._clear_at = 2 * len(self._heap) + FEW
 
-    def due(self, now: datetime) -> Iterator[T]:
-        """Take out what is due and still wanted."""
+    def due(self, now: datetime) -> Iterator[T | None]:
+        """Take out what is due; None in place of what is no longer wanted, so that the caller can count its work."""
         while self._heap and self._heap[0][0] <= now:
             _, _, thing = heapq.heappop(self._heap)
-            if self._wanted(thing):
-                yield thing
+            yield thing if self._wanted(thing) else None

@@ -6,12 +6,13 @@ hashes of the identities (`dedup_index`), so the journal is read again from time
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
 from random import Random
 from typing import Protocol
 
 from service.clock import Clock
+from service.event_loop import Slices
 from service.kafka.dedup_index import DedupIndex
 from service.kafka.journal_api import Journal, JournalLost
 from service.kafka.journal_codec import epoch
@@ -26,6 +27,9 @@ SWEEP = timedelta(hours=1)
 
 TOMBSTONES_AT_ONCE = 1_000
 """Tombstones between two turns of the event loop, some milliseconds."""
+
+FORGOTTEN_AT_ONCE = 10_000
+"""Identities forgotten between two turns of the event loop, some milliseconds."""
 
 
 class DeduplicationMeter(Protocol):
@@ -45,8 +49,10 @@ class Deduplication:
         journal_writer: JournalWriter,
         clock: Clock,
         metrics: DeduplicationMeter,
+        slices: Slices,
         in_flight: Callable[[str], bool],
     ) -> None:
+        self._slices = slices
         self._journal = journal
         self._journal_writer = journal_writer
         self._clock = clock
@@ -55,8 +61,17 @@ class Deduplication:
         self._remembered = ended.identities
         self._young = ended.young
         self._metrics.identities(len(self._remembered))
-        for identity in ended.expired:  # while nobody was there
+        self._expired: Iterable[str] = ended.expired
+        """Identities that expired while nobody was there."""
+
+    async def bury_expired(self) -> None:
+        """Write tombstones for what had expired when the journal was opened. Nothing is in flight yet."""
+        size = self._slices.size(TOMBSTONES_AT_ONCE)
+        expired, self._expired = self._expired, ()
+        for number, identity in enumerate(expired, 1):
             self._bury(identity)
+            if number % size == 0:
+                await self._slices.turn()
 
     def add(self, ended: Ended) -> None:
         """Remember a request that has ended."""
@@ -96,9 +111,11 @@ class Deduplication:
                 # It may have come again since it was read.
                 if not self._in_flight(identity) and not self._remembered.holds(identity.encode(), now):
                     self._bury(identity)
-                if number % TOMBSTONES_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            self._metrics.identities(-self._remembered.forget_expired(now))
+                if number % self._slices.size(TOMBSTONES_AT_ONCE) == 0:
+                    await self._slices.turn()
+            while forgotten := self._remembered.forget_expired(now, most=self._slices.size(FORGOTTEN_AT_ONCE)):
+                self._metrics.identities(-forgotten)
+                await self._slices.turn()
 
     def _bury(self, identity: str) -> None:
         """Write tombstones. There may be half a million: each commit must end within its transaction's time limit."""

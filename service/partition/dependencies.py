@@ -8,6 +8,7 @@ from typing import Protocol
 
 from service import sync
 from service.clock import Clock
+from service.event_loop import Slices
 from service.kafka.progress_publisher import Progress
 from service.messages.outcomes import OutcomeTopics
 from service.observability.tracing import Tracing
@@ -94,6 +95,8 @@ class Dependencies:
     tracing: Tracing = field(default_factory=Tracing)
     progress: Progress = field(default_factory=Progress)
     recent_outcomes: RecentOutcomes = field(default_factory=RecentOutcomes)
+    slices: Slices = field(default_factory=Slices)
+    """Of all long work in the process."""
     one_by_one: int = ONE_BY_ONE
     tick: timedelta = timedelta(seconds=1)
     """How often deadlines are looked at. The shortest deadline of the contract is a second."""

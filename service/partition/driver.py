@@ -13,6 +13,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -56,8 +57,23 @@ expect: each further POST may start another sync."""
 RESTORED_AT_ONCE = 250
 """Syncs restored between two turns of the event loop while a partition starts, some milliseconds."""
 
-EXPIRED_AT_ONCE = 100
-"""Expired requests whose outcomes are written in one iteration of the event loop, some 8 ms: 75 us each (measured)."""
+TAKEN_UP_AT_ONCE = 250
+"""Restored syncs, or replications after quiescing, that are taken up between two turns of the event loop."""
+
+RELEASED_AT_ONCE = 500
+"""Syncs of a closed partition whose slots and polls are given back between two turns of the event loop."""
+
+EXPIRED_AT_ONCE = 50
+"""Expired requests whose outcomes are written between two turns of the event loop, some 4 ms: 75 us each (measured)."""
+
+EXPIRED_BEHIND = 2
+"""The same of those that waited behind a sync that has ended; the rest is next. One poll may end 100 such syncs."""
+
+LINGERING = 10
+"""More syncs of one replication than can linger: those before the first request whose outcome is to be written."""
+
+CHECKED_AT_ONCE = 500
+"""Syncs that are due and need no outcome, or have ended, between two turns of the event loop."""
 
 KNOWN_STATES = frozenset(TaskState)
 
@@ -88,7 +104,14 @@ class Driver:
         self._deduplication = deduplication
         self._dependencies = dependencies
         self._spawn = spawn
+        self._slices = dependencies.slices
         self._stopped = False
+        self._restored: list[tuple[TrackedSync, sync.Sync]] = []
+        """What was restored, each with its state then, until it is taken up."""
+        self._expired = 0
+        """How many expired requests were given their outcomes so far."""
+        self._more_expired = asyncio.Event()
+        """Set where a replication has more of them than were written at once."""
         self._deadlines: Deadlines[TrackedSync] = Deadlines(wanted=in_flight.holds)
         self._submitter = Submitter(
             number,
@@ -118,22 +141,45 @@ class Driver:
 
     async def restore(self, states: Sequence[sync.InFlight], *, opened_at: float) -> None:
         """Enter what was in flight, in the order of acceptance. The event loop turns meanwhile: nothing begins yet."""
+        size = self._slices.size(RESTORED_AT_ONCE)
         for number, state in enumerate(sorted(states, key=lambda state: state.request.offset), 1):
             now = self._dependencies.clock.now()
             tracked = self._enter(sync.restored(state, opened_at=opened_at, now=now, policy=self._dependencies.policy))
+            self._restored.append((tracked, tracked.state))
             if isinstance(tracked.state, Submitting):  # in doubt from now on, and `vm-sync list` shall say so
                 self._journal_writer.put(tracked.request.identity, tracked.state)
-            if number % RESTORED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+            if not isinstance(tracked.state, Waiting):
+                self._occupy(tracked)  # all of them, before any that waits is given a slot
+            if number % size == 0:
+                await self._slices.turn()
 
     def start(self) -> None:
-        """Start to drive the restored syncs."""
-        _ = self._spawn(self._deadline_loop())
-        for tracked in self._in_flight:
-            if isinstance(tracked.state, Waiting) and tracked.state.repeats > 1:
-                self._wait_to_repeat(tracked, tracked.state)
-            else:
+        """Start to drive the restored syncs, and to check deadlines."""
+        _ = self._spawn(self._drive())
+
+    async def _drive(self) -> None:
+        await self._take_up_restored()
+        await self._deadline_loop()
+
+    async def _take_up_restored(self) -> None:
+        """Take up the restored syncs in slices, first those that have to wait before their next POST.
+
+        Meanwhile those that were taken up go on, and new requests are admitted: so one that still has to be taken up
+        may have taken a step behind an elder that ended, and a request that waited is then driven already. A POST in
+        doubt or a task that a deadline has passed is still to be looked for or polled.
+        """
+        size = self._slices.size(TAKEN_UP_AT_ONCE)
+        restored, self._restored = self._restored, []
+        for tracked, state in restored:
+            if isinstance(state, Waiting) and state.repeats > 1:
+                self._wait_to_repeat(tracked, state)
+        for number, (tracked, state) in enumerate(restored, 1):
+            if self._stopped:
+                return
+            if not isinstance(state, Waiting) or (tracked.state is state and state.repeats <= 1):
                 self._take_up(tracked)
+            if number % size == 0:
+                await self._slices.turn()
 
     def accept(self, request: sync.Request) -> None:
         """Take up a new request: its acceptance is written, and it queues for a slot if it may run."""
@@ -190,18 +236,31 @@ class Driver:
         """Start POSTs again after quiescing."""
         if self.quiescing:
             self.quiescing = False
-            for replication_id in self._in_flight.replications():
-                self._move_on(replication_id)
+            _ = self._spawn(self._move_all_on())
+
+    async def _move_all_on(self) -> None:
+        """Let each replication's next request queue for a slot, unless the partition quiesces again meanwhile."""
+        for number, replication_id in enumerate(self._in_flight.replications(), 1):
+            if self._stopped or self.quiescing:
+                return
+            self._move_on(replication_id)
+            if number % self._slices.size(TAKEN_UP_AT_ONCE) == 0:
+                await self._slices.turn()
 
     def stop(self) -> None:
         """Ignore all further events: no sync takes another step."""
         self._stopped = True
 
-    def release(self) -> None:
-        """Release what these syncs hold in the process: slots and queue entries in lanes, polls, progress, counts."""
-        for tracked in self._in_flight:
+    async def release(self) -> None:
+        """Release what these syncs hold in the process: slots and queue entries in lanes, polls, progress, counts.
+
+        Call `stop` before: nothing takes a step or a slot here any more, so that each is released once.
+        """
+        for number, tracked in enumerate(self._in_flight, 1):
             self._leave(tracked)
             self._dependencies.metrics.moved(tracked.request.site, public_state(tracked.state), None)
+            if number % self._slices.size(RELEASED_AT_ONCE) == 0:
+                await self._slices.turn()
 
     def _enter(self, state: sync.InFlight) -> TrackedSync:
         tracked = TrackedSync(state)
@@ -212,17 +271,17 @@ class Driver:
 
     # ------------------------------------------------------------ one after another
 
-    def _move_on(self, replication_id: str) -> bool:
+    def _move_on(self, replication_id: str, *, most: int = EXPIRED_BEHIND) -> None:
         """Write the outcomes of expired requests, and let the replication's next request queue for a slot.
 
-        Returns False if more requests have expired than fit into one iteration: the rest is next.
+        If more than `most` have expired, the deadlines' loop goes on with them, and no request queues before.
         """
         if self._stopped:
-            return True
-        told = self._tell_expired(replication_id)
+            return
+        told = self._tell_expired(replication_id, most=most)
         tracked = self._in_flight.eldest(replication_id)
         if tracked is None or not told or self.quiescing:
-            return told
+            return
         if (
             isinstance(tracked.state, Waiting)
             and tracked.slot_request is None
@@ -233,7 +292,6 @@ class Driver:
             tried = tracked.pauses is not None or tracked.state.attempts > 0
             request = self._lane(tracked).queue(partial(self._slot, tracked), first=tried and not tracked.busy)
             tracked.slot_request = request if request.waits else None
-        return True
 
     def _slot(self, tracked: TrackedSync) -> bool:
         """A slot is free: make the intent, or decline."""
@@ -447,19 +505,32 @@ class Driver:
         self._deadlines.add(moment, tracked)
 
     async def _deadline_loop(self) -> None:
-        """Check syncs that are due, a limited number at a time: tens of thousands may expire within a second."""
+        """Check syncs that are due, in slices: tens of thousands may expire within a second.
+
+        A slice counts the outcomes that it writes, since one check may write those of many requests of a replication.
+        """
         while True:
             now = self._dependencies.clock.now()
-            for number, tracked in enumerate(self._deadlines.due(now), 1):
+            checked, enough = 0, 0
+            for tracked in self._deadlines.due(now):
                 while self._journal_writer.behind:  # noqa: ASYNC110 - Kafka is slow, and takes these outcomes later
                     await asyncio.sleep(self._dependencies.tick.total_seconds())
-                lingers = isinstance(tracked.state, Lingering)
-                told = self._move_on(tracked.request.replication_id)
-                if lingers and isinstance(tracked.state, Lingering):
-                    self._outstay(tracked, now)
-                if not told or number % EXPIRED_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-            await asyncio.sleep(self._dependencies.tick.total_seconds())
+                if checked == 0 or checked == self._slices.size(CHECKED_AT_ONCE) or self._expired >= enough:
+                    await self._slices.turn()
+                    checked, enough = 0, self._expired + self._slices.size(EXPIRED_AT_ONCE)
+                checked += 1
+                if tracked is not None and self._in_flight.holds(tracked):
+                    self._check(tracked, now)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._dependencies.tick.total_seconds()):
+                    await self._more_expired.wait()
+            self._more_expired.clear()
+
+    def _check(self, tracked: TrackedSync, now: datetime) -> None:
+        lingers = isinstance(tracked.state, Lingering)
+        self._move_on(tracked.request.replication_id, most=self._slices.size(EXPIRED_AT_ONCE))
+        if lingers and isinstance(tracked.state, Lingering):
+            self._outstay(tracked, now)
 
     def _outstay(self, tracked: TrackedSync, now: datetime) -> None:
         """Release the slot of a sync that lingers past the limit; its task may continue at VCDA."""
@@ -480,10 +551,10 @@ class Driver:
                 extra=tracked.ids,
             )
 
-    def _tell_expired(self, replication_id: str) -> bool:
+    def _tell_expired(self, replication_id: str, *, most: int) -> bool:
         """Write the outcomes of expired requests, the oldest first, and none before those of earlier requests.
 
-        A limited number at a time, so that the event loop can run other tasks. Returns False if there may be more.
+        At most so many at a time, so that the event loop can run other tasks. Returns False if there may be more.
         """
         now = self._dependencies.clock.now()
         policy = self._dependencies.policy
@@ -491,9 +562,11 @@ class Driver:
         if eldest is None or (eldest.request.deadline > now and not isinstance(eldest.state, Lingering)):
             return True  # the usual case, whatever waits behind it
         elder: str | None = None
-        for number, tracked in enumerate(self._in_flight.of(replication_id, most=EXPIRED_AT_ONCE + 1)):
-            if number == EXPIRED_AT_ONCE:
+        written = 0
+        for tracked in self._in_flight.of(replication_id, most=most + LINGERING):
+            if written == most:
                 self._deadlines.add(eldest.request.deadline, tracked)
+                self._more_expired.set()
                 return False
             if isinstance(tracked.state, Ended):
                 continue
@@ -505,6 +578,8 @@ class Driver:
                 behind = f"The deadline passed while {pause}."
             step = sync.expired(tracked.state, now=now, policy=policy, behind=behind)
             if step.state is not tracked.state:
+                written += 1
+                self._expired += 1
                 self._become(tracked, step)
             if not isinstance(step.state, Lingering | Ended):
                 break

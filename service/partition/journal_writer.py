@@ -8,6 +8,10 @@ Changes may arrive faster than Kafka commits them. So a large batch is split: ea
 its transaction's time limit. And with more than `BEHIND` bytes uncommitted the partition pauses reading, so memory is
 bounded.
 
+The actions after a commit may be many. They are called in slices, and all of them before the next commit begins. Until
+an action is called its sync stays as it is, so nothing is half done: a sync's step is in memory from the moment when it
+was put, and in the journal since the commit.
+
 It never inspects a change, and never repeats a commit: the first failure ends the writer.
 """
 
@@ -21,7 +25,7 @@ from functools import partial
 from typing import Protocol
 
 from service.clock import Clock
-from service.event_loop import settle
+from service.event_loop import Slices, settle
 from service.kafka.journal_api import Batch, Journal, JournalLost
 from service.kafka.journal_codec import Cursor
 from service.messages.kafka_record import Event, record_size
@@ -44,6 +48,13 @@ CHANGE_BYTES = 512
 
 TOMBSTONE_BYTES = 64
 """The same for a tombstone, of which a sweep writes thousands at once."""
+
+ACTIONS_AT_ONCE = 50
+"""Actions after a commit that are called between two turns of the event loop, some 4 ms: an outcome is counted, and
+logged in one sentence."""
+
+FEW_ACTIONS = 10
+"""So few are called at once: a turn of the event loop would cost more than they take."""
 
 
 class JournalWriterMeter(Protocol):
@@ -77,7 +88,9 @@ class JournalWriter:
         here: Callable[[], Cursor],
         clock: Clock,
         metrics: JournalWriterMeter,
+        slices: Slices,
     ) -> None:
+        self._slices = slices
         self._journal = journal
         self._here = here
         self._clock = clock
@@ -192,8 +205,21 @@ class JournalWriter:
         self.committed = batch.cursor or self.committed
         self.took = self._clock.monotonic() - began
         self._metrics.commit(self.took, len(batch.changes) + len(batch.events))
-        for do in batch.after:
-            do()
+        await self._act(deque(batch.after))
+
+    async def _act(self, actions: deque[Callable[[], None]]) -> None:
+        """Call the actions of a batch that is committed. All are called, also where the waiting is cancelled."""
+        many, size = len(actions) > self._slices.size(FEW_ACTIONS), self._slices.size(ACTIONS_AT_ONCE)
+        try:
+            while actions:
+                if many:
+                    await self._slices.turn()
+                for _ in range(min(len(actions), size)):
+                    actions.popleft()()
+        except asyncio.CancelledError:
+            while actions:
+                actions.popleft()()
+            raise
 
     def unsaved(self) -> Batch:
         """Return all changes that are not known to be committed, as one batch."""

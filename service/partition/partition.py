@@ -96,6 +96,7 @@ class Partition:
             here=self._here,
             clock=dependencies.clock,
             metrics=dependencies.metrics,
+            slices=dependencies.slices,
         )
         self._deduplication = Deduplication(
             opened.ended,
@@ -103,6 +104,7 @@ class Partition:
             journal_writer=self._journal_writer,
             clock=dependencies.clock,
             metrics=dependencies.metrics,
+            slices=dependencies.slices,
             in_flight=self._in_flight.__contains__,
         )
         self._driver = Driver(
@@ -135,6 +137,7 @@ class Partition:
             JournalLost: another process opened the journal, or Kafka is unreachable.
         """
         left_behind, self._left_behind = self._left_behind, ()
+        await self._deduplication.bury_expired()
         await self._driver.restore(left_behind, opened_at=self._opened_at)
         self._balance.reopened(self._opened_with)
         if (lost := self.cursor - self._opened_with) > 0:
@@ -174,14 +177,19 @@ class Partition:
     async def close(self) -> None:
         """Forget the syncs here; they are never cancelled there. A commit on its way is waited for, within bounds.
 
-        What the process shares with this partition is given back before anything is awaited, and the producer is
-        closed all the same where this is cancelled.
+        No sync takes another step from here on. What the process shares with this partition is given back in slices,
+        since there may be 50,000 syncs, and the producer is closed then; both also where this is cancelled.
         """
         self._stop()
-        self._driver.release()
-        self._bygone = self._deduplication.ended()
-        self._deduplication.forget()
-        await to_its_end(self._close_journal())
+        await to_its_end(self._give_back())
+
+    async def _give_back(self) -> None:
+        try:
+            await self._driver.release()
+            self._bygone = self._deduplication.ended()
+            self._deduplication.forget()
+        finally:
+            await self._close_journal()
 
     async def _close_journal(self) -> None:
         """End the partition's tasks, then close the journal."""

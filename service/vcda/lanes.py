@@ -44,6 +44,10 @@ BREAKER_AFTER = 3
 one, since a single 500 proves nothing. Calls that fail together count once: those under way when a pause begins don't
 add to it."""
 
+GRANTED_AT_ONCE = 50
+"""Slots handed out between two turns of the event loop, each with an intent to be written: some milliseconds. What
+declines counts, too: tens of thousands may have expired while the site was paused."""
+
 FEW = 100
 """Lanes that aren't worth forgetting: more than the sites of any deployment, less than a megabyte."""
 
@@ -452,11 +456,14 @@ class Lane:
             self._soon = asyncio.get_running_loop().call_soon(self._go_on)  # the slots come after them
             return
         try:
-            while (self._first or self._rest) and self._has_slot() and self.held_for() == 0.0:
+            for _ in range(GRANTED_AT_ONCE):
+                if not (self._first or self._rest) or not self._has_slot() or self.held_for() > 0.0:
+                    return
                 self._grant((self._first or self._rest).popleft())
         except BaseException:
             self.wake()  # a bug of one asker must not stop the others
             raise
+        self.wake()
 
 
 class Lanes:

@@ -23,6 +23,7 @@ from random import Random
 from typing import Protocol
 
 from service.clock import Clock
+from service.event_loop import Slices
 from service.messages.trace_context import TraceContext
 from service.observability.tracing import Tracing
 from service.sync import NO_CREDENTIALS, Absent, Gone, PollAnswer, Task, TaskState, Trouble
@@ -34,6 +35,9 @@ log = logging.getLogger(__name__)
 CALLS_AT_ONCE = 4
 """Polls on their way to one site. One would do for what falls due in ordinary times; after a restore, thousands are
 due, and a remote site may take a second to answer. More would crowd an appliance that has two processors."""
+
+TOLD_AT_ONCE = 25
+"""Answers of a poll that are handed on between two turns of the event loop: of tasks that have ended some 4 ms."""
 
 VANISHED_TOGETHER = 5
 """So many absent from one answer, and more than half of those asked, say something of VCDA rather than of the tasks;
@@ -285,7 +289,9 @@ class Poller:
         shortest: timedelta,
         longest: timedelta,
         tracing: Tracing | None = None,
+        slices: Slices | None = None,
     ) -> None:
+        self._slices = slices or Slices()
         self._api = api
         self._lane = lane
         self._clock = clock
@@ -389,11 +395,12 @@ class Poller:
             return
         self._lane(site.name).record_result(None)
         if isinstance(answer, list):
-            self._answered_together(site, question, answer, sent)
+            await self._answered_together(site, question, answer, sent)
         else:
             self._tell(site, watches[0], answer, sent)
 
-    def _answered_together(self, site: _Site, question: _Question, tasks: list[Task], sent: float) -> None:
+    async def _answered_together(self, site: _Site, question: _Question, tasks: list[Task], sent: float) -> None:
+        """Hand on the answers, in slices: several calls are answered in one turn of the event loop."""
         batch = question.watches
         if question.whole is not None:
             question.whole.answered += 1
@@ -413,8 +420,12 @@ class Poller:
                 absent,
                 len(batch),
             )
-        for watch in batch:
+        size = self._slices.size(TOLD_AT_ONCE)
+        for number, watch in enumerate(batch):
+            if number % size == 0 and len(batch) > size:
+                await self._slices.turn()
             self._tell(site, watch, seen.get(watch.task_id) or Absent(sent, together), sent)
+        site.changed.set()
 
     def _failed(self, site: _Site, question: _Question, trouble: Trouble) -> None:
         """Decide when, and in how many parts, a failed call is repeated."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from typing import Any
 
 import aiokafka.codec
@@ -170,6 +171,30 @@ async def test_a_process_whose_fetching_has_ended_says_so_and_ends(station: Stat
 
     async with asyncio.timeout(10):
         await service.intake.died.wait()
+
+
+async def test_one_read_returns_so_many_records_of_all_partitions_which_take_turns(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    async with Station(kafka.bootstrap, topic_name("turns"), partitions=2) as station:
+        places = [TopicPartition(station.topics.requests, number) for number in range(2)]
+        for place in places:
+            for number in range(30):
+                await station.send(partition=place.partition, **good(f"op-{place.partition}-{number}"))
+    async with probe_consumer(connection={"bootstrap_servers": kafka.bootstrap}, clock=Clock()) as consumer:
+        consumer.assign(places)
+        for place in places:
+            consumer.seek(place, 0)
+        async with asyncio.timeout(60):
+            while len(consumer._fetcher._records) < len(places):
+                await asyncio.sleep(0.01)
+        reads = [await consumer.getmany(max_records=10) for _ in range(6)]
+
+    assert [sum(map(len, got.values())) for got in reads] == [10] * 6
+    first = [next(iter(got)) for got in reads]
+    assert all(one != other for one, other in pairwise(first)), "they take turns"
+    for place in places:
+        assert [record.offset for got in reads for record in got.get(place, ())] == list(range(30))
 
 
 async def test_a_position_that_is_out_of_range_is_noted_and_not_moved(station: Station, kafka: Kafka) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -11,13 +12,13 @@ import pytest
 from aiokafka import AIOKafkaProducer
 
 from service.clock import Clock
-from service.kafka import journal
-from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka import journal, journal_codec
+from service.kafka.journal import PACKED_AT_ONCE, KafkaJournal, Refusals
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import Cursor
 from service.messages.kafka_record import MAX_REQUEST_BYTES, Event
 from service.sandbox.kafka import EmbeddedKafka, Kafka
-from service.sync import ApiError, Request, Task, Waiting
+from service.sync import ApiError, Request, Sync, Task, Waiting
 from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Station, request, until, word
 from tests.support.virtual_time import HandClock
@@ -146,6 +147,41 @@ async def test_more_than_one_batch_holds_goes_in_one_transaction(station: Statio
     await first.journal.close()
 
     await station.told_of(*(f"op-{n}" for n in range(5)))
+
+
+async def test_a_large_commit_is_encoded_in_slices_before_its_transaction_begins(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = await opened(station)
+    producer, encoded, begun = first.journal._producer, Counter[int](), []  # type: ignore[attr-defined]
+    encode, begin, turn = journal_codec.encode, producer.begin_transaction, 0
+
+    def counted(state: Sync) -> bytes:
+        encoded[turn] += 1
+        return encode(state)
+
+    async def beginning() -> None:
+        begun.append(encoded.total())
+        await begin()
+
+    async def turning() -> None:
+        nonlocal turn
+        while True:
+            await asyncio.sleep(0)
+            turn += 1
+
+    monkeypatch.setattr(journal, "encode", counted)
+    monkeypatch.setattr(producer, "begin_transaction", beginning)
+    many = 4 * PACKED_AT_ONCE
+    other = asyncio.create_task(turning())
+    await first.journal.commit(Batch({f"op:C4-1:op-{n}": waiting(f"op-{n}") for n in range(many)}))
+    other.cancel()
+    await first.journal.close()
+
+    assert (max(encoded.values()), begun) == (PACKED_AT_ONCE, [many])
+    second = await opened(station)
+    assert len(second.in_flight) == many
+    await second.journal.close()
 
 
 async def test_of_a_transaction_that_a_broker_refuses_in_part_nothing_stands(

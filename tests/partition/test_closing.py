@@ -10,7 +10,9 @@ import pytest
 from service.event_loop import to_its_end
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import JournalLost
+from service.partition.driver import RELEASED_AT_ONCE
 from service.partition.partition import CANCEL_AGAIN, CLOSING, Partition
+from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import Deployment, Process, ScriptedJournal, deployed
 from tests.support.virtual_time import virtual
 
@@ -82,13 +84,48 @@ def test_a_supervisor_that_is_cancelled_while_it_closes_a_lost_partition_gives_e
     play()
 
 
-@deployed
-async def test_a_partition_gives_back_what_the_process_shares_before_it_waits_for_anything(d: Deployment) -> None:
-    p0, partition = await busy(d)
-    closing = partition.close()
-    closing.send(None)
-    assert holds(p0) == (0, 0, 0, 0)
-    closing.close()
+def test_a_partition_gives_back_what_the_process_shares_before_it_waits_for_its_tasks_and_for_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    journals = Journals(monkeypatch)
+
+    @deployed
+    async def play(d: Deployment) -> None:
+        p0, partition = await busy(d)
+        closing = asyncio.create_task(partition.close())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert holds(p0) == (0, 0, 0, 0)
+        assert journals.closing == 0
+        await closing
+
+    play()
+
+
+@pytest.mark.parametrize("steps", range(1, 24, 4))
+def test_a_partition_gives_back_what_it_holds_also_where_its_closing_is_cancelled_between_slices(steps: int) -> None:
+    many = 2 * RELEASED_AT_ONCE + 1
+
+    @deployed
+    async def play(d: Deployment) -> None:
+        p0 = d.owner(limits=LaneLimits(max_concurrent_submits=many, max_running=0))
+        d.world.lasts = lambda _: 1000.0
+        for n in range(many):
+            d.broker.ask(f"C4-{n}", f"sync-{n}")
+        await asyncio.sleep(30.0)
+        partition = p0.partition()
+        assert partition is not None
+        assert holds(p0)[:3] == (many, 0, many)
+        d.group.owners.clear()
+        closing = asyncio.create_task(partition.close())
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        assert holds(p0)[0] < many or steps < 6, "in slices"
+        closing.cancel()
+        await asyncio.wait([closing])
+        assert holds(p0) == (0, 0, 0, 0)
+
+    play()
 
 
 def test_a_commit_on_its_way_is_waited_for_and_what_swallows_its_cancellation_is_not(

@@ -24,7 +24,17 @@ from service.sync import Ended, Lingering, Running, Submitting
 from service.vcda.lanes import LaneLimits
 from service.vcda.poller import VANISHED_TOGETHER
 from tests.support.fake_vcda import ELSEWHERE, Made
-from tests.support.simulated_deployment import DEAD, POLICY, SESSION, UNHEARD, Deployment, Process, Told, run
+from tests.support.simulated_deployment import (
+    DEAD,
+    POLICY,
+    SESSION,
+    UNHEARD,
+    Deployment,
+    Process,
+    ScatteredSlices,
+    Told,
+    run,
+)
 
 SCHEDULES = int(os.environ.get("SCHEDULES", "600"))
 
@@ -96,6 +106,9 @@ class Schedule:
         self.stuck = dice.choice([0.0, 0.0, 0.3])
         """How often a task never ends by itself."""
         self.policy = replace(POLICY, late=timedelta(seconds=dice.choice([3, 8])))
+        self.scattered = dice.choice([None, None, 0.01, 0.1])
+        """How far apart slices of one piece lie at most; None: slices are of the usual size, and nothing comes between
+        them."""
 
     # ------------------------------------------------------------ dice
 
@@ -126,6 +139,10 @@ class Schedule:
         if self.rough and self.dice.random() < 0.02:
             return self.dice.uniform(0.0, 3.0)
         return self.dice.uniform(0.001, self.slow)
+
+    def _apart(self) -> float:
+        """Say how long it takes until the next slice."""
+        return self.dice.uniform(0.0, self.scattered or 0.0) if self.rough else 0.0
 
     # ------------------------------------------------------------ what happens
 
@@ -169,6 +186,7 @@ class Schedule:
             d.world.shows = lambda task: replace(task, replication_id=str(task.replication_id).lower())
         self.met[f"users spelled {self.spelling}"] += 1
         self.met[f"replications named {self.naming}"] += 1
+        self.met["slices scattered" if self.scattered else "slices as usual"] += 1
         d.world.fate = lambda _: dice.choice(["SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "FAILED"])
         self._start(d, "P0")
         self._start(d, "P1")
@@ -181,6 +199,7 @@ class Schedule:
             seed=self.dice.randrange(1_000_000),
             limits=self.limits,
             meets=self.call,
+            slices=None if self.scattered is None else ScatteredSlices(self._apart),
         )
         process.vcda.latency = self.dice.choice([0.005, 0.1, 1.0])
         process.vcda.login = self.dice.choice([0.0, 0.0, 0.1, 1.5])

@@ -52,6 +52,7 @@ class Found:
 
 OAUTH: Final = "tests/system/test_kafka_oauth.py"
 TOKENS: Final = "tests/kafka/test_tokens.py"
+SLICES: Final = "tests/partition/test_slices.py"
 CANCELS: Final = "tests/partition/test_cancel.py"
 
 PAUSES: Final = "tests/partition/test_site_pause.py"
@@ -424,9 +425,86 @@ MUTANTS: Final = (
     Mutant(
         name="the outcomes of all expired requests are recorded in one turn of the event loop",
         file="service/partition/driver.py",
-        old="                if not told or number % EXPIRED_AT_ONCE == 0:\n",
-        new="                if False:\n",
+        old="                    await self._slices.turn()\n                    checked, enough = ",
+        new="                    checked, enough = ",
         tests=("tests/partition/test_exits.py",),
+    ),
+    Mutant(
+        name="the expired requests of one replication count as one piece of work",
+        file="service/partition/driver.py",
+        old=" or self._expired >= enough:\n",
+        new=":\n",
+        tests=("tests/partition/test_exits.py",),
+    ),
+    Mutant(
+        name="slices of several partitions run in one turn of the event loop",
+        file="service/event_loop.py",
+        old="        async with self._gate:  # first come, first served\n            await asyncio.sleep(0)\n",
+        new="        await asyncio.sleep(0)\n",
+        tests=(SLICES,),
+    ),
+    Mutant(
+        name="a restored request that was driven meanwhile is taken up once more",
+        file="service/partition/driver.py",
+        old="            if not isinstance(state, Waiting) or (tracked.state is state and state.repeats <= 1):\n",
+        new="            if True:\n",
+        tests=(SLICES,),
+    ),
+    Mutant(
+        name="a restored sync counts at its site only when it is taken up",
+        file="service/partition/driver.py",
+        old="                self._occupy(tracked)  # all of them, before any that waits is given a slot\n",
+        new="                pass\n",
+        tests=(SLICES,),
+    ),
+    Mutant(
+        name="actions after a commit are dropped where its waiting is cancelled",
+        file="service/partition/journal_writer.py",
+        old="        except asyncio.CancelledError:\n            while actions:\n",
+        new="        except asyncio.CancelledError:\n            while False:\n",
+        tests=(SLICES,),
+    ),
+    Mutant(
+        name="all actions after a commit are called in one turn of the event loop",
+        file="service/partition/journal_writer.py",
+        old="                for _ in range(min(len(actions), size)):\n",
+        new="                for _ in range(len(actions)):\n",
+        tests=(SLICES,),
+    ),
+    Mutant(
+        name="a read returns so many records of each partition",
+        file="service/kafka/consumer.py",
+        old="left = None if left is None else left - len(records)",
+        new="pass",
+        tests=("tests/kafka/test_consumer.py",),
+    ),
+    Mutant(
+        name="one partition's records are all read before another's",
+        file="service/kafka/consumer.py",
+        old="                self._fetcher._records.move_to_end(place)\n",
+        new="                pass\n",
+        tests=("tests/kafka/test_consumer.py",),
+    ),
+    Mutant(
+        name="a large commit is encoded in one turn of the event loop",
+        file="service/kafka/journal.py",
+        old="            if number % size == 0:\n                await self._slices.turn()\n            key,",
+        new="            key,",
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
+        name="all that waits for slots and declines them does so in one turn of the event loop",
+        file="service/vcda/lanes.py",
+        old="            for _ in range(GRANTED_AT_ONCE):\n",
+        new="            while True:\n",
+        tests=(LANES,),
+    ),
+    Mutant(
+        name="all answers of a poll are handed on in one turn of the event loop",
+        file="service/vcda/poller.py",
+        old="            if number % size == 0 and len(batch) > size:\n",
+        new="            if False:\n",
+        tests=("tests/vcda/test_poller.py",),
     ),
     Mutant(
         name="slot requests of a closed partition stay in the lane",
@@ -1101,15 +1179,15 @@ MUTANTS: Final = (
     Mutant(
         name="a closing partition gives its slots back after it has waited",
         file="service/partition/partition.py",
-        old="        self._driver.release()\n",
-        new="        await asyncio.sleep(0)\n        self._driver.release()\n",
+        old="            await self._driver.release()\n",
+        new="            await self._journal.close()\n            await self._driver.release()\n",
         tests=("tests/partition/test_closing.py",),
     ),
     Mutant(
         name="a cancelled closing leaves the producer open",
         file="service/partition/partition.py",
-        old="        await to_its_end(self._close_journal())\n",
-        new="        await self._close_journal()\n",
+        old="        await to_its_end(self._give_back())\n",
+        new="        await self._give_back()\n",
         tests=("tests/partition/test_closing.py",),
     ),
     Mutant(

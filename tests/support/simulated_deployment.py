@@ -25,6 +25,7 @@ from typing_extensions import override
 
 from service import sync
 from service.backoff import Backoff
+from service.event_loop import Slices
 from service.intake.start_position import Committed, Looked, Start
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import IntakeTimings
@@ -140,6 +141,19 @@ def run(coro: Coroutine[Any, Any, T]) -> T:
     with asyncio.Runner(loop_factory=FreezingLoop) as runner:
         runner.get_loop().set_exception_handler(_hear)
         return runner.run(coro)
+
+
+class ScatteredSlices(Slices):
+    """Slices of one piece each, and time between them: a crash or a hand-over may come after any piece."""
+
+    def __init__(self, lasts: Callable[[], float]) -> None:
+        super().__init__(largest=1)
+        self._lasts = lasts
+
+    @override
+    async def turn(self) -> None:
+        await super().turn()
+        await asyncio.sleep(self._lasts())
 
 
 # ---------------------------------------------------------------- the broker
@@ -498,6 +512,7 @@ class Process:
         deadline: timedelta = timedelta(hours=6),
         one_by_one: int = ONE_BY_ONE,
         tick: timedelta = timedelta(seconds=1),
+        slices: Slices | None = None,
     ) -> None:
         self.name = name
         self.frozen = False
@@ -532,6 +547,7 @@ class Process:
             random=random,
             shortest=timedelta(seconds=1),
             longest=timedelta(minutes=1),
+            slices=slices,
         )
         self._dependencies = Dependencies(
             api=self.vcda,
@@ -548,6 +564,7 @@ class Process:
             recent_outcomes=self.recent_outcomes,
             one_by_one=one_by_one,
             tick=tick,
+            slices=slices or Slices(),
         )
         self._polling = self.spawn(poller.run())
         self.control_read = 0

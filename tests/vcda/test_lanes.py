@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from random import Random
 
 import pytest
@@ -18,6 +19,7 @@ from service.sync import NO_CREDENTIALS, Trouble
 from service.vcda.lanes import (
     BREAKER_AFTER,
     FEW,
+    GRANTED_AT_ONCE,
     LOOK_AT_CLOCK,
     PROBE_PATIENCE,
     Lane,
@@ -748,3 +750,23 @@ async def test_the_log_has_the_beginning_and_the_end_of_a_pause_once(caplog: pyt
         "Site pause over: site c has no pause in the control topic any more; POSTs are sent again",
     ]
     lanes.close()
+
+
+@virtual
+async def test_tens_of_thousands_of_slots_that_are_declined_hold_the_event_loop_for_moments_only() -> None:
+    lane, asked, in_turns = some_lanes().lane(None), [], [0]
+
+    def decline(n: int) -> bool:
+        if not in_turns[-1]:
+            asyncio.get_running_loop().call_soon(in_turns.append, 0)  # in the next turn
+        in_turns[-1] += 1
+        asked.append((n, now()))
+        return False
+
+    lane.hold(10.0)
+    many = 20 * GRANTED_AT_ONCE
+    for n in range(many):
+        lane.queue(partial(decline, n))
+    await asyncio.sleep(11.0)
+    assert asked == [(n, 10.0) for n in range(many)]
+    assert max(in_turns) == GRANTED_AT_ONCE

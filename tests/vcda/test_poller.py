@@ -13,7 +13,7 @@ import pytest
 
 from service.sync import NO_CREDENTIALS, Absent, Account, Gone, PollAnswer, Task, Trouble
 from service.vcda.lanes import Lane, LaneLimits, Lanes
-from service.vcda.poller import CALLS_AT_ONCE, Poller, Verdict, Watch
+from service.vcda.poller import CALLS_AT_ONCE, TOLD_AT_ONCE, Poller, Verdict, Watch
 from tests.support.virtual_time import Longest, VirtualClock, now, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
@@ -204,6 +204,26 @@ async def test_thousands_restored_together_are_all_asked_within_seconds_and_neve
         assert {id_ for _, id_, _ in answers.told} == {f"t{number}" for number in range(5000)}
     assert vcda.most_at_once <= CALLS_AT_ONCE
     assert len(set(vcda.moments)) > 10
+
+
+@virtual
+async def test_the_answers_of_full_calls_that_come_together_are_handed_on_in_slices() -> None:
+    vcda, in_turns = FakeVcda(takes=0.05), [0]
+
+    def counted(_: PollAnswer) -> Verdict:
+        if not in_turns[-1]:
+            asyncio.get_running_loop().call_soon(in_turns.append, 0)  # in the next turn
+        in_turns[-1] += 1
+        return Verdict.GO_ON
+
+    answers = Answers(verdict=counted)
+    await asyncio.sleep(1000)
+    async with polling(vcda) as (poller, _):
+        for number in range(800):
+            poller.watch(answers.watch(f"t{number}", since=0.0))
+        await asyncio.sleep(1.25)
+    assert len(answers.told) >= 800
+    assert max(in_turns) == TOLD_AT_ONCE
 
 
 @virtual
