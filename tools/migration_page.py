@@ -112,7 +112,8 @@ so they work while the service is down.
 
 - The commands need the right to write to the requests topic, and to read the journal and the outcome topics.
 - A line that is listed twice is one request. The same replication with another site or deadline is an error.
-- An interrupted `--wait` leaves the failures so far in the file of `--failed-to`.
+- An interrupted `--wait` leaves the failures so far in the file of `--failed-to`. What an earlier run has written
+  there is replaced once Kafka has answered.
 - With the service down, the requests wait on the topic; `--wait` waits with them, for `--timeout` seconds.
 - Durations are from the request to the end of the sync; those under `VCDA` from VCDA's acceptance. Percentiles are
   within 1 %.

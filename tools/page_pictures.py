@@ -31,7 +31,7 @@ from tools.png import with_palette
 DOCS: Final = Path(__file__).resolve().parents[1] / "docs"
 
 PICTURES: Final = (
-    ("page", "/", 1280, 1_960, False),
+    ("page", "/", 1280, 2_400, False),
     ("page-dark", "/", 1280, 1_400, True),
     ("page-phone", "/", 400, 1_400, False),
     ("page-phone-dark", "/", 400, 1_400, True),

@@ -75,10 +75,15 @@ def operations(
     clean: Callable[[str], str],
     sites: Callable[[], Awaitable[Iterable[SiteView]]] | None = None,
 ) -> Starlette:
-    """Return the application. `documents` are further paths, made for each request; `clean` hides secrets in texts."""
+    """Return the application. `documents` are further paths, made for each request; `clean` hides secrets in texts.
+
+    Long answers are made in pieces, one answer at a time: else each turn of the event loop had a piece of each of them.
+    """
+    one_at_a_time = asyncio.Lock()
 
     async def write_overview() -> bytes:
-        return overview_page.write(await overview(), clean=clean)
+        async with one_at_a_time:
+            return overview_page.write(await overview(), clean=clean)
 
     newest_overview = Kept(write_overview, clock=clock)
 
@@ -93,7 +98,8 @@ def operations(
 
     async def metrics(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
-        return _answer(await exposition.write(registry, encode), media_type)
+        async with one_at_a_time:
+            return _answer(await exposition.write(registry, encode), media_type)
 
     def hand_out(make: Callable[[], Document]) -> Callable[[Request], Response]:
         def endpoint(_: Request) -> Response:
@@ -108,7 +114,7 @@ def operations(
             Route("/livez", livez),
             Route("/readyz", readyz),
             Route("/metrics", metrics),
-            Route("/syncs", _syncs(in_flight, sites, clock=clock, clean=clean)),
+            Route("/syncs", _syncs(in_flight, sites, clock=clock, clean=clean, one_at_a_time=one_at_a_time)),
             # Not coroutines, so that Starlette makes them in a thread: a large document stops no loop.
             *(Route(path, hand_out(make)) for path, make in documents.items()),
         ]
@@ -121,6 +127,7 @@ def _syncs(
     *,
     clock: Clock,
     clean: Callable[[str], str],
+    one_at_a_time: asyncio.Lock,
 ) -> Callable[[Request], Awaitable[Response]]:
     """Return the endpoint `/syncs`: a table for browsers, JSON for others."""
 
@@ -141,7 +148,8 @@ def _syncs(
     async def endpoint(request: Request) -> Response:
         query = read_query(dict(request.query_params))
         answer = for_browsers if prefers_html(request.headers.get("accept", "")) else for_programs
-        return await answer(query)
+        async with one_at_a_time:
+            return await answer(query)
 
     return endpoint
 

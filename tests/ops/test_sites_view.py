@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 from service.messages.site_pause import SitePause
 from service.ops.overview import Overview
 from service.ops.server import operations
-from service.ops.sites_view import LANES_AT_ONCE, MOST, site_views, sites_json
+from service.ops.sites_view import LANES_AT_ONCE, MOST, SiteView, site_views, sites_json
 from service.sync import Trouble
 from service.vcda.lanes import LaneLimits, Lanes
 from tests.support.shown_syncs import ready
@@ -89,6 +89,34 @@ async def test_the_event_loop_turns_while_many_lanes_are_looked_at() -> None:
 
     assert turns >= 6
     lanes.close()
+
+
+async def test_long_answers_are_made_one_at_a_time() -> None:
+    making, most = 0, 0
+
+    async def sites() -> list[SiteView]:
+        nonlocal making, most
+        making += 1
+        most = max(most, making)
+        await asyncio.sleep(0)
+        making -= 1
+        return []
+
+    app = operations(
+        health=ready(),
+        clock=HandClock(),
+        registry=CollectorRegistry(),
+        documents={},
+        in_flight=tuple,
+        sites=sites,
+        overview=_no_overview,
+        clean=str,
+    )
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://ops") as client:
+        answers = await asyncio.gather(*(client.get("/syncs") for _ in range(5)))
+
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert most == 1
 
 
 async def test_syncs_has_the_sites() -> None:

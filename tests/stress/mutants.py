@@ -184,6 +184,20 @@ MUTANTS: Final = (
         tests=("tests/cli/test_interrupts.py",),
     ),
     Mutant(
+        name="long answers of the operations server are made side by side",
+        file="service/ops/server.py",
+        old="        async with one_at_a_time:\n            return await answer(query)\n",
+        new="        return await answer(query)\n",
+        tests=("tests/ops/test_sites_view.py",),
+    ),
+    Mutant(
+        name="the metrics are written in one go",
+        file="service/ops/exposition.py",
+        old="            await asyncio.sleep(0)\n",
+        new="",
+        tests=("tests/ops/test_exposition.py",),
+    ),
+    Mutant(
         name="a request that is no longer remembered is never sent again",
         file="service/cli/request_many.py",
         old="    return isinstance(entry.sync, Ended) and entry.sync.expires_at <= now\n",
@@ -1641,7 +1655,7 @@ def broken(mutant: Mutant, folder: Path) -> None:
     Raises:
         ValueError: the text isn't there exactly once: the code has changed, and the mutant has to follow.
     """
-    ignored = shutil.ignore_patterns("__pycache__", ".*", "build", "deploy")
+    ignored = shutil.ignore_patterns("__pycache__", ".*", "build")
     shutil.copytree(HERE, folder, dirs_exist_ok=True, ignore=ignored)
     if mutant.name == NOTHING.name:
         return

@@ -9,7 +9,7 @@ from tests.stress.chaos_runner import INTERRUPTED, Report
 from tests.stress.schedule import Schedule, What, draw
 from tests.support.cluster import BROKERS
 
-pytestmark = [pytest.mark.e2e, pytest.mark.kafka]
+pytestmark = [pytest.mark.e2e, pytest.mark.kafka, pytest.mark.timeout(900)]  # as long as a whole run may take
 
 SEED = 1
 REQUESTS = 300
