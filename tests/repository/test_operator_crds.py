@@ -1,14 +1,16 @@
 """The objects of operators, against the operators' own definitions, which their Go modules contain.
 
 `test_deploy_kubernetes` checks them fast, against the handwritten schemas of `tests/support/operator_crds.py`. Here it
-shows whether those are right. Strimzi publishes no module with its definitions.
+shows whether those are right. Strimzi publishes no package with its definitions, but the classes from which they are
+generated, with which its operators read the objects: `tests/support/strimzi`.
 """
 
 import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from jsonschema import Draft202012Validator
 
 from tests.conftest import missing
 from tests.support import operator_crds as operators
-from tests.support.manifests import ENVIRONMENTS, Object, name_of, rendered
+from tests.support.manifests import ENVIRONMENTS, Object, helm, name_of, rendered
 
 DEFINITIONS = {
     "PodMonitor": (
@@ -32,6 +34,9 @@ DEFINITIONS = {
     ),
     "ScaledObject": ("github.com/kedacore/keda/v2@v2.18.0", "config/crd/bases/keda.sh_scaledobjects.yaml"),
 }
+
+
+STRIMZI = Path(__file__).resolve().parents[1] / "support" / "strimzi"
 
 
 @cache
@@ -84,6 +89,40 @@ def objects() -> Iterator[tuple[str, Object]]:
                 yield environment, thing
 
 
+@cache
+def classes_of_strimzi() -> str:
+    """Return the class path of Strimzi's own classes; they are downloaded once for each user."""
+    maven = shutil.which("mvn")
+    if maven is None or shutil.which("javac") is None:
+        missing("mvn or javac is not installed: apt-get install maven default-jdk-headless")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "classpath"
+        done = subprocess.run(
+            [maven, "-q", "-B", "-f", STRIMZI / "pom.xml", "dependency:build-classpath", f"-Dmdep.outputFile={file}"],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
+        )
+        if done.returncode:
+            missing(f"Strimzi's classes can't be downloaded: {done.stdout[-500:]}")
+        return file.read_text()
+
+
+def read_by_strimzi(things: Sequence[Object]) -> list[str]:
+    """Return for each object "ok", or what Strimzi's operators would not understand."""
+    done = subprocess.run(
+        [shutil.which("java") or "java", "-cp", classes_of_strimzi(), STRIMZI / "Read.java"],
+        input=json.dumps(things),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize("kind", DEFINITIONS)
 def test_the_operator_knows_every_field_of_each(kind: str) -> None:
@@ -101,3 +140,28 @@ def test_a_field_that_the_operator_does_not_know_would_be_noticed(kind: str) -> 
     _, thing = next(found for found in objects() if found[1]["kind"] == kind)
 
     assert not Draft202012Validator(schema(kind)).is_valid(thing | {"spec": {**thing["spec"], "misspelt": 1}})
+
+
+@pytest.mark.e2e
+def test_strimzi_reads_every_topic_and_account_with_all_that_is_in_it_and_notices_what_it_does_not_know() -> None:
+    rendered_by_helm = helm(
+        *("template", "vm-sync", ".", "--namespace=vm-sync", "--kube-version=1.34.0", "--set=strimzi.enabled=true"),
+        *("--api-versions=kafka.strimzi.io/v1/KafkaTopic", "--show-only=templates/strimzi.yaml"),
+    )
+    assert rendered_by_helm.returncode == 0, rendered_by_helm.stderr
+    things = [*rendered("strimzi"), *(one for one in yaml.safe_load_all(rendered_by_helm.stdout) if one)]
+    topic, user = (next(one for one in things if one["kind"] == kind) for kind in ("KafkaTopic", "KafkaUser"))
+    rules = user["spec"]["authorization"]
+    wrong = [
+        topic | {"spec": topic["spec"] | {"misspelt": 1}},
+        topic | {"spec": topic["spec"] | {"partitions": "many"}},
+        user | {"spec": user["spec"] | {"authentication": {"type": "scram-sha-1"}}},
+        user
+        | {"spec": user["spec"] | {"authorization": rules | {"acls": [rules["acls"][0] | {"operations": ["Reed"]}]}}},
+    ]
+
+    found = read_by_strimzi([*things, *wrong])
+
+    assert {one["kind"] for one in things} == {"KafkaTopic", "KafkaUser"}
+    assert [(name_of(one), word) for one, word in zip(things, found, strict=False) if word != "ok"] == []
+    assert [word.partition(" ")[0] for word in found[len(things) :]] == ["Unrecognized", "Cannot", "Could", "is"]
