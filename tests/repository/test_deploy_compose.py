@@ -1,12 +1,14 @@
 """All of it on one machine: the compose file is valid, and what it mounts, sets and asks for is there."""
 
 import re
+import socket
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from service import settings
@@ -45,6 +47,20 @@ def test_the_simulator_is_on_the_services_own_loopback() -> None:
     assert SERVICES["simulator"]["network_mode"] == "service:vm-sync"
 
 
+def test_the_simulators_health_is_its_own_and_not_that_of_the_service_with_which_it_shares_its_network() -> None:
+    port = SERVICES["simulator"]["command"][-1]
+    check = SERVICES["simulator"]["healthcheck"]["test"]
+
+    assert f"('127.0.0.1', {port})" in check[-1]
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
+        code = check[-1].replace(port, str(nobody.getsockname()[1]))
+        unhealthy = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+        nobody.listen()
+        healthy = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    assert (healthy.returncode, unhealthy.returncode) == (0, 1)
+
+
 def test_a_clean_stop_ends_before_it_is_killed() -> None:
     grace = timedelta(seconds=int(SERVICES["vm-sync"]["stop_grace_period"].removesuffix("s")))
 
@@ -70,6 +86,15 @@ def test_the_kafkas_that_forget_their_topics_make_none_by_being_asked_for_them()
 
     assert SERVICES["kafka"]["environment"]["KAFKA_AUTO_CREATE_TOPICS_ENABLE"] == "false"
     assert 'name: KAFKA_AUTO_CREATE_TOPICS_ENABLE, value: "false"' in broker
+
+
+@pytest.mark.parametrize("topic", ["OFFSETS_TOPIC", "TRANSACTION_STATE_LOG"])
+def test_the_kafkas_to_look_at_make_their_own_topics_with_one_partition_and_one_replica(topic: str) -> None:
+    broker = (DEPLOY / "kubernetes" / "overlays" / "local" / "kafka.yaml").read_text()
+
+    for number in ("REPLICATION_FACTOR", "NUM_PARTITIONS"):
+        assert SERVICES["kafka"]["environment"][f"KAFKA_{topic}_{number}"] == "1"
+        assert f'name: KAFKA_{topic}_{number}, value: "1"' in broker
 
 
 def test_nothing_listens_beyond_this_machine() -> None:
