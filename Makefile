@@ -11,9 +11,11 @@ UV := $(shell command -v uv 2>/dev/null)
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock'
 
+KAFKA_IMAGE = $(shell sed -n 's/^ *image: \(apache\/kafka:.*\)/\1/p' deploy/compose.yaml)
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test check quick unit coverage format pages site demo model chaos bench bench-quick alerts soak lock image release-check clean
+.PHONY: help setup test check quick unit coverage format pages site demo model chaos bench bench-quick alerts soak lock image kind cluster-test release-check clean
 
 # What the documentation site needs of other projects: package, version, file in it, its SHA-256.
 SITE := build/site-scripts
@@ -115,6 +117,17 @@ lock: $(READY) ## update the pinned versions in both requirements files
 
 image: ## build the container image vm-sync, labelled with version and revision
 	docker build --build-arg VERSION=$(VERSION) --build-arg REVISION=$(shell git rev-parse HEAD) -t vm-sync .
+
+kind: ## create a cluster of kind called vm-sync, with the image and Kafka's in it; needs Docker, kind and kubectl
+	kind get clusters | grep -qx vm-sync || kind create cluster --name vm-sync --wait 120s
+	docker build --quiet -t vm-sync:cluster-test .
+	docker pull --quiet $(KAFKA_IMAGE)
+	kind load docker-image --name vm-sync vm-sync:cluster-test $(KAFKA_IMAGE)
+	@echo "Next: make cluster-test IMAGE=vm-sync:cluster-test. To remove it: kind delete cluster --name vm-sync"
+
+cluster-test: $(READY) ## run the deployment on the cluster of kubectl, with faults; options: IMAGE=, OTHER=, ONLY=, KEEP=1, WRITE=1
+	$(BIN)/python -m tests.stress.kubernetes --image '$(IMAGE)' --other '$(OTHER)' \
+		$(if $(ONLY),--only $(ONLY)) $(if $(KEEP),--keep) $(if $(WRITE),--write)
 
 release-check: $(READY) ## check and build a release without publishing it; TAG=v1.2.3 is compared with the version
 	$(BIN)/python -m tools.release --tag '$(TAG)'
