@@ -420,10 +420,13 @@ def main() -> None:
     parser.add_argument("scenario", choices=SCENARIOS)
     parser.add_argument("--count", type=int, default=50_000)
     parser.add_argument("--each", type=int, default=1, help="requests of each replication")
+    parser.add_argument("--no-garbage", action="store_true", help="without the garbage collector")
     given = parser.parse_args()
     logs.configure(form="json", level="INFO", secrets=[])
     gc.freeze()
     gc.set_threshold(*LOOK_FOR_GARBAGE)
+    if given.no_garbage:
+        gc.disable()
 
     async def measured() -> dict[str, float]:
         turns = Turns()
