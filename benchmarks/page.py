@@ -178,7 +178,7 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
         yield f"**This is the {results.form} form: far too small to say anything.**"
     yield goals_table(results)
     if notes:
-        yield "## Goals that are missed"
+        yield "## Notes"
         yield notes
     yield "## A burst of short tasks"
     yield (

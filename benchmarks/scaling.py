@@ -156,11 +156,52 @@ def text(results: Results) -> Iterator[str]:
     yield "## Calculation"
     yield _plans(plans)
     yield from _sites(results, plans)
+    yield "## What one VCDA appliance can take"
+    yield APPLIANCE.format(requirements=REQUIREMENTS)
     yield "## Settings"
     yield _settings(plans[-1])
     yield "## Limits of the calculation"
     yield UNSAID
 
+
+REQUIREMENTS = (
+    "https://docs.vmware.com/en/VMware-Cloud-Director-Availability/4.7/"
+    "VMware-Cloud-Director-Availability-Install-Config-Upgrade-Cloud/GUID-B6FD0CF5-D95E-46CE-91EF-274F7EBF74DB.html"
+)
+
+APPLIANCE = """\
+VMware publishes no limit of API calls, of concurrent operations or of tasks for VMware Cloud Director Availability,
+and none of its documented errors says "too many" (429). What is documented:
+
+| limit | value | where |
+| --- | --- | --- |
+| the Cloud Director Replication Management Appliance, \
+which serves the API | 2 vCPUs, 4 GB RAM | [4.7, requirements]({requirements}) |
+| a Replicator Appliance, which moves the data; there may be several | 8 vCPUs, 8 GB RAM | the same |
+| tasks in one answer of `GET /tasks` | 100, whatever `limit` says | API reference, 4.5 |
+| shortest interval of automatic syncs (RPO) | 1 minute | release 4.3 |
+| a session without calls, and at most | 30 minutes, 24 hours | KB 314989 |
+
+How many replications a site may have stands in VMware's Configuration Maximums, a web application; look up your
+version there. The engine's relative gives an idea of the order: vSphere Replication is rated for 200 VMs a server,
+and for 20 that are configured at once. That is an analogy, and no limit of VCDA.
+
+The defaults follow from the two processors of the appliance, and from the fact that nobody can ask it how busy it is:
+
+- **16 POSTs at once** (`MAX_CONCURRENT_SUBMITS`, for each site and process). A POST makes VCDA start a task and
+  answer: at 50 ms each, 16 at once are 320 a second, more than syncs can be worked off. Fewer than the 20 above. More
+  than a few only shortens a burst, at the cost of the appliance's other users.
+- **200 running** (`MAX_RUNNING`, likewise). As many as one vSphere Replication server is rated for: of these, each
+  may transfer data at the same time, and the Replicators, the storage and the line between the sites are what becomes
+  slow first. VCDA itself starts syncs, too, each minute at the shortest RPO, so that ours come on top.
+- **4 polls at once** for each site, of up to 100 tasks each. 200 running tasks take some 2 calls in the second in
+  which all are due, and far fewer while their ends are far.
+- **All processes together** count, since each has these limits for itself: three processes may have 48 POSTs on their
+  way, and 600 syncs running. Divide by the number of processes where the appliance is small.
+
+What shows that it is too much: `vm_sync_api_request_duration_seconds` grows while the number of POSTs does not,
+answers with 429 or 503, and tasks that stay QUEUED (4.7). VCDA's answer counts for the whole site: a 429, a 503 or a
+`Retry-After` pauses it, see [the guarantees](guarantees.md)."""
 
 UNSAID = """\
 - Whether a real VCDA can run 10,000 syncs at once, or answer so many calls a second: nothing published says so.

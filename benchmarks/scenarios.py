@@ -103,8 +103,12 @@ async def whole(
     duration: str,
     shortest: str,
     idle: float = 0.0,
+    longest: float = 0.0,
 ) -> Run:
-    """Put all requests on the topic at once, and wait for all outcomes; `idle`: watch it first doing nothing."""
+    """Put all requests on the topic at once, and wait for all outcomes.
+
+    `idle` is for how long it is watched first, doing nothing; `longest` how long the longest task may take.
+    """
     await stage.fresh(duration=duration)
     topics = await stage.topics()
     subject = stage.start(kind, topics, SYNC__POLL_MIN=shortest)
@@ -114,7 +118,7 @@ async def whole(
         async with Outcomes(stage.bootstrap, topics) as outcomes:
             before, began = Cpu.now(stage, subject.pid), time.time()
             await burst(stage.bootstrap, topics, requests)
-            await outcomes.wait(len(requests), within=PATIENCE, checking=subject.check)
+            await outcomes.wait(len(requests), within=longest + PATIENCE, checking=subject.check)
             after = Cpu.now(stage, subject.pid)
             came = outcomes.by_operation()
         figures = before.until(after, requests=len(requests))
@@ -169,6 +173,7 @@ async def _long(stage: Stage, kind: str, *, sizes: Sizes, number: int, scenario:
         duration=f"lognormal-mean:{sizes.long_mean}:{sigma}",
         shortest="PT1S",
         idle=sizes.idle,
+        longest=20 * sizes.long_mean,
     )
 
 
