@@ -87,7 +87,8 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     fetch it: records of one count follow each other without a gap, those of another don't. `handed_out` is the offset
     after the last record returned, or where the last seek went; the position may lie beyond it, where no records are.
     `follows` is its value before the last records were returned: a partition that has admitted fewer has missed some.
-    `read` is called with the number of the records returned.
+    `read` is called with the number of the records returned. `patience` is how long `getmany` waits at least, for a
+    caller who asks in a loop and can't say so: FastStream sleeps for as long as it waits.
 
     `out_of_range` names the partitions whose position the broker refused since their last seek, with that position:
     the topic begins after it or ends before it. Such a partition is paused, since only its owner can know why.
@@ -99,12 +100,14 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         clock: Clock,
         read: Callable[[int], None] = lambda _: None,
         refused: Refused | None = None,
+        patience: timedelta = timedelta(),
         **options: Any,  # noqa: ANN401 - aiokafka's own, passed on
     ) -> None:
         super().__init__(*topics, **options | {"auto_offset_reset": "none"})  # it never moves a position by itself
         self._clock = clock
         self._read = read
         self._refused = refused
+        self._patience = patience.total_seconds()
         self.seeks: Counter[TopicPartition] = Counter()
         self.fetched_under: dict[TopicPartition, int] = {}
         self.handed_out: dict[TopicPartition, int] = {}
@@ -206,7 +209,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     async def getmany(
         self, *partitions: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> Records:
-        """Return records of any assigned partition; waits up to `timeout_ms` until there are some.
+        """Return records of any assigned partition; waits up to `timeout_ms`, or `patience`, until there are some.
 
         `max_records` are all records together, as in Kafka's own clients: with so many of each partition, 48 partitions
         would hold the event loop for a second. The partitions take turns, and the event loop turns before each answer,
@@ -215,7 +218,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         Raises:
             KafkaError: a broker refuses something, no record was there to return, and no `refused` was given.
         """
-        until = self._clock.monotonic() + timeout_ms / 1000
+        until = self._clock.monotonic() + max(timeout_ms / 1000, self._patience)
         while True:
             self.asked_at = self._clock.monotonic()
             if self._closed:

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from itertools import pairwise
 from typing import Any
 
 import aiokafka.codec
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
+from aiokafka.errors import ConsumerStoppedError
 from aiokafka.protocol.fetch import FetchRequest
 
 from service.clock import Clock
-from service.kafka.consumer import LOOK_WAIT_MS, probe_consumer, timestamp_of
+from service.kafka.consumer import LOOK_WAIT_MS, SteadyConsumer, probe_consumer, timestamp_of
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.support.kafka_harness import Station, good, word
@@ -163,6 +165,44 @@ async def test_a_look_at_a_topic_never_waits_long_behind_a_fetch_that_finds_no_r
 
     assert set(sent) == {LOOK_WAIT_MS}
     assert LOOK_WAIT_MS <= 50  # the questions behind it are several
+
+
+async def test_a_patient_read_waits_for_the_next_record_and_returns_it_as_soon_as_it_comes(
+    station: Station, kafka: Kafka
+) -> None:
+    await station.ask("op-1", partition=0)
+    place = TopicPartition(station.topics.requests, 0)
+    consumer = SteadyConsumer(clock=Clock(), patience=timedelta(minutes=10), bootstrap_servers=kafka.bootstrap)
+    consumer.assign([place])
+    await consumer.start()
+    try:
+        consumer.seek(place, 1)
+        reading = asyncio.create_task(consumer.getmany(timeout_ms=10))
+        await asyncio.sleep(0.1)  # longer than it was asked to wait
+        assert not reading.done()
+        await station.ask("op-2", partition=0)
+        async with asyncio.timeout(60):
+            got = await reading
+    finally:
+        await consumer.stop()
+
+    assert [record.offset for record in got[place]] == [1]
+
+
+async def test_a_patient_read_ends_when_the_consumer_stops(station: Station, kafka: Kafka) -> None:
+    await station.ask("op-1", partition=0)
+    consumer = SteadyConsumer(clock=Clock(), patience=timedelta(minutes=10), bootstrap_servers=kafka.bootstrap)
+    consumer.assign([TopicPartition(station.topics.requests, 0)])
+    await consumer.start()
+    consumer.seek(TopicPartition(station.topics.requests, 0), 1)
+    reading = asyncio.create_task(consumer.getmany(timeout_ms=10))
+    await asyncio.sleep(0.1)
+    assert not reading.done()
+    await consumer.stop()
+
+    async with asyncio.timeout(60):
+        with pytest.raises(ConsumerStoppedError):
+            await reading
 
 
 async def test_a_process_whose_fetching_has_ended_says_so_and_ends(station: Station) -> None:

@@ -1059,6 +1059,13 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_http.py",),
     ),
     Mutant(
+        name="the reading loop turns all the time where there is nothing to read",
+        file="service/kafka/consumer.py",
+        old="max(timeout_ms / 1000, self._patience)",
+        new="timeout_ms / 1000",
+        tests=("tests/kafka/test_consumer.py",),
+    ),
+    Mutant(
         name="caches are not asked to let a GET through",
         file="service/vcda/http.py",
         old='(self._headers_of_get if method == "GET" else self._headers).copy()',
