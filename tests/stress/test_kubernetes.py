@@ -1,7 +1,6 @@
 """`make cluster-test` without a cluster: what it counts, what it prints, and what it says when it can't work."""
 
 import json
-import re
 import shutil
 import stat
 import subprocess
@@ -312,17 +311,22 @@ def test_without_kubectl_it_says_so(
     assert "kubectl is not installed, or not on PATH" in capsys.readouterr().out
 
 
-def test_a_namespace_that_no_earlier_run_made_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("ours", [False, True])
+def test_the_namespaces_of_an_earlier_run_are_removed_first_and_those_of_others_are_left_alone(
+    ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    there = """*namespaces*) echo '{"items": [{"metadata": {"name": "mine"}}]}';; """
-    script = f"""echo "$*" >> {tmp_path}/asked; {VERSION} *can-i*) echo yes;; {NODES} {there} esac"""
+    labels = dict([environment.OURS]) if ours else {}
+    there = json.dumps({"items": [{"metadata": {"name": "mine", "labels": labels}}]})
+    script = f"""echo "$*" >> {tmp_path}/asked; {VERSION} *can-i*) echo yes;; {NODES}
+*get\\ namespaces*) echo '{there}';; *) echo "it ends here" >&2; exit 1;; esac"""
     fake_kubectl(tmp_path, script, monkeypatch)
 
     assert program.main(["--image", "i", "--namespace", "mine"]) == 1
 
-    assert "the namespace mine is there, and no earlier run made it" in capsys.readouterr().out
-    assert not re.search(r"^(apply|delete)", (tmp_path / "asked").read_text(), flags=re.MULTILINE)
+    says = "it ends here" if ours else "the namespace mine is there, and no earlier run made it"
+    assert says in capsys.readouterr().out
+    changes = [line for line in (tmp_path / "asked").read_text().splitlines() if line.startswith(("apply", "delete"))]
+    assert changes == ["delete namespace mine"] * ours
 
 
 def test_the_help_has_an_example_and_every_row() -> None:

@@ -15,7 +15,7 @@ from typing import Final
 from rich.console import Console
 
 from tests.stress.kubernetes import timings
-from tests.stress.kubernetes.environment import ROOT, built, cluster, prepare, refuse_foreign, signals
+from tests.stress.kubernetes.environment import ROOT, built, cluster, prepare, remove, signals
 from tests.stress.kubernetes.kubectl import ClusterError, Kubectl, PodWatch, fewest_ready
 from tests.stress.kubernetes.report import MARKS, Result, Timing, codes_of, counted, faults_of, inserted, kept, table
 from tests.stress.kubernetes.rows import ROWS, Row
@@ -88,7 +88,7 @@ def run(given: argparse.Namespace, console: Console) -> tuple[list[Result], list
     image = given.image or built(say)
     namespace = given.namespace
     own = [namespace, f"{namespace}-node", f"{namespace}-local"]
-    refuse_foreign(own)
+    remove(own)
     say(f"{where}; image {image}")
     chosen = [row for row in ROWS if not given.only or row.name in given.only]
     timed = {name for name in timings.WORDS if not given.only or name in given.only}
@@ -122,7 +122,7 @@ def run(given: argparse.Namespace, console: Console) -> tuple[list[Result], list
             say(f"Kept: kubectl delete namespace {' '.join(own)}")
         else:
             say("Removing the namespaces ...")
-            Kubectl()("delete", "namespace", *own, "--ignore-not-found", within=300)
+            remove(own)
     return results, measured, where
 
 

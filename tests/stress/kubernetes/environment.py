@@ -142,16 +142,17 @@ def signals(*, namespace: str, image: str) -> str:
     return text.replace("NAMESPACE", namespace).replace("IMAGE", image)
 
 
-def refuse_foreign(namespaces: Sequence[str]) -> None:
-    """Refuse to touch namespaces that somebody else made.
+def remove(namespaces: Sequence[str]) -> None:
+    """Remove the namespaces of an earlier run: a Kafka that restarts there has lost its topics, and stops the service.
 
     Raises:
-        ClusterError: there is one.
+        ClusterError: somebody else made one of them.
     """
-    for one in Kubectl().objects("get", "namespaces")["items"]:
-        metadata = one["metadata"]
-        if metadata["name"] in namespaces and OURS not in metadata.get("labels", {}).items():
-            msg = (
-                f"the namespace {metadata['name']} is there, and no earlier run made it: name another one (--namespace)"
-            )
+    there = {one["metadata"]["name"]: one["metadata"] for one in Kubectl().objects("get", "namespaces")["items"]}
+    found = [name for name in namespaces if name in there]
+    for name in found:
+        if OURS not in there[name].get("labels", {}).items():
+            msg = f"the namespace {name} is there, and no earlier run made it: name another one (--namespace)"
             raise ClusterError(msg)
+    if found:
+        Kubectl()("delete", "namespace", *found, within=300)
