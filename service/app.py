@@ -401,7 +401,7 @@ class App:
             try:
                 reasons = await parts.vcda.unusable()
                 for lane in lanes:
-                    if lane.without_credentials:
+                    if lane.lacks_credentials:
                         reasons.append(without_credentials(public_name(lane.site)))
                     elif (breaker := lane.open_breaker()) is not None:
                         reasons.append(breaker.detail)

@@ -109,7 +109,10 @@ def simulator(  # noqa: PLR0913 - as many as the simulated VCDA has
     key: Annotated[Path | None, typer.Option(help="The certificate's private key, PEM.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random durations and failures.")] = 1,
 ) -> None:
-    """Run a simulated VCDA until Ctrl-C. It rejects undocumented calls, and injects faults on demand."""
+    """Run a simulated VCDA until Ctrl-C. It rejects undocumented calls, and injects faults on demand.
+
+    Faults are switched on by POST at the address that it prints behind "control"; docs/practice.md has examples.
+    """
     from service.cli import run as running
 
     given = {
@@ -303,7 +306,7 @@ def top(
     once: Annotated[bool, typer.Option("--once", help="Print it once, for scripts.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs; needs --once.")] = False,
 ) -> None:
-    """Show what is in flight, live, over all instances: by site and state, the oldest, and the latest outcomes.
+    """Show what is in flight, live, over all instances: by site and state, the oldest, the last minute's outcomes.
 
     From the journal and the outcome topics, so it works while the service is down. q or Ctrl-C ends it.
     """

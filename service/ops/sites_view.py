@@ -91,7 +91,7 @@ async def hindrances(lanes: Lanes, clock: Clock) -> dict[str | None, tuple[Hindr
 def _of_lane(lane: Lane, clock: Clock) -> Iterator[Hindrance]:
     if (pause := lane.operator_pause()) is not None:
         yield _ordered(pause)
-    if lane.without_credentials:
+    if lane.lacks_credentials:
         yield Hindrance(Hold.CREDENTIALS, WaitCause.NO_CREDENTIALS, without_credentials(public_name(lane.site)))
     obstacle = lane.open_breaker() or lane.obstacle()
     hold = None if obstacle is None else HOLDS.get(obstacle.cause)

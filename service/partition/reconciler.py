@@ -236,7 +236,7 @@ class Reconciler:
             until=self._latest_start(name, doubts),
             operation_id=doubts[0].request.operation_id if len(doubts) == 1 else None,
         )
-        self._record_result(lane, tasks if isinstance(tasks, Trouble) else None)
+        self._record_result(lane, tasks if isinstance(tasks, Trouble) else None, began)
         if isinstance(tasks, Trouble):
             return tasks
         now = api.account(name)
@@ -263,8 +263,11 @@ class Reconciler:
         if isinstance(look_up, Found) or (conclude and seen.settled):
             self._looked_up(one.tracked, look_up)
 
-    def _record_result(self, lane: Lane, trouble: Trouble | None) -> None:
+    def _record_result(self, lane: Lane, trouble: Trouble | None, began: float) -> None:
         """Report a look-up's result to the lane, and decide whether its trouble is the site's or that of look-ups.
+
+        Look-ups that fail together, of several partitions, count once: otherwise a site that answers nothing would be
+        taken for one that answers all but look-ups.
 
         A pause that an answer asks for (Retry-After) is obeyed in any case. Look-ups that keep asking for one would
         begin the next pause at the end of each, so they rest then for as long again, and other calls come first.
@@ -276,8 +279,10 @@ class Reconciler:
             return
         if look_ups.failed == 0:
             look_ups.good_answers = lane.good_answers
-        own = look_ups.failed + 1 >= OWN_AFTER or lane.good_answers > look_ups.good_answers
-        look_ups.failed += 1
+        if began >= look_ups.failed_at:
+            look_ups.failed += 1
+            look_ups.failed_at = self._clock.monotonic()
+        own = look_ups.failed >= OWN_AFTER or lane.good_answers > look_ups.good_answers
         lane.record_result(replace(trouble, own=trouble.own or (own and trouble.retry_after is None)))
         if own and trouble.retry_after is not None:
             paused = lane.held_for()

@@ -51,6 +51,10 @@ declines counts, too: tens of thousands may have expired while the site was paus
 FEW = 100
 """Lanes that aren't worth forgetting: more than the sites of any deployment, less than a megabyte."""
 
+CREDENTIALS_MISSED = timedelta(minutes=15)
+"""For how long after the last call it is said that a site has no credentials, where no sync runs there: a misspelt name
+in one request would be said until the restart. As long as the runbook's query looks back."""
+
 PROBE_PATIENCE = timedelta(minutes=1)
 """How long a probe without a reported result holds back other calls. Longer than a call with a login takes."""
 
@@ -100,7 +104,9 @@ class LookUps:
     """
 
     failed: int = 0
-    """How many failed in a row."""
+    """How many failed in a row; those that fail together count once."""
+    failed_at: float = 0.0
+    """When the last of these failed (monotonic): look-ups begun before don't add to it."""
     good_answers: int = 0
     """How many good answers the site had given when the first of them failed."""
     rest_until: float = 0.0
@@ -164,6 +170,7 @@ class Lane:
         """Since when the circuit breaker is open."""
         self.without_credentials = False
         """This process has no credentials for the site: requests are rejected, and what runs there is not polled."""
+        self._credentials_missed_at = 0.0
         self._paused_until = 0.0
         self._probe_until = 0.0
         self._reported_paused = False
@@ -191,6 +198,12 @@ class Lane:
     def paused(self) -> bool:
         """Whether calls are held back: all of them, or in half-open state all but the probe."""
         return self._half_open or self._clock.monotonic() < self._paused_until
+
+    @property
+    def lacks_credentials(self) -> bool:
+        """Whether it is to be shown that there are none: syncs run there, or a call needed them lately."""
+        lately = self._clock.monotonic() - self._credentials_missed_at < CREDENTIALS_MISSED.total_seconds()
+        return self.without_credentials and (lately or self._occupied > 0)
 
     @property
     def idle(self) -> bool:
@@ -402,6 +415,7 @@ class Lane:
     def _note_credentials(self, trouble: Trouble | None) -> None:
         missing = trouble is not None and trouble.label == NO_CREDENTIALS
         if missing:
+            self._credentials_missed_at = self._clock.monotonic()
             self._metrics.without_credentials(self.site)
         if missing == self.without_credentials:
             return

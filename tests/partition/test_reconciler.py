@@ -244,6 +244,18 @@ async def test_a_site_that_answers_nothing_pauses_for_its_look_ups_too(d: Deploy
 
 
 @deployed
+async def test_look_ups_of_several_partitions_that_fail_together_are_one_failure(d: Deployment) -> None:
+    """Otherwise one round was taken for a trouble of look-ups alone, and the breaker of a dead site stayed closed."""
+    p0 = d.owner(meets=lambda kind: "lost-post" if kind == "submit" else "down")
+    for number in range(4):
+        if number:
+            d.group.hand(number, p0)
+        d.broker.ask(f"C4-{number}", f"a{number}", number=number)
+    await d.until(120.0)
+    assert p0.lanes.lane(None).open_breaker() is not None
+
+
+@deployed
 async def test_look_ups_grow_seldom_but_the_conclusive_moment_is_never_slept_past(d: Deployment) -> None:
     p0 = d.owner(policy=replace(POLICY, late=timedelta(seconds=90)))
     p0.vcda.script["a1"] = ["lost-post"]

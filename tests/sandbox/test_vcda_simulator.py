@@ -4,10 +4,12 @@ import asyncio
 import base64
 import json
 import random
+import re
 import ssl
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -25,6 +27,7 @@ ADMINISTRATOR = {"type": "vcdCredentials", "vcdUser": "administrator@System", "v
 TENANT = {"type": "vcdCredentials", "vcdUser": "admin1@org1", "vcdPassword": PASSWORD}
 EXTENSION = {"type": "credentials", "site": "site2", "vcdUsername": "administrator@System", "vcdPassword": PASSWORD}
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC).timestamp()
+PRACTICE = Path(__file__).resolve().parents[2] / "docs" / "practice.md"
 CONFIG = Config(plan=Plan(queued=Durations("fixed", 1), duration=Durations("fixed", 10)))
 
 
@@ -931,3 +934,11 @@ async def test_each_site_may_have_users_of_its_own() -> None:
         await browser.log_in()
         assert (await browser("POST", "/sessions/extend", body=EXTENSION)).status == 401
         assert (await browser("POST", "/sessions/extend", body={**EXTENSION, "vcdPassword": "other"})).status == 200
+
+
+@pytest.mark.parametrize(("path", "fields"), re.findall(r"`([a-z]+)` `(\{.*?\})`", PRACTICE.read_text()))
+async def test_the_simulator_takes_each_trouble_of_the_page_for_practice(
+    stranger: Browser, path: str, fields: str
+) -> None:
+    answer = await stranger("POST", f"/_simulator/{path}", body=json.loads(fields))
+    assert answer.status == 200, answer.body

@@ -1302,7 +1302,7 @@ MUTANTS: Final = (
     Mutant(
         name="each look-up that fails speaks for its site, however many fail in a row",
         file="service/partition/reconciler.py",
-        old="own = look_ups.failed + 1 >= OWN_AFTER or lane.good_answers > look_ups.good_answers",
+        old="own = look_ups.failed >= OWN_AFTER or lane.good_answers > look_ups.good_answers",
         new="own = False",
         tests=("tests/partition/test_reconciler.py",),
     ),

@@ -18,6 +18,7 @@ from service.messages.wait_cause import WaitCause
 from service.sync import NO_CREDENTIALS, Trouble
 from service.vcda.lanes import (
     BREAKER_AFTER,
+    CREDENTIALS_MISSED,
     FEW,
     GRANTED_AT_ONCE,
     LOOK_AT_CLOCK,
@@ -649,6 +650,20 @@ async def test_missing_credentials_are_counted_logged_once_and_hold_no_request_b
     assert "VM_SYNC_VCDA__SITES" in caplog.text
     lane.record_result(None)
     assert not lane.without_credentials
+
+
+@virtual
+async def test_missing_credentials_are_no_longer_shown_a_while_after_the_last_call_unless_syncs_run_there() -> None:
+    lane = some_lanes(running=1).lane("site9")
+    lane.record_result(Trouble(label=NO_CREDENTIALS, detail="None are configured.", own=True))
+    shown = [lane.lacks_credentials]
+    await asyncio.sleep(CREDENTIALS_MISSED.total_seconds() - 1)
+    shown.append(lane.lacks_credentials)
+    await asyncio.sleep(1)
+    shown.append(lane.lacks_credentials)
+    lane.occupy()
+    shown.append(lane.lacks_credentials)
+    assert shown == [True, True, False, True]
 
 
 # ---------------------------------------------------------------- operators' pauses
