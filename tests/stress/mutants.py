@@ -1307,6 +1307,20 @@ MUTANTS: Final = (
         tests=("tests/partition/test_reconciler.py",),
     ),
     Mutant(
+        name="look-ups of several partitions that fail together are so many failures",
+        file="service/partition/reconciler.py",
+        old="        if began >= look_ups.failed_at:\n",
+        new="        if True:\n",
+        tests=("tests/partition/test_reconciler.py",),
+    ),
+    Mutant(
+        name="a site without credentials is named until the restart",
+        file="service/vcda/lanes.py",
+        old="return self.without_credentials and (lately or self._occupied > 0)",
+        new="return self.without_credentials",
+        tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
         name="a site's answers to other calls do not excuse it for a look-up that fails",
         file="service/partition/reconciler.py",
         old=" or lane.good_answers > look_ups.good_answers\n",
