@@ -306,13 +306,21 @@ class Writer(logging.Handler):
             self.handleError(record)
             return
         room = QUEUED // 2 if self._unreported else QUEUED
-        # However long a line is, there is room for it where nothing waits. No thread can be started any more once the
-        # interpreter ends; what garbage logs then, such as a task whose error nobody took, would wait for one for ever.
-        if self._file is None or sys.is_finalizing() or (self._size and self._size + len(line.text) > room):
+        # However long a line is, there is room for it where nothing waits.
+        if self._file is None or (self._size and self._size + len(line.text) > room):
             self._drop(1)
             return
         self._report_dropped()
         self._put(line)
+
+    @override
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Take a record, or drop it once the interpreter ends.
+
+        What garbage logs then, such as a task whose error nobody took, would wait for ever: no thread can be started,
+        and Python has stopped ours wherever it was, also with the lock that `emit` is called with.
+        """
+        return False if sys.is_finalizing() else bool(super().handle(record))
 
     @override
     def flush(self) -> None:

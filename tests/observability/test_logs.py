@@ -564,8 +564,13 @@ def test_what_kafkas_client_says_of_each_attempt_is_left_out_unless_it_may_be_a_
     assert messages == ["Unexpected error in fetcher routine", "Heartbeat failed"]
 
 
-def test_what_garbage_logs_at_the_interpreters_end_does_not_keep_the_process() -> None:
-    code = """
+@pytest.mark.parametrize("held", [False, True], ids=["", "the thread was stopped with the lock in its hands"])
+def test_what_garbage_logs_at_the_interpreters_end_does_not_keep_the_process(held: bool) -> None:
+    code = f"""
+import atexit, threading, time
+go, gone = threading.Event(), threading.Event()
+if {held}:
+    atexit.register(lambda: (go.set(), gone.wait()))  # after that of `logging`, which is imported later
 import logging
 from service.observability import logs
 
@@ -577,6 +582,10 @@ logs.configure(form="text", level="INFO", secrets=[])
 logging.getLogger("early").info("in time")
 garbage = Garbage()
 garbage.itself = garbage  # so that it goes with the interpreter
+
+hold = "go.wait(); lock.acquire(); gone.set(); sleep(3600)"  # names of its own: those here must go
+names = dict(go=go, gone=gone, lock=logging.getLogger().handlers[0], sleep=time.sleep)
+threading.Thread(target=exec, args=(hold, names), daemon=True).start()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
 
