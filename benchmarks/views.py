@@ -28,6 +28,7 @@ import httpx
 from benchmarks.scenarios import asked
 from benchmarks.stage import BenchError, Stage, Subject, Topics, cpu_seconds
 from benchmarks.traffic import burst
+from benchmarks.turns import Turns
 
 SERVE: Final = "serve"
 
@@ -40,6 +41,9 @@ LOOKERS: Final = 5
 FILLED_WITHIN: Final = 900.0
 """Seconds until all requests are in flight."""
 
+WORTH_REMEMBERING: Final = 0.001
+"""Seconds of a turn of the event loop: filling takes minutes, and an idle loop turns all the time."""
+
 FOREVER: Final = "36000"
 """Seconds of a sync: none ends while it is measured."""
 
@@ -47,27 +51,11 @@ FOREVER: Final = "36000"
 # ---------------------------------------------------------------- within the service's process
 
 
-class Turns:
-    """Measures the turns of the running loop: a probe asks for the next turn at once, so the loop never sleeps."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._last = time.thread_time()
-        self._turns: list[float] = []
-        self._loop.add_signal_handler(signal.SIGUSR1, self._report)
-        self._loop.call_soon(self._turn)
-
-    def _turn(self) -> None:
-        now = time.thread_time()
-        if (took := now - self._last) > 0.001:  # noqa: PLR2004 - shorter ones are not worth remembering
-            self._turns.append(took)
-        self._last = now
-        self._loop.call_soon(self._turn)
-
-    def _report(self) -> None:
-        """Print the longest turns since the last time, in milliseconds."""
-        turns, self._turns = sorted(self._turns, reverse=True), []
-        Path(os.environ["TURNS"]).write_text(json.dumps([round(turn * 1000, 1) for turn in turns]), encoding="utf-8")
+def _report(turns: Turns) -> None:
+    """Write down the turns since the last time, in milliseconds, the longest first."""
+    text = json.dumps([round(turn, 1) for turn in turns.longest()])
+    turns.start()
+    Path(os.environ["TURNS"]).write_text(text, encoding="utf-8")
 
 
 def serve() -> None:
@@ -78,7 +66,9 @@ def serve() -> None:
     original = App.run
 
     async def run(self: App, stop: asyncio.Event) -> int:
-        _ = Turns()
+        turns = Turns(shortest=WORTH_REMEMBERING)
+        turns.start()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, _report, turns)
         return await original(self, stop)
 
     App.run = run  # type: ignore[method-assign]

@@ -5,8 +5,8 @@ cancellation meanwhile; a connection to a broker that does not answer can't be c
 that has lost all known brokers never asks the bootstrap servers again, so it does not find a Kafka that comes back at
 other addresses. Here each has a bound. Also, no client of this process creates a topic by asking for its metadata, and
 none takes a connection that closed at an unlucky moment for an error of the program, or leaves failures behind that
-nobody has asked for. Connections whose login expires
-are replaced before that, and a token that a broker refuses is noticed.
+nobody has asked for. Connections whose login expires are replaced before that, and a token that a broker refuses is
+noticed.
 
 It does not know what the clients are used for.
 """
