@@ -27,7 +27,7 @@ from service.endpoints import Endpoint
 from service.vcda import translate
 from service.vcda.client import NEWEST_FIRST, site_parameter
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
-from service.vcda.http import LARGE, Answer, NoAnswer, Tls, Wire, age_of, distrust
+from service.vcda.http import LARGE, Answer, NoAnswer, Tls, Wire, age_of, distrust, session_token
 
 if TYPE_CHECKING:
     import aiohttp
@@ -240,13 +240,12 @@ class VcdaChecks:
         answer = await self._wire.call(
             "login", method="POST", target="/sessions", content=json.dumps(credentials.login_body()).encode()
         )
+        self._token = session_token(answer.headers)
         if isinstance(answer, NoAnswer):
             cure = "" if "VM_SYNC_" in answer.detail else ": check VM_SYNC_VCDA__URL, and the appliance"
             return [failure(f"{answer.detail.rstrip('.')}{cure}.", answered=False)]
-        token = answer.headers.get("x-vcav-auth", "").split(",")[0].strip()
-        if not _is_good(answer) or not token:
+        if not _is_good(answer) or self._token is None:
             return [failure(_login_refused(answer, credentials, self._url), answered=_is_answer(answer))]
-        self._token = token
         session = translate.read_session(answer.body)
         if session is None:
             text = f"Login answered with {answer.status}, and its body is no JSON object: check VM_SYNC_VCDA__URL."

@@ -14,7 +14,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias, cast
@@ -89,6 +89,8 @@ class NoAnswer:
     sent_at: float | None
     too_long: bool = False
     """There was one, longer than was to be read."""
+    headers: httpx.Headers | None = field(default=None, repr=False)
+    """Of an incomplete answer, if they came: those of a login have the token of a session that VCDA has opened."""
 
 
 URL: Final = "VM_SYNC_VCDA__URL"
@@ -110,6 +112,12 @@ def _label(seen: Answer | NoAnswer) -> str:
     if isinstance(seen, NoAnswer):
         return seen.label
     return status_label(seen.status) if age_of(seen.headers) is None else CACHED
+
+
+def session_token(headers: httpx.Headers | None) -> str | None:
+    """Return the token of the session that a login has opened; None: there is none that can travel as a header."""
+    token = "" if headers is None else headers.get("x-vcav-auth", "").split(",")[0].strip()
+    return token if token and token.isascii() and token.isprintable() else None
 
 
 def status_label(status: int) -> str:
@@ -227,10 +235,12 @@ class Wire:
     async def _exchange(
         self, way: ConnectionTransport, request: httpx.Request, departure: "_Departure", *, limit: int
     ) -> Answer | NoAnswer:
+        headers: httpx.Headers | None = None
         try:
             # Around everything, the reading of the body too: the libraries' own timeouts start again with each byte.
             async with asyncio.timeout(self._timeout):
                 response = await way.handle_async_request(request)
+                headers = response.headers
                 try:
                     body = await _read(response, limit)
                 finally:
@@ -243,19 +253,20 @@ class Wire:
             )
         except TimeoutError:
             what = "No complete answer" if departure.at is not None else f"No connection to {self._base} ({URL})"
-            return NoAnswer(label="timeout", detail=f"{what} within {self._timeout:g} s.", sent_at=departure.at)
+            detail = f"{what} within {self._timeout:g} s."
+            return NoAnswer(label="timeout", detail=detail, sent_at=departure.at, headers=headers)
         # UnicodeError: of a host's name.
         except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, UnicodeError) as error:
-            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
+            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
         except Exception as error:
             if departure.at is None:
                 raise
             # Whatever a library makes of an answer, the request may have been received: that must not get lost.
             logger.exception("Unexpected error while reading an answer from VCDA")
-            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at)
+            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
         if body is None:
             detail = f"VCDA's answer is longer than the limit of {limit // SMALL} MiB."
-            return NoAnswer(label="error", detail=detail, sent_at=departure.at, too_long=True)
+            return NoAnswer(label="error", detail=detail, sent_at=departure.at, too_long=True, headers=headers)
         sent_at = self._clock.monotonic() if departure.at is None else departure.at
         return Answer(status=response.status_code, headers=response.headers, body=body, sent_at=sent_at)
 

@@ -33,7 +33,7 @@ from service.clock import Clock
 from service.sync import Account, Trouble
 from service.vcda import translate
 from service.vcda.credentials import Credentials
-from service.vcda.http import Answer, NoAnswer, Wire, status_label
+from service.vcda.http import Answer, NoAnswer, Wire, session_token, status_label
 from service.vcda.http_dates import retry_after
 
 logger = logging.getLogger("service.vcda")
@@ -248,13 +248,8 @@ class Session:
         await asyncio.gather(*flights, return_exceptions=True)
         login = self._login
         self._have(None)
-        if login is None:
-            return
-        try:
-            async with asyncio.timeout(self._logout_limit):
-                await self._wire.call("logout", method="DELETE", target="/sessions", token=login.token)
-        except TimeoutError:
-            logger.info("The logout timed out; the session at VCDA ends by its idle timeout")
+        if login is not None:
+            await self._log_out(login.token)
 
     # ------------------------------------------------------------ logging in
 
@@ -292,12 +287,20 @@ class Session:
         answer = await self._wire.call(
             "login", method="POST", target="/sessions", content=json.dumps(credentials.login_body()).encode()
         )
+        token = session_token(answer.headers)
+        login = self._logged_in(credentials, answer, token)
+        if isinstance(login, Trouble) and token is not None:
+            # Nothing will be called with it. Of an answer that was lost whole, nobody knows the token.
+            await self._log_out(token)
+        return login
+
+    def _logged_in(self, credentials: Credentials, answer: Answer | NoAnswer, token: str | None) -> Login | Trouble:
+        """Read the answer to a login, and take the session, if it can be used."""
         now = self._clock.monotonic()
         if isinstance(answer, NoAnswer):
             return self._login_failed("error", Trouble(label=answer.label, detail=f"Login: {answer.detail}"))
         self._note_version(answer)
-        token = answer.headers.get("x-vcav-auth", "").split(",")[0].strip()
-        if answer.status // 100 != 2 or not _is_token(token):  # noqa: PLR2004 - 2xx
+        if answer.status // 100 != 2 or token is None:  # noqa: PLR2004 - 2xx
             refused = answer.status in {400, 401, 403}
             hint = credentials.settings if refused else URL_HINT
             trouble = self._failure("Login", answer, hint=hint)
@@ -323,6 +326,17 @@ class Session:
                 "VM_SYNC_VCDA__SITES has it"
             )
         return login
+
+    async def _log_out(self, token: str) -> None:
+        """End a session at VCDA, within a short time limit; whether that succeeds changes nothing here."""
+        try:
+            async with asyncio.timeout(self._logout_limit):
+                answer = await self._wire.call("logout", method="DELETE", target="/sessions", token=token)
+        except TimeoutError:
+            logger.info("The logout timed out; the session at VCDA ends by its idle timeout")
+            return
+        if isinstance(answer, NoAnswer):
+            logger.info("The logout failed; the session at VCDA ends by its idle timeout: %s", answer.detail)
 
     def _have(self, login: Login | None) -> None:
         self._login = login
@@ -495,8 +509,3 @@ def _is_about_the_login(answer: Answer) -> bool:
 @lru_cache(maxsize=64)
 def _account(user: str | None, at_site: str | None) -> Account | None:
     return None if user is None else Account(user, at_site)
-
-
-def _is_token(text: str) -> bool:
-    """Whether it can travel as a header."""
-    return bool(text) and text.isascii() and text.isprintable()

@@ -807,6 +807,13 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_session.py",),
     ),
     Mutant(
+        name="a login that can't be used leaves its session open at VCDA",
+        file="service/vcda/session.py",
+        old="            await self._log_out(token)\n",
+        new="            pass\n",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
         name="a partition that is full passes for one that is stuck",
         file="service/intake/reading.py",
         old=" and supervisor.reading is not None and not self._pressure.holds(place)\n",

@@ -13,7 +13,7 @@ from service.sandbox.vcda.world import Config
 from service.vcda.check import VcdaChecks
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from service.vcda.http import Tls
-from tests.support.scripted_http_server import Call, Reply, appliance, error, page, script, session, task
+from tests.support.scripted_http_server import Call, Cut, Reply, appliance, error, page, script, session, task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -104,6 +104,15 @@ async def test_the_session_is_closed_also_when_a_check_fails() -> None:
         assert results["tasks"][0] is Status.FAILURE
         assert "The tasks can't be listed, VCDA answered with 500" in results["tasks"][1]
         assert vcda.world.counters()["sessions"] == 0
+
+
+async def test_the_session_of_a_login_whose_answer_breaks_off_is_closed() -> None:
+    head = b"HTTP/1.1 200 OK\r\nX-VCAV-Auth: t\r\nContent-Length: 100\r\n\r\n"
+    async with appliance(script(login=Cut(head + b'{"user"'))) as vcda:
+        status, _ = by_name(await found(vcda.url))["login"]
+
+        assert status is Status.FAILURE
+        assert [call.token for call in vcda.seen("DELETE /sessions")] == ["t"]
 
 
 # ---------------------------------------------------------------- scripted ones: what the service relies on, otherwise

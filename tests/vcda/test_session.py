@@ -11,6 +11,7 @@ import pytest
 from service.sync import NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
 from service.vcda.client import ApiLimits, SessionStatus
 from service.vcda.credentials import Credentials, SiteCredentials
+from service.vcda.http import SMALL
 from service.vcda.session import BACKOFF, LOOK_EVERY
 from tests.support.scripted_http_server import (
     CREDENTIALS,
@@ -517,6 +518,44 @@ async def test_a_login_whose_body_stops_half_way_is_made_again(caplog: pytest.Lo
     assert isinstance(second, Accepted)
     assert us.meter.logins == ["error", "ok"]
     assert "VM_SYNC_VCDA__URL" in caplog.text
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nX-VCAV-Auth: t\r\nContent-Type: application/json\r\nContent-Length: 4000000\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        Reply(200, b"<html>", {"X-VCAV-Auth": "t"}),
+        Cut(HEAD + b'{"user": "u"'),
+        Cut(HEAD + b"x" * (SMALL + 1)),
+        Drip(HEAD),
+    ],
+    ids=["no JSON", "half a body", "too long", "too slow"],
+)
+async def test_a_session_of_a_login_that_cannot_be_used_is_ended(answer: Answer) -> None:
+    async with (
+        appliance(script(login=answer)) as there,
+        ours(there.url, request_timeout=timedelta(seconds=0.5)) as us,
+    ):
+        assert isinstance(await us.submit(), NotTaken)
+        ended = there.seen("DELETE /sessions")
+
+    assert [call.token for call in ended] == ["t"]
+    assert us.meter.logins == ["error"]
+
+
+@pytest.mark.parametrize("logout", [Cut(), Drip(b"", drop=b"")], ids=["no answer", "hangs"])
+async def test_a_session_that_cannot_be_ended_is_logged_and_holds_up_nothing_for_long(
+    logout: Answer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    login = Reply(200, b"<html>", {"X-VCAV-Auth": "t"})
+    limits = ApiLimits(logout=timedelta(seconds=0.05))
+    async with appliance(script(login=login, logout=logout)) as there, ours(there.url, limits=limits) as us:
+        assert isinstance(await us.submit(), NotTaken)
+
+    assert "the session at VCDA ends by its idle timeout" in caplog.text
 
 
 async def test_a_login_that_names_no_site_is_one_and_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
