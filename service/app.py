@@ -175,7 +175,8 @@ class App:
                 )
                 raise Misfit(msg) from None
             log.info("Operations server listens on port %d", port, extra={"port": port})
-            lag = asyncio.create_task(health.probe_loop(self._clock, lag=self._metrics.loop_lag))
+            probe = health.probe_loop(self._clock, lag=self._metrics.loop_lag)
+            lag = loop.log_death(asyncio.create_task(probe), "the measuring of the event loop's lag")
             try:
                 return await self._work(stop, ops_port=port)
             finally:
@@ -210,8 +211,16 @@ class App:
             syncs.control.retry()
             syncs.progress.open()
             watching = asyncio.create_task(self._watch(intake, parts.kafka.tokens))
-            starting = asyncio.create_task(self._log_start(parts, intake))
-            code = await self._until_over(stop, intake, polling)
+            starting = loop.log_death(asyncio.create_task(self._log_start(parts, intake)), "the log line of the start")
+            code = await self._until_over(
+                stop,
+                intake,
+                {
+                    "the poller of VCDA's tasks": polling,
+                    "the check of liveness and readiness": watching,
+                    "the regular login to VCDA": keeping,
+                },
+            )
             self._health.draining()
             await intake.stop((self._settings.ops.drain_limit - OPS_SHARE).total_seconds())
             return code
@@ -343,20 +352,24 @@ class App:
 
     # ------------------------------------------------------------ while it works
 
-    async def _until_over(self, stop: asyncio.Event, intake: Intake, polling: "asyncio.Task[None]") -> int:
+    async def _until_over(
+        self, stop: asyncio.Event, intake: Intake, essential: "Mapping[str, asyncio.Task[None]]"
+    ) -> int:
+        """Wait for a stop signal, or until one of the tasks has ended that must not end; return the exit code."""
         stopped = asyncio.create_task(stop.wait())
         died = asyncio.create_task(intake.died.wait())
-        await asyncio.wait([stopped, died, polling], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopped, died, *essential.values()], return_when=asyncio.FIRST_COMPLETED)
         stopped.cancel()
         died.cancel()
         if stop.is_set():
             log.info("Shutting down: received SIGTERM or SIGINT")
             return 0
-        if polling.done() and not polling.cancelled():
-            log.critical("The poller of VCDA's tasks has failed; the process ends", exc_info=polling.exception())
-            self._health.died("polling", repr(polling.exception()))
-        else:
+        if intake.died.is_set():
             self._health.died("intake", "see the log")
+        for name, task in essential.items():
+            if task.done() and not task.cancelled():
+                log.critical("Internal error in %s; the process ends", name, exc_info=task.exception())
+                self._health.died(name, repr(task.exception()))
         return 1
 
     async def _watch(self, intake: Intake, tokens: Tokens | None) -> None:
@@ -396,25 +409,30 @@ class App:
 
     async def _keep_logged_in(self, parts: wiring.ServiceParts) -> None:
         """Log in to VCDA from the start on, so that wrong settings show before the first request. Never returns."""
-        lanes, tokens = parts.syncs.lanes, parts.kafka.tokens
         while True:
             try:
-                reasons = await parts.vcda.unusable()
-                for lane in lanes:
-                    if lane.lacks_credentials:
-                        reasons.append(without_credentials(public_name(lane.site)))
-                    elif (breaker := lane.open_breaker()) is not None:
-                        reasons.append(breaker.detail)
-            except Exception:
+                reasons = await self._degraded_by(parts)
+            except Exception as error:
                 # Nothing but an early warning is lost: each call logs in by itself.
                 log.exception("Internal error in the regular login to VCDA")
-                reasons = []
-            if tokens and tokens.warning:
-                reasons.append(tokens.warning)
-            reasons += map(str, lanes.operator_pauses())
-            reasons += parts.syncs.control.trouble()
+                reasons = [f"an internal error hides what is degraded ({type(error).__name__}); see the log"]
             self._health.degraded(reasons)
             await asyncio.sleep(KEEP_LOGGED_IN.total_seconds())
+
+    async def _degraded_by(self, parts: wiring.ServiceParts) -> list[str]:
+        """Log in to VCDA where that is due, and return what is degraded, and why."""
+        lanes, tokens = parts.syncs.lanes, parts.kafka.tokens
+        reasons = await parts.vcda.unusable()
+        for lane in lanes:
+            if lane.lacks_credentials:
+                reasons.append(without_credentials(public_name(lane.site)))
+            elif (breaker := lane.open_breaker()) is not None:
+                reasons.append(breaker.detail)
+        if tokens and tokens.warning:
+            reasons.append(tokens.warning)
+        reasons += map(str, lanes.operator_pauses())
+        reasons += parts.syncs.control.trouble()
+        return reasons
 
     async def _log_start(self, parts: wiring.ServiceParts, intake: Intake) -> None:
         """Say in one line what runs here, and with what, once the group is joined; what isn't known is left out."""

@@ -1,15 +1,19 @@
 """The event loop that the service runs on: uvloop where it is installed, without its slow closing of TLS connections.
 
 Also `Slices`, which divides long work between the turns of the loop, `to_its_end`, which waits for work that must not
-be cancelled half-way, and `settle`, which ends a wait.
+be cancelled half-way, `log_death`, for tasks that nothing awaits, and `settle`, which ends a wait.
 """
 
 import asyncio
 import importlib.util
+import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from typing_extensions import override
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -57,19 +61,32 @@ class Slices:
             await asyncio.sleep(0)
 
 
-async def to_its_end(work: Coroutine[Any, Any, None]) -> None:
+async def to_its_end(work: Coroutine[Any, Any, None], *, expected: tuple[type[Exception], ...] = ()) -> None:
     """Await work that must not stop half-way, and that ends by itself within bounds.
 
-    Where the waiting is cancelled, the work ends first, and the cancellation goes on then.
+    Where the waiting is cancelled, the work ends first, and the cancellation goes on then. An error of the work is
+    logged then, unless it is one of those that are `expected`.
     """
     task = asyncio.create_task(work)
     try:
         await asyncio.shield(task)
     except asyncio.CancelledError:
         await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # it was looked at
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, expected):
+            name = getattr(work, "__qualname__", "work")
+            log.exception("Internal error in %s, whose caller was cancelled", name, exc_info=error)
         raise
+
+
+def log_death(task: "asyncio.Task[T]", what: str) -> "asyncio.Task[T]":
+    """Log the error that ends a task which nothing awaits; return the task. `what` it does, as a noun."""
+    task.add_done_callback(partial(_log_death, what))
+    return task
+
+
+def _log_death(what: str, task: "asyncio.Task[Any]") -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.error("Internal error in %s, which has ended", what, exc_info=error)
 
 
 def settle(future: "asyncio.Future[T]", result: T) -> None:

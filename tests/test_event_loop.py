@@ -60,3 +60,45 @@ def test_the_service_runs_on_the_fast_loop() -> None:
     pytest.importorskip("uvloop")
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
         assert "uvloop" in [base.__module__.split(".")[0] for base in type(runner.get_loop()).__mro__]
+
+
+async def test_an_error_of_work_whose_caller_was_cancelled_is_logged_unless_it_is_expected(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    go_on = asyncio.Event()
+
+    async def work(error: Exception) -> None:
+        await go_on.wait()
+        raise error
+
+    waiting = [
+        asyncio.create_task(loop.to_its_end(work(error), expected=(OSError,)))
+        for error in (ZeroDivisionError(), TimeoutError())
+    ]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait(waiting)
+
+    assert [task.cancelled() for task in waiting] == [True, True]
+    (record,) = caplog.records
+    assert record.getMessage().endswith("work, whose caller was cancelled")
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
+
+
+async def test_the_end_of_a_task_that_nothing_awaits_is_logged_if_it_is_an_error(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def fail() -> None:
+        raise ZeroDivisionError
+
+    works = (fail(), asyncio.sleep(0), asyncio.sleep(9))
+    tasks = [loop.log_death(asyncio.create_task(work), "a test") for work in works]
+    tasks[2].cancel()
+    await asyncio.wait(tasks)
+    await asyncio.sleep(0)
+
+    assert [record.getMessage() for record in caplog.records] == ["Internal error in a test, which has ended"]

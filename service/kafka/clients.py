@@ -31,6 +31,7 @@ from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
+from service.event_loop import log_death
 from service.kafka.tokens import Tokens
 from service.moments import milliseconds
 
@@ -203,7 +204,8 @@ async def end(
     a client that is known to be broken. `stop` is its own way to stop, where that isn't this very call. A cancellation
     arrives here, and the stopping goes on without its caller.
     """
-    task = asyncio.create_task(_end(client, stop or getattr(client, "stop", None) or client.close, within))
+    stopping = _end(client, stop or getattr(client, "stop", None) or client.close, within)
+    task = log_death(asyncio.create_task(stopping), "the stopping of a Kafka client")
     _stopping.add(task)
     task.add_done_callback(_stopping.discard)
     await asyncio.shield(task)

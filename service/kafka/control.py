@@ -29,6 +29,7 @@ from typing_extensions import override
 
 from service.backoff import Backoff
 from service.clock import Clock
+from service.event_loop import log_death
 from service.kafka.clients import end, wire_of
 from service.kafka.denials import Account, MissingRight, Operation, Resource, explain
 from service.kafka.topic_descriptions import topic_metadata
@@ -139,6 +140,7 @@ class ControlReader(Control):
         self._tried = asyncio.Event()
         self._hurry = asyncio.Event()
         self._failing_since: float | None = None
+        self._repeats = 0
         self._why = ""
         self._said_at: float | None = None
         self._faults: list[str] = []
@@ -147,7 +149,7 @@ class ControlReader(Control):
 
     @override
     def open(self) -> None:
-        self._reading = asyncio.create_task(self._read())
+        self._reading = log_death(asyncio.create_task(self._read()), "the reading of the control topic")
 
     @override
     async def first_reading(self) -> None:
@@ -193,32 +195,35 @@ class ControlReader(Control):
     # ------------------------------------------------------------ the one task
 
     async def _read(self) -> None:
-        repeats = 0
         while True:
-            wire = self._wire()
             try:
-                await wire.open()
-                whole = SitePauses()
-                self._take(whole, await wire.read_whole())
-                whole.keep(self._pauses, now=self._clock.now())
-                self._learn(whole)
-                self._succeeded()
-                repeats = 0
-                reread_at = self._clock.monotonic() + REREAD.total_seconds()
-                while self._clock.monotonic() < reread_at:
-                    if records := await wire.read_on():
-                        self._take(self._pauses, records)
-                        self._learn(self._pauses)
+                wire = self._wire()
+                try:
+                    await self._read_over(wire)
+                finally:
+                    await wire.close()
             except Exception as error:  # noqa: BLE001 - whatever it is may cost pauses, and nothing else
                 self._failed(error)
-            finally:
-                await wire.close()
             if self._failing_since is not None:
                 self._hurry.clear()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(BACKOFF.pause(repeats)):
+                    async with asyncio.timeout(BACKOFF.pause(self._repeats)):
                         await self._hurry.wait()
-                repeats += 1
+                self._repeats += 1
+
+    async def _read_over(self, wire: Wire) -> None:
+        """Read the topic whole, then whatever is added, until it is to be read whole again."""
+        await wire.open()
+        whole = SitePauses()
+        self._take(whole, await wire.read_whole())
+        whole.keep(self._pauses, now=self._clock.now())
+        self._learn(whole)
+        self._succeeded()
+        reread_at = self._clock.monotonic() + REREAD.total_seconds()
+        while self._clock.monotonic() < reread_at:
+            if records := await wire.read_on():
+                self._take(self._pauses, records)
+                self._learn(self._pauses)
 
     def _take(self, pauses: SitePauses, records: Sequence[Read]) -> None:
         for record in records:
@@ -245,6 +250,7 @@ class ControlReader(Control):
         if self._said_at is not None:
             log.warning("The control topic %s can be read again, after %.0f s", self._topic, self.unreadable_for())
         self._failing_since = self._said_at = None
+        self._repeats = 0
         self._tried.set()
 
     def _failed(self, error: Exception) -> None:

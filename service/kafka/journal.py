@@ -253,7 +253,7 @@ class KafkaJournal:
         batch (measured). The commit is never cancelled, since its result would be unknown.
         """
         try:
-            await to_its_end(self._transact(batch))
+            await to_its_end(self._transact(batch), expected=TROUBLE)
         except TROUBLE as error:
             self._failed = True
             msg = f"a commit to journal {self._place.topic}-{self._place.partition} failed: {self._why(error)}"

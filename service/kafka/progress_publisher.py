@@ -19,6 +19,7 @@ from typing_extensions import override
 
 from service.backoff import Backoff
 from service.clock import Clock
+from service.event_loop import log_death
 from service.kafka.clients import end
 from service.messages.kafka_record import Event
 from service.messages.outcomes import Progressed, write_progress
@@ -107,7 +108,7 @@ class Progressing(Progress):
 
     @override
     def open(self) -> None:
-        self._sending = asyncio.create_task(self._send())
+        self._sending = log_death(asyncio.create_task(self._send()), "the publishing of progress")
 
     @override
     def started(self, request: Request, task_id: str) -> None:
@@ -148,17 +149,18 @@ class Progressing(Progress):
         repeats = 0
         while True:
             first = await self._queue.get()
-            wire = self._wire()
             try:
-                await wire.open()
-                while True:
-                    await self._send_lot(wire, first)
-                    repeats = 0
-                    first = await self._queue.get()
+                wire = self._wire()
+                try:
+                    await wire.open()
+                    while True:
+                        await self._send_lot(wire, first)
+                        repeats = 0
+                        first = await self._queue.get()
+                finally:
+                    await wire.close()
             except Exception as error:  # noqa: BLE001 - whatever it is may cost progress, and nothing else
                 log.warning("Publishing progress failed, trying again in %.0f s: %r", BACKOFF.pause(repeats), error)
-            finally:
-                await wire.close()
             await asyncio.sleep(BACKOFF.pause(repeats))
             repeats += 1
 

@@ -181,7 +181,7 @@ class TokenFile:
         text, failure = "", None
         try:
             text = self._path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except Exception as error:  # noqa: BLE001 - raised where it is waited for
             failure = error
 
         def give() -> None:
@@ -233,8 +233,6 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
             self._begin_renewal()
         if (renewal := self._renewal) is not None:
             await asyncio.wait({renewal}, timeout=PATIENCE.total_seconds() if self._valid() else None)
-            if renewal.done():
-                renewal.result()  # an error of the program
         if self._token is None or (self._failure is not None and not self._valid()):
             raise self._unavailable()
         return self._token.text
@@ -319,9 +317,11 @@ class Tokens(AbstractTokenProvider):  # type: ignore[misc] # aiokafka is untyped
             token = await self.source.fetch()
         except TokenUnavailable as error:
             self._failed(error)
-        except Exception:
+        except Exception as error:
+            log.exception("Internal error in the renewal of the OAuth token for Kafka")
+            why = f"The renewal of the OAuth token ended with an internal error ({type(error).__name__}); see the log"
+            self._failed(TokenUnavailable(why, answered=False))
             self._not_before = began + AGAIN.longest.total_seconds()
-            raise
         else:
             self._take(token, began)
         finally:

@@ -557,6 +557,7 @@ class Lanes:
         """Log what has begun and ended, let go on what waits, and look again when the next pause ends."""
         before, now = self._lasting, self._clock.now()
         self._lasting = {pause.site: pause for pause in self.operator_pauses()}
+        self._plan_look(now)  # before all else: an error must not keep a pause's end from being seen
         for site, pause in self._lasting.items():
             if before.get(site) != pause:
                 text = "Site pause in effect: %s; no POST is sent to the site, polls go on"
@@ -570,6 +571,8 @@ class Lanes:
                 log.warning("Site pause over: site %s %s; POSTs are sent again", site, how, extra={"site": site})
         for lane in self:
             lane.wake()
+
+    def _plan_look(self, now: datetime) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

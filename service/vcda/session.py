@@ -25,7 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from service.backoff import Backoff
@@ -276,8 +276,15 @@ class Session:
         task.add_done_callback(self._landed)
         return task
 
-    def _landed(self, _: object) -> None:
+    def _landed(self, flight: "asyncio.Task[Login | Trouble]") -> None:
         self._flight = None
+        if (error := _bug(flight)) is not None:  # a renewal in the background is awaited by nothing
+            self._login_failed("error", _internal_error("The login", error))
+
+    def _extension_landed(self, login: Login, site: str, flight: "asyncio.Task[Extension | Trouble]") -> None:
+        del self._flights[login, site]
+        if (error := _bug(flight)) is not None:
+            self._extension_failed(site, _internal_error(f"The extension to site {site}", error))
 
     async def _log_in(self) -> Login | Trouble:
         credentials = self._read()
@@ -362,7 +369,7 @@ class Session:
         flight = self._flights.get((login, site))
         if flight is None:
             flight = self._flights[login, site] = asyncio.create_task(self._extend(login, site))
-            flight.add_done_callback(lambda _: self._flights.pop((login, site)))
+            flight.add_done_callback(partial(self._extension_landed, login, site))
         return await asyncio.shield(flight)
 
     async def _extend(self, login: Login, site: str) -> Extension | Trouble:
@@ -504,6 +511,18 @@ def _is_about_the_login(answer: Answer) -> bool:
     """Whether a 401 is about the session itself; a site's own word is "RemoteAuthenticationFailure"."""
     error = translate.read_api_error(answer.body)
     return _is_gone(answer) or (answer.status == 401 and error is not None and error.code == "NotAuthenticated")  # noqa: PLR2004
+
+
+def _bug(flight: "asyncio.Task[Any]") -> BaseException | None:
+    """Return the exception that ended a login or an extension, and log it: an expected failure is a `Trouble`."""
+    error = None if flight.cancelled() else flight.exception()
+    if error is not None:
+        logger.error("Internal error in a login to VCDA or its extension to a site", exc_info=error)
+    return error
+
+
+def _internal_error(what: str, error: BaseException) -> Trouble:
+    return Trouble(label="error", detail=f"{what} ended with an internal error ({type(error).__name__}); see the log")
 
 
 @lru_cache(maxsize=64)

@@ -253,6 +253,22 @@ async def test_a_topic_that_is_missing_or_denied_is_said_at_once_and_delays_no_s
 
 
 @virtual
+async def test_a_wire_that_cannot_be_made_is_tried_again_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    topic, heard, broken = Topic(), list[Mapping[str, SitePause]](), [True]
+    topic.write(*write_pause(PAUSE))
+    control = reader(topic, heard)
+    control._wire = lambda: topic.wire() if not broken else 1 // 0  # type: ignore[assignment,return-value]
+    control.open()
+    await asyncio.sleep(60.0)
+    assert control.unreadable_for() == 60.0
+    assert "The control topic control can't be read: ZeroDivisionError" in caplog.text
+    broken.clear()
+    await asyncio.sleep(BACKOFF.longest.total_seconds())
+    assert heard == [{"b": PAUSE}]
+    await control.close()
+
+
+@virtual
 async def test_a_start_waits_for_the_first_reading_within_a_bound(caplog: pytest.LogCaptureFixture) -> None:
     topic = Topic(hangs=True)
     control = reader(topic, [])

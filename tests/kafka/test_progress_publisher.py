@@ -251,6 +251,21 @@ async def test_a_failed_lot_is_given_up_and_the_next_goes_over_a_new_wire() -> N
 
 
 @virtual
+async def test_a_wire_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    brokers = Brokers()
+    told = telling(brokers)
+    make = told._wire
+    monkeypatch.setattr(told, "_wire", lambda: 1 // 0)
+    told.started(request("op-1"), "task-1")
+    await asyncio.sleep(0.5)
+    monkeypatch.setattr(told, "_wire", make)
+    told.started(request("op-2"), "task-2")
+    await asyncio.sleep(1)
+    assert [operation_id for _, operation_id, *_ in brokers.told] == ["op-2"]
+    await told.close()
+
+
+@virtual
 async def test_closing_waits_for_no_kafka_that_hangs() -> None:
     brokers = Brokers()
     brokers.hangs = True

@@ -8,7 +8,6 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[2]
 
 ELSEWHERE: Final = {
-    "app.py": "tests/system/test_process.py",
     "asyncapi/examples.py": "tests/asyncapi/test_document.py",
     "asyncapi/page.py": "tests/asyncapi/test_document.py",
     "asyncapi/serialize.py": "tests/asyncapi/test_document.py",

@@ -137,15 +137,15 @@ MUTANTS: Final = (
     Mutant(
         name="an operator's pause is forgotten when its topic is created again",
         file="service/kafka/control.py",
-        old="                whole.keep(self._pauses, now=self._clock.now())\n",
+        old="        whole.keep(self._pauses, now=self._clock.now())\n",
         new="",
         tests=(CONTROL,),
     ),
     Mutant(
         name="operators' pauses are never read whole again",
         file="service/kafka/control.py",
-        old="                while self._clock.monotonic() < reread_at:\n",
-        new="                while True:\n",
+        old="        while self._clock.monotonic() < reread_at:\n",
+        new="        while True:\n",
         tests=(CONTROL,),
     ),
     Mutant(
@@ -910,6 +910,20 @@ MUTANTS: Final = (
         old="        if self._renewal is None:\n            self._renewal = ",
         new="        if True:\n            self._renewal = ",
         tests=(TOKENS,),
+    ),
+    Mutant(
+        name="an internal error in the renewal of a token is not counted as a failure",
+        file="service/kafka/tokens.py",
+        old="            self._failed(TokenUnavailable(why, answered=False))\n",
+        new="",
+        tests=(TOKENS,),
+    ),
+    Mutant(
+        name="a renewal of the session at VCDA that ends with an internal error is seen by nobody",
+        file="service/vcda/session.py",
+        old="        if (error := _bug(flight)) is not None:  #",
+        new="        if (error := None) is not None:  #",
+        tests=("tests/vcda/test_session.py",),
     ),
     Mutant(
         name="a fenced producer leaves a failure behind that nobody retrieves",

@@ -720,6 +720,25 @@ async def test_a_clock_that_is_set_ends_a_pause_within_half_a_minute() -> None:
 
 
 @virtual
+async def test_an_error_while_a_pause_is_logged_keeps_nobody_from_seeing_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lanes, book, said = some_lanes(), Book(), [0]
+
+    def fail_once(*_: object, **__: object) -> None:
+        said[0] += 1
+        if said[0] == 1:
+            raise ZeroDivisionError
+
+    monkeypatch.setattr("service.vcda.lanes.log.warning", fail_once)
+    with pytest.raises(ZeroDivisionError):
+        ordered(lanes, "b", 60.0)
+    lanes.lane("b").queue(book.turn("held"))
+    await asyncio.sleep(61.0)
+    assert book.turns == [("held", 60.0)]
+
+
+@virtual
 async def test_both_names_of_the_local_site_are_paused_together() -> None:
     for name in ("local", "site1"):
         lanes, book = some_lanes(canonical_site=lambda site: None if site == "site1" else site), Book()

@@ -432,6 +432,42 @@ async def test_a_renewal_that_fails_leaves_the_session_in_use() -> None:
             await there.until(lambda: logins(there) == 2)
 
 
+async def test_an_internal_error_of_a_renewal_is_a_failed_login_and_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        await us.submit()
+        us.clock.seconds += 23 * 3600
+        us.credentials.clear()  # so that reading them is an IndexError
+        assert isinstance(await us.submit(), Accepted)
+        us.credentials.append(CREDENTIALS)
+        for _ in range(3):
+            assert isinstance(await us.submit(), Accepted)
+        assert logins(there) == 1, "the next attempt waits"
+        us.clock.seconds += BACKOFF.longest.total_seconds()
+        await us.submit()
+        await there.until(lambda: logins(there) == 2)
+
+    assert us.meter.logins[:2] == ["ok", "error"]
+    assert caplog.text.count("Internal error in a login to VCDA or its extension to a site") == 1
+    assert "The login ended with an internal error (IndexError); see the log" in caplog.text
+
+
+async def test_an_internal_error_of_an_extension_is_logged_and_pauses_the_site_alone(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        await us.submit()
+        us.credentials.clear()
+        with pytest.raises(IndexError):
+            await us.submit(site="site2")
+        us.credentials.append(CREDENTIALS)
+        paused = await us.submit(site="site2")
+        assert isinstance(await us.submit(), Accepted)
+
+    assert isinstance(paused, NotTaken)
+    assert "The extension to site site2 ended with an internal error (IndexError)" in paused.trouble.detail
+    assert caplog.text.count("Internal error in a login to VCDA or its extension to a site") == 1
+
+
 async def test_the_end_logs_out() -> None:
     async with appliance(script()) as there:
         async with ours(there.url) as us:

@@ -231,8 +231,9 @@ async def _flow(bootstrap: str, seen: Seen, service: Service, vcda: Simulator) -
             give_up = time.monotonic() + SPREAD + OUTCOME_LIMIT
             while not seen.complete and service.exit_code is None and time.monotonic() < give_up:
                 view.draw()
-                if sending.done():
-                    sending.result()
+                for task in (sending, watching):
+                    if task.done():
+                        task.result()
                 await asyncio.sleep(0.2)
             view.draw()
         finally:
@@ -302,6 +303,8 @@ async def _reading(bootstrap: str, seen: Seen) -> AsyncIterator[AIOKafkaConsumer
         reading.cancel()
         await asyncio.wait([reading])
         await consumer.stop()
+        if not reading.cancelled():
+            reading.result()  # else an error of it would look like outcomes that are missing
 
 
 async def _read(consumer: AIOKafkaConsumer, seen: Seen) -> None:

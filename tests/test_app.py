@@ -1,0 +1,76 @@
+"""The process: what ends it, and what an internal error of its tasks shows."""
+
+import asyncio
+import logging
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from service import app as application
+from service.app import App
+from service.observability import logs
+from service.settings import load
+from tests.support.some_settings import LEAST
+
+
+@pytest.fixture
+def app() -> App:
+    output = logs.Output(redactor=logs.Redactor(), dropped=lambda: 0)
+    return App(load(LEAST), output=output)
+
+
+async def forever() -> None:
+    await asyncio.get_running_loop().create_future()
+
+
+async def fail() -> None:
+    raise ZeroDivisionError
+
+
+async def test_a_task_that_must_not_end_ends_the_process_with_its_error_in_the_log_and_on_livez(
+    app: App, caplog: pytest.LogCaptureFixture
+) -> None:
+    intake = cast("Any", SimpleNamespace(died=asyncio.Event()))
+    tasks = {"the poller": asyncio.create_task(forever()), "the check": asyncio.create_task(fail())}
+    async with asyncio.timeout(60):
+        code = await app._until_over(asyncio.Event(), intake, tasks)
+    tasks["the poller"].cancel()
+
+    assert code == 1
+    assert [record.getMessage() for record in caplog.records] == ["Internal error in the check; the process ends"]
+    assert "the check" in str(app._health.not_alive(0.0))
+
+
+async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_and_ends_nothing(
+    app: App, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = asyncio.Event()
+
+    async def unusable() -> list[str]:
+        return []
+
+    def operator_pauses() -> list[object]:
+        if caplog.records:
+            looked.set()
+        raise ZeroDivisionError
+
+    class Lanes(list[Any]):
+        pass
+
+    lanes = Lanes()
+    lanes.operator_pauses = operator_pauses  # type: ignore[attr-defined]
+    parts = SimpleNamespace(
+        vcda=SimpleNamespace(unusable=unusable),
+        syncs=SimpleNamespace(lanes=lanes),
+        kafka=SimpleNamespace(tokens=None),
+    )
+    monkeypatch.setattr(application, "KEEP_LOGGED_IN", application.KEEP_LOGGED_IN / 1000)
+    keeping = asyncio.create_task(app._keep_logged_in(cast("Any", parts)))
+    async with asyncio.timeout(60):
+        await looked.wait()
+    keeping.cancel()
+
+    (reason,) = app._health.what_is_degraded()
+    assert reason == "an internal error hides what is degraded (ZeroDivisionError); see the log"
+    assert {record.levelno for record in caplog.records} == {logging.ERROR}
