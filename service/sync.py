@@ -163,6 +163,8 @@ class Trouble:
     """The time of VCDA's Retry-After."""
     own: bool = False
     """True where it concerns this replication alone (409), so that the site's other requests go on."""
+    no_session: bool = False
+    """True where the call failed for want of a session at VCDA, or of its extension: it says nothing of the site."""
 
 
 WITHHELD = "withheld"

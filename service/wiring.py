@@ -119,7 +119,11 @@ def for_service(
     Raises:
         Misfit: certificates can't be used.
     """
-    vcda = _vcda(settings, clock=clock, metrics=metrics, redactor=redactor, version=version)
+
+    def established(site: str | None) -> None:
+        syncs.lanes.retry(site)
+
+    vcda = _vcda(settings, clock=clock, metrics=metrics, redactor=redactor, version=version, established=established)
     kafka = _kafka(settings, clock)
     topics = _topics(settings)
     syncs = _connected(
@@ -346,7 +350,15 @@ def _tuning(settings: Settings, *, ops_port: int | None) -> Tuning:
     )
 
 
-def _vcda(settings: Settings, *, clock: Clock, metrics: Metrics, redactor: Redactor, version: str) -> Vcda:
+def _vcda(
+    settings: Settings,
+    *,
+    clock: Clock,
+    metrics: Metrics,
+    redactor: Redactor,
+    version: str,
+    established: Callable[[str | None], None],
+) -> Vcda:
     try:
         return Vcda(
             settings.vcda.url,
@@ -356,6 +368,7 @@ def _vcda(settings: Settings, *, clock: Clock, metrics: Metrics, redactor: Redac
             meter=metrics,
             version=version,
             tls=_tls(settings),
+            established=established,
         )
     except Unusable as error:
         raise Misfit(str(error)) from None

@@ -18,9 +18,11 @@ from service.observability.logs import Redactor
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
 from service.settings import load
-from service.sync import Policy
+from service.sync import Policy, Trouble
 from service.vcda.lanes import LaneLimits
 from tests.support.fake_vcda import ScriptedVcda, World
+from tests.support.scripted_http_server import NOT_AUTHENTICATED, TASK_ID, Call, Reply, appliance, script, session
+from tests.support.virtual_time import HandClock
 
 ENVIRONMENT = {
     "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "localhost:9092",
@@ -70,6 +72,40 @@ async def test_without_a_topic_for_it_no_progress_is_published() -> None:
 
     assert type(parts.syncs.progress) is Progress
     await parts.vcda.close()
+
+
+async def test_a_login_that_works_again_ends_the_pauses_that_its_failures_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def login(call: Call) -> Reply:
+        return session() if call.json()["vcdPassword"] == "new" else Reply(401, NOT_AUTHENTICATED)
+
+    password = tmp_path / "vcda__credentials__password"
+    password.write_text("old")
+    async with appliance(script(login=login)) as there:
+        without = {name: value for name, value in ENVIRONMENT.items() if not name.endswith("PASSWORD")}
+        environment = without | {"VM_SYNC_VCDA__URL": there.url, "VM_SYNC_SECRETS_DIR": str(tmp_path)}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)  # they are read again at each login
+        parts = wiring.for_service(
+            load(environment),
+            clock=HandClock(),
+            metrics=metrics(),
+            tracing=Tracing(),
+            redactor=Redactor(),
+            version="0",
+        )
+        lane = parts.syncs.lanes.lane(None)
+        seen = await parts.vcda.poll(site=None, ids=[TASK_ID])
+        assert isinstance(seen, Trouble)
+        lane.record_result(seen)
+        assert lane.paused
+        password.write_text("new")
+
+        assert await parts.vcda.unusable() == []
+        assert not lane.paused
+        await parts.vcda.close()
+    parts.syncs.lanes.close()
 
 
 async def test_a_certificate_that_cannot_be_used_is_a_misfit(tmp_path: Path) -> None:

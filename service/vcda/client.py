@@ -135,8 +135,9 @@ class Vcda:
         version: str,
         tls: Tls | None = None,
         limits: ApiLimits = ApiLimits(),
+        established: Callable[[str | None], None] = lambda _: None,
     ) -> None:
-        """Prepare; the first call connects and logs in.
+        """Prepare; the first call connects and logs in. `established` is called as `Session` says.
 
         Raises:
             ValueError: of the URL or the thumbprint, as `Wire` and `Tls` say.
@@ -153,7 +154,12 @@ class Vcda:
         )
         self._limits = limits
         self._session = Session(
-            self._wire, credentials=credentials, clock=clock, meter=meter, logout_limit=limits.logout
+            self._wire,
+            credentials=credentials,
+            clock=clock,
+            meter=meter,
+            established=established,
+            logout_limit=limits.logout,
         )
         self._spellings = Spellings()
         self._finding: defaultdict[str | None, asyncio.Semaphore] = defaultdict(

@@ -10,6 +10,8 @@ POST at once. It pauses the whole site, submits and polls alike, after a failed 
                                ^                                                       |           |
                                +-----------------------trouble-------------------------+           +--good--> free
 
+Where the site failed for want of a session, a new session ends the pause at once (`retry`).
+
 An operator may pause a site, too: then no slots are handed out until the pause is over, and polls go on.
 
 It never makes a call, and never repeats one: the caller decides whether and when to ask for another slot. Limits
@@ -172,6 +174,8 @@ class Lane:
         """This process has no credentials for the site: requests are rejected, and what runs there is not polled."""
         self._credentials_missed_at = 0.0
         self._paused_until = 0.0
+        self._asked_until = 0.0
+        """Until when VCDA has asked for a pause (Retry-After)."""
         self._probe_until = 0.0
         self._reported_paused = False
         self._granting = False
@@ -267,6 +271,7 @@ class Lane:
         self.good_answers += trouble is None
         asked = trouble.retry_after.total_seconds() if trouble and not trouble.own and trouble.retry_after else 0.0
         if asked > 0:
+            self._asked_until = max(self._asked_until, now + asked)
             self._told_to_wait(now + asked)
         if now < self._paused_until:
             if now + asked > self._paused_until:
@@ -296,8 +301,26 @@ class Lane:
 
     def hold(self, until: float) -> None:
         """Pause until a moment: the same site, under its other name, has answered with Retry-After."""
+        self._asked_until = max(self._asked_until, until)
         if until > self._paused_until:
             self._pause(until)
+
+    def retry(self) -> None:
+        """End a pause that the want of a session began: there is one now. A Retry-After is obeyed nevertheless.
+
+        An open circuit breaker stays open, since it is not known that the site works: the next call is the probe.
+        """
+        until = max(self._clock.monotonic(), self._asked_until)
+        early = self._paused_until - until
+        if early > 0.0 and self._trouble is not None and self._trouble.no_session:
+            self._paused_until = until
+            self._set_timer(until)
+            log.info(
+                "Pause of site %s ends %.0f s early: there is a session at VCDA again",
+                self.site or "local",
+                early,
+                extra={"site": self.site},
+            )
 
     def open_breaker(self) -> Obstacle | None:
         """Return the circuit breaker as what holds calls back; None: it is closed."""
@@ -528,6 +551,12 @@ class Lanes:
                 operator_pause=partial(self.operator_pause, site),
             )
         return lane
+
+    def retry(self, site: str | None) -> None:
+        """End the pauses of a site, under both names, that the want of a session began; None: the local site."""
+        for lane in self:
+            if self._canonical_site(lane.site) == self._canonical_site(site):
+                lane.retry()
 
     # ------------------------------------------------------------ operators' pauses
 

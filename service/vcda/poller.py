@@ -230,8 +230,8 @@ class _Site:
         """A heap of what is asked apart from some moment on."""
         self.most = BATCH
         """Ids in one call: less where longer answers fail and their halves don't, as they may be too long."""
-        self.stand_back = 0.0
-        """Before this moment all calls are left to others."""
+        self.stands_back = False
+        """The next calls are left to others."""
         self.probes_failed = 0
         """How many calls failed that might have left their turns to others."""
         self.calls: dict[int, float] = {}
@@ -247,10 +247,9 @@ class _Site:
         while self.apart and not any(watch.watched for watch in self.apart[0].watches):
             self.apart.popleft()
         if self.apart:
-            return max(now, self.stand_back)
+            return now
         later = (self.agenda.next_due(), self.left_alone[0][0] if self.left_alone else None)
-        due = min((moment for moment in later if moment is not None), default=None)
-        return None if due is None else max(due, self.stand_back)
+        return min((moment for moment in later if moment is not None), default=None)
 
     def take(self, now: float, *, until: float) -> _Question:
         """Take what to ask next, when a call may be made now.
@@ -354,7 +353,10 @@ class Poller:
             await self._until_due(site)
             lane = self._lane(site.name)
             await lane.wait_until_open()
-            if self._is_due(site) and lane.try_acquire():
+            if site.stands_back:
+                site.stands_back = False
+                await asyncio.sleep(HEAD_START.total_seconds())
+            elif self._is_due(site) and lane.try_acquire():
                 now = self._clock.monotonic()
                 # Those due a moment later come along.
                 question = site.take(now, until=now + self._moment)
@@ -458,7 +460,7 @@ class Poller:
         if not own and question.failures > PROBES and len(question.watches) == 1:
             site.probes_failed += 1
             if site.probes_failed % 2:
-                site.stand_back = self._clock.monotonic() + lane.held_for() + HEAD_START.total_seconds()
+                site.stands_back = True
 
     def _leave_alone(self, site: _Site, question: _Question, trouble: Trouble) -> None:
         """Increase the polling interval of a task that makes its calls fail while the site answers others."""

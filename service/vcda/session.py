@@ -2,7 +2,8 @@
 
 If many calls find that the session has ended, one login follows (single flight); the same holds for the extension to
 each site. A failed login is not repeated at once: wrong credentials must neither lock the account nor flood VCDA.
-Between attempts, calls fail with the last trouble, without being sent. New credentials end the pause.
+Between attempts, calls fail with the last trouble, without being sent. New credentials end the pause. Each success is
+announced (`established`), so that what has paused for want of a session goes on.
 
 Three kinds of 401 are distinguished:
 
@@ -23,7 +24,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import lru_cache, partial
 from typing import Any, Final, Literal, Protocol, TypeAlias
@@ -111,7 +112,8 @@ Admission: TypeAlias = Ticket | Trouble | NoCredentials
 class Session:
     """The current session at VCDA. `credentials` is called at each login, since passwords may change.
 
-    It may raise OSError or ValueError, which counts as a failed login.
+    It may raise OSError or ValueError, which counts as a failed login. `established` is called with None after each
+    login, and with a site after each extension to it.
     """
 
     def __init__(
@@ -121,9 +123,11 @@ class Session:
         credentials: Callable[[], Credentials],
         clock: Clock,
         meter: Meter,
+        established: Callable[[str | None], None],
         logout_limit: timedelta = LOGOUT_LIMIT,
     ) -> None:
         self._wire = wire
+        self._established = established
         self._logout_limit = logout_limit.total_seconds()
         self._read_credentials = credentials
         self._clock = clock
@@ -332,6 +336,7 @@ class Session:
                 "VCDA's answer to the login names no site: requests that name the local site are rejected, unless "
                 "VM_SYNC_VCDA__SITES has it"
             )
+        self._established(None)
         return login
 
     async def _log_out(self, token: str) -> None:
@@ -355,6 +360,7 @@ class Session:
         self.api_version = found[1] if found else None
 
     def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
+        trouble = replace(trouble, no_session=True)
         seconds = self._pause.begin(self._clock.monotonic(), trouble)
         self._meter.login(result)
         logger.warning("The login to VCDA failed; next attempt in %g s: %s", seconds, trouble.detail)
@@ -395,16 +401,18 @@ class Session:
         if answer.status // 100 == 2:  # noqa: PLR2004 - 2xx
             login.extensions[site] = Extension(of_site.account)
             logger.info("Extended the session to site %s", site, extra={"site": site})
+            self._established(site)
             return login.extensions[site]
         trouble = self._failure(
             f"Extension to site {site}", answer, hint=f"the credentials of site {site} in VM_SYNC_VCDA__SITES"
         )
         if _is_about_the_login(answer) and self._login is login:
             self._have(None)
-            return trouble
+            return replace(trouble, no_session=True)
         return self._extension_failed(site, trouble)
 
     def _extension_failed(self, site: str, trouble: Trouble) -> Trouble:
+        trouble = replace(trouble, no_session=True)
         seconds = self._site_pauses[site].begin(self._clock.monotonic(), trouble)
         logger.warning(
             "Extending the session to site %s failed; next attempt in %g s: %s",
@@ -499,7 +507,7 @@ def unauthorized(answer: Answer) -> Trouble:
     """Return what a 401 is to the calls: trouble of the lane."""
     error = translate.read_api_error(answer.body)
     said = f": {error.msg or error.code}" if error else ""
-    return Trouble(label="401", detail=f"VCDA answered with 401{said}", http_status=401, error=error)
+    return Trouble(label="401", detail=f"VCDA answered with 401{said}", http_status=401, error=error, no_session=True)
 
 
 def _is_gone(answer: Answer) -> bool:

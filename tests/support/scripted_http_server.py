@@ -293,6 +293,8 @@ class Ours:
     clock: HandClock
     meter: Meter
     credentials: list[Credentials]
+    established: list[str | None]
+    """The sites that a session was established for, None for a login."""
 
     async def submit(
         self, *, site: str | None = None, may_leave: Callable[[Account | None], bool] = lambda _: True
@@ -312,6 +314,7 @@ async def ours(
 ) -> AsyncIterator[Ours]:
     """Our side of the wire; `credentials[-1]` is what the provider returns."""
     clock, meter, credentials = HandClock(), Meter(), [CREDENTIALS]
+    established: list[str | None] = []
     vcda = Vcda(
         url,
         credentials=lambda: credentials[-1],
@@ -321,8 +324,9 @@ async def ours(
         version="1.2.3",
         tls=tls,
         limits=limits,
+        established=established.append,
     )
     try:
-        yield Ours(vcda, clock, meter, credentials)
+        yield Ours(vcda, clock, meter, credentials, established)
     finally:
         await vcda.close()

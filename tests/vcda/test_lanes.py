@@ -3,7 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from random import Random
@@ -32,6 +32,7 @@ from service.vcda.lanes import (
 from tests.support.virtual_time import EPOCH, Longest, VirtualClock, now, run_virtual, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
+NO_SESSION = Trouble(label="401", detail="The login answered with 401.", http_status=401, no_session=True)
 OWN = Trouble(label="409", detail="That replication is busy.", own=True)
 
 
@@ -412,6 +413,83 @@ async def test_a_requests_own_trouble_says_nothing_of_the_site() -> None:
     for _ in range(10):
         lane.record_result(OWN)
     assert not lane.paused
+
+
+# ---------------------------------------------------------------- a session again
+
+
+@virtual
+async def test_a_session_that_is_there_again_ends_the_pause_at_once_and_the_next_call_is_the_probe() -> None:
+    gauges, book = Gauges(), Book()
+    lanes = some_lanes(submits=16, gauges=gauges)
+    lane = lanes.lane("b")
+    for _ in range(6):
+        await asyncio.sleep(lane.held_for())
+        lane.record_result(NO_SESSION)
+    for name in "abc":
+        lane.queue(book.turn(name))
+    await asyncio.sleep(9)
+    lanes.retry("b")
+    await asyncio.sleep(5)
+    assert (book.turns, lane.held_for(), gauges.told[-1]) == ([("a", 40.0)], 55.0, ("b", True))
+    lane.record_result(None)
+    await asyncio.sleep(0)
+    assert book.turns == [("a", 40.0), ("b", 45.0), ("c", 45.0)]
+    assert gauges.told[-1] == ("b", False)
+
+
+@virtual
+async def test_calls_that_wait_go_at_once_when_there_is_a_session_again() -> None:
+    lanes = some_lanes()
+    lane = lanes.lane(None)
+    lane.record_result(NO_SESSION)
+    asyncio.get_running_loop().call_later(0.25, lanes.retry, None)
+    await lane.wait_until_open()
+    assert (now(), lane.paused) == (0.25, False)
+
+
+@virtual
+async def test_a_new_session_ends_neither_a_pause_that_the_site_asked_for_nor_one_of_its_own_trouble() -> None:
+    lanes = some_lanes(canonical_site=lambda site: None if site == "site1" else site)
+    asked, namesake, sick, other = lanes.lane(None), lanes.lane("site1"), lanes.lane("sick"), lanes.lane("other")
+    namesake.record_result(NO_SESSION)
+    await asyncio.sleep(1)
+    namesake.record_result(NO_SESSION)
+    asked.record_result(replace(NO_SESSION, retry_after=timedelta(seconds=10)))
+    sick.record_result(BAD)
+    other.record_result(NO_SESSION)
+    for site in (None, "sick"):
+        lanes.retry(site)
+    assert [lane.held_for() for lane in lanes] == [10.0, 10.0, 1.0, 1.0]
+
+
+@virtual
+async def test_a_retry_after_that_was_shorter_than_the_pause_still_counts_and_no_longer() -> None:
+    lanes = some_lanes(canonical_site=lambda site: None if site == "site1" else site)
+    lane, book = lanes.lane("site1"), Book()
+    for _ in range(6):
+        await asyncio.sleep(lane.held_for())
+        lane.record_result(NO_SESSION)
+    lanes.lane(None).record_result(asked_to_wait(4))
+    lane.queue(book.turn("held"))
+    lanes.retry(None)
+    await asyncio.sleep(60)
+    assert book.turns == [("held", 35.0)]
+
+
+@virtual
+async def test_a_new_session_ends_no_pause_of_an_operator_and_no_probe() -> None:
+    lanes, book = some_lanes(), Book()
+    ordered(lanes, "b", 3600.0)
+    lane = lanes.lane("b")
+    for _ in range(BREAKER_AFTER):
+        lane.record_result(NO_SESSION)
+        await asyncio.sleep(lane.held_for())
+    assert lane.try_acquire()
+    lane.queue(book.turn("held"))
+    lanes.retry("b")
+    await asyncio.sleep(30)
+    assert (book.turns, lane.try_acquire()) == ([], False)
 
 
 # ---------------------------------------------------------------- the breaker

@@ -447,6 +447,20 @@ async def test_the_probe_of_an_open_breaker_is_not_always_the_poll_of_the_only_t
 
 
 @virtual
+async def test_a_poll_that_leaves_the_probe_to_others_does_so_from_the_end_of_a_pause_that_ends_early() -> None:
+    no_session = Trouble(label="401", detail="The login answered with 401.", no_session=True)
+    vcda, answers = FakeVcda(poison={"a"}, bad=no_session), Answers()
+    async with polling(vcda) as (poller, lanes):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(20.0)
+        assert vcda.moments == [1.0, 2.0, 4.0, 8.0, 16.0]
+        vcda.poison.clear()
+        lanes.retry(None)
+        await asyncio.sleep(2.0)
+        assert vcda.moments[5:] == [21.0]
+
+
+@virtual
 async def test_the_probe_of_an_open_breaker_is_not_always_a_poll_where_several_tasks_break_theirs() -> None:
     """Seen before: each left a turn to the others, and those took it; in hours nothing was POSTed."""
     names = {"a", "b", "c"}

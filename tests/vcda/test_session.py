@@ -690,6 +690,43 @@ async def test_what_cannot_be_used_is_found_before_any_request_and_names_the_set
     assert said in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("answers", "site"),
+    [
+        ({"login": Reply(401, NOT_AUTHENTICATED)}, None),
+        ({"login": Reply(429, b"")}, "site2"),
+        ({"extend": Reply(401, REMOTE)}, "site2"),
+        ({"extend": Reply(503, b"")}, "site2"),
+        ({"extend": Reply(401, NOT_AUTHENTICATED, GONE)}, "site2"),
+        ({"submit": Reply(401, REMOTE), "tasks": Reply(401, REMOTE)}, "site2"),
+        ({"submit": Reply(401, NOT_AUTHENTICATED), "tasks": Reply(401, NOT_AUTHENTICATED)}, None),
+    ],
+)
+async def test_trouble_for_want_of_a_session_is_told_from_that_of_a_site(
+    answers: dict[str, Answer], site: str | None
+) -> None:
+    async with appliance(script(**answers)) as there, ours(there.url) as us:
+        for _ in range(2):  # the second time between two attempts
+            answer = await us.submit(site=site)
+            assert isinstance(answer, NotTaken)
+            assert answer.trouble.no_session
+            seen = await us.vcda.poll(site=site, ids=[TASK_ID])
+            assert isinstance(seen, Trouble)
+            assert seen.no_session
+    async with appliance(script(tasks=Reply(503, b""))) as there, ours(there.url) as us:
+        seen = await us.vcda.poll(site=site, ids=[TASK_ID])
+        assert isinstance(seen, Trouble)
+        assert not seen.no_session
+
+
+async def test_each_login_and_each_extension_is_announced_when_calls_can_use_it() -> None:
+    async with appliance(Guard()) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+        await us.submit(site="site2")
+        await us.submit()
+        assert us.established == [None, "site2"]
+
+
 async def test_what_can_be_used_has_a_session_at_each_site_before_any_request() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         assert us.vcda.about() == "not logged in"
