@@ -99,11 +99,11 @@ async def test_a_login_that_works_again_ends_the_pauses_that_its_failures_began(
         seen = await parts.vcda.poll(site=None, ids=[TASK_ID])
         assert isinstance(seen, Trouble)
         lane.record_result(seen)
-        assert lane.paused
+        assert lane.held_for() > 0.0
         password.write_text("new")
 
         assert await parts.vcda.unusable() == []
-        assert not lane.paused
+        assert lane.held_for() == 0.0
         await parts.vcda.close()
     parts.syncs.lanes.close()
 

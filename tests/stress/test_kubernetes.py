@@ -15,9 +15,18 @@ import yaml
 from tests.conftest import missing
 from tests.stress.kubernetes import __main__ as program
 from tests.stress.kubernetes import environment, report, timings
-from tests.stress.kubernetes.kubectl import Seen, documents, ends_of, fewest_ready, is_ready, running
+from tests.stress.kubernetes.kubectl import (
+    Kubectl,
+    PodWatch,
+    Seen,
+    documents,
+    ends_of,
+    fewest_ready,
+    is_ready,
+    running,
+)
 from tests.stress.kubernetes.rows import LISTENER, ROWS
-from tests.stress.kubernetes.stage import INSTANCES
+from tests.stress.kubernetes.stage import INSTANCES, LABEL, Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -262,6 +271,26 @@ def test_the_pod_that_sends_signals_is_the_only_object_outside_and_in_a_namespac
     assert namespace["metadata"]["name"] == daemons["metadata"]["namespace"] == "n-node"
     assert environment.OURS in namespace["metadata"]["labels"].items()
     assert daemons["spec"]["template"]["spec"]["containers"][0]["image"] == "i:1"
+
+
+def test_the_overlay_applied_again_brings_vcda_the_password_of_its_secret(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row before may have rotated it: with the Secret's own password back, no instance could log in."""
+    volume = {"name": "secrets", "secret": {"secretName": "vm-sync-1a2b"}}
+    deployment = json.dumps({"spec": {"template": {"spec": {"volumes": [volume]}}}})
+    secret = json.dumps({"data": {"vcda__credentials__password": "cGFzc3dvcmQ="}})
+    script = f"""echo "$*" >> {tmp_path}/asked; case "$*" in *secret*) echo '{secret}';;
+*deploy/vm-sync*) echo '{deployment}';; *driver.py*) echo null;; esac"""
+    fake_kubectl(tmp_path, script, monkeypatch)
+    kubectl = Kubectl("mine")
+    stage = Stage(kubectl, PodWatch(kubectl, label=LABEL), folder=tmp_path, image="i", other=None, signals=kubectl)
+
+    stage.apply()
+
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert asked[0].startswith("apply --kustomize")
+    assert asked[-1].endswith('vcda POST user {"name": "root", "password": "password"}')
 
 
 # ---------------------------------------------------------------- what it says when it can't work

@@ -1,5 +1,6 @@
 """What the rows act on: the deployment in its namespace, the driver and the simulated VCDA beside it."""
 
+import base64
 import json
 import signal
 import subprocess
@@ -172,8 +173,10 @@ class Stage:
     # ------------------------------------------------------------ act
 
     def apply(self) -> None:
-        """Apply everything, again perhaps."""
+        """Apply everything again. VCDA's password is then the applied Secret's, whatever a row has made of both."""
         Kubectl()("apply", "--kustomize", str(self._folder), within=120)
+        applied = self.kubectl.objects("get", "secret", self.secret())["data"]["vcda__credentials__password"]
+        self.vcda("POST", "user", {"name": "root", "password": base64.b64decode(applied).decode()})
 
     def python(self, pod: str, code: str, *arguments: str, within: float = 60.0) -> str:
         """Run Python in an instance's container."""
