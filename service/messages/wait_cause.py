@@ -1,10 +1,14 @@
-"""The causes for which an accepted request waits before its POST: values in `/syncs` and of a metric's label."""
+"""The causes for which an accepted request waits before its POST, or VCDA is not asked for its task.
+
+They are values in `/syncs` and of a metric's label; the metric counts what waits before its POST, and what can't be
+polled for want of credentials.
+"""
 
 from enum import StrEnum
 
 
 class WaitCause(StrEnum):
-    """The reason why a waiting request is not submitted now."""
+    """The reason why a waiting request is not submitted now, or a task is neither polled nor looked up."""
 
     SITE_PAUSED = "site_paused"
     """An operator has paused its site, calls to the site failed, or the site asked for a pause."""

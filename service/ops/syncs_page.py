@@ -92,7 +92,7 @@ class InFlight(Protocol):
 
     @property
     def waits_for(self) -> WaitsFor | None:
-        """The cause for which a waiting request waits."""
+        """The cause for which a waiting request waits, or for which VCDA is not asked for the task of another."""
 
     @property
     def held(self) -> bool:

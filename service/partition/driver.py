@@ -678,12 +678,9 @@ class Driver:
     # ------------------------------------------------------------ what a request waits for
 
     def waits_for(self, tracked: TrackedSync) -> WaitsFor | None:
-        """Return what a request waits for before its POST, or why its sync is not polled; None: neither."""
+        """Return what a request waits for before its POST, or why VCDA is not asked for its task; None: neither."""
         if not isinstance(tracked.state, Waiting):
-            if not self._lane(tracked).without_credentials:
-                return None
-            detail = "this process has no credentials for its site (VM_SYNC_VCDA__SITES), so VCDA is not asked for it"
-            return WaitsFor(WaitCause.NO_CREDENTIALS, detail)
+            return self._unasked_for(tracked)
         eldest = self._in_flight.eldest(tracked.request.replication_id)
         if eldest is not None and eldest is not tracked:
             elder = eldest.request.operation_id
@@ -701,10 +698,27 @@ class Driver:
         obstacle = self._lane(tracked).obstacle()
         if obstacle is None:
             return WaitsFor(WaitCause.OTHER, "it is submitted next")
-        until = (
-            None if obstacle.seconds is None else self._dependencies.clock.now() + timedelta(seconds=obstacle.seconds)
-        )
-        return WaitsFor(obstacle.cause, obstacle.detail, until=until)
+        return WaitsFor(obstacle.cause, obstacle.detail, until=self._in(obstacle.seconds))
+
+    def _unasked_for(self, tracked: TrackedSync) -> WaitsFor | None:
+        """Return why VCDA is not asked for the task of a sync that may be there; None: it is, or the POST goes on."""
+        lane = self._lane(tracked)
+        if lane.without_credentials:
+            detail = "this process has no credentials for its site (VM_SYNC_VCDA__SITES), so VCDA is not asked for it"
+            return WaitsFor(WaitCause.NO_CREDENTIALS, detail)
+        if isinstance(tracked.state, Ended) or (isinstance(tracked.state, Submitting) and not tracked.state.in_doubt):
+            return None
+        what = "its task is not polled" if tracked.doubt is None else "its POST is in doubt, and no look-up is made"
+        if (obstacle := lane.obstacle_of_calls()) is not None:
+            detail = f"{what}: {obstacle.detail}"
+            return WaitsFor(obstacle.cause, detail, until=self._in(obstacle.seconds))
+        if tracked.doubt is not None and lane.look_ups.rest_until > self._dependencies.clock.monotonic():
+            detail = f"{what}: each look-up at its site fails, and asks for a pause (Retry-After)"
+            return WaitsFor(WaitCause.SITE_PAUSED, detail, until=self._moment_of(lane.look_ups.rest_until))
+        return None
+
+    def _in(self, seconds: float | None) -> datetime | None:
+        return None if seconds is None else self._dependencies.clock.now() + timedelta(seconds=seconds)
 
     def _moment_of(self, monotonic: float) -> datetime:
         clock = self._dependencies.clock

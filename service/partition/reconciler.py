@@ -146,6 +146,17 @@ class Reconciler:
 
     async def _search(self, name: str | None, site: _Site) -> None:
         """Make look-ups for the POSTs in doubt at a site until none is left."""
+        look_ups = self._lane(name).look_ups
+        look_ups.searches += 1
+        try:
+            await self._search_until_none(name, site)
+        finally:
+            look_ups.searches -= 1
+            if look_ups.failing_since is not None and not look_ups.searches:
+                look_ups.failing_since = None
+                log.warning("Site %s: no POST is in doubt here any more, so no look-up fails", name or "local")
+
+    async def _search_until_none(self, name: str | None, site: _Site) -> None:
         while True:
             site.more.clear()
             await self._look(name, site, self._due(site))
@@ -193,6 +204,8 @@ class Reconciler:
         seen = await self._find(name, None, sought)
         failed = isinstance(seen, Trouble)
         site.failures = site.failures + 1 if failed else 0
+        if site.alone >= OWN_AFTER and not failed:
+            log.warning("Site %s: reading the list of all sync tasks succeeds again", name or "local")
         site.alone = site.alone if failed else 0
         for one in sought:
             if isinstance(seen, Trouble):
@@ -276,6 +289,11 @@ class Reconciler:
         if trouble is None:
             look_ups.failed = 0
             lane.record_result(None)
+            if look_ups.failing_since is not None:
+                seconds = self._clock.monotonic() - look_ups.failing_since
+                look_ups.failing_since = None
+                name = lane.site or "local"
+                log.warning("Site %s: look-ups for POSTs in doubt succeed again, after %.0f s", name, seconds)
             return
         if look_ups.failed == 0:
             look_ups.good_answers = lane.good_answers
@@ -284,6 +302,16 @@ class Reconciler:
             look_ups.failed_at = self._clock.monotonic()
         own = look_ups.failed >= OWN_AFTER or lane.good_answers > look_ups.good_answers
         lane.record_result(replace(trouble, own=trouble.own or (own and trouble.retry_after is None)))
+        if own and look_ups.failing_since is None:
+            look_ups.failing_since = self._clock.monotonic()
+            log.warning(
+                "Site %s: look-ups for POSTs in doubt fail (%s: %s); the POSTs stay in doubt until one succeeds, other "
+                "calls to the site do not wait for them",
+                lane.site or "local",
+                trouble.label,
+                trouble.detail,
+                extra={"site": lane.site},
+            )
         if own and trouble.retry_after is not None:
             paused = lane.held_for()
             look_ups.rest_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())

@@ -15,7 +15,7 @@ from service.vcda.lanes import Lane
 
 @dataclass(frozen=True, slots=True)
 class WaitsFor:
-    """The cause for which one request waits."""
+    """The cause for which one request waits, or for which VCDA is not asked for its task."""
 
     cause: WaitCause
     detail: str

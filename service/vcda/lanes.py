@@ -113,6 +113,10 @@ class LookUps:
     """How many good answers the site had given when the first of them failed."""
     rest_until: float = 0.0
     """No look-up begins before this moment: the end of the site's pause is left to other calls."""
+    failing_since: float | None = None
+    """Since when (monotonic) their trouble counts as their own, and no longer as the site's; the log has it."""
+    searches: int = 0
+    """In how many partitions POSTs in doubt are looked up."""
 
 
 class SlotRequest:
@@ -330,16 +334,23 @@ class Lane:
         detail = f"the circuit breaker of site {self.site or 'local'} has been open{since}{self._said}"
         return Obstacle(WaitCause.CIRCUIT_OPEN, self.held_for() or None, detail)
 
+    def obstacle_of_calls(self) -> Obstacle | None:
+        """Return what holds back polls and look-ups, but for an operator's pause, which does not; None: nothing."""
+        if (breaker := self.open_breaker()) is not None:
+            return breaker
+        if (left := self.held_for()) > 0.0:
+            detail = f"calls to site {self.site or 'local'} are paused{self._said}"
+            return Obstacle(WaitCause.SITE_PAUSED, left, detail)
+        return None
+
     def obstacle(self) -> Obstacle | None:
         """Return what holds back the slots that are asked for; None: nothing, the next one is handed out now."""
-        site, left = self.site or "local", self.held_for()
+        site = self.site or "local"
         if (pause := self.operator_pause()) is not None:
             seconds = max(0.0, (pause.until - self._clock.now()).total_seconds())
             return Obstacle(WaitCause.SITE_PAUSED, seconds, str(pause))
-        if (breaker := self.open_breaker()) is not None:
-            return breaker
-        if left > 0.0:
-            return Obstacle(WaitCause.SITE_PAUSED, left, f"calls to site {site} are paused{self._said}")
+        if (obstacle := self.obstacle_of_calls()) is not None:
+            return obstacle
         limits = self._limits
         if limits.max_running and self._occupied >= limits.max_running:
             detail = f"{self._occupied} syncs run at site {site} (VM_SYNC_SYNC__MAX_RUNNING is {limits.max_running})"

@@ -232,6 +232,79 @@ async def test_a_second_failure_is_of_the_look_ups_where_the_site_answered_anoth
     assert p0.meter.counts["paused"] == 2, "after the POST, and after the first look-up"
 
 
+def test_look_ups_that_fail_alone_are_logged_when_that_begins_and_when_it_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            p0 = d.owner()
+            for number in range(3):
+                if number:
+                    d.group.hand(number, p0)
+                p0.vcda.script[f"a{number}"] = ["lost-answer"]
+                d.broker.ask(f"C4-{number}", f"a{number}", number=number)
+            find = p0.vcda.find
+            breaking(p0, replications={"C4-0", "C4-1", "C4-2", None})
+            await d.until(500.0)
+            begun = (
+                "Site local: look-ups for POSTs in doubt fail (5xx: This breaks VCDA.); the POSTs stay in doubt until "
+                "one succeeds, other calls to the site do not wait for them"
+            )
+            assert look_up_lines(caplog) == [begun]
+
+            p0.vcda.find = find  # type: ignore[method-assign]
+            await d.settled()
+            (_, ended) = look_up_lines(caplog)
+            assert ended.startswith("Site local: look-ups for POSTs in doubt succeed again, after ")
+
+    run(play())
+
+
+def test_look_ups_that_fail_until_no_post_is_in_doubt_any_more_are_logged_as_over(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            p0 = d.owner()
+            p0.vcda.script["a1"] = ["lost-answer"]
+            d.broker.ask("C4-1", "a1")
+            breaking(p0, replications={"C4-1", None})
+            await d.until(200.0)
+            d.group.hand(0, d.process("P1"))
+            await d.until(210.0)
+
+            assert [line.split(" (")[0] for line in look_up_lines(caplog)] == [
+                "Site local: look-ups for POSTs in doubt fail",
+                "Site local: no POST is in doubt here any more, so no look-up fails",
+            ]
+
+    run(play())
+
+
+def look_up_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    lines = [record.getMessage() for record in caplog.records if record.name == "service.partition.reconciler"]
+    return [line for line in lines if "list of all sync tasks" not in line]
+
+
+def test_the_list_of_all_tasks_that_can_be_read_again_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            p0 = d.owner()
+            p0.vcda.script |= {"a1": ["lost-post"], "b1": ["lost-post"]}
+            find = p0.vcda.find
+            breaking(p0, replications={None})
+            d.broker.ask("C4-1", "a1")
+            await d.until(LATE)
+            d.broker.ask("C4-2", "b1")
+            while "use the latter" not in caplog.text:
+                await asyncio.sleep(1.0)
+            p0.vcda.find = find  # type: ignore[method-assign]
+            await d.until(d.loop.time() + 600.0)
+
+    run(play())
+    assert caplog.text.count("Site local: reading the list of all sync tasks succeeds again") == 1
+
+
 @deployed
 async def test_a_site_that_answers_nothing_pauses_for_its_look_ups_too(d: Deployment) -> None:
     p0 = d.owner(meets=lambda kind: "lost-post" if kind == "submit" else "down")

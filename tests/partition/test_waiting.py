@@ -34,7 +34,10 @@ def counts(process: Process) -> Mapping[WaitCause, int]:
 
 def agree(process: Process) -> bool:
     """Whether the counters say what a look at each request says; `other` is what they need not name."""
-    seen = Counter(each.cause for each in waits(process).values() if each is not None)
+    partition = process.partition()
+    assert partition is not None
+    waiting = [view.waits_for for view in in_flight_views([partition]) if view.state == "waiting"]
+    seen = Counter(each.cause for each in waiting if each is not None)
     named = counts(process)
     return all(seen[cause] == named.get(cause, 0) for cause in WaitCause if cause is not WaitCause.OTHER)
 
@@ -128,6 +131,59 @@ async def test_behind_an_open_circuit_breaker_a_request_says_since_when(d: Deplo
     assert causes == {WaitCause.CIRCUIT_OPEN}
     assert all("has been open since 2030-01-01 00:00:" in each.detail for each in waits(p0).values() if each)
     assert agree(p0)
+
+
+@deployed
+async def test_a_post_in_doubt_and_a_running_sync_name_the_breaker_that_holds_back_their_calls(d: Deployment) -> None:
+    d.world.lasts = lambda _: 50.0
+    down: list[str] = []
+    p0 = d.owner(meets=lambda _: "down" if down else "well")
+    p0.vcda.script["doubted"] = ["lost-answer"]
+    d.broker.ask("C4-1", "runs")
+    await d.until(1.0)
+    down.append("from here on")
+    d.broker.ask("C4-2", "doubted")
+    await d.until(40.0)
+
+    shown = waits(p0)
+    for name, what in (("runs", "its task is not polled"), ("doubted", "its POST is in doubt, and no look-up is made")):
+        said = shown[name]
+        assert said is not None
+        assert said.cause is WaitCause.CIRCUIT_OPEN
+        assert said.detail.startswith(
+            f"{what}: the circuit breaker of site local has been open since 2030-01-01 00:00:"
+        )
+    assert counts(p0) == {}, "they do not wait for their POSTs"
+    down.clear()
+    await d.settled()
+    assert waits(p0) == {}
+
+
+async def asks_for_a_pause(**_: object) -> Trouble:
+    return Trouble(label="5xx", detail="It is too much.", retry_after=timedelta(seconds=30))
+
+
+@deployed
+async def test_a_post_in_doubt_says_that_look_ups_rest(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1e6
+    p0 = d.owner()
+    d.broker.ask("C4-2", "polled")
+    await d.until(1.0)
+    p0.vcda.script["doubted"] = ["lost-answer"]
+    p0.vcda.find = asks_for_a_pause  # type: ignore[method-assign]
+    d.broker.ask("C4-1", "doubted")
+    rests = "its POST is in doubt, and no look-up is made: each look-up at its site fails, and asks for a pause"
+    for second in range(2, 600):
+        await d.until(float(second))
+        said = waits(p0)["doubted"]
+        if said is not None and said.detail.startswith(rests):
+            break
+    else:
+        pytest.fail("it never said so")
+
+    assert said.cause is WaitCause.SITE_PAUSED
+    assert said.until is not None
+    assert moment(d.loop.time()) < said.until <= moment(d.loop.time() + 30.0)
 
 
 @deployed

@@ -345,6 +345,20 @@ MUTANTS: Final = (
         new="conclusive_from=sent_at,",
     ),
     Mutant(
+        name="a POST in doubt does not say that the circuit breaker holds back its look-up",
+        file="service/partition/driver.py",
+        old='        if (obstacle := lane.obstacle_of_calls()) is not None:\n            detail = f"{what}',
+        new='        if (obstacle := None) is not None:\n            detail = f"{what}',
+        tests=("tests/partition/test_waiting.py",),
+    ),
+    Mutant(
+        name="look-ups that fail alone are logged by each attempt",
+        file="service/partition/reconciler.py",
+        old="        if own and look_ups.failing_since is None:\n",
+        new="        if own:\n",
+        tests=("tests/partition/test_reconciler.py",),
+    ),
+    Mutant(
         name="a look-up counts from its answer",
         rule="5",
         file="service/partition/reconciler.py",
