@@ -28,8 +28,8 @@ Made by `python -m tools.cli_errors`, which runs these commands; not to be edite
 
 Exit codes: 0 success; 1 negative result, such as a failed request or invalid topics; 2 invalid command line or
 setting; 3 no result: Kafka is unreachable or refuses access, nothing of that name was found, or no outcome arrived in
-time; 130 interrupted. `vm-sync run` has its own: 1 if Kafka stayed unreachable or after an internal error, 2 for
-invalid settings or topics.
+time; 130 interrupted; 141 the reader of stdout has left, as `head` does. `vm-sync run` has its own: 1 if Kafka
+stayed unreachable or after an internal error, 2 for invalid settings or topics.
 
 | situation | command | exit code | output |
 |---|---|---|---|

@@ -18,6 +18,7 @@ Exit codes, the same for every command:
     3    no result: Kafka is unreachable or refuses access, nothing of that name was found, no outcome arrived in time,
          or stdout could not be written
     130  interrupted
+    141  the reader of stdout has left, as `head` does; nothing is said
 
 `run` has its own: 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for invalid
 settings or topics. Results go to stdout, everything else to stderr. A command never shows a stack trace for an error

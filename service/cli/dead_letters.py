@@ -181,7 +181,7 @@ def list_(chosen: LetterFilter, *, discarded: bool, wide: bool, as_json: bool) -
     else:
         show_table(COLUMNS, [_row(letter) for letter in shown], wide=wide)
     if len(shown) < len(letters):
-        say(f"{len(letters) - len(shown)} discarded letters are not shown; --discarded shows them.")
+        say(f"Discarded letters that are not shown: {len(letters) - len(shown)}; --discarded shows them.")
 
 
 def show(at: str, *, as_json: bool) -> None:
@@ -452,12 +452,17 @@ def _row(letter: Letter) -> tuple[str, ...]:
         letter.at,
         age(now - letter.set_aside),
         letter.said("reason"),
-        printable(record.key),
+        _shown(record.key),
         _redriven_words(letter, now),
-        message[:BEGINNING] + ("..." if len(message) > BEGINNING else ""),
+        message[:BEGINNING] + "..." if len(message) > BEGINNING else message or _shown(record.value),
         letter.said("detail"),
         f"{letter.said('topic')} {letter.said('partition')}:{letter.said('offset')}",
     )
+
+
+def _shown(data: bytes | None) -> str:
+    """Write a key or a value in a cell, which is never blank: programs count columns."""
+    return "(none)" if data is None else printable(data) or "(empty)"
 
 
 def _redriven_words(letter: Letter, now: datetime) -> str:
@@ -479,7 +484,7 @@ def _facts(letter: Letter) -> Iterator[tuple[str, str]]:
     for name, value in record.headers:
         if not name.startswith("vm-sync-"):
             yield f"header {printable(name)}", "null" if value is None else printable(value)
-    yield "message", f"{len(record.value or b'')} bytes, below"
+    yield "message", f"{len(record.value)} bytes, below" if record.value else _shown(record.value)
 
 
 def _json(letter: Letter) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from enum import IntEnum
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, NoReturn, TypeAlias
 
 import typer
 from typer.core import TyperGroup
@@ -36,6 +36,9 @@ class Exit(IntEnum):
 
 INTERRUPTED: Final = 130
 """The exit code after Ctrl-C, as shells have it."""
+
+UNREAD: Final = 141
+"""The exit code where the reader of stdout has left, as shells have it for programs that SIGPIPE ends."""
 
 
 class NoAnswer(Exception):
@@ -104,9 +107,24 @@ def delivering() -> Iterator[None]:
         finally:
             output.flush()
     except Undelivered as error:
-        if not error.unread:
-            say(f"Writing the output failed: {error}.")
-        raise SystemExit(Exit.NO_ANSWER) from None
+        _leave(error)
+    except BaseExceptionGroup as group:  # of a task group that it has ended
+        undelivered, others = group.split(Undelivered)
+        if undelivered is None or others is not None:
+            raise
+        _leave(_leaf(undelivered))
+
+
+def _leaf(group: "BaseExceptionGroup[Undelivered]") -> Undelivered:
+    first = group.exceptions[0]
+    return first if isinstance(first, Undelivered) else _leaf(first)
+
+
+def _leave(error: Undelivered) -> NoReturn:
+    if error.unread:
+        raise SystemExit(UNREAD) from None
+    say(f"Writing the output failed: {error}.")
+    raise SystemExit(Exit.NO_ANSWER) from None
 
 
 class Answering(TyperGroup):

@@ -356,7 +356,7 @@ class KafkaChecks:
         group = await rights.group(self._client, name)
         if group.allowed is None or Operation.READ not in group.allowed:
             return [self._grant(frozenset({Operation.READ}), f"group {name}", setting)]
-        return [ok(f"The group {name} may be joined; it has {group.members} members now.")]
+        return [ok(f"The group {name} may be joined; members at present: {group.members}.")]
 
     async def _transactions(self) -> Sequence[Verdict]:
         journal = self._names.journal

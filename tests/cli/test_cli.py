@@ -1,5 +1,6 @@
 """The command line without a Kafka: help, usage, settings, and what is said when something is missing."""
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from service.cli.commands import app
+from service.cli.output import Undelivered, delivering
 from service.settings import load_for_kafka
 
 NOBODY = {"VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1"}
@@ -294,13 +296,31 @@ def test_a_closed_standard_output_is_one_sentence() -> None:
     assert done.stderr == "Writing the output failed: standard output is closed.\n"
 
 
-def test_a_reader_that_has_left_is_no_news() -> None:
+AWAY = {"VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1", "VM_SYNC_VCDA__URL": "https://127.0.0.1:1"}
+
+
+@pytest.mark.parametrize("command", [*ANSWERS, ("check",), ("--version",)])
+def test_a_reader_that_has_left_ends_a_command_silently_as_it_ends_other_programs(command: tuple[str, ...]) -> None:
+    """As in `vm-sync check | head`; `check` prints while it works, the others at their end."""
     reading, writing = os.pipe()
     os.close(reading)
-    code, said = whole("asyncapi", stdout=writing)
+    code, said = whole(*command, stdout=writing, **AWAY)
     os.close(writing)
 
-    assert (code, said) == (3, "")
+    assert (code, said) == (141, "")
+
+
+def test_an_error_beside_that_of_a_reader_that_has_left_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", sys.stdout)  # `delivering` replaces it for good
+    left = Undelivered(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+    alone, both = ExceptionGroup("", [ExceptionGroup("", [left])]), ExceptionGroup("", [left, ZeroDivisionError()])
+    with pytest.raises(SystemExit) as silent, delivering():
+        raise alone
+    assert silent.value.code == 141
+
+    with pytest.raises(ExceptionGroup) as told, delivering():
+        raise both
+    assert told.group_contains(ZeroDivisionError)
 
 
 def test_what_is_no_answer_never_gets_among_the_answers() -> None:

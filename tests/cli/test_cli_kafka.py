@@ -764,7 +764,7 @@ def test_what_is_discarded_is_listed_no_more_and_never_redriven(scene: Scene) ->
     assert [letter["value"] for letter in done["discarded"]] == ["1"]
     assert [letter["value"] for letter in scene.answer("dead-letters", "list")] == ["0", "2"]
     assert len(scene.answer("dead-letters", "list", "--discarded")) == 3
-    assert "1 discarded letters are not shown" in scene.run("dead-letters", "list").stderr
+    assert "Discarded letters that are not shown: 1;" in scene.run("dead-letters", "list").stderr
     assert len(scene.answer("dead-letters", "redrive")["putBack"]) == 2
     assert values(scene) == [0, 2]
     assert scene.answer("dead-letters", "discard", "--yes")["discarded"] == [], "the others were redriven"

@@ -13,7 +13,6 @@ ELSEWHERE: Final = {
     "asyncapi/serialize.py": "tests/asyncapi/test_document.py",
     "cli/cancel.py": "tests/cli/test_cli_kafka.py",
     "cli/commands.py": "tests/cli/test_cli.py",
-    "cli/dead_letters.py": "tests/cli/test_cli_kafka.py",
     "cli/describe.py": "tests/cli/test_cli.py",
     "cli/instances.py": "tests/cli/test_cli_kafka.py",
     "cli/kafka.py": "tests/cli/test_cli_kafka.py",

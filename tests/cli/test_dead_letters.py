@@ -1,0 +1,26 @@
+"""Dead letters as they are shown to people; what is done with them is in test_cli_kafka.py."""
+
+import pytest
+
+from service.cli.dead_letters import COLUMNS, Letter, _facts, _row
+from service.messages.kafka_record import Record
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "cells", "fact"),
+    [
+        (None, None, ("(none)", "(none)"), "(none)"),
+        (b"", b"", ("(empty)", "(empty)"), "(empty)"),
+        (b"C4-1", b"oops", ("C4-1", "oops"), "4 bytes, below"),
+        (b"C4-1", b"x" * 61, ("C4-1", "x" * 60 + "..."), "61 bytes, below"),
+    ],
+)
+def test_no_cell_of_a_letters_key_or_message_is_blank(
+    key: bytes | None, value: bytes | None, cells: tuple[str, str], fact: str
+) -> None:
+    record = Record(topic="dead", partition=0, offset=1, timestamp_ms=0, key=key, value=value)
+    letter = Letter(record, None)
+    row = dict(zip([column.name for column in COLUMNS], _row(letter), strict=True))
+
+    assert (row["key"], row["message"]) == cells
+    assert dict(_facts(letter))["message"] == fact
