@@ -58,6 +58,7 @@ from service.partition.waiting import waiting_by_cause
 from service.sync import Account, InFlight, NotTaken, Policy, Request, Running, Task, Trouble, Waiting
 from service.vcda.lanes import LaneLimits, Lanes
 from service.vcda.poller import Poller
+from service.vcda.site_clocks import SiteClock
 
 PARTITIONS = 8
 MANY_PARTITIONS = 48
@@ -107,8 +108,8 @@ class _Vcda:
     def names(self, site: str | None, account: Account | None) -> Any:
         raise NotImplementedError
 
-    def offset(self, site: str | None) -> timedelta:
-        return timedelta()
+    def site_clock(self, site: str | None) -> SiteClock:
+        return SiteClock(timedelta(), timedelta(), certain=True)
 
     def spellings(self) -> tuple[()]:
         return ()

@@ -39,11 +39,12 @@ from service.vcda.poller import Verdict, Watch
 log = logging.getLogger(__name__)
 
 CLOCKS_MARGIN = timedelta(minutes=1)
-"""How far a task's start may lie before the first POST, by VCDA's clock as estimated from `Date` headers, which have
-whole seconds. A remote site has a clock of its own; NTP keeps both well within a minute."""
+"""How far a task's start may lie before the first POST, by the site's clock as it is known: clocks drift and are set,
+and the appliances behind one address may differ."""
 
 UNCALIBRATED_MARGIN = timedelta(minutes=15)
-"""The same while VCDA has not answered yet, so that nothing is known of its clock."""
+"""The same while the site's clock is unknown: before VCDA's first answer, and for a remote site, which has a clock of
+its own, before the first answer to a POST there."""
 
 OWN_BACKOFF = Backoff(first=timedelta(seconds=10), longest=timedelta(minutes=5))
 """Pauses before the POST to a busy replication (409) is repeated: the first, doubling, and the longest; with jitter. A
@@ -302,9 +303,9 @@ class Driver:
         if self._stopped or self.quiescing or not isinstance(tracked.state, Waiting) or now >= tracked.request.deadline:
             return False
         request, api = tracked.request, self._dependencies.api
-        offset = api.offset(request.site)
-        margin = UNCALIBRATED_MARGIN if offset is None else CLOCKS_MARGIN
-        look_from = now + (offset or timedelta()) - margin
+        there = api.site_clock(request.site)
+        margin = CLOCKS_MARGIN if there is not None and there.certain else UNCALIBRATED_MARGIN
+        look_from = now + (there.offset if there is not None else timedelta()) - margin
         tracked.submitting = tracked.occupies = True
         tracked.left = False
         tracked.pauses = self._lane(tracked).pauses
@@ -486,7 +487,8 @@ class Driver:
         clock = self._dependencies.clock
         age = timedelta()
         if running.submitted_at is not None:
-            offset = self._dependencies.api.offset(running.site) or timedelta()
+            there = self._dependencies.api.site_clock(running.site)
+            offset = timedelta() if there is None else there.offset
             age = max(age, clock.now() + offset - running.submitted_at)
         tracked.watch = Watch(
             task_id=running.task_id,

@@ -23,8 +23,8 @@ def record_outcome(outcome: sync.Outcome, *, dependencies: Dependencies, partiti
     duration = (now - request.accepted_at).total_seconds()
     lag = None
     if isinstance(outcome, sync.Completed) or outcome.reason is sync.Reason.TASK_FAILED:
-        there = dependencies.api.offset(request.site)
-        lag = max(0.0, (now - outcome.ended_at).total_seconds() + (there.total_seconds() if there else 0.0))
+        there = dependencies.api.site_clock(request.site)
+        lag = max(0.0, (now - outcome.ended_at).total_seconds() + (there.offset.total_seconds() if there else 0.0))
     dependencies.metrics.outcome(outcome, site=request.site, duration=duration, lag=lag)
     fields: dict[str, object] = {
         "operation_id": request.operation_id,

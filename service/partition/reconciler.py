@@ -22,6 +22,7 @@ from service.clock import Clock
 from service.partition.in_flight import TrackedSync
 from service.sync import Account, Found, LookUp, Names, Submitting, Task, Trouble
 from service.vcda.lanes import Lane
+from service.vcda.site_clocks import SiteClock
 
 log = logging.getLogger(__name__)
 
@@ -36,8 +37,8 @@ ONE_BY_ONE = 20
 """With more doubts than this at a site, all its sync tasks are paged through instead of asking for each replication."""
 
 LATEST_START = timedelta(hours=1)
-"""How long after VCDA can no longer take a POST its task may have begun, by VCDA's clock, which may have been set. An
-end is needed: without one there are more and more tasks to page through while a doubt lasts."""
+"""How long after VCDA can no longer take a POST its task may have begun, by the site's clock, which may have been set.
+An end is needed: without one there are more and more tasks to page through while a doubt lasts."""
 
 OWN_AFTER = 3
 """So many look-ups that fail in a row, whichever they are, are a trouble of look-ups, not the site's: the site's other
@@ -64,8 +65,8 @@ class FindApi(Protocol):
     def names(self, site: str | None, account: Account | None) -> Names:
         """Return the possible names of an account's user on tasks; None: the current account."""
 
-    def offset(self, site: str | None) -> timedelta | None:
-        """Return VCDA's clock minus this machine's."""
+    def site_clock(self, site: str | None) -> SiteClock | None:
+        """Return what is known of the clock that stamps the site's tasks."""
 
 
 @dataclass(slots=True, eq=False)
@@ -256,13 +257,13 @@ class Reconciler:
         return _Seen(tasks, began=began, account=now, settled=account is not None and account == now)
 
     def _latest_start(self, name: str | None, doubts: list[Submitting]) -> datetime | None:
-        """Return the moment of VCDA's clock from which on no task can be of these POSTs."""
-        offset = self._api.offset(name)
+        """Return the moment of the site's clock from which on no task can be of these POSTs; None: it is unknown."""
+        there = self._api.site_clock(name)
         latest = max(doubt.conclusive_from or 0.0 for doubt in doubts)
-        if offset is None:
+        if there is None or not there.certain:
             return None
         left = timedelta(seconds=latest - self._clock.monotonic())
-        return self._clock.now() + offset + left + LATEST_START
+        return self._clock.now() + there.latest + left + LATEST_START
 
     def _hand_on(self, name: str | None, one: _Sought, seen: _Seen, *, conclude: bool) -> None:
         """Hand on what was seen of a POST: that its task was, or if it may be concluded, also that it was not."""

@@ -53,6 +53,7 @@ from service.vcda.credentials import Credentials
 from service.vcda.http import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, status_label
 from service.vcda.http_dates import retry_after
 from service.vcda.session import LOGOUT_LIMIT, Login, NoCredentials, Session, Ticket, unauthorized
+from service.vcda.site_clocks import SiteClock, SiteClocks
 from service.vcda.spellings import Spellings
 from service.vcda.translate import BATCH
 
@@ -162,6 +163,7 @@ class Vcda:
             logout_limit=limits.logout,
         )
         self._spellings = Spellings()
+        self._site_clocks = SiteClocks()
         self._finding: defaultdict[str | None, asyncio.Semaphore] = defaultdict(
             lambda: asyncio.Semaphore(FINDS_AT_ONCE)
         )
@@ -287,9 +289,14 @@ class Vcda:
         """Return None for the local site, also if it is given by its name (known after the login), else the site."""
         return None if site in _local_sites(self._session.login) else site
 
-    def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002 - one appliance answers for all sites
-        """Return VCDA's clock minus this machine's; None before the first answer."""
-        return self._wire.offset()
+    def site_clock(self, site: str | None) -> SiteClock | None:
+        """Return what is known of the clock that stamps the site's tasks; None before the first answer."""
+        return self._site_clocks.of(
+            self.canonical_site(site),
+            dated=self._wire.offset(),
+            now=self._clock.now(),
+            monotonic=self._clock.monotonic(),
+        )
 
     async def unusable(self) -> list[str]:
         """Log in, and extend the session to each configured site, where that is due; return what fails, and why."""
@@ -450,6 +457,10 @@ class Vcda:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             if task.user is not None and account is not None:
                 self.learn_name(account, site=site, name=task.user)
+            if task.started_at is not None:
+                self._site_clocks.heard(
+                    self.canonical_site(site), task.started_at, sent=answer.sent_at, received=self._clock.monotonic()
+                )
             return Accepted(self._reachable(task), account)
         trouble = self._trouble(answer, site)
         match answer.status:

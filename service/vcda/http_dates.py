@@ -91,10 +91,10 @@ class OtherClock:
         self._bounds: _Bounds | None = None
         self._doubted: _Bounds | None = None
 
-    def heard(self, date: datetime, *, sent: float, received: float) -> None:
-        """Take in one answer; `sent` and `received` are monotonic moments around it."""
+    def heard(self, date: datetime, *, sent: float, received: float, resolution: timedelta = DATE_RESOLUTION) -> None:
+        """Take in one answer; `sent` and `received` are monotonic moments around it. `date` is cut to `resolution`."""
         there = (date - EPOCH).total_seconds()
-        new = _Bounds(there - received, there + DATE_RESOLUTION.total_seconds() - sent, received)
+        new = _Bounds(there - received, there + resolution.total_seconds() - sent, received)
         if self._bounds is None or (narrowed := self._bounds.narrowed(new)) is not None:
             self._bounds, self._doubted = new if self._bounds is None else narrowed, None
         elif self._doubted is not None and (narrowed := self._doubted.narrowed(new)) is not None:

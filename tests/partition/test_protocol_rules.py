@@ -17,6 +17,7 @@ from tests.support.simulated_deployment import (
     UNKNOWN,
     WINDOW,
     Deployment,
+    ask_at,
     deployed,
     in_flight,
     run,
@@ -168,15 +169,61 @@ def test_rule_6_a_look_up_allows_for_vcdas_clock(behind: float) -> None:
     run(play())
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("ahead", [timedelta(minutes=-14), timedelta(minutes=14), timedelta(hours=7)])
+def test_rule_6_a_look_up_allows_for_a_site_whose_clock_is_its_own(ahead: timedelta, restarted: bool) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.at_site["site2"] = VirtualClock(d.loop, skew=ahead)
+            p0 = d.owner()
+            p0.vcda.site_user = "me@site2"
+            p0.vcda.script["a1"] = ["lost-answer"]
+            ask_at(d, "site2", "C4-1", "a1")
+            if restarted:
+                await d.until(0.1)
+                await p0.crash()
+                p0 = d.owner("P1")
+                p0.vcda.site_user = "me@site2"
+            await d.settled()
+            assert (d.world.tasks_of()["a1"], p0.meter.counts["adopted"]) == (1, 1)
+
+    run(play())
+
+
+@pytest.mark.parametrize("site", [None, "site2"])
+@pytest.mark.parametrize("ahead", [timedelta(hours=-7), timedelta(hours=7)])
+def test_rule_6_a_look_up_follows_the_clock_that_stamps_the_tasks_whatever_the_date_says(
+    ahead: timedelta, site: str | None
+) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.dates = VirtualClock(d.loop)  # of VCDA for the remote site, of a proxy for the local one
+            d.world.at_site[site] = VirtualClock(d.loop, skew=ahead)
+            p0 = d.owner()
+            p0.vcda.site_user = "me@site2"
+            for number, operation in enumerate(["a1", "a2"]):
+                if operation == "a2":
+                    p0.vcda.script["a2"] = ["lost-answer"]
+                ask_at(d, site, f"C4-{number}", operation)
+                await d.settled()
+            assert (d.world.tasks_of()["a2"], p0.meter.counts["adopted"]) == (1, 1)
+
+    run(play())
+
+
 @deployed
-async def test_rule_6_a_look_up_allows_for_a_site_whose_clock_is_its_own(d: Deployment) -> None:
-    d.world.clock = VirtualClock(d.loop, skew=timedelta(seconds=-55))
+async def test_rule_6_a_task_of_before_the_post_is_not_adopted_where_the_sites_clock_is_fast(d: Deployment) -> None:
+    d.world.at_site["site2"] = VirtualClock(d.loop, skew=timedelta(hours=7))
     p0 = d.owner()
-    p0.vcda.offset = lambda site: timedelta()  # type: ignore[method-assign]  # what the manager's `Date` says
-    p0.vcda.script["a1"] = ["lost-answer"]
-    d.broker.ask("C4-1", "a1")
+    p0.vcda.site_user = "me@site2"
+    ask_at(d, "site2", "C4-1", "a1")
     await d.settled()
-    assert (len(sent(p0, "a1")), p0.meter.counts["adopted"]) == (1, 1)
+    d.world.make("C4-2", "site2", "by hand", user="me@site2")
+    await asyncio.sleep(timedelta(hours=2).total_seconds())
+    p0.vcda.script["b1"] = ["lost-post"]
+    ask_at(d, "site2", "C4-2", "b1")
+    await d.settled()
+    assert (len(sent(p0, "b1")), p0.meter.counts["adopted"]) == (2, 0)
 
 
 @deployed

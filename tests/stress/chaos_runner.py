@@ -279,6 +279,8 @@ class Conductor:
         began = time.monotonic()
         schedule, ledger = self._schedule, self._ledger
         async with asyncio.timeout(AT_MOST), self._kafka_there(), self._vcda, ledger, keeping(ledger.folder, keep):
+            for site, seconds in schedule.site_clocks.items():
+                await self._vcda.do(partial(_set_clock, site=site, seconds=seconds))
             for _ in range(schedule.members):
                 self._start()
             await asyncio.gather(*(ledger.ready(member.process, within=120) for member in self._members))
@@ -776,6 +778,10 @@ def _faults(sim: Simulator) -> list[dict[str, object]]:
 
 def _by_hand(sim: Simulator, *, replication: str) -> str:
     return sim.world.by_hand(replication=replication)
+
+
+def _set_clock(sim: Simulator, *, site: str, seconds: float) -> None:
+    sim.world.clock_offset(seconds=seconds, site=site)
 
 
 def _replace_account(sim: Simulator) -> None:

@@ -34,6 +34,10 @@ PAUSES: Final = (1.5, 5.0)
 SITES: Final = (None, None, None, "site1", "site2", "site2", "site3")
 PAUSABLE: Final = ("local", "site1", "site2", "site3")
 """As an operator names sites; the first two are one."""
+REMOTE_SITES: Final = ("site2", "site3")
+SITE_CLOCKS: Final = (0.0, 0.0, -600.0, 600.0, 25_200.0)
+"""Seconds by which a remote site's clock is fast: some minutes, as without NTP, or a time zone. Slow by less than the
+margin of the first look-ups at a site, which know nothing of its clock."""
 OTHER_ACCOUNT: Final = "second@System"
 
 SPELLINGS: Final[tuple[str | None, ...]] = (None, "{org}@{site}", "VCDA's name for {org}")
@@ -206,6 +210,8 @@ class Schedule:
     members: int
     skews: tuple[float, ...]
     """By how many seconds the wall clock of each process is wrong."""
+    site_clocks: Mapping[str, float]
+    """By how many seconds the clocks of the remote sites differ from that of the local one."""
     length: float
     sendings: tuple[Sending | Spoiling | Cancelling, ...]
     files: tuple[RequestFile, ...]
@@ -364,6 +370,7 @@ def draw(
         brokers=brokers,
         members=rng.randint(1, MOST_MEMBERS),
         skews=tuple(rng.choice((0.0, 0.0, 30.0, -30.0, 15.0)) for _ in range(64)),
+        site_clocks={site: Random(f"{seed} clock of {site}").choice(SITE_CLOCKS) for site in REMOTE_SITES},
         length=length,
         sendings=tuple(sorted(sendings, key=lambda sending: sending.at)),
         files=tuple(_file(Random(f"{seed} {number}"), requests, length) for number in range(1 + requests // 2000)),

@@ -17,6 +17,7 @@ from typing import Self, TypeVar
 from service import sync
 from service.clock import Clock
 from service.sync import Task, Trouble
+from service.vcda.site_clocks import SiteClock, SiteClocks
 from service.vcda.spellings import Spellings
 
 T = TypeVar("T")
@@ -74,6 +75,10 @@ class World:
     """Tasks that VCDA knows no more."""
     poison: set[str] = field(default_factory=set)
     """Tasks that make each call fail that asks for them."""
+    at_site: dict[str | None, Clock] = field(default_factory=dict)
+    """The clocks of sites that have their own."""
+    dates: Clock | None = None
+    """The clock of the `Date` headers; None: VCDA's."""
     user: str = "admin@org"
     spelled: Callable[[str], str | None] = lambda user: user
     """How tasks name a user."""
@@ -94,7 +99,7 @@ class World:
             user=self.spelled(owner),
             replication_id=replication_id,
             progress=0,
-            started_at=self.clock.now(),
+            started_at=self.at_site.get(site, self.clock).now(),
         )
         task = self.shows(task)
         fate = self.fate(operation_id)
@@ -169,6 +174,7 @@ class ScriptedVcda:
         self._clock = clock or world.clock
         self._meets = meets
         self._spellings = Spellings()
+        self._site_clocks = SiteClocks()
 
     @property
     def finds(self) -> int:
@@ -204,7 +210,7 @@ class ScriptedVcda:
         there = back = self.latency / 2
         match what:
             case "well":
-                return self._accepted(await at_a_distance(there, make, back), account, site)
+                return self._accepted(await at_a_distance(there, make, back), account, site, sent_at=sent_at)
             case "lost-answer":
                 await at_a_distance(there, make, back)
             case "late":
@@ -221,7 +227,9 @@ class ScriptedVcda:
                 return sync.NotTaken(Trouble(label=what, detail="not now", own=what == "409"), sent=True)
         return unanswered
 
-    def _accepted(self, task: Task, account: sync.Account | None, site: str | None) -> sync.Accepted:
+    def _accepted(self, task: Task, account: sync.Account | None, site: str | None, *, sent_at: float) -> sync.Accepted:
+        if task.started_at is not None:
+            self._site_clocks.heard(site, task.started_at, sent=sent_at, received=self._clock.monotonic())
         if task.user is not None and account is not None:
             self.learn_name(account, site=site, name=task.user)
         return sync.Accepted(task, account)
@@ -297,11 +305,12 @@ class ScriptedVcda:
     def _user_at(self, site: str | None) -> str | None:
         return self.user if site is None or self.site_user is None else self.site_user
 
-    def offset(self, site: str | None) -> timedelta | None:  # noqa: ARG002
-        """VCDA's clock minus ours, as its `Date` header tells it: in whole seconds."""
-        if self.user is None:
-            return None
-        return timedelta(seconds=math.floor((self.world.clock.now() - self._clock.now()).total_seconds()))
+    def site_clock(self, site: str | None) -> SiteClock | None:
+        """What is known of the site's clock: of VCDA's own what its `Date` header tells, in whole seconds."""
+        now = self._clock.now()
+        there = (self.world.dates or self.world.clock).now()
+        dated = None if self.user is None else timedelta(seconds=math.floor((there - now).total_seconds()))
+        return self._site_clocks.of(site, dated=dated, now=now, monotonic=self._clock.monotonic())
 
     async def __aenter__(self) -> Self:
         return self

@@ -834,9 +834,9 @@ def sent(process: Process, operation_id: str) -> list[float]:
     return [at for at, which in process.vcda.sent if which == operation_id]
 
 
-def ask_at(d: Deployment, site: str, replication_id: str, operation_id: str) -> None:
-    """Put a request for a remote site on the topic."""
-    asked = {"replicationId": replication_id, "operationID": operation_id, "site": site}
+def ask_at(d: Deployment, site: str | None, replication_id: str, operation_id: str) -> None:
+    """Put a request for a site on the topic; None: the local site."""
+    asked = {"replicationId": replication_id, "operationID": operation_id} | ({} if site is None else {"site": site})
     d.broker.ask(replication_id, operation_id, value=json.dumps(asked).encode())
 
 

@@ -93,6 +93,20 @@ async def test_every_kind_of_login_is_understood(credentials: Credentials) -> No
         assert answer.task.user in vcda.names(None, None).names
 
 
+@pytest.mark.parametrize("seconds", [-7200, 7200])
+async def test_the_clock_of_each_site_is_read_off_its_tasks(seconds: int) -> None:
+    async with meeting() as (sim, vcda):
+        sim.world.clock_offset(seconds=seconds, site="site2")
+        for number, site in enumerate([None, "site2"], 1):
+            assert isinstance(await submit(vcda, number, site=site), Accepted)
+
+        for site, offset in ((None, 0), ("site1", 0), ("site2", seconds)):
+            known = vcda.site_clock(site)
+            assert known is not None
+            assert known.certain
+            assert known.offset == pytest.approx(timedelta(seconds=offset), abs=timedelta(seconds=15)), site
+
+
 @pytest.mark.parametrize("site", [None, "site1", "site2", "site3"])
 async def test_a_task_is_found_polled_and_asked_for_where_it_runs(site: str | None) -> None:
     async with meeting() as (sim, vcda):

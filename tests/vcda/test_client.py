@@ -21,12 +21,14 @@ from service.sync import (
     Unanswered,
 )
 from service.vcda.client import ApiLimits
+from service.vcda.site_clocks import SiteClock
 from tests.support.scripted_http_server import (
     REPLICATION_ID,
     TASK_ID,
     Answer,
     Call,
     Cut,
+    Ours,
     Reply,
     Script,
     appliance,
@@ -52,6 +54,13 @@ async def submitted(answer: Answer, *, site: str | None = None) -> SubmitAnswer:
 async def asked(answer: Answer, *, site: str | None = None) -> Task | Gone | Trouble:
     async with appliance(script(tasks=answer)) as there, ours(there.url) as us:
         return await us.vcda.ask(site=site, task_id=TASK_ID)
+
+
+def offset(us: Ours, site: str | None) -> timedelta:
+    """Return the best estimate of a site's clock."""
+    known = us.vcda.site_clock(site)
+    assert known is not None
+    return known.offset
 
 
 # ---------------------------------------------------------------- submit
@@ -434,9 +443,9 @@ async def test_our_wall_clock_being_set_does_not_move_vcdas() -> None:
         date = format_datetime(us.clock.now().replace(microsecond=0), usegmt=True)
         there.script = script(submit=Reply(202, task(), {"Date": date}))
         await us.submit()
-        before = us.clock.now() + (us.vcda.offset(None) or timedelta())
+        before = us.clock.now() + offset(us, None)
         us.clock.set = timedelta(hours=1)
-        after = us.clock.now() + (us.vcda.offset(None) or timedelta())
+        after = us.clock.now() + offset(us, None)
 
     assert after == before
 
@@ -450,20 +459,36 @@ async def test_a_date_that_cannot_be_counted_with_is_none(date: str) -> None:
 async def test_the_date_of_a_cached_answer_says_nothing_of_vcdas_clock() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         await us.submit()
-        known = us.vcda.offset(None)
+        known = offset(us, None)
         date = format_datetime(us.clock.now() - timedelta(hours=1), usegmt=True)
         there.script = script(tasks=Reply(200, page().body, {"Date": date, "Age": "3600"}))
         for _ in range(3):
             await us.vcda.poll(site=None, ids=[TASK_ID])
 
-        assert us.vcda.offset(None) == known
+        assert offset(us, None) == known
 
 
 async def test_the_clocks_difference_is_known_from_the_first_answer_on() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
-        assert us.vcda.offset(None) is None
+        assert us.vcda.site_clock(None) is None
         date = format_datetime(us.clock.now().replace(microsecond=0) + timedelta(minutes=5), usegmt=True)
-        there.script = script(submit=Reply(202, task(), {"Date": date}))
-        await us.submit()
+        there.script = script(tasks=Reply(200, page().body, {"Date": date}))
+        await us.vcda.poll(site=None, ids=[TASK_ID])
 
-        assert us.vcda.offset("site2") == timedelta(minutes=5, seconds=0.5)
+        there_is = timedelta(minutes=5, seconds=0.5)
+        assert us.vcda.site_clock(None) == us.vcda.site_clock("site1") == SiteClock(there_is, there_is, certain=True)
+        assert us.vcda.site_clock("site2") == SiteClock(there_is, there_is, certain=False)
+
+
+async def test_a_sites_clock_is_read_off_the_task_in_the_answer_to_a_post() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        start = round((us.clock.now() - timedelta(hours=2)).timestamp() * 1000)
+        date = format_datetime(us.clock.now().replace(microsecond=0), usegmt=True)
+        there.script = script(submit=Reply(202, task(startTime=start, site="site2"), {"Date": date}))
+        await us.submit(site="site2")
+        known = us.vcda.site_clock("site2")
+
+    assert known is not None
+    assert known.certain
+    assert known.offset == pytest.approx(timedelta(hours=-2), abs=timedelta(seconds=30))
+    assert known.latest == pytest.approx(timedelta(), abs=timedelta(seconds=30)), "the `Date` is believed as well"
