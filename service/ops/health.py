@@ -1,11 +1,17 @@
 """Decides whether the process is alive and ready, and the reasons if not. Pure: moments are passed in."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Final
 
 from service.clock import Clock
+
+log = logging.getLogger(__name__)
+
+CLOCK_STEP: Final = timedelta(seconds=30)
+"""A step of the wall clock that is logged: no deadline or pause is meant to the second, and NTP sets a second often."""
 
 LAG_INTERVAL: Final = timedelta(milliseconds=500)
 """Between two looks at the event loop: often enough to see a hiccup of a second, too seldom to cost anything."""
@@ -152,9 +158,22 @@ class Health:
 
 
 async def probe_loop(clock: Clock, *, lag: Callable[[float], None], interval: timedelta = LAG_INTERVAL) -> None:
-    """Report periodically how late the event loop wakes a sleeping task, in seconds. Never returns."""
+    """Report periodically how late the event loop wakes a sleeping task, in seconds. Never returns.
+
+    A wall clock that was set meanwhile is logged: deadlines and site pauses then seem to end early, or late.
+    """
     seconds = interval.total_seconds()
+    wall, asleep = clock.now(), clock.monotonic()
     while True:
-        asleep = clock.monotonic()
         await asyncio.sleep(seconds)
-        lag(max(clock.monotonic() - asleep - seconds, 0.0))
+        wall_before, asleep_before, wall, asleep = wall, asleep, clock.now(), clock.monotonic()
+        lag(max(asleep - asleep_before - seconds, 0.0))
+        step = (wall - wall_before).total_seconds() - (asleep - asleep_before)
+        if abs(step) >= CLOCK_STEP.total_seconds():
+            log.warning(
+                "The clock of this machine was set %s by %.0f s%s; deadlines, site pauses and the time for which "
+                "ended requests are remembered follow it: check NTP",
+                "forward" if step > 0 else "back",
+                abs(step),
+                ", or the machine was suspended for as long" if step > 0 else "",
+            )

@@ -1,8 +1,9 @@
 """Alive and ready: which conditions count for which, and the lag of the event loop."""
 
 import asyncio
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+import pytest
 from typing_extensions import override
 
 from service.ops.health import Health, probe_loop
@@ -163,6 +164,30 @@ async def test_a_loop_on_time_has_no_lag() -> None:
     probe.cancel()
 
     assert seen == [0.0, 0.0]
+
+
+@virtual
+async def test_a_wall_clock_that_is_set_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    class Set(VirtualClock):
+        by = timedelta()
+
+        @override
+        def now(self) -> datetime:
+            return super().now() + self.by
+
+    clock = Set(asyncio.get_running_loop())
+    probe = asyncio.create_task(probe_loop(clock, lag=lambda _: None))
+    for by in (timedelta(seconds=29), timedelta(hours=7), timedelta()):
+        clock.by = by
+        await asyncio.sleep(10)
+    probe.cancel()
+
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == 2
+    assert said[0].startswith(
+        "The clock of this machine was set forward by 25171 s, or the machine was suspended for as long; deadlines, "
+    )
+    assert said[1].startswith("The clock of this machine was set back by 25200 s; deadlines, ")
 
 
 @virtual
