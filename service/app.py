@@ -66,6 +66,9 @@ READING_STALLED = timedelta(seconds=60)
 WATCH = timedelta(milliseconds=500)
 """How often liveness and readiness are checked."""
 
+WATCH_START = timedelta(milliseconds=50)
+"""The same until the process is ready for the first time: a rollout waits for it."""
+
 KAFKA_SILENT = timedelta(seconds=12)
 """Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
 
@@ -377,6 +380,7 @@ class App:
         health, clock = self._health, self._clock
         health.watch("the reading loop", limit=READING_STALLED, now=clock.monotonic())
         stopped: set[int] = set()
+        pause = WATCH_START
         while True:
             now = clock.monotonic()
             health.beat("the reading loop", intake.read_at)
@@ -405,7 +409,9 @@ class App:
             for partition, why in mismatched.items():
                 health.stopped(partition, why)
             stopped = set(mismatched)
-            await asyncio.sleep(WATCH.total_seconds())
+            if not health.not_ready(now):
+                pause = WATCH
+            await asyncio.sleep(pause.total_seconds())
 
     async def _keep_logged_in(self, parts: wiring.ServiceParts) -> None:
         """Log in to VCDA from the start on, so that wrong settings show before the first request. Never returns."""

@@ -12,6 +12,7 @@ from service.app import App
 from service.observability import logs
 from service.settings import load
 from tests.support.some_settings import LEAST
+from tests.support.virtual_time import VirtualClock, now, virtual
 
 
 @pytest.fixture
@@ -40,6 +41,33 @@ async def test_a_task_that_must_not_end_ends_the_process_with_its_error_in_the_l
     assert code == 1
     assert [record.getMessage() for record in caplog.records] == ["Internal error in the check; the process ends"]
     assert "the check" in str(app._health.not_alive(0.0))
+
+
+@virtual
+async def test_a_process_is_ready_as_soon_as_its_partitions_are_and_is_looked_at_less_often_then() -> None:
+    output = logs.Output(redactor=logs.Redactor(), dropped=lambda: 0)
+    app = App(load(LEAST), output=output, clock=VirtualClock(asyncio.get_running_loop()))
+    opening, looks = {7}, []
+
+    def look() -> set[int]:
+        looks.append(now())
+        return opening
+
+    nothing = dict.fromkeys(("stalled", "refused", "unopened", "partitions"), tuple)
+    intake = SimpleNamespace(
+        read_at=0.0, kafka_seen_at=0.0, joined=True, opening=look, missing=lambda: None, mismatched=dict, **nothing
+    )
+    watching = asyncio.create_task(app._watch(cast("Any", intake), None))
+    await asyncio.sleep(2.01)
+    assert app._health.not_ready(now()) == ["the partitions are being restored"]
+    opening.clear()
+    await asyncio.sleep(0.05)
+    assert app._health.not_ready(now()) == []
+    looks.clear()
+    await asyncio.sleep(5.0)
+    watching.cancel()
+
+    assert len(looks) == 10
 
 
 async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_and_ends_nothing(

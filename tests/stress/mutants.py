@@ -1710,6 +1710,20 @@ MUTANTS: Final = (
         tests=("tests/partition/test_in_flight_view.py",),
     ),
     Mutant(
+        name="a process that is not ready yet is looked at as seldom as one that is",
+        file="service/app.py",
+        old="        pause = WATCH_START\n",
+        new="        pause = WATCH\n",
+        tests=("tests/test_app.py",),
+    ),
+    Mutant(
+        name="the service imports the command of a library",
+        file="service/cli/process.py",
+        old="    sys.modules.setdefault(LEFT_OUT, None)",
+        new="    sys.modules.get(LEFT_OUT, None)",
+        tests=("tests/system/test_process.py",),
+    ),
+    Mutant(
         name="a login that works again leaves the pauses that its failures began",
         file="service/wiring.py",
         old="        syncs.lanes.retry(site)\n",

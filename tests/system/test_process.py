@@ -156,6 +156,18 @@ cli.main()
 """
 
 
+def test_the_service_imports_nothing_that_only_commands_need() -> None:
+    code = (
+        "import sys; from service.cli.process import prepare; prepare(['vm-sync', 'run']);"
+        "import service.cli.commands, service.app; print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    imported = {name.partition(".")[0] for name in done.stdout.split()}
+    assert {"httpx", "aiokafka", "faststream"} <= imported
+    assert not {"rich", "pygments"} & imported
+
+
 def test_the_handler_is_in_place_before_anything_is_imported_that_takes_time() -> None:
     done = subprocess.run([sys.executable, "-c", FIRST_SIGNAL], capture_output=True, text=True, check=False, timeout=60)
 
