@@ -27,11 +27,18 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka.partitioner import murmur2
 
+from service.cli import sites
+from service.cli.sites import Instance
+from service.messages.site_pause import SitePause, SitePauses, write_pause
+from service.messages.wait_cause import WaitCause
 from service.observability.metrics import METRICS
+from service.ops import syncs_page
+from service.ops.sites_view import Hindrance, Hold, SiteView, sites_json
 from service.sandbox.kafka_jars import KafkaError, jars
 from service.settings import describe
 from service.sync import Reason
 from tests.conftest import missing
+from tests.support.shown_syncs import AWAY_FOR_LONG, NOW, Shown
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("deploy/**/*.md")])
@@ -484,6 +491,39 @@ def test_other_teams_are_told_every_field_and_every_reason() -> None:
 
 
 @pytest.mark.e2e
+def test_every_field_of_the_json_of_syncs_and_of_sites_is_explained() -> None:
+    pause = SitePause(site="site2", until=NOW)
+    hindrance = Hindrance(Hold.BREAKER, WaitCause.CIRCUIT_OPEN, "It is open.")
+    views = sites_json([SiteView(name="site2", pause=pause, hindrances=(hindrance,))])
+    instance = Instance(url="http://localhost:8080", sites={"site2": views[0]})
+    pauses = SitePauses()
+    pauses.take(*write_pause(pause), offset=0)
+    summed_up = sites._json(sites.Scene(pauses=pauses, entries=(), instances=[instance]), "site2", NOW - AWAY_FOR_LONG)
+    parts = {
+        "a sync": syncs_page._shown(Shown("op:C4-1:a")),
+        "a site": views[0],
+        "vm-sync sites --json": {name: fact for name, fact in summed_up.items() if name != "inFlight"},
+    }
+    text = (ROOT / "docs" / "page.md").read_text().split("### As JSON")[1].split("\n## ")[0]
+    unexplained = {
+        what: sorted({name for name in _names(part) if not re.search(rf"[`{{ ]{name}[`,}}]", text)})
+        for what, part in parts.items()
+    }
+    assert not any(unexplained.values()), unexplained
+    assert "`inFlight`" in text
+
+
+def _names(value: object) -> Iterator[str]:
+    """Yield the names of all fields, at any depth."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield name
+            yield from _names(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _names(part)
+
+
 def test_the_operations_server_has_every_path_that_the_readme_names(demo: Demo) -> None:
     named = [
         path for row in _rows(ROOT / "README.md", "| path, on port 8080 | answer |") for path in row[0].split(", ")
