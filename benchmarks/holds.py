@@ -33,8 +33,7 @@ from prometheus_client import CollectorRegistry
 from typing_extensions import override
 
 from benchmarks.turns import Turns
-from service import event_loop
-from service.app import LOOK_FOR_GARBAGE
+from service import event_loop, garbage
 from service.clock import Clock
 from service.event_loop import Slices
 from service.intake.subscriber import _record
@@ -203,6 +202,9 @@ class Process:
         self.metrics.set_waiting(lambda: waiting_by_cause(self.partitions, self.lanes))
         self.metrics.set_overdue(self.poller.overdue)
         self.polling = asyncio.create_task(self.poller.run())
+        if gc.isenabled():
+            collector = garbage.GarbageCollector(self.clock, partitions=lambda: self.partitions)
+            self.collecting = asyncio.create_task(collector.run())
         self.count = partitions
 
     def make(self, states: Sequence[InFlight]) -> None:
@@ -424,8 +426,7 @@ def main() -> None:
     parser.add_argument("--no-garbage", action="store_true", help="without the garbage collector")
     given = parser.parse_args()
     logs.configure(form="json", level="INFO", secrets=[])
-    gc.freeze()
-    gc.set_threshold(*LOOK_FOR_GARBAGE)
+    garbage.configure()
     if given.no_garbage:
         gc.disable()
 

@@ -14,8 +14,8 @@ The modules and folders, in the order in which they are best read; docs/architec
 - `observability`, `ops`, `asyncapi`: metrics, logs and traces; the operations server; the document for other teams.
 - `certificates`: TLS certificates from files, reloaded when the files change.
 - `checks`, `endpoints`: run the checks of `vm-sync check`, which are in `kafka` and `vcda`; reach an address.
-- `clock`, `moments`, `backoff`, `event_loop`: the only source of the time, the form of times, pauses that double, and
-  the choice of the event loop.
+- `clock`, `moments`, `backoff`, `event_loop`, `garbage`: the only source of the time, the form of times, pauses that
+  double, the choice of the event loop, and when Python's garbage collector runs.
 - `settings`, `wiring`, `app`, `cli`: the settings, the construction of all parts, the life of a process, the commands.
 - `live_view`: a live view of syncs at a terminal, for the demo and for `vm-sync top`.
 - `sandbox`: an embedded Kafka, a simulated VCDA and a demo; independent of the service's code.

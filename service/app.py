@@ -12,7 +12,6 @@ or topics.
 """
 
 import asyncio
-import gc
 import logging
 import signal
 import socket
@@ -24,7 +23,7 @@ from importlib.metadata import version
 from aiokafka.errors import KafkaError
 from prometheus_client import CollectorRegistry
 
-from service import asyncapi, wiring
+from service import asyncapi, garbage, wiring
 from service import event_loop as loop
 from service.backoff import Backoff
 from service.clock import Clock
@@ -72,11 +71,6 @@ WATCH_START = timedelta(milliseconds=50)
 KAFKA_SILENT = timedelta(seconds=12)
 """Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
 
-LOOK_FOR_GARBAGE = 10_000, 4, 100
-"""Thresholds of Python's garbage collector. Nearly all objects of the service are freed without it; with Python's 700,
-10, 10 a fifth of the CPU time went into it (0.90 ms a request instead of 0.73). The second one bounds how many
-young objects are looked through at once: mostly 8 to 17 ms for 40,000, 40 to 65 ms for 200,000 (with 20)."""
-
 KEEP_LOGGED_IN = timedelta(seconds=1)
 """How often it is looked whether the session stands. A call is made only where a login or an extension is due."""
 
@@ -91,8 +85,7 @@ class NotReached(Exception):
 def serve(settings: Settings) -> int:
     """Run the service until a stop signal, and return the exit code."""
     output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
-    gc.freeze()  # what was imported stays, and need not be looked through again
-    gc.set_threshold(*LOOK_FOR_GARBAGE)
+    garbage.configure()
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
         return runner.run(_serve(settings, output))
 
@@ -180,10 +173,13 @@ class App:
             log.info("Operations server listens on port %d", port, extra={"port": port})
             probe = health.probe_loop(self._clock, lag=self._metrics.loop_lag)
             lag = loop.log_death(asyncio.create_task(probe), "the measuring of the event loop's lag")
+            collector = garbage.GarbageCollector(self._clock, partitions=self._partitions)
+            collecting = loop.log_death(asyncio.create_task(collector.run()), "the collecting of garbage")
             try:
                 return await self._work(stop, ops_port=port)
             finally:
                 lag.cancel()
+                collecting.cancel()
 
     async def _work(self, stop: asyncio.Event, *, ops_port: int) -> int:
         parts = wiring.for_service(
