@@ -463,6 +463,15 @@ def test_settings_metrics_and_targets_that_are_named_exist(document: Path) -> No
     assert made <= targets, made - targets
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: str(d.relative_to(ROOT)))
+def test_files_that_are_named_exist(document: Path) -> None:
+    named = set(
+        re.findall(r"`((?:tests|benchmarks|tools|service|deploy|schemas|docs)/[\w./-]+\.\w+)`", document.read_text())
+    )
+
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
 def _rows(document: Path, head: str) -> list[list[str]]:
     """Return the cells of the table under a heading row."""
     table = document.read_text().split(f"\n{head}\n")[1].split("\n\n")[0]
