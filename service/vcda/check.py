@@ -308,7 +308,7 @@ class VcdaChecks:
         if not site.sample:
             site.kind = ""
             _, site.sample = await self._page(site, f"limit={translate.BATCH}")
-        return [ok(f"{total} tasks of syncs can be seen." if total else "No sync has a task yet.")]
+        return [ok(f"Tasks of syncs that can be seen: {total}." if total else "No sync has a task yet.")]
 
     async def _order(self, site: _Site) -> Sequence[Verdict]:
         if any(earlier < later for earlier, later in pairwise(_starts(site.sample))):

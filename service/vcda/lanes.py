@@ -353,11 +353,11 @@ class Lane:
             return obstacle
         limits = self._limits
         if limits.max_running and self._occupied >= limits.max_running:
-            detail = f"{self._occupied} syncs run at site {site} (VM_SYNC_SYNC__MAX_RUNNING is {limits.max_running})"
+            detail = f"site {site} has {self._occupied} running (VM_SYNC_SYNC__MAX_RUNNING is {limits.max_running})"
             return Obstacle(WaitCause.LIMIT, None, detail)
         if not self._has_slot():
             detail = (
-                f"{self._submitting} requests of site {site} are being submitted "
+                f"site {site} has {self._submitting} being submitted "
                 f"(VM_SYNC_SYNC__MAX_CONCURRENT_SUBMITS is {limits.max_concurrent_submits})"
             )
             return Obstacle(WaitCause.LIMIT, None, detail)

@@ -68,7 +68,7 @@ async def test_past_the_limit_of_running_syncs_a_request_waits_for_a_slot(d: Dep
     d.broker.ask("C4-2", "waits")
     await d.until(3.0)
 
-    detail = "1 syncs run at site local (VM_SYNC_SYNC__MAX_RUNNING is 1)"
+    detail = "site local has 1 running (VM_SYNC_SYNC__MAX_RUNNING is 1)"
     assert waits(p0)["waits"] == WaitsFor(WaitCause.LIMIT, detail)
     assert counts(p0) == {WaitCause.LIMIT: 1}
     await d.settled()

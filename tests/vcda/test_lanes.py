@@ -681,10 +681,10 @@ async def test_a_lane_says_what_holds_its_slots_back() -> None:
 
     lane.occupy()
     lane.queue(Book().turn("a"))
-    running = "2 syncs run at site site2 (VM_SYNC_SYNC__MAX_RUNNING is 2)"
+    running = "site site2 has 2 running (VM_SYNC_SYNC__MAX_RUNNING is 2)"
     assert lane.obstacle() == Obstacle(WaitCause.LIMIT, None, running)
     lane.vacate()
-    posting = "1 requests of site site2 are being submitted (VM_SYNC_SYNC__MAX_CONCURRENT_SUBMITS is 1)"
+    posting = "site site2 has 1 being submitted (VM_SYNC_SYNC__MAX_CONCURRENT_SUBMITS is 1)"
     assert lane.obstacle() == Obstacle(WaitCause.LIMIT, None, posting)
 
     lane.record_result(asked_to_wait(30))
