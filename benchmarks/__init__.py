@@ -14,6 +14,9 @@ In reading order:
     owners      restores, hand-overs, and what remembering costs
     zones       three brokers some milliseconds apart
     virtual     a process with hundreds of sites in virtual time: the real polling and lanes, no sockets
+    turns       the probe: how long the event loop takes from one turn to the next
+    holds       one kind of work after another, with nothing behind a socket
+    standstill  the longest turns: of those, and of the service after a restore
     views       what looking costs: a program of its own, `python -m benchmarks.views`
     results     runs, ratios, and the raw JSON
     plots       pictures of them

@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks import owners, page, polling_bench, scenarios, virtual, zones
+from benchmarks import owners, page, polling_bench, scenarios, standstill, virtual, zones
 from benchmarks.results import Results, Run
 from benchmarks.sizes import FULL, QUICK, TINY, Sizes
 from benchmarks.stage import Stage
@@ -54,6 +54,7 @@ def steps(sizes: Sizes) -> Iterator[Step]:
             yield from _turns("flight", tuple(map(str, sizes.flight)), number, scenarios.in_flight)
             yield from _turns("zones", ("one", *zones.ROUND_TRIPS), number, zones.zones)
             yield from _turns("hand-over", ("service",), number, owners.hand_over)
+            yield from _turns("standstill", standstill.SUBJECTS, number, standstill.standstill)
 
 
 _S1 = scenarios.burst_of_short_ones

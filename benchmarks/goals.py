@@ -43,6 +43,7 @@ def goals(results: Results) -> Iterator[Goal]:
     yield from _long(results)
     yield from _policy(results)
     yield from _flight(results)
+    yield from _standstill(results)
     yield from _rest(results)
 
 
@@ -155,6 +156,36 @@ def _flight(results: Results) -> Iterator[Goal]:
         wanted="0.8 to 1.2; less is better",
         measured=results.ratio("flight", most, base, "net_cpu_ms"),
         reached=at_most(1.2),
+    )
+
+
+def _standstill(results: Results) -> Iterator[Goal]:
+    for number, (subject, work) in enumerate(
+        (
+            ("deadlines", "all deadlines at one moment"),
+            ("deadlines-20", "the same, 20 requests of a replication each"),
+            ("commit", "a commit of all, with as many events"),
+            ("read", "reading a backlog of as many"),
+            ("close", "quiescing and closing all partitions"),
+            ("restored", "a restore"),
+            ("syncs", "`/syncs`"),
+            ("metrics", "a scrape of `/metrics`"),
+        )
+    ):
+        first = f"worst single hold of the event loop with {results.settings['restored']:,} in flight"
+        yield Goal(
+            what=f"{'the same' if number else first}: {work}",
+            wanted="<= 20 ms",
+            measured=results.spread("standstill", subject, "worst_ms"),
+            reached=at_most(20.0),
+            unit=" ms",
+        )
+    yield Goal(
+        what="p99 of the turns of the event loop of 1 ms and more, during a restore",
+        wanted="<= 20 ms",
+        measured=results.spread("standstill", "restored", "p99_ms"),
+        reached=at_most(20.0),
+        unit=" ms",
     )
 
 

@@ -6,7 +6,8 @@ The journals are written directly, in the service's own format, so that half a m
 import asyncio
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -34,6 +35,17 @@ async def restore(stage: Stage, subject_name: str, *, sizes: Sizes, number: int)
     `bare` reads the same journals and understands nothing; `empty` is the service with nothing to restore.
     """
     in_flight, remembered = (0, 0) if subject_name == "empty" else (sizes.restored, sizes.remembered)
+    async with full_journals(stage, in_flight=in_flight, remembered=remembered, number=number) as topics:
+        if subject_name == "bare":
+            figures = await stage.floor("reading", topic=topics.journal, partitions=PARTITIONS)
+        else:
+            figures = await _restored(stage, topics, in_flight=in_flight)
+    return Run(scenario="restore", subject=subject_name, round=number, figures=figures)
+
+
+@asynccontextmanager
+async def full_journals(stage: Stage, *, in_flight: int, remembered: int, number: int) -> AsyncIterator[Topics]:
+    """Make topics whose journals hold so many syncs that run at VCDA, and so many that have ended."""
     await stage.fresh(duration=LONGER_THAN_WE_LOOK)
     tasks: list[dict[str, Any]] = []
     if in_flight:
@@ -45,13 +57,9 @@ async def restore(stage: Stage, subject_name: str, *, sizes: Sizes, number: int)
     async with producing(stage.bootstrap) as producer:
         await write(producer, topics.journal, records, partitions=PARTITIONS)
     try:
-        if subject_name == "bare":
-            figures = await stage.floor("reading", topic=topics.journal, partitions=PARTITIONS)
-        else:
-            figures = await _restored(stage, topics, in_flight=in_flight)
+        yield topics
     finally:
         await stage.drop(topics)
-    return Run(scenario="restore", subject=subject_name, round=number, figures=figures)
 
 
 async def _make_topics(stage: Stage, topics: Topics) -> None:
@@ -74,7 +82,7 @@ async def _restored(stage: Stage, topics: Topics, *, in_flight: int) -> dict[str
     subject = stage.start("service", topics)
     try:
         await subject.ready()
-        last = await _first_polls(stage, in_flight) if in_flight else time.time()
+        last = await first_polls(stage, in_flight) if in_flight else time.time()
         assigned = subject.logged("Rebalance: assigned partitions")
         if assigned is None:
             msg = "the log doesn't tell when partitions were assigned"
@@ -89,7 +97,7 @@ async def _restored(stage: Stage, topics: Topics, *, in_flight: int) -> dict[str
         subject.kill()  # its syncs never end; there is nothing to be learnt from an orderly stop
 
 
-async def _first_polls(stage: Stage, count: int) -> float:
+async def first_polls(stage: Stage, count: int) -> float:
     """Wait until each task was polled for; return when the last was for the first time."""
     give_up = time.monotonic() + PATIENCE
     while (counters := await stage.vcda_says("counters"))["tasksPolled"] < count:

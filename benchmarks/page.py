@@ -19,6 +19,14 @@ NAMES = {
     "three": "three brokers, side by side",
     "three-5": "three brokers, 5 ms there and back",
     "three-10": "three brokers, 10 ms there and back",
+    "deadlines": "all deadlines at one moment",
+    "deadlines-20": "all deadlines at one moment, 20 requests of a replication each",
+    "commit": "a commit of all, with as many events",
+    "read": "a backlog of 48 partitions, all of it fetched already",
+    "close": "quiescing, taking back and closing all partitions",
+    "restored": "a restore, from the assignment of the partitions",
+    "syncs": "`/syncs` of 1,000, again and again",
+    "metrics": "`/metrics`, again and again",
 }
 
 LONG = (
@@ -92,6 +100,13 @@ COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ),
         ("missing", "without outcome"),
         ("repeated", "POSTed twice"),
+    ),
+    "standstill": (
+        ("worst_ms", "longest, ms"),
+        ("second_ms", "next, ms"),
+        ("p99_ms", "p99, ms"),
+        ("over_20_ms", "over 20 ms"),
+        ("garbage_ms", "longest garbage collection, ms"),
     ),
 }
 
@@ -242,6 +257,14 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
         "for their POSTs."
     )
     yield scenario_table(results, "hand-over")
+    yield "## How long the event loop stands still"
+    yield (
+        f"The CPU time between two turns of the event loop, with {settings['restored']:,} in flight in 8 partitions: "
+        "everything else waits for so long, a poll, a heartbeat, a probe. One kind of work in each process. The last "
+        "three are the service with Kafka and VCDA, and leave out turns of less than 1 ms; the others have nothing "
+        "behind a socket (`python -m benchmarks.holds`)."
+    )
+    yield scenario_table(results, "standstill", first="what it does")
     yield "## Polling policy"
     yield (
         "The polling policy in simulated time, beside fixed intervals: how many answers a task costs, and how late "

@@ -76,6 +76,29 @@ def serve() -> None:
     vm_sync()
 
 
+class Probe:
+    """A file in which a process of the service that has the probe writes its turns down, when it is asked for them."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def start(self, stage: Stage, topics: Topics, **settings: str) -> Subject:
+        """Start the service with the probe."""
+        os.environ["TURNS"] = str(self._path)
+        return stage.start("service", topics, program=[sys.executable, "-m", "benchmarks.views", SERVE], **settings)
+
+    async def turns(self, subject: Subject) -> list[float]:
+        """Return the turns since the last time, or the start, in milliseconds, the longest first."""
+        self._path.unlink(missing_ok=True)
+        os.kill(subject.pid, signal.SIGUSR1)
+        async with asyncio.timeout(60):
+            while not self._path.exists() or not (text := self._path.read_text(encoding="utf-8")):
+                subject.check()
+                await asyncio.sleep(0.05)
+        turns: list[float] = json.loads(text)
+        return turns
+
+
 # ---------------------------------------------------------------- looking
 
 
@@ -98,12 +121,12 @@ class Looked:
 class Views:
     """Looks at one process in all ways."""
 
-    def __init__(self, stage: Stage, subject: Subject, topics: Topics, *, seconds: float, turns: Path) -> None:
+    def __init__(self, stage: Stage, subject: Subject, topics: Topics, *, seconds: float, probe: Probe) -> None:
         self._stage = stage
         self._subject = subject
         self._topics = topics
         self._seconds = seconds
-        self._turns = turns
+        self._probe = probe
 
     async def all(self) -> None:
         """Print a row for each way."""
@@ -121,19 +144,11 @@ class Views:
             await self._looked(f"{LOOKERS} at {name}", partial(self._load, path, headers))
 
     async def _looked(self, name: str, look: Callable[[], Awaitable[tuple[int, str]]]) -> None:
-        await self._measured()
+        await self._probe.turns(self._subject)
         answers, own = await look()
-        print(Looked(name=name, turns=await self._measured(), answers=answers, own=own).row(), flush=True)
-
-    async def _measured(self) -> list[float]:
-        self._turns.unlink(missing_ok=True)
-        os.kill(self._subject.pid, signal.SIGUSR1)
-        async with asyncio.timeout(60):
-            while not self._turns.exists() or not (text := self._turns.read_text(encoding="utf-8")):
-                self._subject.check()
-                await asyncio.sleep(0.05)
-        turns: list[float] = json.loads(text)
-        return turns
+        print(
+            Looked(name=name, turns=await self._probe.turns(self._subject), answers=answers, own=own).row(), flush=True
+        )
 
     async def _nobody(self) -> tuple[int, str]:
         await asyncio.sleep(self._seconds)
@@ -188,17 +203,15 @@ def _peak(pid: int) -> int:
 async def measure(*, in_flight: int, seconds: float) -> None:
     """Fill a process of the service, and look at it."""
     with tempfile.TemporaryDirectory() as folder:
-        turns = Path(folder) / "turns"
+        probe = Probe(Path(folder) / "turns")
         async with Stage() as stage:
             await stage.fresh(duration=FOREVER)
             topics = await stage.topics()
-            os.environ["TURNS"] = str(turns)
-            program = [sys.executable, "-m", "benchmarks.views", SERVE]
-            subject = stage.start("service", topics, program=program, SYNC__DEADLINE="P1D")
+            subject = probe.start(stage, topics, SYNC__DEADLINE="P1D")
             await subject.ready()
             await burst(stage.bootstrap, topics, asked("views", in_flight, replications=in_flight // EACH))
             await _filled(subject, stage, in_flight)
-            await Views(stage, subject, topics, seconds=seconds, turns=turns).all()
+            await Views(stage, subject, topics, seconds=seconds, probe=probe).all()
 
 
 async def _filled(subject: Subject, stage: Stage, in_flight: int) -> None:

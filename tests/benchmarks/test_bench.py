@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import owners, page, scenarios, virtual
+from benchmarks import owners, page, scenarios, standstill, virtual
 from benchmarks.goals import goals
 from benchmarks.results import Results, Run, Spread, histogram_quantile
 from benchmarks.scaling import Measured, Plan
@@ -54,6 +54,13 @@ async def test_journals_written_by_the_benchmark_are_restored_by_the_service(sta
     run = await owners.restore(stage, "service", sizes=TINY, number=0)
     assert run.figures["seconds"] > 0
     assert run.figures["rss_mb"] > 0
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("subject", ["deadlines-20", "syncs"])
+async def test_the_turns_of_the_event_loop_are_measured_alone_and_in_the_service(stage: Stage, subject: str) -> None:
+    run = await standstill.standstill(stage, subject, sizes=TINY, number=0)
+    assert 0 <= run.figures["second_ms"] <= run.figures["worst_ms"]
 
 
 @pytest.mark.e2e
