@@ -4,12 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import aiokafka.codec
 import pytest
-from aiokafka import AIOKafkaProducer, TopicPartition
-from aiokafka.errors import ConsumerStoppedError
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import ConsumerStoppedError, LeaderNotAvailableError
 from aiokafka.protocol.fetch import FetchRequest
 
 from service.clock import Clock
@@ -249,3 +250,30 @@ async def test_a_position_that_is_out_of_range_is_noted_and_not_moved(station: S
                 assert await consumer.getmany(timeout_ms=100) == {}
 
         assert consumer.out_of_range == {place: 1_000}
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_batch_that_cannot_be_fetched_a_second_time_is_read_again_and_not_gone_past(
+    moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`moved`: reading goes on elsewhere meanwhile, and must not be taken back."""
+    place = TopicPartition("requests", 0)
+    consumer = SteadyConsumer(bootstrap_servers="127.0.0.1:1", clock=Clock())
+    consumer.assign([place])
+    consumer._fetcher = SimpleNamespace(_records={})
+    state: Any = consumer._state(place)
+    monkeypatch.setattr(AIOKafkaConsumer, "seek", lambda _, __, offset: state.seek(offset))
+    consumer.seek(place, 5)
+
+    async def away(*_: object) -> None:
+        if moved:
+            consumer.seek(place, 9)
+        raise LeaderNotAvailableError
+
+    monkeypatch.setattr(consumer, "_batch_at", away)
+    for _ in range(2):  # the first time, the records before the bad one are read again
+        assert await consumer._stumbled(place, 5, ValueError(), at_most=10) == []
+
+    assert consumer.reached(place) == (9 if moved else 5)
+    assert (place in consumer._bad) is not moved
+    await consumer.stop()

@@ -849,6 +849,20 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_session.py",),
     ),
     Mutant(
+        name="a rebalance listener that fails is ignored, as Kafka's client ignores it",
+        file="service/intake/group.py",
+        old='            log.exception("Rebalance listener failed; the process ends")\n            self.died.set()\n',
+        new="            pass\n",
+        tests=("tests/intake/test_group_errors.py",),
+    ),
+    Mutant(
+        name="a partition goes on after an admission that failed half-way",
+        file="service/intake/group.py",
+        old='            supervisor.distrust("admission failed")\n',
+        new="            pass\n",
+        tests=("tests/intake/test_group_errors.py",),
+    ),
+    Mutant(
         name="a partition that is full passes for one that is stuck",
         file="service/intake/reading.py",
         old=" and supervisor.reading is not None and not self._pressure.holds(place)\n",
