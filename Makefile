@@ -4,8 +4,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Tests run side by side, a file at a time: most of them wait for other processes most of the time.
-WORKERS ?= 2
+# Files of tests are run side by side, the long ones first (tests/conftest.py). Half of the time they wait for other
+# processes, so there is one worker more than cores. A worker needs 1 to 2 GB: a Kafka, for some tests three more brokers.
+WORKERS ?= $(shell expr $$(nproc 2>/dev/null || echo 2) + 1)
+SIDE_BY_SIDE = --numprocesses=$(WORKERS) --dist=loadfile --no-loadscope-reorder
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 UV := $(shell command -v uv 2>/dev/null)
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
@@ -44,11 +46,11 @@ endif
 	@echo "$(VENV) is ready."
 	@touch $@
 
-test: check ## run all checks and all tests, with a real Kafka, as CI does
+test: check ## run all checks and all tests, with a real Kafka, as CI does; with another Python: as `make unit`
 	@mkdir -p build
 	$(BIN)/coverage run -m pytest -q tests/sync/test_sync.py
 	$(BIN)/coverage report --include=service/sync.py --fail-under=100
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=loadfile --junit-xml=build/tests.xml
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --junit-xml=build/tests.xml
 
 check: $(READY) ## check lint, format, types and layers
 	$(BIN)/ruff check
@@ -60,7 +62,7 @@ quick: $(READY) ## run the tests that need no Kafka
 	$(BIN)/python -m pytest -m 'not kafka and not e2e'
 
 unit: $(READY) ## run the tests that need seconds; with another Python: PYTHON=python3.13 VENV=build/python-3.13
-	$(BIN)/python -m pytest -q --numprocesses=$(WORKERS) --dist=loadfile -m 'not kafka and not e2e' \
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m 'not kafka and not e2e' \
 		$(foreach part,asyncapi benchmarks cli repository sandbox stress system,--ignore=tests/$(part))
 
 coverage: $(READY) ## measure which lines and branches of the package the tests reach, without those of whole processes

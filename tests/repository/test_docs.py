@@ -2,7 +2,7 @@
 
 Commands are run as they are written, by a shell, against what `vm-sync demo --keep` leaves running. What stands between
 a document and this machine is in three tables: `ELSEWHERE` (not run, and why), `HERE_AS` (run in another way) and the
-addresses that `Demo.here` puts in place of the documents' examples.
+addresses and folder that `Demo.here` puts in place of the documents' examples.
 """
 
 import asyncio
@@ -131,12 +131,13 @@ class Demo:
     vcda: str
 
     def here(self, text: str) -> str:
-        """Put the addresses in place of those that the documents show."""
+        """Put the addresses in place of those that the documents show, and the environment that runs these tests."""
         examples = {
             "127.0.0.1:23028": self.bootstrap,
             "41549": self.port,
             "localhost:8080": f"localhost:{self.port}",  # what `kubectl port-forward` would lead to
             "http://127.0.0.1:46287": self.vcda,
+            ".venv/bin/": f"{SCRIPTS}/",  # where `make test VENV=...` has it
         }
         for example, real in examples.items():
             text = text.replace(example, real)
@@ -361,7 +362,7 @@ async def test_an_example_whose_outcome_does_not_come_in_time_says_so_and_ends(l
 def test_the_python_example_without_arguments_says_how_to_use_it() -> None:
     example = ROOT / "docs" / "examples" / "python" / "sync.py"
 
-    run = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, timeout=240, check=False)
 
     assert run.returncode == 2  # neither completed nor failed
     assert "sync.py REPLICATION_ID OPERATION_ID" in run.stderr

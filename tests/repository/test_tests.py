@@ -1,9 +1,13 @@
 """Tests are where a reader looks for them: `service/<folder>/<module>.py` has `tests/<folder>/test_<module>.py`."""
 
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import pytest
+
+from tests.conftest import longest_first
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
@@ -82,3 +86,38 @@ def test_no_exception_is_left_over() -> None:
     assert [module for module in listed if module not in _modules()] == []
     assert [module for module in listed if (ROOT / _mirror(module)).exists()] == []
     assert ELSEWHERE.keys().isdisjoint(NOTHING_TO_TEST)
+
+
+@dataclass
+class Item:
+    """What a test is sorted by."""
+
+    file: str
+    marks: dict[str, pytest.Mark] = field(default_factory=dict)
+
+    @property
+    def location(self) -> tuple[str, int, str]:
+        return self.file, 0, ""
+
+    @property
+    def keywords(self) -> dict[str, pytest.Mark]:
+        return self.marks
+
+    def get_closest_marker(self, name: str) -> pytest.Mark | None:
+        return self.marks.get(name)
+
+    def iter_markers(self, name: str) -> Iterator[pytest.Mark]:
+        if mark := self.marks.get(name):
+            yield mark
+
+
+def test_workers_begin_with_the_files_that_take_longest_and_each_file_stays_in_order() -> None:
+    e2e, kafka, hour = pytest.mark.e2e.mark, pytest.mark.kafka.mark, pytest.mark.timeout(3600).mark
+    fast, slow = Item("fast"), Item("slow", {"timeout": hour})
+    broker = [Item("broker"), Item("broker", {"kafka": kafka})]
+    process = [Item("process", {"kafka": kafka}), Item("process", {"e2e": e2e, "kafka": kafka}), Item("process")]
+    items = [fast, *broker, *process, slow]
+
+    longest_first(cast("list[pytest.Item]", items))
+
+    assert items == [slow, *process, *broker, fast]
