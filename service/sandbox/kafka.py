@@ -27,7 +27,7 @@ from service.sandbox.kafka_jars import KAFKA_VERSION, KafkaError, jars, major
 
 __all__ = ["Broker", "EmbeddedKafka", "Kafka", "KafkaElsewhere", "KafkaError", "free_ports"]
 
-START_LIMIT = 60.0
+START_LIMIT = 180.0
 """Seconds. A start takes 2 to 3; a machine under load many times that."""
 
 STOP_LIMIT = 20.0

@@ -274,7 +274,7 @@ def whole(*arguments: str, stdout: Any, **more: str) -> tuple[int, str]:
         stderr=subprocess.PIPE,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
     return done.returncode, done.stderr
 
@@ -290,7 +290,7 @@ def test_an_answer_that_a_full_disk_does_not_take_is_one_sentence(command: tuple
 
 def test_a_closed_standard_output_is_one_sentence() -> None:
     shell = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", "service.cli", "settings"]
-    done = subprocess.run(shell, env=os.environ | VCDA, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    done = subprocess.run(shell, env=os.environ | VCDA, stderr=subprocess.PIPE, text=True, check=False, timeout=240)
 
     assert done.returncode == 3
     assert done.stderr == "Writing the output failed: standard output is closed.\n"
@@ -325,7 +325,7 @@ def test_an_error_beside_that_of_a_reader_that_has_left_is_not_hidden(monkeypatc
 
 def test_what_is_no_answer_never_gets_among_the_answers() -> None:
     shell = ["sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-m", "service.cli", "list"]
-    done = subprocess.run(shell, env=os.environ | NOBODY, stdout=subprocess.PIPE, text=True, check=False, timeout=60)
+    done = subprocess.run(shell, env=os.environ | NOBODY, stdout=subprocess.PIPE, text=True, check=False, timeout=240)
 
     assert (done.returncode, done.stdout) == (3, "")
 

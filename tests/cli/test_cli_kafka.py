@@ -91,7 +91,7 @@ def answering(scene: Scene, *, topic: str, when: Callable[[], bool] = lambda: Tr
     """Answer the first request as the service does: in a transaction; another one that is aborted comes before."""
 
     async def answer() -> None:
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 120
         while not ((requests := await scene._read("requests")) and when()) and time.monotonic() < give_up:
             await asyncio.sleep(0.05)
         body = json.loads(requests[0].value)
@@ -147,7 +147,7 @@ def test_who_stops_waiting_is_told_how_to_look_again(scene: Scene) -> None:
         assert "Request op-1 is at offset" in process.stderr.readline()
         process.send_signal(signal.SIGINT)
         said = process.stderr.read()
-        assert process.wait(60) == 130
+        assert process.wait(240) == 130
 
     assert said.splitlines()[-1] == "Stopped waiting; the request goes on. To see how it ends: vm-sync show op-1"
 
@@ -268,7 +268,7 @@ def at_a_terminal(scene: Scene, command: Sequence[str]) -> str:
         env={**os.environ, **scene.env, "TERM": "xterm"},
         stdout=subprocess.DEVNULL,
         stderr=its,
-        timeout=60,
+        timeout=240,
         check=True,
     )
     os.close(its)
@@ -420,7 +420,7 @@ def test_a_list_that_is_watched_shows_what_has_come_meanwhile_until_it_is_interr
                 break
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.wait(60) == 0
+        assert process.wait(240) == 0
 
 
 def test_a_request_in_flight_is_shown_with_what_its_owner_says_of_it(
@@ -620,7 +620,7 @@ def carrying_out(scene: Scene, *, by: Sync | None, cursor: int = 1) -> threading
     """Do as the service does once there is a cancel: write the sync's next state and the cursor."""
 
     async def answer() -> None:
-        give_up = time.monotonic() + 30
+        give_up = time.monotonic() + 120
         while not (sent := await scene._read("requests")) and time.monotonic() < give_up:
             await asyncio.sleep(0.05)
         place = sent[0].partition

@@ -50,7 +50,7 @@ def test_the_first_ctrl_c_lets_a_command_close_what_it_has_opened() -> None:
     with program(closing=0.1) as process:
         assert said(process) == "runs"
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=240)
 
     assert (output.split(), errors, process.returncode) == (["closes", "interrupted"], "", 0)
 
@@ -61,7 +61,7 @@ def test_the_second_ctrl_c_ends_it_at_once_without_a_traceback() -> None:
         process.send_signal(signal.SIGINT)
         assert said(process) == "closes"
         process.send_signal(signal.SIGINT)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=240)
 
     assert (output, errors, process.returncode) == ("", "", 130)
 

@@ -295,7 +295,6 @@ async def test_a_journal_that_is_recreated_in_use_is_written_again_from_memory(
     await until(
         lambda: service.metric("requests_total", result="duplicate") == 1,
         what=lambda: str([service.metric("requests_total", result=word) for word in ("accepted", "duplicate")]),
-        within=6,
     )
     await service.stop()
 

@@ -26,7 +26,7 @@ from aiokafka.structs import BrokerMetadata
 from service import event_loop
 from service.clock import Clock
 from service.intake.timings import DEFAULT_TIMINGS
-from service.kafka import clients as connection
+from service.kafka import clients
 from service.kafka.clients import Client, end, rebootstrap
 from service.kafka.connection import KafkaConnection
 from service.kafka.consumer import SteadyConsumer
@@ -100,7 +100,7 @@ async def test_a_request_after_an_idle_time_is_posted_at_once_behind_a_firewall_
             took = [await post_takes(service, station, f"op-{number}", partition=number) for number in (0, 1)]
 
             print(f"from request to POST: {took}")  # noqa: T201 - for whoever measures
-            assert max(took) < 3.0
+            assert max(took) < DEFAULT_TIMINGS.kafka_request_timeout.total_seconds()  # what a forgotten one costs
             assert dropped == 0
             await station.settled("op-0", "op-1")
 
@@ -121,7 +121,7 @@ async def test_a_producer_whose_connection_was_forgotten_costs_one_time_out_and_
 
             print(f"from request to POST: {took}")  # noqa: T201
             assert dropped > 0
-            assert took < DEFAULT_TIMINGS.kafka_request_timeout.total_seconds() + 6.0
+            assert took < (DEFAULT_TIMINGS.kafka_request_timeout + clients.STOP_LIMIT).total_seconds()
             await station.settled("op-1")
 
 
@@ -292,7 +292,7 @@ async def test_a_server_that_takes_a_connection_and_answers_nothing_is_given_up_
             await reader.read()
         writer.close()
 
-    monkeypatch.setattr(connection, "CONNECT_LIMIT", timedelta(seconds=0.2))
+    monkeypatch.setattr(clients, "CONNECT_LIMIT", timedelta(seconds=0.2))
     server = await asyncio.start_server(silent, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{port}", request_timeout_ms=3_600_000)
@@ -430,11 +430,10 @@ class Stubborn:
 
 async def test_a_client_that_swallows_the_cancellation_of_its_stop_is_left_behind() -> None:
     stubborn = Stubborn()
-    began = time.monotonic()
 
-    await end(stubborn.client, stop=stubborn.stop, within=timedelta(seconds=0.1))
+    async with asyncio.timeout(60):
+        await end(stubborn.client, stop=stubborn.stop, within=timedelta(seconds=0.1))
 
-    assert time.monotonic() - began < 0.1 + 2 * connection.CUT_LIMIT.total_seconds() + 1
     stubborn.released.set()
 
 
@@ -443,12 +442,12 @@ async def test_whoever_stops_a_client_can_be_cancelled_meanwhile() -> None:
     stopping = asyncio.create_task(end(stubborn.client, stop=stubborn.stop, within=timedelta(seconds=0.1)))
     await asyncio.sleep(0.01)
     stopping.cancel()
-    began = time.monotonic()
 
     with pytest.raises(asyncio.CancelledError):
         await stopping
 
-    assert time.monotonic() - began < 1
+    assert not stubborn.released.is_set()
+    assert clients._stopping, "the stopping goes on without its caller"
     stubborn.released.set()
 
 
@@ -485,7 +484,7 @@ async def test_a_batch_that_waits_to_be_sent_again_is_failed_without_an_error_in
 
 @pytest.mark.kafka
 async def test_a_producer_in_the_middle_of_a_transaction_is_cut_without_leaving_tasks_behind(
-    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer
+    relayed_kafka: EmbeddedKafka, topic_name: TopicNamer, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with relay_to(relayed_kafka) as relay:
         await restart(relayed_kafka, advertised=relay.address)
@@ -499,14 +498,14 @@ async def test_a_producer_in_the_middle_of_a_transaction_is_cut_without_leaving_
             await producer.send(station.topics.requests, b"")
             committing = asyncio.create_task(producer.commit_transaction())
             await asyncio.sleep(0.5)
-            began = time.monotonic()
 
-            await end(producer, within=timedelta())
+            with caplog.at_level("WARNING", logger="service.kafka.clients"):
+                await end(producer, within=timedelta())
 
-            assert time.monotonic() - began < connection.CUT_LIMIT.total_seconds()
+            assert "did not stop" not in caplog.text
             committing.cancel()  # as the journal does, whose commits have a limit
             await asyncio.wait([committing])
-            await until(lambda: of_producers() <= before, within=2.0, what=lambda: f"nothing is left: {of_producers()}")
+            await until(lambda: of_producers() <= before, what=lambda: f"nothing is left: {of_producers()}")
 
 
 # ---------------------------------------------------------------- failures that nobody waits for

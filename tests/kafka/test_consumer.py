@@ -210,7 +210,7 @@ async def test_a_process_whose_fetching_has_ended_says_so_and_ends(station: Stat
     service = await station.service()
     service.intake._consumer._fetcher._fetch_task.cancel()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await service.intake.died.wait()
 
 

@@ -364,7 +364,7 @@ async def test_what_is_sent_arrives_in_order(kafka: Kafka, topic_name: TopicName
     consumer = AIOKafkaConsumer(topic, bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest")
     await consumer.start()
     try:
-        values = [(await asyncio.wait_for(consumer.getone(), 10)).value for _ in range(50)]
+        values = [(await asyncio.wait_for(consumer.getone(), 60)).value for _ in range(50)]
     finally:
         await consumer.stop()
     assert values == [str(number).encode() for number in range(50)]

@@ -229,15 +229,18 @@ asyncio.run(work())
 def test_no_collector_holds_up_the_end_of_a_process(collector_: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as hanging:
         port = hanging.getsockname()[1] if collector_ == "hangs" else 1
-        environment = os.environ | {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}"}
+        environment = os.environ | {
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{port}",
+            "OTEL_EXPORTER_OTLP_TIMEOUT": "60",
+        }
         with subprocess.Popen([sys.executable, "-c", ENDING], env=environment, stdout=subprocess.PIPE) as process:
-            assert process.wait(60) == 0
+            assert process.wait(240) == 0
             after = time.monotonic()
             assert process.stdout is not None
             said = json.loads(process.stdout.read())
 
     assert said["spans"] == "Spans"
-    assert after - said["ended"] < 5.0
+    assert after - said["ended"] < 25  # OpenTelemetry itself waits for half a minute
 
 
 @pytest.mark.e2e

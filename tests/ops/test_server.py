@@ -263,7 +263,7 @@ async def test_clients_that_send_half_a_request_or_read_no_answer_hold_no_stop_u
         assert await ask(port) == {"alive": True, "reasons": []}
         leaving = loop.time()
 
-    assert loop.time() - leaving < 2.5
+    assert loop.time() - leaving < server.ANSWER_WITHIN.total_seconds()  # until which such clients are served
     for writer in writers:
         writer.close()
 
@@ -292,7 +292,7 @@ async def test_a_connection_on_which_nothing_is_asked_is_closed(text: str) -> No
         writer.write(text.encode())
 
         with contextlib.suppress(ConnectionResetError):
-            answer = await asyncio.wait_for(reader.read(), 10)
+            answer = await asyncio.wait_for(reader.read(), 60)
             assert answer.count(b"200 OK") == text.count("\r\n\r\n")
         writer.close()
 
@@ -304,7 +304,7 @@ async def test_a_connection_on_which_nothing_is_read_is_closed() -> None:
         with socket.create_connection(("127.0.0.1", port)) as client:
             client.sendall(b"GET /syncs?limit=1000 HTTP/1.1\r\nhost: x\r\n\r\n" * 30)
             await asyncio.sleep(1)  # the server's timer is another of this loop's, due long before
-            read = await asyncio.wait_for(asyncio.to_thread(_read_all, client), 20)
+            read = await asyncio.wait_for(asyncio.to_thread(_read_all, client), 60)
 
     assert read.count(b"200 OK") < 30
 

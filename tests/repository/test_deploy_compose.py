@@ -26,7 +26,7 @@ def test_the_file_is_what_the_compose_specification_allows() -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=240,
     )
 
     assert run.returncode == 0, run.stdout + run.stderr
@@ -55,9 +55,9 @@ def test_the_simulators_health_is_its_own_and_not_that_of_the_service_with_which
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # bound, not listening: refused
         code = check[-1].replace(port, str(nobody.getsockname()[1]))
-        unhealthy = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+        unhealthy = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=240)
         nobody.listen()
-        healthy = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+        healthy = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=240)
     assert (healthy.returncode, unhealthy.returncode) == (0, 1)
 
 

@@ -494,7 +494,7 @@ def test_the_operators_pod_ends_when_it_is_told_to() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
     try:
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(240) == 0
     finally:
         process.kill()
         process.wait()

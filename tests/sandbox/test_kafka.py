@@ -44,7 +44,7 @@ main()
 @pytest.mark.parametrize("command", ["kafka", "demo"])
 def test_without_a_directory_that_can_be_written_a_sentence_names_the_variable_to_set(command: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", READ_ONLY, command], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", READ_ONLY, command], capture_output=True, text=True, check=False, timeout=240
     )
 
     assert done.returncode == 3

@@ -79,7 +79,7 @@ class Browser:
         return await self("POST", f"/vm-replications/{replication}/sync{query}", headers={"operationID": operation_id})
 
     async def until_there_is_a_task(self) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while not (await self("GET", "/_simulator/ledger")).json:
                 pass
 

@@ -29,7 +29,7 @@ def rendered(environment: str) -> tuple[Object, ...]:
     if (kustomize := shutil.which("kustomize")) is None:
         missing("kustomize is not installed: go install sigs.k8s.io/kustomize/kustomize/v5@v5.7.1")
     run = subprocess.run(
-        [kustomize, "build", str(ENVIRONMENTS[environment])], capture_output=True, text=True, check=False, timeout=60
+        [kustomize, "build", str(ENVIRONMENTS[environment])], capture_output=True, text=True, check=False, timeout=240
     )
     assert run.returncode == 0, run.stderr
     assert "Warning" not in run.stderr
@@ -42,7 +42,7 @@ def helm(*arguments: str, chart: Path = CHART) -> "subprocess.CompletedProcess[s
         missing("helm is not installed: go install helm.sh/helm/v3/cmd/helm@v3.19.5")
     command, *others = arguments
     return subprocess.run(
-        [program, command, *others], capture_output=True, text=True, check=False, timeout=60, cwd=chart
+        [program, command, *others], capture_output=True, text=True, check=False, timeout=240, cwd=chart
     )
 
 

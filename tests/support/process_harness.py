@@ -135,7 +135,7 @@ class Process:
     def close(self) -> None:
         if self.running:
             self.child.kill()
-            self.child.wait(10)
+            self.child.wait(60)
         self._reads.set()
         self._reader.join(10)
         os.close(self._pipe)

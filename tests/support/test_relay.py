@@ -37,10 +37,10 @@ async def _call(relay: Relay) -> Talk:
     return await asyncio.open_connection(*relay.place)
 
 
-async def _answer(talk: Talk, words: bytes) -> bytes:
+async def _answer(talk: Talk, words: bytes, *, within: float = 60) -> bytes:
     reader, writer = talk
     writer.write(words + b"\n")
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(within):
         return (await reader.readline()).rstrip()
 
 
@@ -58,7 +58,7 @@ async def test_connections_that_were_dropped_stay_silent_and_new_ones_work(relay
     await _answer(before, b"hello")
     assert relay.drop() == 1
     with pytest.raises(TimeoutError):
-        await _answer(before, b"anybody?")
+        await _answer(before, b"anybody?", within=1)
     assert await _answer(await _call(relay), b"hello") == b"hello"
     assert relay.drop() == 1
 
@@ -104,7 +104,7 @@ async def _send(bootstrap: str) -> None:
     producer = AIOKafkaProducer(bootstrap_servers=bootstrap)
     await producer.start()
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await producer.send_and_wait("relayed", b"hello")
     finally:
         await producer.stop()

@@ -194,14 +194,11 @@ def running(pids: set[int]) -> set[int]:
 @pytest.mark.e2e
 @pytest.mark.kafka
 def test_the_demo_shows_requests_failures_and_a_dead_letter_and_that_all_promises_hold() -> None:
-    began = time.monotonic()
     with demo("--requests", "30") as process:
         until(process, "demo-")
-        first = time.monotonic() - began
         said = until(process, "Every request has exactly one outcome")
 
     assert process.returncode == 0
-    assert first < 60
     assert re.search(r"requests +30\b", said)
     assert re.search(r"failed: task-failed +[1-9]", said)
     assert re.search(r"dead letters +1\b", said)
@@ -263,7 +260,7 @@ def test_however_a_demo_ends_its_children_do_too(end: signal.Signals) -> None:
 
 def eventually_gone(pids: set[int]) -> bool:
     """Give the operating system a moment to reap what the demo itself could not."""
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 60
     while running(pids):
         if time.monotonic() > give_up:
             return False

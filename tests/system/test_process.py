@@ -54,7 +54,7 @@ def running(
 def refused(tmp_path: Path, **variables: str) -> list[str]:
     """Start the service, which has to end with exit code 2, and return what it logged as errors."""
     with (tmp_path / "log").open("w+b") as log, running(variables, stderr=log) as process:
-        assert process.wait(60) == 2
+        assert process.wait(240) == 2
         log.seek(0)
         text = log.read().decode()
     assert "Traceback" not in text
@@ -169,7 +169,9 @@ def test_the_service_imports_nothing_that_only_commands_need() -> None:
 
 
 def test_the_handler_is_in_place_before_anything_is_imported_that_takes_time() -> None:
-    done = subprocess.run([sys.executable, "-c", FIRST_SIGNAL], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST_SIGNAL], capture_output=True, text=True, check=False, timeout=240
+    )
 
     assert done.stdout.splitlines()[0] == f"{signal.SIGTERM:d} False False"
 
@@ -187,7 +189,7 @@ def test_the_first_process_of_a_container_ends_cleanly_whenever_it_is_told_to(mo
             time.sleep(0.002)
         os.kill(pid, signal.SIGTERM)
 
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
@@ -351,7 +353,7 @@ def test_whatever_the_variables_of_others_say_the_service_starts_and_answers(tmp
     with (tmp_path / "log").open("w+b") as log, running(variables, stderr=log) as process:
         asyncio.run(alive(port))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(240) == 0
         log.seek(0)
         lines = [json.loads(line) for line in log.read().decode().splitlines()]
 

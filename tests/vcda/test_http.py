@@ -175,8 +175,8 @@ async def test_a_bug_in_the_question_is_not_taken_for_trouble() -> None:
 async def test_a_post_whose_answer_drips_is_unanswered_after_the_request_timeout(broken: Drip) -> None:
     async with appliance(script(submit=broken)) as there, ours(there.url) as us:
         await us.vcda._session.admit(None)
-        us.vcda._wire._timeout = 0.15
-        answer = await asyncio.wait_for(us.submit(), 1)
+        us.vcda._wire._timeout = 1.0  # a connection is made before, also on a busy machine
+        answer = await asyncio.wait_for(us.submit(), 20)
 
         assert len(there.posts) == 1
 

@@ -12,7 +12,7 @@ from service.sync import NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, 
 from service.vcda.client import ApiLimits, SessionStatus
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.http import SMALL
-from service.vcda.session import BACKOFF, LOOK_EVERY
+from service.vcda.session import BACKOFF, LOGOUT_LIMIT, LOOK_EVERY
 from tests.support.scripted_http_server import (
     CREDENTIALS,
     GONE,
@@ -480,16 +480,17 @@ async def test_an_end_does_not_wait_for_a_logout_that_hangs() -> None:
     limits = ApiLimits(logout=timedelta(seconds=0.05))
     async with appliance(script(logout=Drip(b"", drop=b""))) as there, ours(there.url, limits=limits) as us:
         await us.submit()
-        await asyncio.wait_for(us.vcda.close(), 1)
+        await asyncio.wait_for(us.vcda.close(), LOGOUT_LIMIT.total_seconds() - 1)
 
         assert len(there.seen("DELETE /sessions")) == 1
 
 
 async def test_an_end_gives_up_a_login_under_way() -> None:
-    async with appliance(script(login=Drip(b"", drop=b""))) as there, ours(there.url) as us:
+    minute = timedelta(minutes=1)
+    async with appliance(script(login=Drip(b"", drop=b""))) as there, ours(there.url, request_timeout=minute) as us:
         waiting = asyncio.create_task(us.submit())
         await there.until(lambda: logins(there) == 1)
-        await asyncio.wait_for(us.vcda.close(), 1)
+        await asyncio.wait_for(us.vcda.close(), 20)
         await asyncio.wait([waiting])
 
         assert waiting.cancelled()
