@@ -438,7 +438,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         seen = False
         try:
             async with asyncio.timeout(self._timings.report.total_seconds()):
-                await self._consumer.topics()
+                await self._consumer.partitions_of(self._dependencies.requests)
                 seen = True
                 reached = {
                     supervisor.place: self._reached(supervisor.place, supervisor.partition.committed_cursor)

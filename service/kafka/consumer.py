@@ -44,7 +44,7 @@ from typing_extensions import override
 
 from service.clock import Clock
 from service.kafka.clients import end
-from service.kafka.topic_descriptions import cleanup_policy, topic_id
+from service.kafka.topic_descriptions import cleanup_policy, partitions_of, topic_id
 
 log = logging.getLogger(__name__)
 
@@ -179,8 +179,8 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         return topic not in self._client.cluster.unauthorized_topics
 
     async def partitions_of(self, topic: str) -> set[int]:
-        """Return the partitions that a topic has now; none where there is no such topic, or none that may be read."""
-        return set((await self._client.fetch_all_metadata()).partitions_for_topic(topic) or ())
+        """Return the partitions that a topic has now; see `topic_descriptions.partitions_of`."""
+        return await partitions_of(self._client, topic)
 
     async def topic_id(self, topic: str) -> str | None:
         """Return Kafka's id of a topic; see `topic_descriptions.topic_id`."""

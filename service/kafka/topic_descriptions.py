@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from io import BytesIO
+from random import shuffle
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient
@@ -168,6 +169,30 @@ async def missing_requests(admin: AIOKafkaAdminClient) -> list[str]:
         return []
     known = {api for answer in answers for api, *_ in answer.api_versions}
     return [name for api, name in TRANSACTIONS.items() if api not in known]
+
+
+async def partitions_of(client: AIOKafkaClient, name: str) -> set[int]:
+    """Return the partitions that a topic has now; none where there is no such topic, or none that we may see.
+
+    The brokers are asked one after another until one answers, and for this topic alone. aiokafka's own way asks for all
+    topics of the cluster: with 20,000 partitions, decoding the answer holds the event loop for 180 ms (measured).
+
+    Raises:
+        KafkaError: no broker answers.
+    """
+    request = MetadataRequest([name], allow_auto_topic_creation=False)
+    error: KafkaError = NodeNotReadyError()
+    nodes = [broker.nodeId for broker in client.cluster.brokers()]
+    shuffle(nodes)
+    for node in nodes:
+        try:
+            response = await client.send(node, request)
+        except KafkaError as refusal:
+            error = refusal
+        else:
+            topics = response.to_object()["topics"]
+            return {partition["partition"] for topic in topics for partition in topic["partitions"]}
+    raise error
 
 
 async def cleanup_policy(client: AIOKafkaClient, name: str) -> str | None:

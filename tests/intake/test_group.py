@@ -1,13 +1,15 @@
 """The group and the journal: who may work on a partition, where reading begins, and when it must not."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from aiokafka.conn import AIOKafkaConnection
+from aiokafka.protocol.metadata import MetadataRequest
 
 from service.kafka.journal import KafkaJournal
 from service.kafka.journal_api import Batch, StopReason
@@ -39,6 +41,31 @@ async def test_without_the_groups_offsets_nothing_is_replayed(station: Station) 
 
     await station.settled("op-1", "op-2", "op-3")
     assert [second.metric("requests_total", result=word) for word in ("accepted", "duplicate")] == [1, 0]
+
+
+async def test_no_client_asks_the_brokers_for_topics_other_than_the_services_own(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Sequence[str] | None] = []
+    send = AIOKafkaConnection.send
+
+    def heard(self: AIOKafkaConnection, request: Any, expect_response: bool = True) -> Any:
+        if isinstance(request, MetadataRequest) and self._client_id == "the service's":
+            asked.append(request._topics)
+        return send(self, request, expect_response)
+
+    monkeypatch.setattr(AIOKafkaConnection, "send", heard)
+    station.connection["client_id"] = "the service's"
+    first = await station.service()
+    await station.ask("op-1")
+    await station.settled("op-1")
+    await first.stop()
+
+    second = await station.service("B")
+    await second.intake._report()
+
+    assert None not in asked, "the metadata of a whole cluster, which may have thousands of topics"
+    assert {topic for topics in asked for topic in topics or ()} <= set(station.topics.all())
 
 
 async def test_under_another_groups_name_nothing_is_replayed(station: Station) -> None:

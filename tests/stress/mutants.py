@@ -709,6 +709,13 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_consumer.py",),
     ),
     Mutant(
+        name="an opening partition asks for the topics of the whole cluster",
+        file="service/kafka/topic_descriptions.py",
+        old="    request = MetadataRequest([name], allow_auto_topic_creation=False)\n    error",
+        new="    request = MetadataRequest(None, allow_auto_topic_creation=False)\n    error",
+        tests=("tests/intake/test_group.py",),
+    ),
+    Mutant(
         name="the client moves a position that is out of range by itself",
         file="service/kafka/consumer.py",
         old='        super().__init__(*topics, **options | {"auto_offset_reset": "none"})',
