@@ -110,7 +110,7 @@ alerts: $(READY) ## provoke each alert for real, and write docs/alerts.md: some 
 	$(BIN)/python -m tools.alerts_page
 
 soak: $(READY) ## run a steady load for MINUTES=10, and check that memory stays constant
-	$(BIN)/python -m tests.stress.soak --minutes $(or $(MINUTES),10)
+	$(BIN)/python -m benchmarks.long_run --processes 1 --rate 20 --remember 60 --minutes $(or $(MINUTES),10)
 
 lock: $(READY) ## update the pinned versions in both requirements files
 	$(LOCK) --upgrade --extra tracing -o requirements.txt

@@ -18,6 +18,9 @@ In reading order:
     holds       one kind of work after another, with nothing behind a socket
     standstill  the longest turns: of those, and of the service after a restore
     views       what looking costs: a program of its own, `python -m benchmarks.views`
+    long_run    a million requests, of which each is followed: a program of its own, `python -m benchmarks.long_run`
+    tally       whether each request has one task and one outcome, in some bytes each
+    log_files   a topic's size on the brokers' disks
     results     runs, ratios, and the raw JSON
     plots       pictures of them
     page        docs/performance.md, from the raw JSON

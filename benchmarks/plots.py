@@ -1,6 +1,6 @@
 """The pages' pictures, as SVG, from the raw figures alone: the same figures give the same files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,38 @@ WORKLOADS = ("20 s, 1000/s", "90 s", "10 min")
 
 def draw(results: Results, folder: Path) -> None:
     """Draw all of them."""
+    _prepare()
+    _burst(results, folder / "burst.svg")
+    _curves(results, "S2", "lag_s", folder / "lag.svg", x="seconds from a task's end to its outcome")
+    _curves(results, "trickle", "wait_s", folder / "trickle.svg", x="seconds from Kafka's record to the POST")
+    _flight(results, folder / "flight.svg")
+    _policy(results, folder / "policy.svg")
+
+
+def draw_long_run(samples: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the memory of each process of a long run, and the journal's size and records, over time."""
+    _prepare()
+    figure, (axes,) = _figure(1, 3, size=(10, 2.8))
+    minutes = [sample["at"] / 60 for sample in samples]
+    for place in range(len(samples[0]["processes"]) if samples else 0):
+        axes[0].plot(minutes, [sample["processes"][place]["memory, MB"] for sample in samples], linewidth=1.2)
+    for axis, what, scale in ((axes[1], "bytes", 1e6), (axes[2], "records", 1e3)):
+        values = [sample["journal"][what] / scale for sample in samples]
+        axis.plot(minutes, values, color=COLOURS["service"], linewidth=1.2)
+    titles = ("memory of each process, MB", "the journal's files, MB", "the journal's records, thousands")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(xlabel="minutes", ylim=(0, None))
+        axis.set_title(title, loc="left")
+    _save(figure, path)
+
+
+def _prepare() -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
     # The identifiers and the date would differ from one drawing to the next.
     mpl.rcParams |= {"svg.hashsalt": "vm-sync", "svg.fonttype": "none", "font.size": 9, "axes.spines.top": False}
     mpl.rcParams["axes.spines.right"] = False
-    _burst(results, folder / "burst.svg")
-    _curves(results, "S2", "lag_s", folder / "lag.svg", x="seconds from a task's end to its outcome")
-    _curves(results, "trickle", "wait_s", folder / "trickle.svg", x="seconds from Kafka's record to the POST")
-    _flight(results, folder / "flight.svg")
-    _policy(results, folder / "policy.svg")
 
 
 def _figure(rows: int, columns: int, *, size: tuple[float, float]) -> tuple[Any, Any]:

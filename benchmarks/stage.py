@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,12 +120,18 @@ class Subject:
 
     def logged(self, words: str) -> float | None:
         """Return when it first logged a line with these words, in seconds since 1970."""
+        return next(self._moments(words), None)
+
+    def logged_last(self, words: str) -> float | None:
+        """Return when it last logged a line with these words, in seconds since 1970."""
+        return max(self._moments(words), default=None)
+
+    def _moments(self, words: str) -> Iterator[float]:
         from datetime import datetime
 
         for line in self.text().splitlines():
             if words in line:
-                return datetime.fromisoformat(json.loads(line)["time"]).timestamp()
-        return None
+                yield datetime.fromisoformat(json.loads(line)["time"]).timestamp()
 
     def check(self) -> None:
         """Raise `BenchError` if it has ended by itself."""
@@ -238,15 +244,23 @@ class Stage:
         """Kafka's address."""
         return self._kafka.bootstrap if self._kafka else ""
 
+    @property
+    def kafka_data(self) -> list[Path]:
+        """The brokers' log folders are in these; nothing of a Kafka of somebody else's."""
+        return (
+            [broker.data for broker in self._kafka.brokers.values()] if isinstance(self._kafka, EmbeddedKafka) else []
+        )
+
     def cpu(self) -> tuple[float, float]:
         """Return the CPU seconds used so far by the simulated VCDA and by Kafka; 0 for a Kafka of somebody else's."""
         brokers = self._kafka.brokers.values() if isinstance(self._kafka, EmbeddedKafka) else ()
         vcda = cpu_seconds(self._simulator.pid) if self._simulator else 0.0
         return vcda, sum(cpu_seconds(broker.pid) for broker in brokers if broker.pid)
 
-    async def vcda_told(self, what: str, **fields: object) -> None:
-        """Use the simulator's control API."""
-        (await self._http.post(f"{self.vcda}/_simulator/{what}", json=fields)).raise_for_status()
+    async def vcda_told(self, what: str, **fields: object) -> Any:  # noqa: ANN401 - JSON
+        """Use the simulator's control API; return its result."""
+        answer = await self._http.post(f"{self.vcda}/_simulator/{what}", json=fields)
+        return answer.raise_for_status().json()["result"]
 
     async def vcda_says(self, what: str) -> Any:  # noqa: ANN401 - JSON
         """Ask the simulator's control API."""
@@ -257,17 +271,20 @@ class Stage:
         await self.vcda_told("reset")
         await self.vcda_told("plan", queued="0", duration=duration)
 
-    async def topics(self, partitions: int = PARTITIONS) -> Topics:
-        """Make new topics for requests and outcomes. Requests get the broker's own time stamp when appended."""
+    async def topics(self, partitions: int = PARTITIONS, *, journal: Mapping[str, str] | None = None) -> Topics:
+        """Make new topics for requests and outcomes. Requests get the broker's own time stamp when appended.
+
+        The service makes its journal, unless settings for a `journal` are given.
+        """
         topics = Topics(f"bench-{uuid.uuid4().hex[:8]}", partitions)
         stamped = {"message.timestamp.type": "LogAppendTime"}
-        await self._administer(
-            "create_topics",
-            [
-                NewTopic(topics.requests, partitions, self._replicas, topic_configs=stamped),
-                *(NewTopic(name, partitions, self._replicas) for name in topics.outcomes),
-            ],
-        )
+        new = [
+            NewTopic(topics.requests, partitions, self._replicas, topic_configs=stamped),
+            *(NewTopic(name, partitions, self._replicas) for name in topics.outcomes),
+        ]
+        if journal is not None:
+            new.append(NewTopic(topics.journal, partitions, self._replicas, topic_configs=dict(journal)))
+        await self._administer("create_topics", new)
         return topics
 
     async def drop(self, topics: Topics) -> None:

@@ -101,9 +101,12 @@ async def trickle(
 
 
 class Outcomes:
-    """Reads outcomes as they come. An async context; what has come is read into values when asked for."""
+    """Reads outcomes as they come. An async context; what has come is read into values when asked for.
 
-    def __init__(self, bootstrap: str, topics: Topics) -> None:
+    With `take`, nothing is kept: it is called with the moment and the message of each outcome.
+    """
+
+    def __init__(self, bootstrap: str, topics: Topics, *, take: Callable[[float, bytes], None] | None = None) -> None:
         self._consumer = AIOKafkaConsumer(
             bootstrap_servers=bootstrap,
             isolation_level="read_committed",
@@ -113,6 +116,8 @@ class Outcomes:
         )
         self._topics = topics
         self._came: list[tuple[float, bytes]] = []
+        self._take = take or self._keep
+        self._count = 0
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -134,15 +139,20 @@ class Outcomes:
         while True:
             for records in (await self._consumer.getmany(timeout_ms=200)).values():
                 now = time.time()
-                self._came.extend((now, record.value) for record in records)
+                for record in records:
+                    self._take(now, record.value)
+                self._count += len(records)
+
+    def _keep(self, now: float, value: bytes) -> None:
+        self._came.append((now, value))
 
     def __len__(self) -> int:
-        return len(self._came)
+        return self._count
 
     async def wait(self, count: int, *, within: float, checking: Callable[[], None] = lambda: None) -> None:
         """Wait for so many outcomes, or for so long. What `checking` raises, every now and then, ends it."""
         give_up = time.monotonic() + within
-        while len(self._came) < count and time.monotonic() < give_up:
+        while self._count < count and time.monotonic() < give_up:
             checking()
             if self._task is not None and self._task.done():
                 self._task.result()

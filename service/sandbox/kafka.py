@@ -159,6 +159,11 @@ class Broker:
         """What the node says; exists once it was started."""
         return self._home / "kafka.log"
 
+    @property
+    def data(self) -> Path:
+        """Its log folders, one for each replica of a partition: `<topic>-<partition>`."""
+        return self._home / "data"
+
     def address(self, listener: str = "PLAINTEXT") -> str:
         """Where clients find one of its listeners, `host:port`; stays the same over its whole life."""
         return f"127.0.0.1:{self._ports[listener]}"
@@ -261,7 +266,7 @@ class Broker:
             "node.id": str(self.id),
             "controller.listener.names": "CONTROLLER",
             "controller.quorum.voters": voters,
-            "log.dirs": f"{self._home}/data",
+            "log.dirs": str(self.data),
         }
 
     @property

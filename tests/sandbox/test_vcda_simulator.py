@@ -611,6 +611,23 @@ async def test_a_purge_loses_all_that_was_polled_for_a_while_and_nothing_else(br
     assert browser.sim.world.counters()["overlapping"] == 0, "what was restored without a sync isn't busy with it"
 
 
+async def test_archived_tasks_are_returned_once_and_take_no_more_memory(browser: Browser, hand: Hand) -> None:
+    ids = [(await browser.sync(replication)).json["id"] for replication in (A, B)]
+    await browser.tasks(f"ids={ids[0]},{ids[1]}")
+    hand.at += 11
+    later = (await browser.sync()).json["id"]
+    world = browser.sim.world
+    truth = {task["id"]: task for task in world.ledger()}
+    assert world.archive(ended_for=60) == []
+    gone = (await browser("POST", "/_simulator/archive", body={"ended_for": 0})).json["result"]
+    assert {task["id"]: task for task in gone} == {id_: truth[id_] for id_ in ids}
+    assert await browser.tasks() == [later]
+    assert [*world.tasks] == [later]
+    assert [task.id for known in world.replications.values() for task in known.tasks] == [later]
+    assert not world.counts.polled
+    assert len(world.counts.requests) == 1
+
+
 async def test_a_state_may_never_end(browser: Browser, hand: Hand) -> None:
     browser.sim.world.plan(replication=A, word="ABORTED", duration=1e9)
     await browser.sync()

@@ -26,6 +26,7 @@ the method named; the methods can be called directly from a test (`sim.fault(...
     POST   /_simulator/finish        World.finish    {"replication": ID | "ids": [..], "fails": true}: end tasks now
     POST   /_simulator/forget        World.forget    {"ids": [..]}: lose tasks
     POST   /_simulator/purge         World.purge     {"polled_for": 2}: lose all that have been polled for so long
+    POST   /_simulator/archive       World.archive   {"ended_for": 60}: take ended tasks out of memory, and list them
     POST   /_simulator/by_hand       World.by_hand   {"replication": ID, "user": NAME}: a sync nobody asked us for
     POST   /_simulator/expire        World.expire    {"what": "sessions" | "extensions" | "cloud-director"}
     POST   /_simulator/user          World.user      {"name": NAME, "password": .., "account": .., "spelled": ..,
@@ -430,6 +431,7 @@ class Simulator:
             "finish": world.finish,
             "forget": world.forget,
             "purge": world.purge,
+            "archive": world.archive,
             "drop": self.drop,
             "by_hand": world.by_hand,
             "expire": world.expire,

@@ -241,6 +241,23 @@ class Task:
         wavering = hash((self.number, int(now * 10))) % (2 * self.plan.noise + 1) - self.plan.noise
         return max(0, min(99, int(100 * (now - self.runs) / (self.ends - self.runs)) + wavering))
 
+    def truth(self, now: float) -> dict[str, Any]:
+        """Return all that a test may want to compare with, with nothing hidden."""
+        return {
+            "id": self.id,
+            "replicationId": self.replication_id,
+            "operationID": self.operation_id,
+            "site": self.site,
+            "user": self.user.name,
+            "type": self.type,
+            "start": self.created,
+            "end": self.ends,
+            "state": self.state(now),
+            "overlapped": self.overlapped,
+            "forgotten": self.forgotten,
+            "forgottenAt": self.forgotten_at,
+        }
+
     def moment(self, at: float) -> Millis:
         """Return a moment as the clock of the task's site would have written it."""
         return int((at + self.clock_offset) * 1000)
@@ -602,25 +619,26 @@ class World:
     # ------------------------------------------------ the truth, for a test to compare with
 
     def ledger(self) -> list[dict[str, Any]]:
-        """List every task ever created, by its true times, with nothing hidden."""
+        """List every task ever created, by its true times, with nothing hidden; without those that were archived."""
         now = self.now()
-        return [
-            {
-                "id": task.id,
-                "replicationId": task.replication_id,
-                "operationID": task.operation_id,
-                "site": task.site,
-                "user": task.user.name,
-                "type": task.type,
-                "start": task.created,
-                "end": task.ends,
-                "state": task.state(now),
-                "overlapped": task.overlapped,
-                "forgotten": task.forgotten,
-                "forgottenAt": task.forgotten_at,
-            }
-            for task in self.tasks.values()
-        ]
+        return [task.truth(now) for task in self.tasks.values()]
+
+    def archive(self, *, ended_for: float) -> list[dict[str, Any]]:
+        """Take the tasks out of memory that ended so many seconds ago or before; return what `ledger` had of them.
+
+        For long runs: VCDA doesn't know these tasks any more, and later tasks of their requests aren't `repeated`.
+        """
+        now = self.now()
+        gone = [task for task in self.tasks.values() if task.ends <= now - ended_for]
+        counts = self.counts
+        for task in gone:
+            del self.tasks[task.id]
+            counts.polled.pop(task.id, None)
+            counts.requests.pop((task.replication_id, task.operation_id), None)
+            self.replications[task.replication_id].tasks.remove(task)
+        for where in self.sites.values():
+            where.tasks = [task for task in where.tasks if task.id in self.tasks]
+        return [task.truth(now) for task in gone]
 
     def tasks_of(self, replication_id: str, operation_id: str | None) -> list[Task]:
         """List the tasks that one request has; more than one is what must never happen."""
