@@ -3,6 +3,8 @@
 python -m benchmarks                     all of it, and docs/performance.md and docs/scaling.md from it
 python -m benchmarks --quick             a small form, under three minutes; prints, and writes no page
 python -m benchmarks --only S1 flight    some scenarios; prints, and writes no page
+python -m benchmarks --only pythons --python build/python-3.13/bin/python
+                                         S1 with other versions of Python, beside this one
 python -m benchmarks --pages FILE        write the pages anew from raw figures
 """
 
@@ -10,9 +12,10 @@ import argparse
 import asyncio
 import logging
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -40,12 +43,19 @@ class Step:
     measure: Callable[..., Awaitable[Run]]
 
 
-def steps(sizes: Sizes) -> Iterator[Step]:
+def steps(sizes: Sizes, pythons: Mapping[str, Path]) -> Iterator[Step]:
     """Yield all steps: round by round, each with all subjects in turns, and beginning with another one each time."""
+
+    async def with_python(stage: Stage, subject: str, *, sizes: Sizes, number: int) -> Run:
+        return await scenarios.other_python(stage, subject, sizes=sizes, number=number, interpreter=pythons[subject])
+
     for number in range(sizes.rounds):
         yield from _turns("S1", ("bare", "service", "obvious", "listing", "ceiling"), number, _S1)
+        yield from _turns("pythons", tuple(pythons), number, with_python)
+        yield from _turns("cores", ("1", "2"), number, scenarios.on_cores)
         yield from _turns("trickle", ("service", "obvious"), number, scenarios.steady_trickle)
         yield from _turns("restore", ("bare", "service", "empty"), number, owners.restore)
+        yield from _turns("partitions", tuple(map(str, sizes.partitions)), number, owners.partitions)
         yield from _turns("remembering", ("service",), number, owners.remembering)
         if number < sizes.few:
             pollers = ("service", "listing", "running")
@@ -63,15 +73,17 @@ _S1 = scenarios.burst_of_short_ones
 def _turns(
     scenario: str, subjects: tuple[str, ...], number: int, measure: Callable[..., Awaitable[Run]]
 ) -> Iterator[Step]:
-    first = number % len(subjects)
+    first = number % max(1, len(subjects))
     for subject in subjects[first:] + subjects[:first]:
         yield Step(scenario, subject, number, measure)
 
 
-async def measure(sizes: Sizes, *, only: frozenset[str], show: Console, keep: Path) -> Results:
+async def measure(
+    sizes: Sizes, *, only: frozenset[str], pythons: Mapping[str, Path], show: Console, keep: Path
+) -> Results:
     """Run all steps, and what needs no processes; keep what is known after each."""
     results = Results.begun(asdict(sizes))
-    chosen = [step for step in steps(sizes) if not only or step.scenario in only]
+    chosen = [step for step in steps(sizes, pythons) if not only or step.scenario in only]
     columns = (TextColumn("{task.description:30}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=show) as progress:
         bar = progress.add_task("Kafka and a simulated VCDA", total=len(chosen) + 2)
@@ -97,6 +109,12 @@ async def measure(sizes: Sizes, *, only: frozenset[str], show: Console, keep: Pa
     return results
 
 
+def _version(interpreter: Path) -> str:
+    """Ask a Python for its version."""
+    command = [str(interpreter), "-c", "import platform; print(platform.python_version())"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()  # noqa: S603
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run it. Exit code 1 if Kafka can't be had."""
     parser = argparse.ArgumentParser(
@@ -108,6 +126,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--form", choices=FORMS, default="full")
     parser.add_argument("--rounds", type=int, help="of all scenarios, instead of the form's own")
     parser.add_argument("--only", nargs="+", default=(), metavar="SCENARIO")
+    parser.add_argument(
+        "--python",
+        nargs="+",
+        default=(),
+        type=Path,
+        metavar="PATH",
+        help='interpreters of virtual environments with the service\'s packages, for the scenario "pythons"',
+    )
     parser.add_argument("--json", type=Path, help="where the raw figures are kept; build/bench-FORM.json, if not said")
     parser.add_argument("--pages", type=Path, metavar="FILE", help="measure nothing: write the pages from this file")
     parser.add_argument("--docs", type=Path, default=DOCS, help="where the pages go")
@@ -123,7 +149,9 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up after any signal
     try:
         keep = given.json or Path("build") / f"bench-{sizes.form}.json"
-        results = asyncio.run(measure(sizes, only=frozenset(given.only), show=show, keep=keep))
+        only = frozenset(given.only)
+        pythons = {_version(path): path for path in (Path(sys.executable), *given.python)} if given.python else {}
+        results = asyncio.run(measure(sizes, only=only, pythons=pythons, show=show, keep=keep))
     except KafkaError as error:
         show.print(str(error))
         return 1

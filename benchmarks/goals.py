@@ -44,6 +44,7 @@ def goals(results: Results) -> Iterator[Goal]:
     yield from _policy(results)
     yield from _flight(results)
     yield from _standstill(results)
+    yield from _processes(results)
     yield from _rest(results)
 
 
@@ -186,6 +187,37 @@ def _standstill(results: Results) -> Iterator[Goal]:
         measured=results.spread("standstill", "restored", "p99_ms"),
         reached=at_most(20.0),
         unit=" ms",
+    )
+
+
+def _processes(results: Results) -> Iterator[Goal]:
+    few, many = (str(count) for count in results.settings.get("partitions", (8, 100)))
+    yield Goal(
+        what="two processes on a core each against one: throughput bound by CPU time",
+        wanted=">= 1.9",
+        measured=results.ratio("cores", "2", "1", "tasks_per_core_second"),
+        reached=at_least(1.9),
+    )
+    yield Goal(
+        what=f"{many} partitions in one process: from the assignment until all are open",
+        wanted="<= 5 s",
+        measured=results.spread("partitions", many, "open_s"),
+        reached=at_most(5.0),
+        unit=" s",
+    )
+    yield Goal(
+        what="the same: CPU while idle",
+        wanted="<= 5 % of a core",
+        measured=_scaled(results.spread("partitions", many, "idle_busy"), 100),
+        reached=at_most(5.0),
+        unit=" %",
+    )
+    yield Goal(
+        what=f"the same: memory beyond that with {few} partitions",
+        wanted="<= 30 MB",
+        measured=results.excess("partitions", many, few, "rss_mb"),
+        reached=at_most(30.0),
+        unit=" MB",
     )
 
 

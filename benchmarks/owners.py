@@ -13,9 +13,9 @@ from typing import Any
 
 from benchmarks.controls import replication_ids
 from benchmarks.results import Run, quantile
-from benchmarks.scenarios import PATIENCE, Cpu, posted_after
+from benchmarks.scenarios import PATIENCE, Cpu, idle_busy, posted_after
 from benchmarks.sizes import Sizes
-from benchmarks.stage import PARTITIONS, BenchError, Stage, Subject, Topics, peak, resident
+from benchmarks.stage import PARTITIONS, BenchError, Stage, Subject, Topics, cpu_seconds, peak, resident
 from benchmarks.traffic import Outcomes, Request, partition_of, producing, trickle, write
 from service.kafka.connection import KafkaConnection
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, encode, encode_cursor
@@ -73,7 +73,7 @@ async def _make_topics(stage: Stage, topics: Topics) -> None:
             dead_letter=topics.dead_letter,
             journal=topics.journal,
         ),
-        partitions=PARTITIONS,
+        partitions=topics.partitions,
         create=True,
     )
 
@@ -155,8 +155,40 @@ def _ended(count: int) -> Iterator[tuple[int, bytes, bytes]]:
 
 
 def _cursors(topics: Topics) -> Iterator[tuple[int, bytes, bytes]]:
-    for number in range(PARTITIONS):
+    for number in range(topics.partitions):
         yield number, CURSOR_KEY, encode_cursor(Cursor(topics.requests, 0))
+
+
+# ---------------------------------------------------------------- many partitions
+
+
+async def partitions(stage: Stage, count: str, *, sizes: Sizes, number: int) -> Run:
+    """Start a service before so many partitions whose journals hold a cursor alone; then watch it do nothing.
+
+    From the assignment to the opening of the last one.
+    """
+    topics = await stage.topics(int(count))
+    await _make_topics(stage, topics)
+    async with producing(stage.bootstrap) as producer:
+        await write(producer, topics.journal, _cursors(topics), partitions=topics.partitions)
+    subject = stage.start("service", topics)
+    try:
+        await subject.ready()
+        assigned, last = subject.logged("Rebalance: assigned partitions"), subject.logged_last(" is open: ")
+        if assigned is None or last is None:
+            msg = "the log doesn't tell when partitions were assigned and opened"
+            raise BenchError(msg)
+        started = cpu_seconds(subject.pid)
+        figures = {
+            "open_s": last - assigned,
+            "cpu_s": started,
+            "idle_busy": await idle_busy(subject.pid, sizes.idle),
+            "rss_mb": resident(subject.pid) / 1e6,
+        }
+    finally:
+        await subject.stop()
+        await stage.drop(topics)
+    return Run(scenario="partitions", subject=count, round=number, figures=figures)
 
 
 # ---------------------------------------------------------------- what remembering costs

@@ -84,6 +84,24 @@ COLUMNS: dict[str, tuple[tuple[str, str], ...]] = {
         ("kafka_busy", "burst: Kafka's cores busy"),
         ("missing", "without outcome"),
     ),
+    "cores": (
+        ("cpu_ms", "CPU ms/task, all processes"),
+        ("tasks_per_core_second", "tasks/s on full cores"),
+        ("least_share", "smallest share of the CPU time"),
+        ("missing", "without outcome"),
+    ),
+    "pythons": (
+        ("cpu_ms", "CPU ms/task"),
+        ("posts_per_second", "POSTs/s"),
+        ("rss_mb", "memory, MB"),
+        ("missing", "without outcome"),
+    ),
+    "partitions": (
+        ("open_s", "all open after, s"),
+        ("cpu_s", "CPU s, start included"),
+        ("idle_busy", "idle cost, cores"),
+        ("rss_mb", "memory, MB"),
+    ),
     "restore": (
         ("seconds", "seconds"),
         ("cpu_s", "CPU s, start included"),
@@ -159,7 +177,9 @@ def scenario_table(results: Results, scenario: str, *, first: str = "") -> str:
 
 
 def _order(subject: str) -> tuple[int, str]:
-    return (int(subject), "") if subject.isdecimal() else (list(NAMES).index(subject), "")
+    if subject.isdecimal():
+        return int(subject), ""
+    return (list(NAMES).index(subject), "") if subject in NAMES else (len(NAMES), subject)
 
 
 def tables(results: Results) -> str:
@@ -195,15 +215,7 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
     if notes:
         yield "## Notes"
         yield notes
-    yield "## A burst of short tasks"
-    yield (
-        f"{settings['burst']:,} requests for {settings['burst_replications']:,} replications, all on the topic at "
-        "once; tasks of 100 ms, `POLL_MIN` 100 ms, 100 POSTs at once. A replication's syncs run one after another in "
-        "the service alone: the controls let them overlap. POSTs per second count from the first to the last one, as "
-        "VCDA saw them; CPU is the process' own, user and system, from when it is ready until the last outcome."
-    )
-    yield scenario_table(results, "S1")
-    yield "![POSTs per second and CPU per task](performance/burst.svg)"
+    yield from _burst(results)
     yield "## Long tasks"
     yield (
         f"{settings['long']:,} requests, each for a replication of its own, all on the topic at once; durations are "
@@ -249,6 +261,12 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
         "the first poll of the last sync. The bare loop reads the same records and looks into none."
     )
     yield scenario_table(results, "restore")
+    if results.subjects("partitions"):
+        yield (
+            "A process starts before so many partitions, whose journals hold a cursor alone: the time from the "
+            "assignment until the last one is open, and what the process takes while it has nothing to do."
+        )
+        yield scenario_table(results, "partitions", first="partitions")
     yield "What an ended request costs in memory until it is forgotten:"
     yield scenario_table(results, "remembering")
     yield (
@@ -276,6 +294,34 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
     yield METHOD.format(taken=results.taken, versions=versions, **machine)
     yield "## Limits of these numbers"
     yield UNSAID
+
+
+def _burst(results: Results) -> Iterator[str]:
+    settings = results.settings
+    yield "## A burst of short tasks"
+    yield (
+        f"{settings['burst']:,} requests for {settings['burst_replications']:,} replications, all on the topic at "
+        "once; tasks of 100 ms, `POLL_MIN` 100 ms, 100 POSTs at once. A replication's syncs run one after another in "
+        "the service alone: the controls let them overlap. POSTs per second count from the first to the last one, as "
+        "VCDA saw them; CPU is the process' own, user and system, from when it is ready until the last outcome."
+    )
+    yield scenario_table(results, "S1")
+    yield "![POSTs per second and CPU per task](performance/burst.svg)"
+    if results.subjects("cores"):
+        yield "### Processes on a core each"
+        yield (
+            "The same by one process with all 8 partitions, held to one core, and by two with 4 each, held to a core "
+            "each. The other processes run on the same cores, so what counts is CPU time: a process whose core is full "
+            "does a task in the CPU time of one, so that two do 2 / (CPU time of a task) a second together."
+        )
+        yield scenario_table(results, "cores", first="processes")
+    if results.subjects("pythons"):
+        yield "### Other versions of Python"
+        yield (
+            "The same with the service run by several versions of Python, in turns, all with the same packages. "
+            "Everything else runs with the version named below."
+        )
+        yield scenario_table(results, "pythons", first="Python")
 
 
 METHOD = """\

@@ -115,6 +115,15 @@ class Results:
             if figure in run.figures and (base := controls.get(run.round))
         )
 
+    def excess(self, scenario: str, subject: str, control: str, figure: str) -> Spread | None:
+        """Sum up by how much a figure is above the control's, round by round."""
+        controls = {run.round: run.figures.get(figure) for run in self.of(scenario, control)}
+        return Spread.of(
+            run.figures[figure] - base
+            for run in self.of(scenario, subject)
+            if figure in run.figures and (base := controls.get(run.round)) is not None
+        )
+
     def subjects(self, scenario: str) -> list[str]:
         """List a scenario's subjects, in the order of their first run in the first round, sorted by name."""
         return sorted({run.subject for run in self.of(scenario)})

@@ -5,15 +5,19 @@ per request.
 """
 
 import asyncio
+import itertools
+import os
+import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from benchmarks.controls import replication_ids
 from benchmarks.results import Run, histogram_quantile, quantile, thinned
 from benchmarks.sizes import Sizes
-from benchmarks.stage import BenchError, Kind, Stage, cpu_seconds, resident
+from benchmarks.stage import SERVICE, BenchError, Kind, Stage, cpu_seconds, resident
 from benchmarks.traffic import Outcomes, Request, burst, trickle
 
 BURST_DURATION = 0.1
@@ -104,17 +108,19 @@ async def whole(
     shortest: str,
     idle: float = 0.0,
     longest: float = 0.0,
+    program: Sequence[str] = SERVICE,
 ) -> Run:
     """Put all requests on the topic at once, and wait for all outcomes.
 
-    `idle` is for how long it is watched first, doing nothing; `longest` how long the longest task may take.
+    `idle` is for how long it is watched first, doing nothing; `longest` how long the longest task may take; `program`
+    is the service's command.
     """
     await stage.fresh(duration=duration)
     topics = await stage.topics()
-    subject = stage.start(kind, topics, SYNC__POLL_MIN=shortest)
+    subject = stage.start(kind, topics, program=program, SYNC__POLL_MIN=shortest)
     try:
         await subject.ready()
-        idle_busy = await _idle(subject.pid, idle) if idle else 0.0
+        unused = await idle_busy(subject.pid, idle) if idle else 0.0
         async with Outcomes(stage.bootstrap, topics) as outcomes:
             before, began = Cpu.now(stage, subject.pid), time.time()
             await burst(stage.bootstrap, topics, requests)
@@ -123,8 +129,8 @@ async def whole(
             came = outcomes.by_operation()
         figures = before.until(after, requests=len(requests))
         if idle:
-            figures["idle_busy"] = idle_busy
-            figures["idle_cpu_ms"] = idle_busy * (after.at - before.at) / len(requests) * 1000
+            figures["idle_busy"] = unused
+            figures["idle_cpu_ms"] = unused * (after.at - before.at) / len(requests) * 1000
         figures["rss_mb"] = resident(subject.pid) / 1e6
         told, lags = facts(await stage.vcda_says("ledger"), came, began=began)
         figures |= told | await tally(stage, requests=len(requests), came=len(came))
@@ -151,6 +157,61 @@ async def burst_of_short_ones(stage: Stage, kind: str, *, sizes: Sizes, number: 
     return await whole(
         stage, _kind(kind), scenario="S1", number=number, requests=requests, duration=duration, shortest="PT0.1S"
     )
+
+
+async def other_python(stage: Stage, subject: str, *, sizes: Sizes, number: int, interpreter: Path) -> Run:
+    """S1 with the service run by another Python, of a virtual environment that has the service's packages."""
+    requests = asked(f"python-{subject}-{number}", sizes.burst, replications=sizes.burst_replications)
+    run = await whole(
+        stage,
+        "service",
+        scenario="pythons",
+        number=number,
+        requests=requests,
+        duration=str(BURST_DURATION),
+        shortest="PT0.1S",
+        program=(str(interpreter), *SERVICE[1:]),
+    )
+    return replace(run, subject=subject)
+
+
+async def on_cores(stage: Stage, processes: str, *, sizes: Sizes, number: int) -> Run:
+    """S1 with so many processes, each held to a core of its own, sharing 8 partitions. CPU time is that of all."""
+    taskset = shutil.which("taskset")
+    if taskset is None:
+        msg = "holding processes to cores takes the program taskset, of util-linux"
+        raise BenchError(msg)
+    await stage.fresh(duration=str(BURST_DURATION))
+    topics = await stage.topics()
+    requests = asked(f"cores-{processes}-{number}", sizes.burst, replications=sizes.burst_replications)
+    cores = itertools.cycle(sorted(os.sched_getaffinity(0)))
+    subjects = [
+        stage.start("service", topics, program=(taskset, "--cpu-list", str(core), *SERVICE), SYNC__POLL_MIN="PT0.1S")
+        for core in itertools.islice(cores, int(processes))
+    ]
+    try:
+        for subject in subjects:
+            await subject.ready()
+        async with Outcomes(stage.bootstrap, topics) as outcomes:
+            before = [Cpu.now(stage, subject.pid) for subject in subjects]
+            await burst(stage.bootstrap, topics, requests)
+            await outcomes.wait(len(requests), within=PATIENCE, checking=subjects[0].check)
+            after = [Cpu.now(stage, subject.pid) for subject in subjects]
+            came = outcomes.by_operation()
+        each = [one.until(two, requests=len(requests)) for one, two in zip(before, after, strict=True)]
+        starts = sorted(task["start"] for task in await stage.vcda_says("ledger"))
+        figures = each[0] | {
+            "posts_per_second": (len(starts) - 1) / max(0.001, starts[-1] - starts[0]),
+            "cpu_ms": sum(one["cpu_ms"] for one in each),
+            "least_share": min(one["cpu_s"] for one in each) / sum(one["cpu_s"] for one in each),
+        }
+        # A process that is bound by its core makes 1 / (CPU time of a task) tasks a second.
+        figures["tasks_per_core_second"] = 1000 * len(subjects) / figures["cpu_ms"]
+        figures |= await tally(stage, requests=len(requests), came=len(came))
+    finally:
+        await asyncio.gather(*(subject.stop() for subject in subjects))
+        await stage.drop(topics)
+    return Run(scenario="cores", subject=processes, round=number, figures=figures)
 
 
 async def long_ones(stage: Stage, kind: str, *, sizes: Sizes, number: int) -> Run:
@@ -189,7 +250,7 @@ async def in_flight(stage: Stage, level: str, *, sizes: Sizes, number: int) -> R
     subject = stage.start("service", topics)
     try:
         await subject.ready()
-        idle = await _idle(subject.pid, sizes.idle)
+        idle = await idle_busy(subject.pid, sizes.idle)
         empty = resident(subject.pid)
         scraped = await subject.metrics()
         requests = asked(f"flight-{level}-{number}", count, replications=count)
@@ -217,7 +278,7 @@ async def in_flight(stage: Stage, level: str, *, sizes: Sizes, number: int) -> R
     return Run(scenario="flight", subject=level, round=number, figures=figures, curves={"lag_s": thinned(lags)})
 
 
-async def _idle(pid: int, seconds: float) -> float:
+async def idle_busy(pid: int, seconds: float) -> float:
     """Return the CPU seconds a second that a process uses doing nothing."""
     before = cpu_seconds(pid)
     await asyncio.sleep(seconds)

@@ -32,6 +32,9 @@ class Sizes:
     remembered: int
     """What stands in the journals that are taken over: syncs in flight, and ended ones."""
 
+    partitions: tuple[int, int]
+    """Partitions of one process, few and many."""
+
     rate: float
     trickle: float
     """Requests a second that arrive at random moments, and for how long."""
@@ -60,6 +63,7 @@ FULL = Sizes(
     idle=10.0,
     restored=50_000,
     remembered=500_000,
+    partitions=(8, 100),
     rate=200.0,
     trickle=30.0,
     hand_over_rate=50.0,
@@ -83,6 +87,7 @@ QUICK = Sizes(
     idle=2.0,
     restored=2_000,
     remembered=20_000,
+    partitions=(8, 40),
     rate=200.0,
     trickle=3.0,
     hand_over_rate=50.0,
@@ -106,6 +111,7 @@ TINY = Sizes(
     idle=0.2,
     restored=20,
     remembered=100,
+    partitions=(2, 6),
     rate=50.0,
     trickle=0.4,
     hand_over_rate=20.0,

@@ -3,16 +3,18 @@
 No speed is asserted: a test that fails on a busy machine guards nothing.
 """
 
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from benchmarks import owners, page, scenarios, standstill, virtual
+from benchmarks.__main__ import steps
 from benchmarks.goals import goals
 from benchmarks.results import Results, Run, Spread, histogram_quantile
 from benchmarks.scaling import Measured, Plan
-from benchmarks.sizes import TINY
+from benchmarks.sizes import FULL, TINY
 from benchmarks.stage import Stage
 from service.sandbox.kafka import Kafka
 
@@ -70,6 +72,43 @@ async def test_every_request_of_a_trickle_is_seen_from_record_to_post(stage: Sta
     assert 0 < run.figures["wait_p50_ms"] <= run.figures["wait_p99_ms"]
 
 
+@pytest.mark.e2e
+async def test_all_partitions_of_a_process_are_open_before_its_idling_is_watched(stage: Stage) -> None:
+    few, many = [await owners.partitions(stage, str(count), sizes=TINY, number=0) for count in TINY.partitions]
+    assert few.figures["open_s"] > 0
+    assert many.figures["open_s"] > 0
+    assert many.figures["rss_mb"] > 0
+
+
+@pytest.mark.e2e
+async def test_a_burst_on_two_cores_counts_the_cpu_time_of_both_processes(stage: Stage) -> None:
+    run = await scenarios.on_cores(stage, "2", sizes=TINY, number=0)
+    assert run.figures["missing"] == 0
+    assert 0 < run.figures["least_share"] <= 0.5
+    assert run.figures["tasks_per_core_second"] == pytest.approx(2000 / run.figures["cpu_ms"])
+
+
+@pytest.mark.e2e
+async def test_the_service_is_measured_with_the_python_that_is_named(stage: Stage) -> None:
+    run = await scenarios.other_python(stage, "this", sizes=TINY, number=0, interpreter=Path(sys.executable))
+    assert (run.scenario, run.subject) == ("pythons", "this")
+    assert run.figures["missing"] == 0
+
+
+def test_other_pythons_are_measured_beside_this_one_in_turns() -> None:
+    pythons = {"3.11.7": Path("one"), "3.14.0": Path("other")}
+    found = [(step.subject, step.round) for step in steps(FULL, pythons) if step.scenario == "pythons"]
+    assert found == [
+        ("3.11.7", 0),
+        ("3.14.0", 0),
+        ("3.14.0", 1),
+        ("3.11.7", 1),
+        ("3.11.7", 2),
+        ("3.14.0", 2),
+    ]
+    assert all(step.scenario != "pythons" for step in steps(FULL, {}))
+
+
 def test_each_simulated_site_keeps_as_many_syncs_running_as_it_began_with() -> None:
     row = virtual.simulate(virtual.Shape(sites=2, each=20, median=10.0, seconds=60.0))
     assert row["posts_per_second"] == pytest.approx(2 * 20 / (10.0 * 1.65), rel=0.3)
@@ -89,6 +128,11 @@ def test_a_ratio_is_formed_between_runs_of_the_same_round() -> None:
         a_run("service", 2, cpu_ms=99.0),
     )
     assert results.ratio("S1", "service", "bare", "cpu_ms") == Spread(2.0, 2.5, 3.0, 2)
+
+
+def test_an_excess_is_formed_between_runs_of_the_same_round() -> None:
+    results = results_of(a_run("8", 0, mb=80.0), a_run("100", 0, mb=100.0), a_run("100", 1, mb=300.0))
+    assert results.excess("S1", "100", "8", "mb") == Spread(20.0, 20.0, 20.0, 1)
 
 
 def test_what_was_not_measured_is_said_to_be_so() -> None:
