@@ -23,7 +23,14 @@ from service.sync import Ended
 log = logging.getLogger(__name__)
 
 SWEEP = timedelta(hours=1)
-"""How often expired identities are given their tombstones. The whole journal is read for it, so it shall be seldom."""
+"""How often expired identities are given their tombstones, at the latest. The whole journal is read for it, so it shall
+be seldom."""
+
+SWEEP_AT_MOST = timedelta(minutes=1)
+"""How often at most; between the two, as often as identities expire: the journal then holds twice as many at most."""
+
+BURIED_AT_ONCE = 100_000
+"""Expired identities that one reading of the journal finds, some 20 MB; it is read again soon where there are more."""
 
 TOMBSTONES_AT_ONCE = 1_000
 """Tombstones between two turns of the event loop, some milliseconds."""
@@ -51,6 +58,7 @@ class Deduplication:
         metrics: DeduplicationMeter,
         slices: Slices,
         in_flight: Callable[[str], bool],
+        deduplicate_for: timedelta,
     ) -> None:
         self._slices = slices
         self._journal = journal
@@ -58,6 +66,7 @@ class Deduplication:
         self._clock = clock
         self._metrics = metrics
         self._in_flight = in_flight
+        self._sweep_every = min(SWEEP, max(deduplicate_for, SWEEP_AT_MOST))
         self._remembered = ended.identities
         self._young = ended.young
         self._metrics.identities(len(self._remembered))
@@ -94,19 +103,18 @@ class Deduplication:
 
     async def sweep(self, random: Random) -> None:
         """Write tombstones for expired identities, periodically."""
+        pause = self._sweep_every
         while True:
-            await asyncio.sleep(SWEEP.total_seconds() * random.uniform(0.5, 1.0))
+            await asyncio.sleep(pause.total_seconds() * random.uniform(0.5, 1.0))
+            pause = self._sweep_every
             now = epoch(self._clock.now())
-            gone: dict[str, None] = {}
             try:
-                async for identity, expires_at in self._journal.entries():
-                    if expires_at is not None and expires_at <= now:
-                        gone[identity] = None
-                    else:
-                        gone.pop(identity, None)
+                gone = await self._expired_by(now)
             except JournalLost as error:
                 log.warning("Reading expired identities from the journal failed; trying again later: %s", error)
                 continue
+            if len(gone) >= BURIED_AT_ONCE:
+                pause = SWEEP_AT_MOST
             for number, identity in enumerate(gone, 1):
                 # It may have come again since it was read.
                 if not self._in_flight(identity) and not self._remembered.holds(identity.encode(), now):
@@ -116,6 +124,20 @@ class Deduplication:
             while forgotten := self._remembered.forget_expired(now, most=self._slices.size(FORGOTTEN_AT_ONCE)):
                 self._metrics.identities(-forgotten)
                 await self._slices.turn()
+
+    async def _expired_by(self, now: int) -> dict[str, None]:
+        """Read the journal, and return identities that have expired by then: `BURIED_AT_ONCE` at most.
+
+        Raises:
+            JournalLost: it can't be read.
+        """
+        gone: dict[str, None] = {}
+        async for identity, expires_at in self._journal.entries():
+            if expires_at is None or expires_at > now:
+                gone.pop(identity, None)
+            elif len(gone) < BURIED_AT_ONCE:
+                gone[identity] = None
+        return gone
 
     def _bury(self, identity: str) -> None:
         """Write tombstones. There may be half a million: each commit must end within its transaction's time limit."""

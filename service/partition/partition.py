@@ -106,6 +106,7 @@ class Partition:
             metrics=dependencies.metrics,
             slices=dependencies.slices,
             in_flight=self._in_flight.__contains__,
+            deduplicate_for=dependencies.policy.deduplicate_for,
         )
         self._driver = Driver(
             number,

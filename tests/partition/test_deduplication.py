@@ -6,6 +6,7 @@ from datetime import timedelta
 
 import pytest
 
+from service.partition import deduplication
 from service.partition.deduplication import SWEEP
 from tests.support.simulated_deployment import POLICY, Deployment, deployed, run
 
@@ -26,6 +27,44 @@ async def test_expired_identities_get_tombstones_and_may_come_again(d: Deploymen
     await d.settled()
     assert d.verdicts() == [("a1", "completed"), ("a1", "completed")]
     assert p0.meter.remembered == 1
+
+
+@deployed
+async def test_a_journal_holds_identities_for_no_more_than_twice_a_short_time_of_deduplication(d: Deployment) -> None:
+    short = timedelta(minutes=5)
+    d.owner(policy=replace(POLICY, deduplicate_for=short))
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    await d.until(d.loop.time() + 2 * short.total_seconds() + 60.0)
+    assert d.log.records == {}
+
+
+@deployed
+async def test_a_journal_is_read_once_a_minute_at_most_however_soon_identities_expire(d: Deployment) -> None:
+    d.owner(policy=replace(POLICY, deduplicate_for=timedelta(seconds=1)))
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    await d.until(d.loop.time() + 3600.0)
+    assert 60 <= len(d.log.read_at) <= 120
+
+
+def test_many_expired_identities_are_given_tombstones_in_several_readings_within_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(deduplication, "BURIED_AT_ONCE", 2)
+
+    async def play() -> None:
+        async with Deployment() as d:
+            d.owner(policy=FORGETFUL)
+            for number in range(5):
+                d.broker.ask(f"C4-{number}", f"a{number}")
+            await d.settled()
+            while not d.log.read_at or d.log.read_at[-1] <= FORGETFUL.deduplicate_for.total_seconds() + 60.0:
+                await asyncio.sleep(1.0)
+            await d.until(d.loop.time() + 180.0)
+            assert d.log.records == {}
+
+    run(play())
 
 
 @deployed

@@ -709,6 +709,20 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_consumer.py",),
     ),
     Mutant(
+        name="expired identities leave the journal once an hour, however soon they expire",
+        file="service/partition/deduplication.py",
+        old="        self._sweep_every = min(SWEEP, max(deduplicate_for, SWEEP_AT_MOST))\n",
+        new="        self._sweep_every = SWEEP\n",
+        tests=("tests/partition/test_deduplication.py",),
+    ),
+    Mutant(
+        name="further expired identities wait for the next sweep",
+        file="service/partition/deduplication.py",
+        old="                pause = SWEEP_AT_MOST\n",
+        new="                pass\n",
+        tests=("tests/partition/test_deduplication.py",),
+    ),
+    Mutant(
         name="an opening partition asks for the topics of the whole cluster",
         file="service/kafka/topic_descriptions.py",
         old="    request = MetadataRequest([name], allow_auto_topic_creation=False)\n    error",
