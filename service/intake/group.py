@@ -15,12 +15,13 @@ It never decodes a message (`messages` does), and never opens a partition (`Part
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka.errors import CommitFailedError, KafkaError
 from typing_extensions import override
 
 from service.clock import Clock
@@ -45,6 +46,10 @@ log = logging.getLogger(__name__)
 LOOK: Final = 0.2
 """Seconds between two checks of the partitions: the longest delay until a partition that is no longer full reads
 again."""
+
+
+REBALANCE_LIMIT: Final = 60.0
+"""Seconds after which an offset is committed although no rebalance has ended: longer than one takes."""
 
 
 class Meter(SupervisorMeter, Protocol):
@@ -105,6 +110,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._answers_others_since: float | None = None
         self.joined = False
         """Whether the group has made an assignment to this member, even an empty one."""
+        self._settled = asyncio.Event()
+        """Set while the member has its assignment, and knows of no rebalance."""
+        self._committing = asyncio.Lock()
         self.kafka_seen_at = clock.monotonic()
         self.died = asyncio.Event()
         """Set when a task that must not end has ended; the log names the task."""
@@ -283,6 +291,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     @override
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Quiesce the partitions, so that POSTs in flight are answered. aiokafka revokes all at each rebalance."""
+        self._settled.clear()
         await self._crash_on_error(self._revoke(revoked))
 
     async def _revoke(self, revoked: Iterable[TopicPartition]) -> None:
@@ -297,6 +306,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         places = set(assigned)
         if places:
             self._consumer.park(*places)
+        self._settled.set()
         await self._crash_on_error(self._assign(places))
 
     async def _assign(self, places: set[TopicPartition]) -> None:
@@ -347,7 +357,24 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     async def commit(self, place: TopicPartition, offset: int) -> None:
         """Commit an offset, which the group takes from members only."""
-        await self._consumer.commit({place: offset})
+        await self._commit({place: offset})
+
+    async def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets, one call at a time, and none during a rebalance.
+
+        A refused commit makes aiokafka join the group again, mostly as a new member. A commit that is sent meanwhile is
+        refused, too, and makes it join once more: where a thawed process asked for four partitions at the same time,
+        the whole group rebalanced for 50 s (seen).
+        """
+        async with self._committing:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(REBALANCE_LIMIT):
+                    await self._settled.wait()
+            try:
+                await self._consumer.commit(offsets)
+            except CommitFailedError:
+                self._settled.clear()  # until the next assignment
+                raise
 
     def read_from(self, place: TopicPartition, offset: int) -> int | None:
         """Read on from there; a seek drops what was fetched before."""
@@ -446,7 +473,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                     if supervisor.partition is not None and supervisor.reading is not None
                 }
                 if reached:
-                    await self._consumer.commit(reached)
+                    await self._commit(reached)
         except (TimeoutError, KafkaError) as error:
             # An error of the commit is the group's answer, so Kafka is reachable.
             log.debug("Committing the cursors to the consumer group failed: %r", error)

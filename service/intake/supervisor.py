@@ -60,7 +60,7 @@ class GroupMember(Protocol):
         """
 
     async def commit(self, place: TopicPartition, offset: int) -> None:
-        """Commit an offset, which the group takes from members only.
+        """Commit an offset, which the group takes from members only; waits for the end of a rebalance.
 
         Raises:
             KafkaError: this process is no member any more, or the group could not be asked.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError, KafkaError
 
 from service.intake.group import Intake, Plan
 from service.intake.start_position import Looked, Start
@@ -20,7 +21,7 @@ from service.kafka.journal_codec import Cursor
 from service.kafka.journal_replay import EndedSyncs
 from service.messages.kafka_record import Event
 from service.partition.partition import Memory
-from tests.support.virtual_time import VirtualClock, VirtualLoop
+from tests.support.virtual_time import VirtualClock, VirtualLoop, run_virtual
 
 PLACES = {TopicPartition("requests", 7)}
 
@@ -269,3 +270,62 @@ def test_a_partition_whose_journal_can_not_be_opened_for_long_is_named_with_its_
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(play()) == ([], ["partition 7 has not been open for 180 s: Kafka is away"])
+
+
+class ThrownOut:
+    """A consumer that its group has removed: each commit that is refused makes it join again, as aiokafka does."""
+
+    def __init__(self, intake: Intake) -> None:
+        self._intake = intake
+        self._request = asyncio.Lock()
+        self._member = False
+        self._rejoin = asyncio.Event()
+        self.refused = self.accepted = self.joined = 0
+
+    async def commit(self, _: object) -> None:
+        async with self._request:
+            member = self._member
+            await asyncio.sleep(0.005)
+            if not member:
+                self.refused += 1
+                self._member = False
+                self._rejoin.set()
+                raise CommitFailedError
+            self.accepted += 1
+
+    async def coordinate(self) -> None:
+        while True:
+            await self._rejoin.wait()
+            await asyncio.sleep(0.01)  # it is not always the next to run
+            await self._intake.on_partitions_revoked([])
+            self._rejoin.clear()
+            await asyncio.sleep(0.02)
+            self._member = not self._rejoin.is_set()
+            self.joined += 1
+            await self._intake.on_partitions_assigned([])
+
+
+def test_partitions_that_ask_for_the_membership_together_make_the_member_join_again_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def ask(intake: Intake, number: int) -> None:
+        while True:
+            with suppress(KafkaError):
+                await intake.commit(TopicPartition("requests", number), 5)
+                return
+            await asyncio.sleep(0)
+
+    async def scene() -> ThrownOut:
+        intake = intake_of(Swallowing())
+        consumer = ThrownOut(intake)
+        monkeypatch.setattr(Intake, "_consumer", property(lambda _: consumer))
+        await intake.on_partitions_assigned([])
+        coordination = asyncio.create_task(consumer.coordinate())
+        async with asyncio.timeout(60):
+            await asyncio.gather(*[ask(intake, number) for number in range(4)])
+        coordination.cancel()
+        return consumer
+
+    consumer = run_virtual(scene())
+
+    assert (consumer.refused, consumer.joined, consumer.accepted) == (1, 1, 4)

@@ -693,6 +693,20 @@ MUTANTS: Final = (
         tests=("tests/intake/test_group.py",),
     ),
     Mutant(
+        name="a refused commit is followed by others while the member joins again",
+        file="service/intake/group.py",
+        old="                self._settled.clear()  # until the next assignment\n",
+        new="",
+        tests=("tests/intake/test_supervisor.py",),
+    ),
+    Mutant(
+        name="offsets are committed during a rebalance",
+        file="service/intake/group.py",
+        old="                    await self._settled.wait()\n",
+        new="                    pass\n",
+        tests=("tests/intake/test_supervisor.py",),
+    ),
+    Mutant(
         name="a poison message is passed over",
         file="service/partition/partition.py",
         old=(
