@@ -15,9 +15,11 @@ and the service looks for it in its own way:
 import asyncio
 import gc
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Sized
 from datetime import timedelta
-from typing import Final
+from typing import Final, TypeAlias
+from weakref import ref
 
 from service.clock import Clock
 
@@ -41,12 +43,16 @@ HOURLY: Final = timedelta(hours=1)
 """A full collection is wanted after so long, though nothing is known to have left a cycle; after twice as long, it is
 made however many syncs are in flight."""
 
-MANY_GONE: Final = 5_000
+MANY_KEPT: Final = 5_000
 """So many syncs of closed partitions may stay in memory, and a quarter of those in flight, until a full collection is
-made however many are in flight: 10 MB."""
+made however many are in flight: 10 MB. A partition that was handed over in an orderly way leaves none."""
 
 LONG: Final = 0.02
 """Seconds of a full collection from which it is logged for operators."""
+
+
+_Seen: TypeAlias = "tuple[ref[Sized], int]"
+"""A partition, and how many syncs it had in flight."""
 
 
 def configure() -> None:
@@ -61,10 +67,12 @@ class GarbageCollector:
     def __init__(self, clock: Clock, *, partitions: Callable[[], Iterable[Sized]]) -> None:
         self._clock = clock
         self._partitions = partitions
-        self._known: dict[int, int] = {}
-        """The syncs in flight of each partition at the last look, by the partition's `id`."""
-        self._gone = 0
-        """Syncs in flight of partitions that were closed since the last full collection."""
+        self._known: dict[int, _Seen] = {}
+        """The partitions at the last look, by `id`."""
+        self._closed: deque[tuple[float, _Seen]] = deque()
+        """Partitions that were closed, until the moment when they have to be gone from memory."""
+        self._kept = 0
+        """Syncs of closed partitions that were not gone then, since the last full collection."""
         self._wanted_at = self._overdue_at = 0.0
         self._put_off()
 
@@ -83,12 +91,15 @@ class GarbageCollector:
 
     def _full_is_due(self) -> bool:
         now, known = self._clock.monotonic(), self._known
-        self._known = {id(partition): len(partition) for partition in self._partitions()}
+        self._known = {id(partition): (ref(partition), len(partition)) for partition in self._partitions()}
         if self._known.keys() != known.keys():
-            self._gone += sum(count for key, count in known.items() if key not in self._known)
             self._wanted_at = now + SETTLED.total_seconds()
-        in_flight = sum(self._known.values())
-        if self._gone > MANY_GONE + in_flight // 4 or now >= self._overdue_at:
+            self._closed += [(self._wanted_at, seen) for key, seen in known.items() if key not in self._known]
+        while self._closed and self._closed[0][0] <= now:
+            _, (partition, count) = self._closed.popleft()
+            self._kept += count if partition() is not None else 0
+        in_flight = sum(count for _, count in self._known.values())
+        if self._kept > MANY_KEPT + in_flight // 4 or now >= self._overdue_at:
             return True
         return now >= self._wanted_at and in_flight <= FEW
 
@@ -102,7 +113,7 @@ class GarbageCollector:
             found,
             took * 1000,
         )
-        self._gone = 0
+        self._kept = 0
         self._put_off()
 
     def _put_off(self) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from service.garbage import FEW, HOURLY, MANY_GONE, SETTLED, THRESHOLDS, GarbageCollector
+from service.garbage import FEW, HOURLY, MANY_KEPT, SETTLED, THRESHOLDS, GarbageCollector
 from tests.support.virtual_time import HandClock
 
 AN_INSTANT = timedelta(milliseconds=1)
@@ -19,7 +19,7 @@ class FakePartition:
 
     def __init__(self, in_flight: int) -> None:
         self.in_flight = in_flight
-        self.itself = self
+        self.itself: FakePartition | None = self
 
     def __len__(self) -> int:
         return self.in_flight
@@ -116,11 +116,24 @@ def test_with_many_in_flight_for_hours_a_full_collection_is_made_all_the_same(pr
     assert closed() is None
 
 
-def test_a_closed_partition_that_may_keep_much_is_collected_at_once(process: Process) -> None:
+def test_a_closed_partition_that_keeps_much_is_collected_though_many_are_in_flight(process: Process) -> None:
     process.take(8_000)
-    lost = process.take(MANY_GONE + 8_000 // 4 + 1)
+    lost = process.take(MANY_KEPT + 8_000 // 4 + 1)
     process.close()
+    process.look_after(SETTLED - AN_INSTANT)
+    assert lost() is not None
+    process.look_after(AN_INSTANT)
     assert lost() is None
+
+
+def test_partitions_that_leave_nothing_need_no_full_collection(process: Process) -> None:
+    process.take(8_000)
+    process.take(50_000)
+    process.partitions[-1].itself = None  # as one that was handed over
+    made = gc.get_stats()[2]["collections"]
+    process.close()
+    process.look_after(SETTLED)
+    assert gc.get_stats()[2]["collections"] == made
 
 
 def test_a_cycle_that_no_partition_left_is_collected_within_an_hour(process: Process) -> None:
@@ -142,7 +155,8 @@ def test_a_process_that_takes_and_loses_a_partition_all_the_time_keeps_few_of_th
         process.close()
         process.clock.seconds += 1.0
     kept = sum(one() is not None for one in lost)
-    assert kept * 1_000 <= MANY_GONE + 50_000 // 4 + 1_000
+    within = SETTLED / timedelta(seconds=1)
+    assert kept <= within + MANY_KEPT / 1_000 + 50_000 / 4 / 1_000 + 1
 
 
 def test_a_long_full_collection_is_logged(
