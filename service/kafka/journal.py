@@ -205,6 +205,9 @@ class KafkaJournal:
             slices=slices,
         )
         try:
+            # Before the start: a client that follows no topic asks for all topics of the cluster while it looks for the
+            # coordinator of its transactions.
+            journal._producer.client.add_topic(topic)
             async with asyncio.timeout(START_LIMIT.total_seconds()):
                 await journal._producer.start()
             opened_at = clock.monotonic()
