@@ -283,6 +283,10 @@ def _performance(results: Results, notes: str) -> Iterator[str]:
         "behind a socket (`python -m benchmarks.holds`)."
     )
     yield scenario_table(results, "standstill", first="what it does")
+    yield (
+        "A million requests through one deployment, of which each was followed, with samples of memory and of the "
+        "journal's size: [a long run](performance/long-run.md)."
+    )
     yield "## Polling policy"
     yield (
         "The polling policy in simulated time, beside fixed intervals: how many answers a task costs, and how late "

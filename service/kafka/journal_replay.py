@@ -11,15 +11,20 @@ the caller decides when the event loop runs other tasks.
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Final
 
 from service.kafka.dedup_index import DedupIndex, YoungTasks
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, Cursor, decode, decode_cursor, epoch, read
 from service.sync import Ended, InFlight
 
+EXPIRED_AT_MOST: Final = 20_000
+"""Expired identities of a partition that a replay returns, some 6 MB: a journal that nobody has opened for a day may
+hold millions. Further ones stay in the journal until it is swept."""
+
 
 @dataclass(frozen=True, slots=True)
 class EndedSyncs:
-    """Identities and tasks of requests that have ended; `expired` are identities that need a tombstone."""
+    """Identities and tasks of requests that have ended; `expired` are identities that need a tombstone, the first."""
 
     identities: DedupIndex = field(default_factory=DedupIndex)
     young: YoungTasks = field(default_factory=YoungTasks)
@@ -61,7 +66,8 @@ class Replay:
                 self._identities.add(key, expires_at)
             else:
                 self._identities.discard(key)
-                self._expired[key] = None
+                if len(self._expired) < EXPIRED_AT_MOST:
+                    self._expired[key] = None
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
             if stored.task_id is not None:
                 self._young.add(stored.replication_id, stored.task_id, stored.began, written_at=expires_at)

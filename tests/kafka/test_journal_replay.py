@@ -6,6 +6,7 @@ from itertools import permutations
 
 import pytest
 
+from service.kafka import journal_replay
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, epoch
 from service.kafka.journal_replay import Replay
 from service.sync import Account, Ended, InFlight, Lingering, Reason, Request, Running, Submitting, Waiting
@@ -163,3 +164,13 @@ def test_a_record_that_nobody_here_has_written_is_an_error(value: bytes) -> None
     with pytest.raises(ValueError):  # noqa: PT011, PT012 - some show when they are taken, some later
         taken.take(KEY, value)
         list(taken.in_flight())
+
+
+def test_of_many_expired_identities_the_first_are_returned_and_none_is_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal_replay, "EXPIRED_AT_MOST", 2)
+    taken = Replay(now=NOON)
+    for number in range(5):
+        taken.take(f"op:C4-{number}:sync".encode(), encode(EXPIRED))
+    assert what_counts(taken) == ([], 0, ("op:C4-0:sync", "op:C4-1:sync"))

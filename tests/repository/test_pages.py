@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import service
+from benchmarks import long_run
 from benchmarks.page import write
 from benchmarks.results import Results
 from service import sync
@@ -39,6 +40,15 @@ def test_the_pages_of_performance_and_scaling_say_what_was_measured(tmp_path: Pa
     anew = "run: python -m benchmarks --pages docs/performance/raw.json"
     for page in ("performance.md", "scaling.md"):
         assert (tmp_path / page).read_text() == (docs / page).read_text(), anew
+
+
+def test_the_page_of_the_long_run_says_what_was_measured(tmp_path: Path) -> None:
+    folder = tables.MEASURED.parent
+
+    long_run.write(long_run.LongRun.read(folder / "long-run.json"), tmp_path)
+
+    anew = "run: python -m benchmarks.long_run --pages docs/performance/long-run.json"
+    assert (tmp_path / "performance" / "long-run.md").read_text() == (folder / "long-run.md").read_text(), anew
 
 
 def test_the_picture_of_the_architecture_shows_the_contracts_and_the_imports() -> None:

@@ -730,6 +730,13 @@ MUTANTS: Final = (
         tests=("tests/partition/test_deduplication.py",),
     ),
     Mutant(
+        name="a process that opens a journal takes up all expired identities at once",
+        file="service/kafka/journal_replay.py",
+        old="                if len(self._expired) < EXPIRED_AT_MOST:\n",
+        new="                if True:\n",
+        tests=("tests/kafka/test_journal_replay.py",),
+    ),
+    Mutant(
         name="further expired identities wait for the next sweep",
         file="service/partition/deduplication.py",
         old="                pause = SWEEP_AT_MOST\n",
