@@ -1773,6 +1773,13 @@ MUTANTS: Final = (
         tests=("tests/test_app.py",),
     ),
     Mutant(
+        name="a process that has stopped waits for its threads",
+        file="service/app.py",
+        old="        _end_within(END_LIMIT, code)\n",
+        new="",
+        tests=("tests/system/test_process.py",),
+    ),
+    Mutant(
         name="the service imports the command of a library",
         file="service/cli/process.py",
         old="    sys.modules.setdefault(LEFT_OUT, None)",

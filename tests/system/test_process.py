@@ -156,6 +156,28 @@ cli.main()
 """
 
 
+HANGS_AT_THE_END = """
+import asyncio, sys, time
+from service import app
+from service.settings import load
+
+async def served(*_):
+    asyncio.get_running_loop().run_in_executor(None, time.sleep, 600)
+    return 7
+
+app._serve = served
+sys.exit(app.serve(load()))
+"""
+
+
+def test_a_thread_that_hangs_does_not_keep_a_process_from_ending() -> None:
+    """Name look-ups do while DNS doesn't answer: Kubernetes killed a process that had stopped long before."""
+    command = [sys.executable, "-c", HANGS_AT_THE_END]
+    done = subprocess.run(command, env=os.environ | LEAST, check=False, timeout=60)
+
+    assert done.returncode == 7
+
+
 def test_the_service_imports_nothing_that_only_commands_need() -> None:
     code = (
         "import sys; from service.cli.process import prepare; prepare(['vm-sync', 'run']);"
