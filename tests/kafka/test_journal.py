@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaProducer
+from typing_extensions import override
 
 from service.clock import Clock
+from service.event_loop import Slices
 from service.kafka import journal, journal_codec
 from service.kafka.journal import PACKED_AT_ONCE, KafkaJournal, Refusals
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
@@ -47,13 +49,14 @@ async def station(kafka: Kafka, topic_name: TopicNamer) -> AsyncIterator[Station
         yield station
 
 
-async def opened(station: Station, *, partition: int = 0) -> Opened:
+async def opened(station: Station, *, partition: int = 0, slices: Slices | None = None) -> Opened:
     return await KafkaJournal.open(
         topic=station.topics.journal,
         partition=partition,
         connection=station.connection,
         clock=Clock(),
         refusals=Refusals(),
+        slices=slices,
     )
 
 
@@ -75,6 +78,27 @@ async def test_what_was_committed_is_there_for_who_opens_next(station: Station) 
     ]
     await station.told_of("1")
     assert (station.told[0].key, station.told[0].headers) == (b"k", (("h", b"v"),))
+    await first.journal.close()
+    await second.journal.close()
+
+
+async def test_a_journal_is_read_and_decoded_in_slices_that_the_process_shares(station: Station) -> None:
+    class CountedSlices(Slices):
+        turns = 0
+
+        @override
+        async def turn(self) -> None:
+            self.turns += 1
+            await super().turn()
+
+    first = await opened(station)
+    some = [waiting(str(number)) for number in range(20)]
+    await first.journal.commit(Batch(changes={one.request.identity: one for one in some}))
+    slices = CountedSlices(largest=5)
+    second = await opened(station, slices=slices)
+
+    assert second.in_flight == some
+    assert slices.turns >= 20 / 5 + 20 / 5  # to read them, and to decode them
     await first.journal.close()
     await second.journal.close()
 
