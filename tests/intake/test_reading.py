@@ -52,10 +52,10 @@ async def test_records_that_are_not_read_are_a_reason_to_restart(station: Statio
     await until(lambda: not service.intake.refused(), what="it is over")
     assert service.intake.stalled() != []
 
-    async def away() -> None:
+    async def away(topic: str) -> set[int]:
         raise KafkaConnectionError
 
-    service.consumer.topics = away
+    service.consumer.partitions_of = away  # type: ignore[method-assign]
     await until(lambda: not service.intake.stalled(), what="Kafka is away")
     assert service.metric("reading_stalled_seconds") == 0
 

@@ -634,7 +634,10 @@ class World:
         for task in gone:
             del self.tasks[task.id]
             counts.polled.pop(task.id, None)
-            counts.requests.pop((task.replication_id, task.operation_id), None)
+            request = task.replication_id, task.operation_id
+            counts.requests[request] -= 1
+            if counts.requests[request] <= 0:
+                del counts.requests[request]
             self.replications[task.replication_id].tasks.remove(task)
         for where in self.sites.values():
             where.tasks = [task for task in where.tasks if task.id in self.tasks]
