@@ -453,6 +453,8 @@ class App:
             reasons.append(tokens.warning)
         reasons += map(str, lanes.operator_pauses())
         reasons += parts.syncs.control.trouble()
+        if self._intake is not None:
+            reasons += self._intake.held_back()
         return reasons
 
     async def _log_start(self, parts: wiring.ServiceParts, intake: Intake) -> None:

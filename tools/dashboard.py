@@ -560,6 +560,14 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncReadingStalled",
             ),
             Graph(
+                title="Held back by a sender's transaction",
+                about="How long a transaction that is open on the requests topic has held back all behind it.",
+                queries=((f"vm_sync_open_transaction_seconds{{{HERE}}}", "{{instance}}"),),
+                unit=SECONDS,
+                bad=90,
+                alert="VmSyncTransactionOpen",
+            ),
+            Graph(
                 title="Time of a transaction",
                 about="3 to 25 ms are good. Each step of a request waits for one.",
                 queries=quantiles("vm_sync_journal_commit_seconds", "", HERE, 0.5, 0.99),

@@ -61,6 +61,7 @@ class Meter(SupervisorMeter, Protocol):
     def stopped(self, reason: str, count: int) -> None: ...  # noqa: D102
     def kafka_connected(self, value: bool) -> None: ...  # noqa: D102, FBT001
     def unread(self, seconds: float) -> None: ...  # noqa: D102
+    def open_transaction(self, seconds: float) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,6 +243,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         Not where Kafka is away or refuses: a restart cures neither.
         """
         return [] if self.refused() else self._watch.stalled()
+
+    def held_back(self) -> list[str]:
+        """Return which partitions a sender's open transaction has held back for long."""
+        return self._watch.transactions.reasons()
 
     def partitions(self) -> Iterator[Partition]:
         """Yield the partitions open here."""
@@ -525,6 +530,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         # What Kafka denies can't be counted: without the right to read, nobody says where the partitions end.
         denied = self._denials.lasting(self._plan.group_id, self._dependencies.requests)
         self._metrics.unread(max(self._watch.unread_for(), denied))
+        self._metrics.open_transaction(self._watch.transactions.longest())
 
     async def _watch_kafka(self) -> None:
         """Look for new broker addresses if Kafka has not answered for long."""

@@ -2,7 +2,8 @@
 
 - `BackPressure` pauses a partition that has its share in flight, or whose commits lag behind, and resumes it.
 - `Arrivals` finds records that the consumer handed out and that never reached their partition.
-- `ReadingWatch` finds partitions with records that are not read, and a group that assigns nothing.
+- `ReadingWatch` finds partitions with records that are not read, and a group that assigns nothing. It lets
+  `OpenTransactions` look at each partition, too, since it has asked where they end.
 
 They close a partition only through its supervisor, and never end the process.
 """
@@ -16,6 +17,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from service.clock import Clock
+from service.intake.open_transactions import OpenTransactions
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import IntakeTimings
@@ -125,6 +127,7 @@ class ReadingWatch:
         self._pressure = pressure
         self._timings = timings
         self._clock = clock
+        self.transactions = OpenTransactions(limit=timings.open_transaction_limit, clock=clock)
         self._assigning_since: float | None = None
         self._unread_since: dict[int, float] = {}
         """Since when (monotonic) there have been records to read, with reading at the same place."""
@@ -154,6 +157,7 @@ class ReadingWatch:
         """The partition is no longer assigned here."""
         self._unread_since.pop(place.partition, None)
         self._reached.pop(place, None)
+        self.transactions.forget(place)
 
     async def look(self, supervisors: Mapping[int, PartitionSupervisor], *, kafka_is_there: bool) -> None:
         """Look at where reading has come to in each partition, and where the partitions end."""
@@ -168,6 +172,8 @@ class ReadingWatch:
         for number, supervisor in supervisors.items():
             place = supervisor.place
             reached = self._reached[place] = self._subscriber.consumer.reached(place)
+            high_watermark = self._subscriber.consumer.high_watermark(place)
+            self.transactions.look(place, reached=reached, stable=ends.get(place), end=high_watermark)
             may_read = (
                 supervisor.partition is not None and supervisor.reading is not None and not self._pressure.holds(place)
             )

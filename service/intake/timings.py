@@ -78,6 +78,11 @@ class IntakeTimings:
     """If nothing was read for so long of a partition that has unread records and is not full, reading has stalled,
     whatever the cause: a slow broker answers within `kafka_request_timeout`, and records come with its next answer."""
 
+    open_transaction_limit: timedelta = timedelta(seconds=90)
+    """If a sender's open transaction has held back a partition for so long, it is reported. Kafka itself ends one whose
+    producer has died, within 70 s with the default settings: `transaction.timeout.ms` of the producer is a minute, and
+    the brokers look every 10 s."""
+
     assignment_limit: timedelta = timedelta(minutes=2)
     """How long the group may take to assign partitions: each member has the rebalance timeout, and some join late."""
 

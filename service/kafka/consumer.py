@@ -141,6 +141,14 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         state = self._state(place)
         return int(state.position) if state is not None and state.has_valid_position else None
 
+    def high_watermark(self, place: TopicPartition) -> int | None:
+        """Return the partition's high watermark as the last fetch had it; None: there was none since the assignment.
+
+        A read_committed reader reads up to the last stable offset, which lies below it while a transaction is open.
+        """
+        state = self._state(place)
+        return None if state is None or state.highwater is None else int(state.highwater)
+
     def has_leader(self, place: TopicPartition) -> bool:
         """Whether a broker is known that leads the partition."""
         leader = self._client.cluster.leader_for_partition(place)

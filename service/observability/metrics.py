@@ -252,6 +252,12 @@ METRICS: Final = (
         "denied reading; 0 while reading goes on.",
     ),
     Metric(
+        "vm_sync_open_transaction_seconds",
+        "gauge",
+        "How long a sender's open transaction on the requests topic has held back all later requests of its partition: "
+        "the longest one; 0: none.",
+    ),
+    Metric(
         "vm_sync_event_loop_lag_seconds",
         "histogram",
         "Delay with which the event loop runs a due timer.",
@@ -373,9 +379,9 @@ class Metrics:
         self._kafka = gauges["vm_sync_kafka_connected"][()]
         self._token_failing = gauges["vm_sync_kafka_token_failing_seconds"][()]
         self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
+        self._open_transaction = gauges["vm_sync_open_transaction_seconds"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
-        gauges["vm_sync_config_hash"][config_hash,].set(1)
-        gauges["vm_sync_build_info"][version, platform.python_version()].set(1)
+        _describe_process(gauges, config_hash=config_hash, version=version)
         self._begin_series(registry)
 
     def _begin_series(self, registry: CollectorRegistry) -> None:
@@ -566,6 +572,10 @@ class Metrics:
         """Set how long unread records of a partition have not been read although it is not full, or denied."""
         self._unread.set(seconds)
 
+    def open_transaction(self, seconds: float) -> None:
+        """Set how long a sender's open transaction has held back a partition of the requests topic."""
+        self._open_transaction.set(seconds)
+
     def loop_lag(self, seconds: float) -> None:
         """Count how late the event loop woke the probe."""
         self._loop_lag.observe(seconds)
@@ -628,6 +638,12 @@ class Metrics:
         self._api_requests.having((o, s, label) for o in OPERATIONS for s in STATUSES)
         for metric in (self._lag, self._batch, self._paused, self._posts_repeated, self._without_credentials):
             metric.having([(label,)])
+
+
+def _describe_process(gauges: "Mapping[str, _Children[Gauge]]", *, config_hash: str, version: str) -> None:
+    """Set the gauges whose labels tell what runs here."""
+    gauges["vm_sync_config_hash"][config_hash,].set(1)
+    gauges["vm_sync_build_info"][version, platform.python_version()].set(1)
 
 
 def _register_process(registry: CollectorRegistry) -> None:

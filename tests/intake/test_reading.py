@@ -6,7 +6,7 @@ from contextlib import suppress
 from datetime import timedelta
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 
 from service.sandbox.kafka import Kafka
@@ -27,6 +27,7 @@ async def station(kafka: Kafka, topic_name: TopicNamer) -> AsyncIterator[Station
             report=timedelta(seconds=0.2),
             unread_limit=timedelta(seconds=LIMIT),
             assignment_limit=timedelta(seconds=ASSIGNED_WITHIN),
+            open_transaction_limit=timedelta(seconds=LIMIT),
         )
         yield station
 
@@ -86,11 +87,14 @@ async def test_a_partition_that_has_its_share_in_flight_is_not_missed(station: S
     await never_stalled(service)
 
 
-async def test_an_upstream_that_leaves_its_transaction_open_is_not_our_standstill(
+async def test_an_upstream_that_leaves_its_transaction_open_is_reported_and_is_not_our_standstill(
     station: Station, kafka: Kafka, topic_name: TopicNamer
 ) -> None:
+    station.set_timings(report=timedelta(seconds=1))  # also how long the question may take where the partitions end
     service = await station.service()
-    upstream = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("upstream"))
+    upstream = AIOKafkaProducer(
+        bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("upstream"), transaction_timeout_ms=600_000
+    )
     await upstream.start()
     try:
         await upstream.begin_transaction()
@@ -98,7 +102,38 @@ async def test_an_upstream_that_leaves_its_transaction_open_is_not_our_standstil
         await station.ask("behind")
 
         await never_stalled(service)
+        await until(lambda: bool(service.intake.held_back()), what="it is reported")
+        assert service.intake.held_back()[0].startswith(
+            "partition 0: an open transaction of a sender has held back all requests from offset 0 on for "
+        )
+        await until(lambda: service.metric("open_transaction_seconds") > LIMIT, what="it is measured, at the next look")
         await upstream.commit_transaction()
+        await until(lambda: service.metric("open_transaction_seconds") == 0, what="it is over")
+        assert service.intake.held_back() == []
     finally:
         await upstream.stop()
     await station.settled("op-1", "behind")
+
+
+async def test_the_marker_at_the_end_of_a_transaction_holds_nothing_back(
+    station: Station, kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    service = await station.service()
+    upstream = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, transactional_id=topic_name("upstream"))
+    await upstream.start()
+    try:
+        async with upstream.transaction():
+            await upstream.send_and_wait(station.topics.requests, **good("op-1"))
+        await upstream.begin_transaction()
+        await upstream.send_and_wait(station.topics.requests, **good("op-2"))
+        await upstream.abort_transaction()
+    finally:
+        await upstream.stop()
+    await station.settled("op-1")
+    place = TopicPartition(station.topics.requests, 0)  # two records and two markers
+    await until(lambda: service.consumer.high_watermark(place) == 4, what="the markers are fetched")
+
+    for _ in range(10):
+        await asyncio.sleep(2 * LIMIT / 10)
+        assert service.intake.held_back() == []
+    assert service.metric("open_transaction_seconds") == 0

@@ -56,6 +56,7 @@ vm_sync_journals_rewritten_total counter
 vm_sync_kafka_connected gauge
 vm_sync_kafka_token_failing_seconds gauge
 vm_sync_reading_stalled_seconds gauge
+vm_sync_open_transaction_seconds gauge
 vm_sync_event_loop_lag_seconds histogram
 vm_sync_log_lines_dropped_total counter
 vm_sync_config_hash gauge hash
@@ -136,6 +137,7 @@ def test_the_series_of_words_known_in_advance_exist_at_0(registry: CollectorRegi
         ("vm_sync_kafka_connected", {}),
         ("vm_sync_kafka_token_failing_seconds", {}),
         ("vm_sync_reading_stalled_seconds", {}),
+        ("vm_sync_open_transaction_seconds", {}),
     ]
 
     assert [registry.get_sample_value(name, labels) for name, labels in expected] == [0.0] * len(expected)
@@ -338,6 +340,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.kafka_connected(True)
     metrics.token_failing(7.5)
     metrics.unread(61.5)
+    metrics.open_transaction(91.5)
     metrics.loop_lag(0.004)
 
     expected: dict[str, tuple[dict[str, str], float]] = {
@@ -362,6 +365,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_kafka_connected": ({}, 1),
         "vm_sync_kafka_token_failing_seconds": ({}, 7.5),
         "vm_sync_reading_stalled_seconds": ({}, 61.5),
+        "vm_sync_open_transaction_seconds": ({}, 91.5),
         "vm_sync_event_loop_lag_seconds_sum": ({}, 0.004),
     }
     assert {name: registry.get_sample_value(name, labels) for name, (labels, _) in expected.items()} == {

@@ -67,6 +67,7 @@ THRESHOLDS: dict[str, tuple[str, tuple[str, float]]] = {
     "Held back": ("VmSyncSitePaused", ("0.8", 0.8)),
     "Most overdue poll": ("VmSyncPollsOverdue", ("120", 120)),
     "Reading at a standstill": ("VmSyncReadingStalled", ("60", 60)),
+    "Held back by a sender's transaction": ("VmSyncTransactionOpen", ("90", 90)),
     "Time of a transaction": ("VmSyncCommitsSlow", ("1", 1)),
     "Event loop's lag": ("VmSyncEventLoopLagging", ("0.5", 0.5)),
 }

@@ -919,6 +919,20 @@ MUTANTS: Final = (
         tests=("tests/intake/test_reading.py",),
     ),
     Mutant(
+        name="a sender's open transaction passes for a topic without requests",
+        file="service/intake/reading.py",
+        old="            self.transactions.look(place, reached=reached, stable=ends.get(place), end=high_watermark)\n",
+        new="",
+        tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a transaction that ends soon counts together with the next one",
+        file="service/intake/open_transactions.py",
+        old="        if hold is not None and stable != hold.offset:\n",
+        new="        if hold is not None and stable < hold.offset:\n",
+        tests=("tests/intake/test_open_transactions.py",),
+    ),
+    Mutant(
         name="a Kafka that has moved is not looked for",
         file="service/intake/group.py",
         old="            await self._look_elsewhere()\n",

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
@@ -573,6 +573,26 @@ async def token_refused(stage: Stage) -> None:
         await here.over("VmSyncKafkaTokenFailing")
 
 
+async def transaction_left_open(stage: Stage) -> None:
+    """Have a sender leave a transaction open on the requests topic."""
+    async with stage.deployment("held", partitions=1) as here:
+        await here.start()
+        sender = AIOKafkaProducer(
+            bootstrap_servers=stage.kafka.bootstrap, transactional_id="held-sender", transaction_timeout_ms=600_000
+        )
+        await sender.start()
+        try:
+            await sender.begin_transaction()
+            await sender.send_and_wait(here.ledger.topics["requests"], b"{}")
+            began = time.monotonic()
+            await here.requests("behind", 4)
+            await here.fires("VmSyncTransactionOpen", "a sender leaves its transaction open", since=began)
+            await sender.abort_transaction()
+        finally:
+            await sender.stop()
+        await here.over("VmSyncTransactionOpen")
+
+
 async def defects(stage: Stage) -> None:
     """Run a service that forgets records and gets too little CPU, at a VCDA that can't show a certain task."""
     async with stage.deployment("defects", partitions=2, plan=Plan(duration=Durations.of(1e6))) as here:
@@ -669,6 +689,7 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
     ),
     rights_denied: ("VmSyncReadingStalled", "VmSyncPartitionsReopened"),
     token_refused: ("VmSyncKafkaTokenFailing",),
+    transaction_left_open: ("VmSyncTransactionOpen",),
     kafka_far_away: ("VmSyncRestoreSlow", "VmSyncCommitsSlow", "VmSyncKafkaDisconnected"),
     site_away: ("VmSyncSitePaused", "VmSyncOutcomesLateFast", "VmSyncOutcomesLateSlow"),
     paused_by_an_operator: ("VmSyncSitePausedByOperator", "VmSyncSitePausesUnknown"),
