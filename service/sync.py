@@ -249,6 +249,9 @@ class NotTaken:
 
     trouble: Trouble
     sent: bool
+    busy_at: float | None = None
+    """VCDA answered then that the replication is busy (409): with a task that may be an earlier POST's of the request.
+    None: it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,15 +382,19 @@ class Waiting:
     """Of the answer that `trouble` is from; None: there was none."""
     repeats: int = 0
     """How many POSTs of it were in doubt, and then concluded not to have been taken."""
+    look_from: datetime | None = None
+    """Of the first of these POSTs, since the conclusion may have been wrong; None: there was none."""
+    passed_over: tuple[str, ...] = ()
+    """Likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitting:
     """The intent to POST, committed before the POST. If it is restored from a journal, the POST is in doubt.
 
-    `look_from` is the start of the look-up on VCDA's clock, margin included; `passed_over` the recent tasks of this
-    replication that belong to earlier requests; `account` the POST's account, since VCDA shows a user only their own
-    tasks.
+    `look_from` is the start of the look-up on VCDA's clock, margin included, and of a repeated POST that of the first
+    one in doubt; `passed_over` the recent tasks of this replication that belong to earlier requests; `account` the
+    POST's account, since VCDA shows a user only their own tasks.
     """
 
     request: Request
@@ -401,6 +408,9 @@ class Submitting:
     http_status: int | None = None
     """As in `Waiting`, here and below."""
     repeats: int = 0
+    busy: bool = False
+    """In doubt is not this POST, which VCDA refused as the replication is busy, but whether an earlier POST of the
+    request is the cause, although a look-up found no task of it."""
 
     @property
     def in_doubt(self) -> bool:
@@ -484,13 +494,16 @@ class Step:
 def begin(
     waiting: Waiting, *, look_from: datetime, account: Account | None, passed_over: tuple[str, ...]
 ) -> Submitting:
-    """Make the intent to POST. It must be committed before a byte of the POST is sent."""
+    """Make the intent to POST. It must be committed before a byte of the POST is sent.
+
+    `look_from` must not be later than the waiting request's, if that has one.
+    """
     return Submitting(
         request=waiting.request,
         attempts=waiting.attempts + 1,
         look_from=look_from,
         account=account,
-        passed_over=passed_over,
+        passed_over=tuple(dict.fromkeys((*waiting.passed_over, *passed_over))),
         trouble=waiting.trouble,
         http_status=waiting.http_status,
         repeats=waiting.repeats,
@@ -524,6 +537,12 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
             return _failed(
                 tried, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
             )
+        case NotTaken(trouble, busy_at=float() as busy_at) if state.repeats:
+            return Step(
+                replace(
+                    state, conclusive_from=busy_at, busy=True, trouble=_words(trouble), http_status=trouble.http_status
+                )
+            )
         case NotTaken(trouble, sent):
             # A POST that the service itself did not send is no reason why the request had to wait.
             withheld = trouble.label == WITHHELD
@@ -534,6 +553,8 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
                     trouble=state.trouble if withheld else _words(trouble),
                     http_status=state.http_status if withheld else trouble.http_status,
                     repeats=state.repeats,
+                    look_from=state.look_from if state.repeats else None,
+                    passed_over=state.passed_over if state.repeats else (),
                 )
             )
         case Unanswered(trouble, sent_at, account):
@@ -573,7 +594,9 @@ def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, pol
                     attempts=state.attempts,
                     trouble=state.trouble,
                     http_status=state.http_status,
-                    repeats=state.repeats + 1,
+                    repeats=state.repeats if state.busy else state.repeats + 1,
+                    look_from=state.look_from,
+                    passed_over=state.passed_over,
                 )
             )
         case _:

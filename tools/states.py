@@ -58,12 +58,14 @@ ANOTHER: Final = sync.Account("another")
 WAITING: Final = sync.Waiting(request=REQUEST)
 SUBMITTING: Final = sync.Submitting(request=REQUEST, attempts=1, look_from=EPOCH, account=WE)
 DOUBT: Final = replace(SUBMITTING, conclusive_from=100.0)
+REPEATED: Final = replace(SUBMITTING, repeats=1)
 RUNNING: Final = sync.Running(request=REQUEST, attempts=1, task_id="t", site=None, account=WE, submitted_at=EPOCH)
 MISSED: Final = replace(RUNNING, absent_since=0.0, absent_answers=sync.LOST_ANSWERS)
 
 STATES: Final[dict[str, sync.InFlight]] = {
     "Waiting": WAITING,
     "Submitting": SUBMITTING,
+    "Submitting, repeated after a doubt": REPEATED,
     "InDoubt": DOUBT,
     "Running": RUNNING,
     "Running, missed for long": MISSED,
@@ -82,6 +84,7 @@ SEEN: Final = {
     "202 and a task": sync.Accepted(TASK, WE),
     "VCDA refuses": sync.Refused(None, 400),
     "not accepted": sync.NotTaken(TROUBLE, sent=True),
+    "not accepted, the replication is busy": sync.NotTaken(TROUBLE, sent=True, busy_at=0.0),
     "no understood answer": sync.Unanswered(TROUBLE, 0.0, WE),
     "the task is found": sync.Found(TASK, WE),
     "one possible task, too early to decide": sync.OnlyOne(TASK, 0.0, WE),

@@ -159,6 +159,7 @@ class Stored(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, g
     account: str | None = None
     site_account: str | None = None
     repeats: int = 0
+    busy: bool = False
     look_from: Moment | None = None
     passed_over: tuple[str, ...] = ()
     task_id: str | None = None
@@ -251,6 +252,8 @@ def restore(identity: str, stored: Stored) -> Sync:
                 trouble=_trouble(stored),
                 http_status=stored.http_status,
                 repeats=stored.repeats,
+                look_from=_maybe(stored.look_from),
+                passed_over=stored.passed_over,
             )
         case "submitting":
             return _read_submitting(request, stored)
@@ -300,6 +303,8 @@ def _waiting(state: Waiting) -> dict[str, Any]:
         "trouble": _words(state.trouble),
         "http_status": state.http_status,
         "repeats": state.repeats,
+        "look_from": None if state.look_from is None else epoch(state.look_from),
+        "passed_over": state.passed_over,
     }
 
 
@@ -313,6 +318,7 @@ def _submitting(state: Submitting) -> dict[str, Any]:
         "http_status": state.http_status,
         "in_doubt": state.in_doubt,
         "repeats": state.repeats,
+        "busy": state.busy,
     }
 
 
@@ -326,6 +332,7 @@ def _read_submitting(request: Request, stored: Stored) -> Submitting:
         trouble=_trouble(stored),
         http_status=stored.http_status,
         repeats=stored.repeats,
+        busy=stored.busy,
     )
 
 

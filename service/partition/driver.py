@@ -306,6 +306,8 @@ class Driver:
         there = api.site_clock(request.site)
         margin = CLOCKS_MARGIN if there is not None and there.certain else UNCALIBRATED_MARGIN
         look_from = now + (there.offset if there is not None else timedelta()) - margin
+        if tracked.state.look_from is not None:
+            look_from = min(look_from, tracked.state.look_from)
         tracked.submitting = tracked.occupies = True
         tracked.left = False
         tracked.pauses = self._lane(tracked).pauses
@@ -379,8 +381,15 @@ class Driver:
         self._become(tracked, step)
         if isinstance(step.state, Waiting) and trouble is not None and trouble.own:
             self._wait_busy(tracked)
-        else:
-            self._take_up(tracked)
+            return
+        if isinstance(step.state, Submitting) and step.state.busy:
+            log.warning(
+                "VCDA refused the repeated POST of %s, since the replication is busy (409): looking again for the task "
+                "of an earlier POST of this request",
+                tracked.request.identity,
+                extra=tracked.ids,
+            )
+        self._take_up(tracked)
 
     def _answered_late(self, tracked: TrackedSync, ended: Ended) -> None:
         """Write down the task of a request that was released while its POST was on its way."""
@@ -420,7 +429,9 @@ class Driver:
                 )
             case _:
                 pass
-        if isinstance(step.state, Waiting) and step.state.repeats > 1:
+        if isinstance(step.state, Waiting) and isinstance(before, Submitting) and before.busy:
+            self._wait_busy(tracked)
+        elif isinstance(step.state, Waiting) and step.state.repeats > 1:
             self._wait_to_repeat(tracked, step.state)
         else:
             self._take_up(tracked)

@@ -465,7 +465,7 @@ class Vcda:
         trouble = self._trouble(answer, site)
         match answer.status:
             case 409:
-                return NotTaken(replace(trouble, own=True), sent=True)
+                return NotTaken(replace(trouble, own=True), sent=True, busy_at=self._clock.monotonic())
             case 429:
                 return NotTaken(trouble, sent=True)
             case status if 400 <= status < 500 and status != 408 and trouble.error is not None:  # noqa: PLR2004

@@ -53,7 +53,14 @@ requests = st.builds(
 )
 statuses = st.none() | st.integers(100, 599)
 waiting = st.builds(
-    Waiting, request=requests, attempts=attempts, trouble=troubles, http_status=statuses, repeats=attempts
+    Waiting,
+    request=requests,
+    attempts=attempts,
+    trouble=troubles,
+    http_status=statuses,
+    repeats=attempts,
+    look_from=st.none() | moments,
+    passed_over=st.lists(words, max_size=3).map(tuple),
 )
 submitting = st.builds(
     Submitting,
@@ -65,6 +72,7 @@ submitting = st.builds(
     trouble=troubles,
     http_status=statuses,
     repeats=attempts,
+    busy=st.booleans(),
 )
 running = st.builds(
     Running,

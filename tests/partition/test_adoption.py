@@ -2,11 +2,12 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
 from service.sync import Lingering, Running
-from tests.support.simulated_deployment import Deployment, deployed, in_flight, run, sent
+from tests.support.simulated_deployment import Deployment, Process, deployed, in_flight, run, sent
 
 
 @deployed
@@ -93,6 +94,66 @@ async def test_a_vcda_whose_answers_come_too_late_has_one_task_for_each_request_
     assert d.world.overlaps == []
     assert Counter(verdict for _, verdict in d.verdicts()) == {"completed": 30}
     assert p0.meter.counts["repeated"] == 0
+
+
+async def hidden_until_its_fourth_post(d: Deployment, p0: Process) -> None:
+    """Have VCDA list the first task of a1 only once its fourth POST has left; the site's clock is known before.
+
+    By then the task is older than the margin of the fourth POST's own look-ups.
+    """
+    d.broker.ask("C4-0", "a0")
+    await d.settled()
+    d.world.forgotten.add("task-2")
+
+    def left(_: str) -> None:
+        if len(sent(p0, "a1")) == 4:
+            d.world.forgotten.clear()
+
+    p0.vcda.leaves = left
+
+
+@deployed
+async def test_the_task_of_an_earlier_post_is_looked_for_again_when_the_repeated_post_finds_the_replication_busy(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda _: 600.0
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-answer", "lost-post", "lost-post", "409"]
+    await hidden_until_its_fourth_post(d, p0)
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert len(sent(p0, "a1")) == 4
+    assert d.world.tasks_of() == {"a0": 1, "a1": 1}
+    assert d.verdicts() == [("a0", "completed"), ("a1", "completed")]
+    assert (p0.meter.counts["adopted"], p0.meter.counts["repeated"]) == (1, 3)
+
+
+@deployed
+async def test_a_look_up_for_a_repeated_post_finds_the_task_of_an_earlier_one(d: Deployment) -> None:
+    d.world.lasts = lambda _: 600.0
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-answer", *["lost-post"] * 3]
+    await hidden_until_its_fourth_post(d, p0)
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert len(sent(p0, "a1")) == 4
+    assert d.world.tasks_of() == {"a0": 1, "a1": 1}
+    assert d.verdicts() == [("a0", "completed"), ("a1", "completed")]
+
+
+@deployed
+async def test_a_repeated_post_that_finds_somebody_elses_sync_waits_as_any_other(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post", "409", "409"]
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    pauses = [later - earlier for earlier, later in pairwise(sent(p0, "a1"))]
+    for pause, usual in zip(pauses[1:], [10, 20], strict=True):
+        assert 0.5 * usual < pause < 1.5 * usual + 0.1
+    assert d.world.tasks_of() == {"a1": 1}
+    assert d.verdicts() == [("a1", "completed")]
+    assert p0.meter.counts["repeated"] == 1
+    assert p0.meter.counts["adopted"] == 0
 
 
 @deployed

@@ -919,6 +919,20 @@ MUTANTS: Final = (
         tests=("tests/intake/test_reading.py",),
     ),
     Mutant(
+        name="a replication that is busy at a repeated POST is taken for somebody else's",
+        file="service/sync.py",
+        old="        case NotTaken(trouble, busy_at=float() as busy_at) if state.repeats:\n",
+        new="        case NotTaken(trouble, busy_at=float() as busy_at) if False:\n",
+        tests=("tests/partition/test_adoption.py",),
+    ),
+    Mutant(
+        name="look-ups for a repeated POST do not reach back to the first one",
+        file="service/partition/driver.py",
+        old="            look_from = min(look_from, tracked.state.look_from)\n",
+        new="            pass\n",
+        tests=("tests/partition/test_adoption.py",),
+    ),
+    Mutant(
         name="a sender's open transaction passes for a topic without requests",
         file="service/intake/reading.py",
         old="            self.transactions.look(place, reached=reached, stable=ends.get(place), end=high_watermark)\n",

@@ -224,7 +224,10 @@ class ScriptedVcda:
                 return REFUSALS[what]
             case _:
                 await asyncio.sleep(self.latency)
-                return sync.NotTaken(Trouble(label=what, detail="not now", own=what == "409"), sent=True)
+                busy_at = self._clock.monotonic() if what == "409" else None
+                return sync.NotTaken(
+                    Trouble(label=what, detail="not now", own=busy_at is not None), sent=True, busy_at=busy_at
+                )
         return unanswered
 
     def _accepted(self, task: Task, account: sync.Account | None, site: str | None, *, sent_at: float) -> sync.Accepted:

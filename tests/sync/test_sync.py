@@ -283,7 +283,7 @@ def test_a_found_task_is_adopted_before_the_doubt_is_old_enough_for_the_opposite
 def test_not_there_is_concluded_by_a_look_up_that_began_late_enough() -> None:
     doubt = replace(DOUBT, trouble=WARNING)
     assert looked_up(doubt, NotFound(100.0, ME)) == Step(
-        Waiting(request=REQUEST, attempts=1, trouble=WARNING, repeats=1)
+        Waiting(request=REQUEST, attempts=1, trouble=WARNING, repeats=1, look_from=DOUBT.look_from)
     )
 
 
@@ -341,6 +341,49 @@ def test_how_often_its_posts_came_to_nothing_goes_with_a_request() -> None:
     assert getattr(answered(again, NotTaken(TROUBLE, sent=True)).state, "repeats", None) == 1
     twice = looked_up(replace(again, conclusive_from=100.0), NotFound(100.0, ME)).state
     assert getattr(twice, "repeats", None) == 2
+
+
+BUSY = NotTaken(Trouble(label="409", detail="A sync is running.", http_status=409, own=True), sent=True, busy_at=7.0)
+
+
+def test_a_replication_that_is_busy_at_a_repeated_post_may_be_so_with_a_task_of_an_earlier_one() -> None:
+    first = replace(DOUBT, passed_over=("task-0",))
+    once = looked_up(first, NotFound(100.0, ME)).state
+    assert isinstance(once, Waiting)
+    assert (once.look_from, once.passed_over) == (first.look_from, ("task-0",))
+    again = sync.begin(once, look_from=first.look_from, account=ME, passed_over=("task-0", "task-1"))
+    assert again.passed_over == ("task-0", "task-1")
+
+    doubt = answered(again, BUSY).state
+    assert isinstance(doubt, Submitting)
+    assert (doubt.conclusive_from, doubt.busy, doubt.http_status) == (7.0, True, 409)
+    assert looked_up(doubt, NotFound(6.9, ME)) == Step(doubt), "it began before the answer"
+    assert isinstance(looked_up(doubt, Found(TASK, ME)).state, Running)
+    assert looked_up(doubt, NotFound(7.0, ME)).state == Waiting(
+        request=REQUEST,
+        attempts=2,
+        trouble=ApiError("409", "A sync is running."),
+        http_status=409,
+        repeats=1,
+        look_from=first.look_from,
+        passed_over=("task-0", "task-1"),
+    )
+
+
+def test_a_replication_that_is_busy_at_the_first_post_is_so_with_somebody_elses_task() -> None:
+    assert answered(replace(SUBMITTING, passed_over=("task-0",)), BUSY).state == Waiting(
+        request=REQUEST, attempts=1, trouble=ApiError("409", "A sync is running."), http_status=409
+    )
+
+
+def test_where_look_ups_reach_back_to_is_kept_while_a_repeated_post_is_not_taken() -> None:
+    once = looked_up(replace(DOUBT, passed_over=("task-0",)), NotFound(100.0, ME)).state
+    assert isinstance(once, Waiting)
+    again = sync.begin(once, look_from=DOUBT.look_from, account=ME, passed_over=())
+    for sent in (True, False):
+        waits = answered(again, NotTaken(TROUBLE, sent=sent)).state
+        assert isinstance(waits, Waiting)
+        assert (waits.look_from, waits.passed_over) == (DOUBT.look_from, ("task-0",))
 
 
 def test_a_post_on_its_way_is_never_concluded_to_be_nowhere() -> None:

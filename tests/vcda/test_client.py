@@ -105,10 +105,12 @@ async def test_409_is_about_this_replication_alone(body: object) -> None:
     assert answer.sent
     assert answer.trouble.own
     assert answer.trouble.label == "409"
+    assert answer.busy_at is not None
 
 
 async def test_429_says_when_to_come_again() -> None:
     answer = await submitted(Reply(429, None, {"Retry-After": "12"}))
+    assert getattr(answer, "busy_at", 0.0) is None
 
     assert isinstance(answer, NotTaken)
     assert answer.sent
