@@ -30,6 +30,7 @@ Two kinds of time: `datetime` is wall time, and is stored in the journal; `float
 process, and is never stored.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -220,6 +221,16 @@ class Names:
     names: frozenset[str]
     learnt: bool
 
+    def include(self, user: str) -> bool:
+        r"""Whether this is one of the names, or one in another form.
+
+        An upgrade of VCDA may write "Org1\admin1" for "admin1@Org1", or another letter case, while a POST is in doubt.
+        """
+        return user in self.names or _parts(user) in map(_parts, self.names)
+
+
+_PART: Final = re.compile(r"[^\s@\\/:]+")
+"""A part of a user's name: its user, its organisation, or its site."""
 
 UNCLEAR = "LookUpUnclear"
 """The code of the error that a request carries while look-ups for its POST can't tell whether the task is there."""
@@ -761,10 +772,10 @@ def recognised(
         if (task.replication_id is None or task.replication_id.casefold() == replication_id)
         and task.id not in doubt.passed_over
         and (task.started_at is None or task.started_at >= doubt.look_from)
-        and (task.user is None or task.user in names.names or not names.learnt)
+        and (task.user is None or not names.learnt or names.include(task.user))
     ]
     named = [task for task in young if task.replication_id is not None]
-    own = [task for task in named if task.user is None or task.user in names.names]
+    own = [task for task in named if task.user is None or names.include(task.user)]
     if own:
         return Found(min(own, key=lambda task: task.started_at or doubt.look_from), account)
     if len(young) > len(named):
@@ -781,6 +792,11 @@ def recognised(
 
 
 # ---------------------------------------------------------------- helpers
+
+
+def _parts(user: str) -> frozenset[str]:
+    """Return what a user's name consists of, whatever the order, the signs between and the letter case."""
+    return frozenset(_PART.findall(user.casefold()))
 
 
 def _doubt(state: Lingering) -> Submitting:

@@ -64,6 +64,21 @@ async def test_how_vcda_spells_our_user_is_learnt_from_polls_too(d: Deployment) 
 
 
 @deployed
+async def test_a_task_whose_user_vcda_writes_in_another_form_since_an_upgrade_is_found(d: Deployment) -> None:
+    d.world.spelled = lambda _: "org2@site2"
+    d.world.lasts = lambda _: 100.0
+    p0 = d.owner()
+    p0.vcda.script["b1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    d.world.spelled = lambda _: r"Site2\ORG2"
+    d.broker.ask("C4-2", "b1")
+    await d.settled()
+    assert d.world.tasks_of() == {"a1": 1, "b1": 1}
+    assert d.verdicts() == [("a1", "completed"), ("b1", "completed")]
+
+
+@deployed
 async def test_the_user_of_a_task_that_was_only_taken_for_ours_is_not_learnt(d: Deployment) -> None:
     d.world.spelled = lambda user: user.upper()
     d.world.lasts = lambda _: 100.0

@@ -834,6 +834,18 @@ def test_a_task_that_cannot_be_ours_is_passed_over(task: Task, names: Names) -> 
     assert recognised(replace(task, user="?"), doubt=doubt, names=names) == NotFound(100.0, ME)
 
 
+@pytest.mark.parametrize("user", ["ME@ORG", r"org\me", "Org/Me", "org:me", "me @ org"])
+def test_a_task_by_a_name_of_ours_in_another_form_is_ours(user: str) -> None:
+    task = replace(TASK, user=user)
+    assert recognised(task, names=Names(frozenset({"me@org"}), learnt=True)) == Found(task, ME)
+
+
+@pytest.mark.parametrize("user", ["me@org2", "me", "org", "me2@org", "me.org", "?"])
+def test_a_task_by_a_name_with_other_parts_than_ours_is_another_users(user: str) -> None:
+    task = replace(TASK, user=user)
+    assert recognised(task, names=Names(frozenset({"me@org"}), learnt=True)) == NotFound(100.0, ME)
+
+
 def test_another_users_task_is_passed_over_once_vcda_has_shown_how_it_spells_ours() -> None:
     task = replace(TASK, user="org2@site2")
     assert recognised(task) == NotFound(100.0, ME)
