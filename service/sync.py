@@ -209,6 +209,8 @@ class Spelling:
     account: Account
     site: str | None
     name: str
+    task_type: str | None = None
+    """That task's type, where it is another than the documented one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -79,7 +79,13 @@ def encode_cursor(cursor: Cursor) -> bytes:
         topic_id=cursor.topic_id,
         group=cursor.group,
         spellings=tuple(
-            _StoredSpelling(name=one.name, site=one.site, account=one.account.user, site_account=one.account.at_site)
+            _StoredSpelling(
+                name=one.name,
+                site=one.site,
+                account=one.account.user,
+                site_account=one.account.at_site,
+                task_type=one.task_type,
+            )
             for one in cursor.spellings
         ),
     )
@@ -100,7 +106,8 @@ def decode_cursor(value: bytes) -> Cursor:
         topic_id=stored.topic_id,
         group=stored.group,
         spellings=tuple(
-            Spelling(Account(one.account, one.site_account), one.site, one.name) for one in stored.spellings
+            Spelling(Account(one.account, one.site_account), one.site, one.name, one.task_type)
+            for one in stored.spellings
         ),
     )
 
@@ -112,6 +119,7 @@ class _StoredSpelling(msgspec.Struct, rename="camel", omit_defaults=True, kw_onl
     site: str | None = None
     account: str
     site_account: str | None = None
+    task_type: str | None = None
 
 
 class _StoredCursor(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True):

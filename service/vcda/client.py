@@ -20,6 +20,7 @@ An error is a value here. Only wrong use raises: an id that neither a message no
 """
 
 import asyncio
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -57,6 +58,10 @@ from service.vcda.site_clocks import SiteClock, SiteClocks
 from service.vcda.spellings import Spellings
 from service.vcda.translate import BATCH
 
+log = logging.getLogger(__name__)
+
+SYNC: Final = "sync"
+"""The type of a sync's task (`workflowInfo.type`), as documented."""
 SMALLER: Final = 10
 """Where a page is longer than an answer may be, pages have so many times fewer tasks, and in the end one."""
 NEWEST_FIRST: Final = "startTime-"
@@ -204,6 +209,7 @@ class Vcda:
     ) -> list[Task] | Trouble:
         """Return all sync tasks that began at `since` (VCDA's clock) or later, and before `until` if it is given.
 
+        Sync tasks are those of the documented type, and of each type that an answer to a POST at the site has shown.
         The list is complete: a task that isn't in it did not exist when the call began. With a replication, the list
         has only tasks with exactly this replication id; tasks without an id, or with another letter case, are only in
         the list of all tasks.
@@ -213,16 +219,23 @@ class Vcda:
         """
         # "After" means after: one less than the millisecond that `since` falls into.
         milliseconds = (since - EPOCH) // timedelta(milliseconds=1) - 1
-        query = f"type=sync&startTimeAfter={max(milliseconds, 0)}"
+        query = f"startTimeAfter={max(milliseconds, 0)}"
         if until is not None:
             query += f"&startTimeBefore={-((EPOCH - until) // timedelta(milliseconds=1))}"
         if replication_id is not None:
             query += f"&resourceId={_check(replication_id, _REPLICATION_ID)}"
         if operation_id is not None:
             _check(operation_id, _OPERATION_ID)
+        found: dict[str, Task] = {}
         async with self._finding[site]:
-            tasks = await self._pages("find", query, site=site, operation_id=operation_id, kind="sync")
-        return tasks if isinstance(tasks, Trouble) else [self._reachable(task) for task in tasks]
+            for kind in (SYNC, *self._spellings.types(self.canonical_site(site))):
+                tasks = await self._pages(
+                    "find", f"type={kind}&{query}", site=site, operation_id=operation_id, kind=kind
+                )
+                if isinstance(tasks, Trouble):
+                    return tasks
+                found |= {task.id: self._reachable(task) for task in tasks}
+        return list(found.values())
 
     async def poll(self, *, site: str | None, ids: Sequence[str]) -> list[Task] | Trouble:
         """Return the tasks with these ids, at most 100, as far as VCDA shows them.
@@ -421,6 +434,21 @@ class Vcda:
             return Trouble(label="incomplete", detail=f"VCDA showed {len(seen)} of {matched} tasks.")
         return list(tasks.values())
 
+    def _learn(self, account: Account, *, site: str | None, name: str, kind: str | None) -> None:
+        """Learn what an answer to a POST shows: how the task names the user, and its type."""
+        here = self.canonical_site(site)
+        other = None if kind == SYNC else kind
+        if other is not None and other not in self._spellings.types(here):
+            log.warning(
+                "Site %s: VCDA gives the task of a sync the type %r instead of %r; look-ups for POSTs in doubt search "
+                "for tasks of both types",
+                site or "local",
+                other,
+                SYNC,
+                extra={"site": site},
+            )
+        self._spellings.learn([Spelling(account, here, name, other)])
+
     def _reachable(self, task: Task) -> Task:
         """Return a task with a site that this process can ask for it.
 
@@ -456,7 +484,7 @@ class Vcda:
             if task is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             if task.user is not None and account is not None:
-                self.learn_name(account, site=site, name=task.user)
+                self._learn(account, site=site, name=task.user, kind=translate.read_type(answer.body))
             if task.started_at is not None:
                 self._site_clocks.heard(
                     self.canonical_site(site), task.started_at, sent=answer.sent_at, received=self._clock.monotonic()

@@ -4,6 +4,8 @@ VCDA's documentation shows sessions of "admin1@Org1" and tasks of "org2@site2", 
 the session was extended with. A name is learnt from the task in the answer to a POST, which certainly is the service's,
 and from later polls of that task. There are few names, and each is kept as long as possible: while none is known, a
 look-up can ignore no task.
+
+A spelling also has the type of that task, if it is another than the documented one: look-ups have to search for it.
 """
 
 from collections.abc import Iterable
@@ -33,6 +35,10 @@ class Spellings:
             siblings = [known for known in self.known if (known.account, known.site) == (one.account, one.site)]
             surplus = siblings[: max(0, len(siblings) + 1 - EACH)]
             self.known = (*(known for known in self.known if known not in surplus), one)[-ALL:]
+
+    def types(self, site: str | None) -> tuple[str, ...]:
+        """Return the types of tasks of syncs at the site that differ from the documented one, in a fixed order."""
+        return tuple(sorted({one.task_type for one in self.known if one.site == site and one.task_type is not None}))
 
     def names(self, account: Account | None, site: str | None) -> Names:
         """Return the possible names of the account's user on tasks of the site: learnt ones and the session's."""

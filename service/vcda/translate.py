@@ -63,6 +63,12 @@ def read_task(body: bytes, *, local: frozenset[str] = frozenset()) -> Task | Non
     return _task(read_object(body), local)
 
 
+def read_type(body: bytes) -> str | None:
+    """Read the type of a single task; None: it has none, or none that a query can ask for."""
+    kind = _kind(read_object(body))
+    return kind if kind is not None and ID.fullmatch(kind) else None
+
+
 def read_page(body: bytes, *, local: frozenset[str] = frozenset(), kind: str | None = None) -> Page | None:
     """Read a page of tasks; None if it can't be relied on. With `kind`, tasks of another kind are left out.
 

@@ -231,7 +231,7 @@ def test_what_the_release_before_wrote_is_read_now_with_the_site_unknown(state: 
 
 
 def test_the_cursor_carries_how_vcda_spells_us_and_the_release_before_passes_over_it() -> None:
-    spelling = Spelling(Account("me", "us@west"), "west", "org2@site2")
+    spelling = Spelling(Account("me", "us@west"), "west", "org2@site2", "vmSync")
     cursor = Cursor("requests", 7, 1893499200123, spellings=(spelling,))
     assert decode_cursor(encode_cursor(cursor)) == cursor
     assert json.loads(encode_cursor(cursor)) == {
@@ -239,7 +239,9 @@ def test_the_cursor_carries_how_vcda_spells_us_and_the_release_before_passes_ove
         "topic": "requests",
         "offset": 7,
         "stamp": 1893499200123,
-        "spellings": [{"name": "org2@site2", "site": "west", "account": "me", "siteAccount": "us@west"}],
+        "spellings": [
+            {"name": "org2@site2", "site": "west", "account": "me", "siteAccount": "us@west", "taskType": "vmSync"}
+        ],
     }
     assert msgspec.json.decode(encode_cursor(cursor), type=CursorBefore) == CursorBefore("requests", 7, 1893499200123)
     assert decode_cursor(msgspec.json.encode(CursorBefore("requests", 7))) == Cursor("requests", 7)

@@ -940,6 +940,13 @@ MUTANTS: Final = (
         tests=("tests/partition/test_adoption.py",),
     ),
     Mutant(
+        name="look-ups search for the documented type of tasks alone",
+        file="service/vcda/client.py",
+        old="            for kind in (SYNC, *self._spellings.types(self.canonical_site(site))):\n",
+        new="            for kind in (SYNC,):\n",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
         name="a sender's open transaction passes for a topic without requests",
         file="service/intake/reading.py",
         old="            self.transactions.look(place, reached=reached, stable=ends.get(place), end=high_watermark)\n",

@@ -22,6 +22,7 @@ from service.sync import (
 )
 from service.vcda.client import ApiLimits
 from service.vcda.site_clocks import SiteClock
+from service.vcda.spellings import EACH
 from tests.support.scripted_http_server import (
     REPLICATION_ID,
     TASK_ID,
@@ -196,6 +197,61 @@ async def test_a_look_up_asks_for_all_syncs_since_then_in_any_state() -> None:
 
     assert isinstance(found, list)
     assert [one.id for one in found] == [TASK_ID]
+
+
+def typed(kind: str, **fields: Any) -> dict[str, Any]:
+    """Return a task of another type than the documented one."""
+    shown = task(**fields)
+    return shown | {"workflowInfo": shown["workflowInfo"] | {"type": kind}}
+
+
+async def test_look_ups_also_search_for_the_type_that_answers_to_posts_give_tasks(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    lists = {"sync": page(task(id="old")), "vmSync": page(typed("vmSync"))}
+    renamed = script(submit=Reply(202, typed("vmSync")), tasks=lambda call: lists[call.query["type"]])
+    async with appliance(renamed) as there, ours(there.url) as us:
+
+        async def found(site: str | None = None) -> list[str]:
+            tasks = await us.vcda.find(site=site, replication_id=REPLICATION_ID, since=SINCE)
+            assert isinstance(tasks, list)
+            return [one.id for one in tasks]
+
+        assert await found() == ["old"]
+        await us.submit()
+        await us.submit()
+        assert await found() == ["old", TASK_ID]
+        assert await found("site1") == ["old", TASK_ID], "it is the local site"
+        assert await found("site2") == ["old"], "another appliance may have another version"
+        lists["vmSync"] = Reply(503)
+        assert isinstance(await us.vcda.find(site=None, replication_id=None, since=SINCE), Trouble)
+
+        async with ours(there.url) as successor:
+            successor.vcda.learn(us.vcda.spellings())
+            lists["vmSync"] = page(typed("vmSync"))
+            tasks = await successor.vcda.find(site=None, replication_id=None, since=SINCE)
+            assert isinstance(tasks, list)
+            assert len(tasks) == 2, "a restart forgets no type"
+
+    (logged,) = [record.getMessage() for record in caplog.records if "type" in record.getMessage()]
+    assert logged == (
+        "Site local: VCDA gives the task of a sync the type 'vmSync' instead of 'sync'; look-ups for POSTs in doubt "
+        "search for tasks of both types"
+    )
+
+
+async def test_types_that_no_query_can_ask_for_are_not_searched_for_and_of_many_only_the_latest() -> None:
+    kinds = iter(["sync", "a b", "\ud800", "x&y", "", *(f"kind{n}" for n in range(9))])
+    mine = script(submit=lambda _: Reply(202, typed(next(kinds))), tasks=page())
+    async with appliance(mine) as there, ours(there.url) as us:
+        for _ in range(14):
+            await us.submit()
+        await us.vcda.find(site=None, replication_id=None, since=SINCE)
+
+        assert [call.query["type"] for call in there.calls if call.path == "/tasks"] == [
+            "sync",
+            *(f"kind{n}" for n in range(9)[-EACH:]),
+        ]
 
 
 @pytest.mark.parametrize("per_page", [100, 7])
