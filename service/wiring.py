@@ -263,6 +263,7 @@ def _connected(
                     denials=denials,
                 ),
                 open_journal=open_journal,
+                journal=topics.journal,
                 denials=denials,
                 timings=tuning.intake,
                 client_id=tuning.client_id,

@@ -534,6 +534,10 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                     (f"sum by (reason) (vm_sync_partitions_stopped{{{HERE}}})", "stopped: {{reason}}"),
                     (f"sum(increase(vm_sync_partitions_reopened_total{{{HERE}}}[$__rate_interval]))", "reopened"),
                     (f"sum(increase(vm_sync_journals_rewritten_total{{{HERE}}}[$__rate_interval]))", "rewritten"),
+                    (
+                        f"sum(increase(vm_sync_journals_with_deleted_records_total{{{HERE}}}[$__rate_interval]))",
+                        "journal records deleted",
+                    ),
                 ),
                 alert="VmSyncPartitionStopped",
             ),

@@ -25,6 +25,7 @@ from aiokafka.errors import CommitFailedError, KafkaError
 from typing_extensions import override
 
 from service.clock import Clock
+from service.intake.journal_comparison import JournalComparison
 from service.intake.reading import Arrivals, BackPressure, ReadingWatch
 from service.intake.start_position import StartPositions
 from service.intake.subscriber import Subscriber
@@ -75,6 +76,8 @@ class Plan:
     """Checks that a journal and the requests topic belong together."""
     open_journal: Callable[[int], Awaitable[Opened]]
     """Opens the journal of a partition: fences, reads, raises `JournalLost` or `JournalMismatch`."""
+    journal: str
+    """The journal topic."""
     denials: Denials
     """What Kafka denies at present, to any client of the process."""
     timings: IntakeTimings = DEFAULT_TIMINGS
@@ -145,6 +148,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             reached=self._reached,
             timings=plan.timings,
         )
+        self._journal_comparison = JournalComparison(
+            plan.journal,
+            subscriber=self._subscriber,
+            supervisors=self._supervisors.values,
+            timings=plan.timings,
+            metrics=metrics,
+        )
 
     # ------------------------------------------------------------ life
 
@@ -164,7 +174,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._stopping = True
             await self._leave(self._timings.kafka_request_timeout.total_seconds())
             raise
-        self._tasks = [asyncio.create_task(self._run()), asyncio.create_task(self._comparison.run())]
+        work = (self._run(), self._comparison.run(), self._journal_comparison.run())
+        self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_death)
 

@@ -34,6 +34,12 @@ from service.sync import Ended
 
 log = logging.getLogger(__name__)
 
+DELETED: Final = (
+    "compaction never moves it, so the topic's cleanup.policy was not compact for a while, and its retention or "
+    "kafka-delete-records has deleted records"
+)
+"""What it means that the first offset of a journal has moved."""
+
 NAMED: Final = 20
 """How many syncs a log line names."""
 
@@ -47,6 +53,7 @@ class SupervisorMeter(BalanceMeter, Protocol):
     def restored(self, seconds: float) -> None: ...  # noqa: D102 - the names say it
     def reopened(self) -> None: ...  # noqa: D102
     def rewritten(self) -> None: ...  # noqa: D102
+    def journal_records_deleted(self) -> None: ...  # noqa: D102
 
 
 class GroupMember(Protocol):
@@ -118,6 +125,8 @@ class PartitionSupervisor:
         self._balance = Balance(metrics)
         self._memory: Memory | None = None
         """What was known here when the journal was lost, until it is open again."""
+        self._said_start: int | None = None
+        """The first offset of the journal that was reported last, so that it is once if the opening fails then."""
         self._returned = asyncio.Event()
         self._gone = False
         """`let_go` was called. The task was cancelled, too, but a producer that is being stopped ignores that (read in
@@ -268,6 +277,7 @@ class PartitionSupervisor:
         opened = await self._open_journal(self.place.partition)
         try:
             self._check()
+            self._compare_start(opened)
             if (memory := self._memory) is not None:
                 opened = await self._write_back(opened, memory)
                 self._check()
@@ -311,6 +321,38 @@ class PartitionSupervisor:
                 self.place.topic,
             )
         return start
+
+    def _compare_start(self, opened: Opened) -> None:
+        """Report records of the journal that were deleted while no process had the partition open.
+
+        The first commit of the partition stores the new first offset, so that it is reported once. Where none is stored
+        yet, nothing is known of the time before: a journal that doesn't begin at 0 may have lost records long ago.
+        """
+        start = opened.journal_start
+        if opened.cursor is None or not start or start == self._said_start:
+            return
+        before, self._said_start = opened.cursor.journal_start, start
+        number = self.place.partition
+        if before is None:
+            log.warning(
+                "The journal of partition %d begins at offset %d, not at 0, and it is not known since when: records "
+                "may have been deleted, before this release first opened it or later. From now on it is compared",
+                number,
+                start,
+            )
+        elif start > before:
+            log.error(
+                "Records of the journal of partition %d were deleted before it was opened: the journal began at offset "
+                "%d, and begins at offset %d now; %s. Requests in flight whose records are gone get no outcome, and "
+                "ended ones run again if they are sent again: have requests of that time without an outcome sent "
+                "again, once VCDA works on none of their replications. Check that the topic is compacted: vm-sync "
+                "topics check",
+                number,
+                before,
+                start,
+                DELETED,
+            )
+            self._metrics.journal_records_deleted()
 
     def _make(self, opened: Opened, start: Start, lost: "asyncio.Future[str]") -> Partition:
         self.cursor, self.topic_id = start.offset, start.topic_id

@@ -25,6 +25,7 @@ from aiokafka.errors import (
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
+    OffsetOutOfRangeError,
     RecordListTooLargeError,
     UnknownTopicOrPartitionError,
 )
@@ -168,6 +169,8 @@ class KafkaJournal:
         self._refusals = refusals
         self._denials = denials
         self.end = 0
+        self._start: int | None = None
+        """The first offset of the journal, when it was read last."""
         self._failed = False
         self._producer = AIOKafkaProducer(
             **connection,
@@ -245,6 +248,7 @@ class KafkaJournal:
             in_flight=in_flight,
             ended=ended,
             begin=journal.end - 1,
+            journal_start=journal._start,
         )
 
     async def commit(self, batch: Batch) -> None:
@@ -408,6 +412,7 @@ class KafkaJournal:
 
         Raises:
             KafkaTimeoutError: nothing comes for longer than a transaction may stand open.
+            OffsetOutOfRangeError: records were deleted meanwhile, so not all of them may have been read.
         """
         consumer = AIOKafkaConsumer(
             **self._connection,
@@ -420,6 +425,7 @@ class KafkaJournal:
         consumer.assign([self._place])
         try:
             await consumer.start()
+            self._start = await self._first_offset(consumer)
             at, silent = 0, 0
             while at < self.end:
                 got = await consumer.getmany(
@@ -436,8 +442,17 @@ class KafkaJournal:
                     )
                     raise KafkaTimeoutError(msg)
                 await self._slices.turn()
+            if (start := await self._first_offset(consumer)) != self._start:
+                msg = (
+                    f"records of {self._place.topic}-{self._place.partition} were deleted while it was read: its first "
+                    f"offset was {self._start}, now it is {start}"
+                )
+                raise OffsetOutOfRangeError(msg)
         finally:
             await end(consumer)
+
+    async def _first_offset(self, consumer: AIOKafkaConsumer) -> int:
+        return int((await consumer.beginning_offsets([self._place]))[self._place])
 
     async def _in_flight(self, replay: Replay) -> list[InFlight]:
         """Decode the syncs, and let the event loop run other tasks meanwhile."""

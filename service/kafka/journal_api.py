@@ -60,6 +60,9 @@ class Opened:
     ended: EndedSyncs
     begin: int = 0
     """The offset of its owner's first record. Below what an earlier owner has reached, it isn't the same journal."""
+    journal_start: int | None = None
+    """The first offset that Kafka has of the journal, above which nothing was deleted while it was read. None: not
+    known."""
 
 
 class Journal(Protocol):

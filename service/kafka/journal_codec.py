@@ -53,6 +53,9 @@ class Cursor:
     was created again and filled past the cursor differs from the one that was read. `group` is the consumer group that
     wrote the cursor. None where it isn't known; versions before 0.1 knew neither of the last two, and ignore them.
 
+    `journal_start` is the journal's first offset. Kafka's compaction never moves it: if it has moved when the journal
+    is opened again, records were deleted. Versions before 0.1 did not store it, and ignore it.
+
     `spellings` are the spellings of the service's user that the writer knew. They survive restarts here, since versions
     before 0.1 would take a record of their own for a sync.
     """
@@ -62,6 +65,7 @@ class Cursor:
     stamp: int | None = None
     topic_id: str | None = None
     group: str | None = None
+    journal_start: int | None = None
     spellings: tuple[Spelling, ...] = ()
 
 
@@ -78,6 +82,7 @@ def encode_cursor(cursor: Cursor) -> bytes:
         stamp=cursor.stamp,
         topic_id=cursor.topic_id,
         group=cursor.group,
+        journal_start=cursor.journal_start,
         spellings=tuple(
             _StoredSpelling(
                 name=one.name,
@@ -105,6 +110,7 @@ def decode_cursor(value: bytes) -> Cursor:
         stamp=stored.stamp,
         topic_id=stored.topic_id,
         group=stored.group,
+        journal_start=stored.journal_start,
         spellings=tuple(
             Spelling(Account(one.account, one.site_account), one.site, one.name, one.task_type)
             for one in stored.spellings
@@ -131,6 +137,7 @@ class _StoredCursor(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=
     stamp: int | None = None
     topic_id: str | None = None
     group: str | None = None
+    journal_start: int | None = None
     spellings: tuple[_StoredSpelling, ...] = ()
 
 

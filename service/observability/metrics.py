@@ -237,7 +237,12 @@ METRICS: Final = (
     Metric(
         "vm_sync_journals_rewritten_total",
         "counter",
-        "Journals rewritten from memory after they were deleted and created again, or truncated, while in use.",
+        "Journals rewritten from memory after they, or some of their records, were deleted while in use.",
+    ),
+    Metric(
+        "vm_sync_journals_with_deleted_records_total",
+        "counter",
+        "Journals of which records had been deleted when they were opened; requests in flight may have no outcome.",
     ),
     Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers, else 0."),
     Metric(
@@ -375,7 +380,10 @@ class Metrics:
         self._owned = gauges["vm_sync_partitions_owned"][()]
         self._stopped = gauges["vm_sync_partitions_stopped"].having((r,) for r in stop_reasons)
         self._reopened = counters["vm_sync_partitions_reopened_total"][()]
-        self._rewritten = counters["vm_sync_journals_rewritten_total"][()]
+        self._rewritten, self._records_deleted = (
+            counters[name][()]
+            for name in ("vm_sync_journals_rewritten_total", "vm_sync_journals_with_deleted_records_total")
+        )
         self._kafka = gauges["vm_sync_kafka_connected"][()]
         self._token_failing = gauges["vm_sync_kafka_token_failing_seconds"][()]
         self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
@@ -555,6 +563,10 @@ class Metrics:
     def rewritten(self) -> None:
         """Count a journal that was rewritten from memory."""
         self._rewritten.inc()
+
+    def journal_records_deleted(self) -> None:
+        """Count a journal of which records had been deleted when it was opened."""
+        self._records_deleted.inc()
 
     def reopened(self) -> None:
         """Count a partition that is reopened after a failure."""

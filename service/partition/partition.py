@@ -51,6 +51,9 @@ limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition n
 DUPLICATES = 1_000
 """How many identities are remembered whose duplicates were logged: of older ones it may be said once more."""
 
+REWRITTEN_AT_ONCE = 500
+"""Syncs that are written to the journal again between two turns of the event loop, a millisecond."""
+
 SAY_KEY_AGAIN = timedelta(minutes=1)
 """How often it is said of a partition that its requests have other keys than they should."""
 
@@ -82,6 +85,8 @@ class Partition:
     ) -> None:
         self.number = number
         self.cursor = start_at
+        self.journal_start = opened.journal_start
+        """The first offset of the journal, as the next commit stores it; None: not known."""
         self._stamp = opened.cursor.stamp if opened.cursor and opened.cursor.offset == start_at else None
         self._topic_id = topic_id
         self._journal = opened.journal
@@ -228,7 +233,28 @@ class Partition:
         self._stamp = WITHDRAWN
         await self._journal_writer.confirm_ownership()
 
+    async def rewrite_journal(self, start: int) -> None:
+        """Write everything in flight to the journal again, since its records below its first offset `start` are gone.
+
+        The cursor follows behind, with the new first offset: if the process ends before, the next one reports the loss.
+        """
+        size = self._dependencies.slices.size(REWRITTEN_AT_ONCE)
+        for number, tracked in enumerate(self._in_flight, 1):
+            if self._closed:
+                return
+            if self._in_flight.holds(tracked):  # it may have ended meanwhile
+                self._journal_writer.put(tracked.request.identity, tracked.state)
+            if number % size == 0:
+                await self._dependencies.slices.turn()
+        self.journal_start = start
+        self._journal_writer.advance_cursor()
+
     # ------------------------------------------------------------ for health and metrics
+
+    @property
+    def closed(self) -> bool:
+        """Whether no sync takes another step here."""
+        return self._closed
 
     def __len__(self) -> int:
         return len(self._in_flight)
@@ -397,6 +423,7 @@ class Partition:
             self._stamp,
             topic_id=self._topic_id,
             group=self._dependencies.group,
+            journal_start=self.journal_start,
             spellings=self._dependencies.api.spellings(),
         )
 

@@ -70,6 +70,7 @@ def intake_of(journals: Swallowing) -> Intake:
             max_in_flight=10,
             positions=Fitting(),
             open_journal=journals.open,
+            journal="journal",
             denials=Denials(Account(), clock=VirtualClock(loop)),
         ),
         dependencies=dependencies(),

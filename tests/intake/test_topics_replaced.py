@@ -175,7 +175,7 @@ async def test_a_topic_that_is_deleted_does_not_come_back_by_being_asked_for(
     making_kafka: EmbeddedKafka, topic_name: TopicNamer
 ) -> None:
     async with Station(making_kafka.bootstrap, topic_name("asked-for"), partitions=2) as station:
-        station.set_timings(report=timedelta(seconds=0.3))
+        station.set_timings(report=timedelta(seconds=0.3), compare=timedelta(seconds=0.3))
         service = await station.service()
         await station.ask("op-1")
         await station.settled("op-1")

@@ -247,6 +247,13 @@ def test_the_cursor_carries_how_vcda_spells_us_and_the_release_before_passes_ove
     assert decode_cursor(msgspec.json.encode(CursorBefore("requests", 7))) == Cursor("requests", 7)
 
 
+def test_the_cursor_carries_the_journals_first_offset_and_the_release_before_passes_over_it() -> None:
+    cursor = Cursor("requests", 7, 1893499200123, journal_start=12)
+    assert decode_cursor(encode_cursor(cursor)) == cursor
+    assert json.loads(encode_cursor(cursor))["journalStart"] == 12
+    assert msgspec.json.decode(encode_cursor(cursor), type=CursorBefore) == CursorBefore("requests", 7, 1893499200123)
+
+
 def test_a_state_of_a_newer_version_is_an_error_that_says_so() -> None:
     record = json.loads(encode(Waiting(request=REQUEST))) | {"state": "paused"}
     with pytest.raises(ValueError, match="unknown state 'paused': it was written by a newer version"):

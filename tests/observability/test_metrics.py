@@ -53,6 +53,7 @@ vm_sync_partitions_owned gauge
 vm_sync_partitions_stopped gauge reason
 vm_sync_partitions_reopened_total counter
 vm_sync_journals_rewritten_total counter
+vm_sync_journals_with_deleted_records_total counter
 vm_sync_kafka_connected gauge
 vm_sync_kafka_token_failing_seconds gauge
 vm_sync_reading_stalled_seconds gauge
@@ -337,6 +338,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.owned(6)
     metrics.reopened()
     metrics.rewritten()
+    metrics.journal_records_deleted()
     metrics.kafka_connected(True)
     metrics.token_failing(7.5)
     metrics.unread(61.5)
@@ -362,6 +364,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_partitions_owned": ({}, 6),
         "vm_sync_partitions_reopened_total": ({}, 1),
         "vm_sync_journals_rewritten_total": ({}, 1),
+        "vm_sync_journals_with_deleted_records_total": ({}, 1),
         "vm_sync_kafka_connected": ({}, 1),
         "vm_sync_kafka_token_failing_seconds": ({}, 7.5),
         "vm_sync_reading_stalled_seconds": ({}, 61.5),

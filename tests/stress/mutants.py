@@ -28,6 +28,8 @@ PATIENCE: Final = 240
 RULES: Final = "tests/partition/test_protocol_rules.py"
 SIMULATION: Final = "tests/partition/test_simulation.py"
 REPLACED: Final = "tests/intake/test_topics_replaced.py"
+DELETED: Final = "tests/intake/test_journal_comparison.py"
+REWRITTEN: Final = "tests/partition/test_journal_rewritten.py"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -791,6 +793,48 @@ MUTANTS: Final = (
         old="                self._check_topic(cursor)\n                await self._check_group(place, cursor, end)\n",
         new="",
         tests=(REPLACED,),
+    ),
+    Mutant(
+        name="deleted records of a journal are not noticed when it is opened",
+        file="service/intake/supervisor.py",
+        old="        elif start > before:\n",
+        new="        elif start < before:\n",
+        tests=(REWRITTEN,),
+    ),
+    Mutant(
+        name="deleted records of a journal in use are not noticed",
+        file="service/intake/journal_comparison.py",
+        old="            if before is None or start <= before or partition.closed:\n",
+        new="            if before is None or start >= before or partition.closed:\n",
+        tests=(DELETED,),
+    ),
+    Mutant(
+        name="a journal of which records are deleted while it is read passes for whole",
+        file="service/kafka/journal.py",
+        old="            if (start := await self._first_offset(consumer)) != self._start:\n",
+        new="            if (start := await self._first_offset(consumer)) < 0:\n",
+        tests=(DELETED,),
+    ),
+    Mutant(
+        name="the new first offset of a journal is stored before what was deleted is written again",
+        file="service/partition/partition.py",
+        old="        size = self._dependencies.slices.size(REWRITTEN_AT_ONCE)\n",
+        new="        size, self.journal_start = self._dependencies.slices.size(REWRITTEN_AT_ONCE), start\n",
+        tests=(REWRITTEN,),
+    ),
+    Mutant(
+        name="what was deleted from a journal in use is not written again",
+        file="service/partition/partition.py",
+        old="            if self._in_flight.holds(tracked):  # it may have ended meanwhile\n",
+        new="            if tracked is None:\n",
+        tests=(REWRITTEN,),
+    ),
+    Mutant(
+        name="a request that came again is overwritten when the journal is written again",
+        file="service/partition/partition.py",
+        old="            if self._in_flight.holds(tracked):  # it may have ended meanwhile\n",
+        new="            if tracked:\n",
+        tests=(REWRITTEN,),
     ),
     Mutant(
         name="an append below the journal's end is taken for good",

@@ -24,6 +24,7 @@ from typing import Any, Final, TypeAlias
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from service.kafka.connection import KafkaConnection
@@ -422,7 +423,7 @@ async def old_requests(stage: Stage) -> None:
 
 
 async def topics_harmed(stage: Stage) -> None:
-    """Delete a journal under the service, let retention overtake its reading, and point a journal to another topic."""
+    """Delete a journal, and records of one, let retention overtake reading, and point a journal to another topic."""
     async with stage.deployment("topics") as here:
         ledger = here.ledger
         await here.start()
@@ -440,16 +441,21 @@ async def topics_harmed(stage: Stage) -> None:
             elsewhere = next(partition for _, partition in places if partition != overtaken)
             place = TopicPartition(ledger.topics["requests"], overtaken)
             await admin.delete_records({place: RecordsToDelete(before_offset=last)})
+            journal = TopicPartition(ledger.topics["journal"], overtaken)
+            await _set(admin, journal.topic, {"cleanup.policy": "delete"})  # Kafka deletes no record of a compacted one
+            await admin.delete_records({journal: RecordsToDelete(before_offset=1)})
+            await _set(admin, journal.topic, JOURNAL_SETTINGS)
         began = time.monotonic()
-        await write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0))
+        await write_cursor(ledger, overtaken, Cursor(ledger.topics["requests"], 0, journal_start=0))
         await write_cursor(ledger, elsewhere, Cursor("another-topic", 0))
         await asyncio.gather(
             here.fires("VmSyncRequestsLost", "records below the end are deleted, as by retention", since=began),
+            here.fires("VmSyncJournalRecordsDeleted", "the journal's first record is deleted", since=began),
             here.fires("VmSyncPartitionStopped", "a journal's cursor is of another topic", since=began),
         )
         end = 1 + max(offset for offset, partition in places if partition == elsewhere)
         await write_cursor(ledger, elsewhere, Cursor(ledger.topics["requests"], end), poke=False)
-        await here.over("VmSyncPartitionStopped", "VmSyncRequestsLost")
+        await here.over("VmSyncPartitionStopped", "VmSyncRequestsLost", "VmSyncJournalRecordsDeleted")
 
 
 async def one_of_two(stage: Stage) -> None:
@@ -693,7 +699,12 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
     kafka_far_away: ("VmSyncRestoreSlow", "VmSyncCommitsSlow", "VmSyncKafkaDisconnected"),
     site_away: ("VmSyncSitePaused", "VmSyncOutcomesLateFast", "VmSyncOutcomesLateSlow"),
     paused_by_an_operator: ("VmSyncSitePausedByOperator", "VmSyncSitePausesUnknown"),
-    topics_harmed: ("VmSyncJournalRewritten", "VmSyncRequestsLost", "VmSyncPartitionStopped"),
+    topics_harmed: (
+        "VmSyncJournalRewritten",
+        "VmSyncRequestsLost",
+        "VmSyncJournalRecordsDeleted",
+        "VmSyncPartitionStopped",
+    ),
     strange_answers: (
         "VmSyncDeadLetters",
         "VmSyncCredentialsMissing",
@@ -767,6 +778,13 @@ async def _recreate(admin: AIOKafkaAdminClient, name: str, *, partitions: int, s
         topic = NewTopic(name, partitions, 1, topic_configs=dict(settings))
         ((_, code, *_),) = (await admin.create_topics([topic])).topic_errors
         assert code in {0, TopicAlreadyExistsError.errno}
+
+
+async def _set(admin: AIOKafkaAdminClient, topic: str, settings: Mapping[str, str]) -> None:
+    """Give a topic these settings, and no others."""
+    resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict(settings))
+    for response in await admin.alter_configs([resource]):
+        assert [code for code, *_ in response.resources] == [0]
 
 
 @asynccontextmanager

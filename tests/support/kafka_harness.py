@@ -279,6 +279,12 @@ class Station:
         """Delete the requests below an offset, as their retention would."""
         await self._admin.delete_records({TopicPartition(self.topics.requests, 0): RecordsToDelete(offset)})
 
+    async def delete_journal_before(self, offset: int) -> None:
+        """Delete the journal's records below an offset; -1: all of them. Kafka refuses it for a compacted topic."""
+        await self.set_policy(self.topics.journal, "delete")
+        await self._admin.delete_records({TopicPartition(self.topics.journal, 0): RecordsToDelete(offset)})
+        await self.set_policy(self.topics.journal, "compact")
+
     async def forget_group(self, group: str | None = None) -> None:
         """Delete the offsets of a group that nobody is in any more."""
         node = await self._admin.find_coordinator(group or self.prefix)

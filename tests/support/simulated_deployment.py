@@ -196,6 +196,8 @@ class Log:
     records: dict[str, bytes] = field(default_factory=dict)
     """Its last record of each sync."""
     cursor: Cursor | None = None
+    start: int = 0
+    """The journal's first offset."""
     told: list[Told] = field(default_factory=list)
     refused: int = 0
     """Commits of those who had been fenced."""
@@ -217,6 +219,13 @@ class Log:
         if cursor is not None:
             self.cursor = cursor
             self.written.append((CURSOR_KEY, encode_cursor(cursor)))
+
+    def delete_records(self, *, start: int) -> None:
+        """Delete all that the journal holds, but for its cursor, so that it begins at `start`."""
+        self.start = start
+        self.written.clear()
+        self.records.clear()
+        self.write({}, self.cursor)
 
     def states(self) -> dict[str, sync.Sync]:
         """What stands in the journal now."""
@@ -310,6 +319,7 @@ class Broker:
             cursor=replay.cursor(),
             in_flight=list(replay.in_flight()),
             ended=replay.ended(),
+            journal_start=log.start,
         )
 
 
@@ -459,6 +469,9 @@ class Meter:
 
     def rewritten(self) -> None:
         self.counts["rewritten"] += 1
+
+    def journal_records_deleted(self) -> None:
+        self.counts["records deleted"] += 1
 
     def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None:
         self.counts["outcome"] += 1

@@ -46,6 +46,7 @@ RARE: Mapping[str, str] = {
     "vm_sync_replications_held": "tests/observability/test_metrics.py",
     "vm_sync_posts_repeated_total": "tests/observability/test_metrics.py",
     "vm_sync_journals_rewritten_total": "tests/intake/test_topics_replaced.py",
+    "vm_sync_journals_with_deleted_records_total": "tests/intake/test_journal_comparison.py",
     "vm_sync_reading_stalled_seconds": "tests/intake/test_reading.py",
     "vm_sync_open_transaction_seconds": "tests/intake/test_reading.py",
     "vm_sync_kafka_token_failing_seconds": "tests/system/test_kafka_oauth.py",
