@@ -147,7 +147,7 @@ def test_only_the_latest_replications_are_remembered() -> None:
 
 @given(st.floats(0, 1e7), st.floats(1, 60))
 def test_turns_meet_a_sixteenth_of_the_interval_later_at_most(due: float, wanted: float) -> None:
-    assert 0.0 <= coalesced_due(due, wanted) - due <= wanted / 16 + 1e-6
+    assert -1e-9 <= coalesced_due(due, wanted) - due <= wanted / 16 + 1e-6  # a float is no exact moment
 
 
 def test_turns_due_at_about_the_same_time_meet() -> None:
