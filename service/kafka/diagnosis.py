@@ -5,6 +5,7 @@ password, an expired certificate and an unreachable broker. So this module reads
 """
 
 import logging
+import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -82,6 +83,9 @@ def diagnosis(
     speaks = f"whether the brokers' listener uses VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol}"
     if not any(map(_hung_up, overheard)):
         where = kafka.bootstrap_servers
+        if any(isinstance(error, socket.gaierror) for error in overheard):
+            why = "the name of a broker can't be resolved"
+            return f"Kafka can't be reached at {where}, {why}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and DNS."
         return f"Kafka can't be reached at {where}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and {speaks}."
     if not kafka.security_protocol.endswith("SSL"):
         return f"Kafka at {kafka.bootstrap_servers} closes the connection: check {speaks}."

@@ -1,6 +1,7 @@
 """What Kafka's client raises and logs becomes a sentence; with a real Kafka, see test_kafka_security.py."""
 
 import logging
+import socket
 
 import pytest
 from aiokafka.errors import (
@@ -49,6 +50,13 @@ def test_what_was_logged_last_and_tells_most_is_chosen() -> None:
 
     assert len(errors) == 3
     assert "VM_SYNC_KAFKA__SASL_PASSWORD" in diagnosis(BOOTSTRAP, errors, kafka=KAFKA)
+
+
+def test_a_name_that_can_not_be_resolved_is_the_reason_that_is_given() -> None:
+    said = diagnosis(BOOTSTRAP, [socket.gaierror(-2, "Name or service not known")], kafka=KAFKA)
+
+    where = "kafka.example:9092, the name of a broker can't be resolved"
+    assert said == f"Kafka can't be reached at {where}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and DNS."
 
 
 def test_somebody_who_hangs_up_is_told_from_nobody() -> None:
