@@ -51,8 +51,8 @@ class Sizes:
 
 FULL = Sizes(
     form="full",
-    rounds=3,
-    few=2,
+    rounds=2,
+    few=1,
     burst=10_000,
     burst_replications=1_000,
     long=20_000,
