@@ -8,8 +8,8 @@ and the service looks for it in its own way:
             made than freed. That says nothing of how many are young: a sync's next state replaces the one before, and
             where 50,000 syncs each take a step, 180,000 young objects were looked through at once, in 100 ms.
     full    everything. It takes 0.2 s with 50,000 syncs in flight, so Python never does it by itself, and the service
-            does when few are in flight. Only where much may be kept by partitions that are gone, or after an hour, it
-            doesn't wait for that: memory is bounded in any case.
+            does when few are in flight. Only where much may be kept by partitions that are gone, or after two hours,
+            it doesn't wait for that: memory is bounded in any case.
 """
 
 import asyncio

@@ -146,13 +146,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             subscriber=self._subscriber,
             supervisors=self._supervisors.values,
             reached=self._reached,
-            timings=plan.timings,
         )
         self._journal_comparison = JournalComparison(
             plan.journal,
             subscriber=self._subscriber,
             supervisors=self._supervisors.values,
-            timings=plan.timings,
             metrics=metrics,
         )
 
@@ -174,7 +172,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._stopping = True
             await self._leave(self._timings.kafka_request_timeout.total_seconds())
             raise
-        work = (self._run(), self._comparison.run(), self._journal_comparison.run())
+        work = (
+            self._run(),
+            self._compare("the requests topic with the cursors", self._comparison.compare),
+            self._compare("the journals' first offsets", self._journal_comparison.compare),
+        )
         self._tasks = [asyncio.create_task(one) for one in work]
         for task in self._tasks:
             task.add_done_callback(self._note_death)
@@ -542,6 +544,16 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         denied = self._denials.lasting(self._plan.group_id, self._dependencies.requests)
         self._metrics.unread(max(self._watch.unread_for(), denied))
         self._metrics.open_transaction(self._watch.transactions.longest())
+
+    async def _compare(self, what: str, compare: Callable[[], Awaitable[None]]) -> None:
+        """Compare something periodically, until it is cancelled."""
+        while True:
+            await asyncio.sleep(self._timings.compare.total_seconds())
+            try:
+                async with asyncio.timeout(self._timings.compare_limit.total_seconds()):
+                    await compare()
+            except (TimeoutError, KafkaError) as error:
+                log.debug("Comparing %s failed: %r", what, error)
 
     async def _watch_kafka(self) -> None:
         """Look for new broker addresses if Kafka has not answered for long."""

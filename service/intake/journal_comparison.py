@@ -8,17 +8,14 @@ when it is opened (`supervisor`).
 It never closes a partition: what the partition has in memory is right.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import DELETED, PartitionSupervisor
-from service.intake.timings import IntakeTimings
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +27,7 @@ class JournalMeter(Protocol):
 
 
 class JournalComparison:
-    """Compares the open partitions' journals periodically."""
+    """Compares the open partitions' journals whenever it is asked to."""
 
     def __init__(
         self,
@@ -38,24 +35,12 @@ class JournalComparison:
         *,
         subscriber: Subscriber,
         supervisors: Callable[[], Iterable[PartitionSupervisor]],
-        timings: IntakeTimings,
         metrics: JournalMeter,
     ) -> None:
         self._journal = journal
         self._subscriber = subscriber
         self._supervisors = supervisors
-        self._timings = timings
         self._metrics = metrics
-
-    async def run(self) -> None:
-        """Compare until it is cancelled."""
-        while True:
-            await asyncio.sleep(self._timings.compare.total_seconds())
-            try:
-                async with asyncio.timeout(self._timings.compare_limit.total_seconds()):
-                    await self.compare()
-            except (TimeoutError, KafkaError) as error:
-                log.debug("Comparing the journals' first offsets failed: %r", error)
 
     async def compare(self) -> None:
         """Compare once.

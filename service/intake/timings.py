@@ -90,8 +90,8 @@ class IntakeTimings:
     """The shortest interval between two log lines about paused reading: with a slow Kafka it pauses often."""
 
     compare: timedelta = timedelta(seconds=5)
-    """How often the requests topic is compared with what was read of it: three requests, for all partitions
-    together."""
+    """How often the requests topic is compared with what was read of it, and the journals with what they began with:
+    three requests and one, for all partitions together."""
 
     compare_limit: timedelta = timedelta(seconds=10)
     """How long that may take. A leader that is away lets it fail, and the next time comes soon."""

@@ -11,11 +11,9 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
-from service.intake.timings import IntakeTimings
 from service.kafka.journal_api import JournalLost
 from service.partition.partition import Partition
 
@@ -23,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class TopicComparison:
-    """Compares periodically. `reached` returns the next offset to read, given a partition and its cursor."""
+    """Compares whenever it is asked to. `reached` returns the next offset to read, given a partition and its cursor."""
 
     def __init__(
         self,
@@ -32,26 +30,14 @@ class TopicComparison:
         subscriber: Subscriber,
         supervisors: Callable[[], Iterable[PartitionSupervisor]],
         reached: Callable[[TopicPartition, int], int],
-        timings: IntakeTimings,
     ) -> None:
         self._topic = topic
         self._subscriber = subscriber
         self._supervisors = supervisors
         self._reached = reached
-        self._timings = timings
         self._beyond_end: dict[TopicPartition, Partition] = {}
         """Opened partitions whose cursor the last comparison found beyond the topic's end, as a new leader may show it
         for a moment."""
-
-    async def run(self) -> None:
-        """Compare until it is cancelled."""
-        while True:
-            await asyncio.sleep(self._timings.compare.total_seconds())
-            try:
-                async with asyncio.timeout(self._timings.compare_limit.total_seconds()):
-                    await self.compare()
-            except (TimeoutError, KafkaError) as error:
-                log.debug("Comparing the requests topic with the cursors failed: %r", error)
 
     async def compare(self) -> None:
         """Compare once.
