@@ -12,7 +12,8 @@ from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
 from itertools import islice, takewhile
-from typing import Final, TypeAlias
+from struct import Struct
+from typing import Final
 
 from service.moments import milliseconds
 
@@ -70,8 +71,11 @@ class DedupIndex:
 FEW: Final = 1_000
 """So many tasks are kept however old they seem: our own clock may be set, or the time of deduplication be changed."""
 
-_Young: TypeAlias = tuple[int, int, str, str]
-"""When the task's record was written, when the task began, its replication, and its id."""
+_MOMENTS: Final = Struct("<qqH")
+"""When a task's record was written, when the task began, and the length of its replication's name."""
+
+_ANY: Final = "surrogatepass"
+"""VCDA's texts may hold half a surrogate pair."""
 
 
 class YoungTasks:
@@ -80,13 +84,16 @@ class YoungTasks:
     When a task began is VCDA's clock, as the task itself carries it. That says which tasks a look-up could see, and
     not which have grown old: one beginning in the future would make all others of its site old. A task is as old as its
     end is on our clock, which is later than its beginning.
+
+    Each is packed into one `bytes`, some 130 bytes; as a tuple with its texts and numbers it took 330. At 125 requests
+    a second there are 450,000 of them.
     """
 
     def __init__(self, *, horizon: timedelta = YOUNG, few: int = FEW) -> None:
         self._horizon = milliseconds(horizon)
         self._few = few
-        self._order: deque[_Young] = deque()
-        self._tasks: dict[str, tuple[_Young, ...]] | None = None
+        self._order: deque[bytes] = deque()
+        self._tasks: dict[bytes, tuple[bytes, ...]] | None = None
         """By replication, from the first question on: most that a restore adds have grown old before anybody asks."""
 
     def add(self, replication_id: str, task_id: str, started_at: int, *, written_at: int) -> None:
@@ -94,12 +101,13 @@ class YoungTasks:
 
         `written_at` may be any moment of our clock that is as long after the writing for all of them: the expiry is.
         """
-        task = (written_at, started_at, replication_id, task_id)
+        replication = replication_id.casefold().encode()
+        task = _MOMENTS.pack(written_at, started_at, len(replication)) + replication + task_id.encode(errors=_ANY)
         self._order.append(task)
         if self._tasks is not None:
             _put(task, self._tasks)
         old = written_at - self._horizon
-        while len(self._order) > self._few and self._order[0][0] < old:
+        while len(self._order) > self._few and _MOMENTS.unpack_from(self._order[0])[0] < old:
             gone = self._order.popleft()
             if self._tasks is not None:
                 _drop(gone, self._tasks)
@@ -110,18 +118,25 @@ class YoungTasks:
             self._tasks = {}
             for task in self._order:
                 _put(task, self._tasks)
-        for _, started_at, _, task_id in self._tasks.get(replication_id.casefold(), ()):
+        replication = replication_id.casefold().encode()
+        for task in self._tasks.get(replication, ()):
+            _, started_at, length = _MOMENTS.unpack_from(task)
             if started_at >= moment:
-                yield task_id
+                yield task[_MOMENTS.size + length :].decode(errors=_ANY)
 
 
-def _put(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
-    key = task[2].casefold()
+def _replication(task: bytes) -> bytes:
+    *_, length = _MOMENTS.unpack_from(task)
+    return task[_MOMENTS.size : _MOMENTS.size + length]
+
+
+def _put(task: bytes, tasks: dict[bytes, tuple[bytes, ...]]) -> None:
+    key = _replication(task)
     tasks[key] = (*tasks.get(key, ()), task)
 
 
-def _drop(task: _Young, tasks: dict[str, tuple[_Young, ...]]) -> None:
-    key = task[2].casefold()
+def _drop(task: bytes, tasks: dict[bytes, tuple[bytes, ...]]) -> None:
+    key = _replication(task)
     siblings = tasks[key]
     if len(siblings) == 1:
         del tasks[key]

@@ -123,3 +123,11 @@ def test_of_a_replications_tasks_only_the_old_ones_are_let_go(asked_before: bool
     young.add("C4-1", "task-2", NOON, written_at=NOON + 2 * SECOND)
     young.add("C4-1", "task-3", NOON, written_at=NOON + HOUR + SECOND)
     assert list(young.since("C4-1", NOON)) == ["task-2", "task-3"]
+
+
+@pytest.mark.parametrize("task_id", ["", "task-\ud83d", "Aufgabe-ß", "C4-1"])
+def test_a_young_task_is_found_by_its_replication_in_any_case_and_keeps_its_id(task_id: str) -> None:
+    young = YoungTasks()
+    young.add("C4-ß", task_id, NOON, written_at=NOON)
+    young.add("C4-", "another", NOON, written_at=NOON)
+    assert list(young.since("c4-SS", NOON)) == [task_id]
