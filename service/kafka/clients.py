@@ -87,6 +87,16 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyp
     _login_ends: float | None = None  # on the loop's clock
 
     @override
+    def __del__(self) -> None:
+        """Close a connection that nobody has any more: a bootstrap that is cancelled forgets its own.
+
+        aiokafka closes it likewise, but has the event loop log an error.
+        """
+        if self._reader is not None and not self._loop.is_closed():
+            self._on_close_cb = None
+            self.close()
+
+    @override
     async def connect(self) -> Any:
         try:
             async with asyncio.timeout(CONNECT_LIMIT.total_seconds()):

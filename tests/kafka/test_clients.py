@@ -557,3 +557,36 @@ async def test_a_batch_that_fails_is_no_error_of_the_event_loop() -> None:
     del batch
 
     assert await _collected(reported) == []
+
+
+async def test_a_bootstrap_that_is_cancelled_closes_its_connection_and_is_no_error_of_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["message"]))
+    asked, gone = asyncio.Event(), asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        asked.set()
+        with suppress(ConnectionError):
+            await reader.read()
+        writer.close()
+        gone.set()
+
+    async def create_conn(_: str, port: int, **__: object) -> AIOKafkaConnection:
+        return await connect(port, request_timeout_ms=3_600_000)
+
+    monkeypatch.setattr(aiokafka.client, "create_conn", create_conn)
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    client = AIOKafkaClient(bootstrap_servers=f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with asyncio.timeout(60):
+        bootstrap = asyncio.create_task(client.bootstrap())
+        await asked.wait()
+        bootstrap.cancel()
+        await asyncio.wait([bootstrap])
+        del bootstrap
+        await end(client)
+        assert await _collected(reported) == []
+        await gone.wait()
+    server.close()
