@@ -69,13 +69,14 @@ async def to_its_end(work: Coroutine[Any, Any, None], *, expected: tuple[type[Ex
     """
     task = asyncio.create_task(work)
     try:
-        await asyncio.shield(task)
+        await asyncio.wait([task])  # since Python 3.14, `shield` logs errors of its own, also expected ones
     except asyncio.CancelledError:
         await asyncio.wait([task])
         if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, expected):
             name = getattr(work, "__qualname__", "work")
             log.exception("Internal error in %s, whose caller was cancelled", name, exc_info=error)
         raise
+    task.result()
 
 
 def log_death(task: "asyncio.Task[T]", what: str) -> "asyncio.Task[T]":

@@ -110,10 +110,14 @@ def topic_name() -> TopicNamer:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what needs a Kafka, so that `-m "not kafka"` leaves the fast ones; begin with the long files on workers."""
     for item in items:
-        if isinstance(item, pytest.Function) and {"kafka", "own_kafka", "cluster"} & set(item.fixturenames):
+        if isinstance(item, pytest.Function) and any(map(_is_a_kafka, item.fixturenames)):
             item.add_marker("kafka")
     if hasattr(config, "workerinput"):
         longest_first(items)
+
+
+def _is_a_kafka(fixture: str) -> bool:
+    return fixture == "cluster" or fixture.endswith("kafka")
 
 
 def longest_first(items: list[pytest.Item]) -> None:

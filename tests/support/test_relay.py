@@ -1,7 +1,7 @@
 """The relay between the service and its servers: connections that fall silent, end, or lead elsewhere."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 from aiokafka import AIOKafkaProducer
@@ -12,6 +12,7 @@ from tests.conftest import missing
 from tests.support.relay import Address, Relay
 
 Talk = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Call = Callable[[], Awaitable[Talk]]
 
 
 async def _echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -33,8 +34,18 @@ async def relay(server: asyncio.Server) -> AsyncIterator[Relay]:
         yield relay
 
 
-async def _call(relay: Relay) -> Talk:
-    return await asyncio.open_connection(*relay.place)
+@pytest.fixture
+async def call(relay: Relay) -> AsyncIterator[Call]:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def call() -> Talk:
+        talk = await asyncio.open_connection(*relay.place)
+        writers.append(talk[1])
+        return talk
+
+    yield call
+    for writer in writers:
+        writer.close()
 
 
 async def _answer(talk: Talk, words: bytes, *, within: float = 60) -> bytes:
@@ -44,33 +55,33 @@ async def _answer(talk: Talk, words: bytes, *, within: float = 60) -> bytes:
         return (await reader.readline()).rstrip()
 
 
-async def test_bytes_pass_both_ways_and_so_does_the_end(relay: Relay, server: asyncio.Server) -> None:
-    talk = await _call(relay)
+async def test_bytes_pass_both_ways_and_so_does_the_end(call: Call, server: asyncio.Server) -> None:
+    talk = await call()
     assert await _answer(talk, b"x" * 50_000) == b"x" * 50_000
     talk[1].write_eof()
     assert await talk[0].read() == b""
     server.close()
-    assert await (await _call(relay))[0].read() == b"", "nobody is there behind it"
+    assert await (await call())[0].read() == b"", "nobody is there behind it"
 
 
-async def test_connections_that_were_dropped_stay_silent_and_new_ones_work(relay: Relay) -> None:
-    before = await _call(relay)
+async def test_connections_that_were_dropped_stay_silent_and_new_ones_work(relay: Relay, call: Call) -> None:
+    before = await call()
     await _answer(before, b"hello")
     assert relay.drop() == 1
     with pytest.raises(TimeoutError):
         await _answer(before, b"anybody?", within=1)
-    assert await _answer(await _call(relay), b"hello") == b"hello"
+    assert await _answer(await call(), b"hello") == b"hello"
     assert relay.drop() == 1
 
 
-async def test_a_relay_that_moves_ends_its_connections_and_is_found_elsewhere(relay: Relay) -> None:
-    before, was = await _call(relay), relay.place
+async def test_a_relay_that_moves_ends_its_connections_and_is_found_elsewhere(relay: Relay, call: Call) -> None:
+    before, was = await call(), relay.place
     await _answer(before, b"hello")
     await relay.move()
     assert await before[0].read() == b""
     with pytest.raises(ConnectionRefusedError):
         await asyncio.open_connection(*was)
-    assert await _answer(await _call(relay), b"hello") == b"hello"
+    assert await _answer(await call(), b"hello") == b"hello"
 
 
 @pytest.mark.kafka
