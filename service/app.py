@@ -93,6 +93,7 @@ def serve(settings: Settings) -> int:
     output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
     garbage.configure()
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
+        runner.get_loop().set_exception_handler(loop.report)
         code = runner.run(_serve(settings, output))
         _end_within(END_LIMIT, code)
     return code

@@ -89,6 +89,32 @@ async def test_an_error_of_work_whose_caller_was_cancelled_is_logged_unless_it_i
     assert record.exc_info[0] is ZeroDivisionError
 
 
+async def test_work_that_fails_after_its_caller_has_given_up_is_no_error_and_other_errors_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    running = asyncio.get_running_loop()
+    running.set_exception_handler(loop.report)
+    go_on = asyncio.Event()
+
+    async def work() -> None:
+        await go_on.wait()
+        raise ZeroDivisionError
+
+    shielded = asyncio.create_task(work())
+    waiting = asyncio.create_task(asyncio.wait_for(asyncio.shield(shielded), 60))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    go_on.set()
+    await asyncio.wait([shielded])
+    await asyncio.sleep(0)
+    running.call_exception_handler({"message": "An error of a callback"})
+
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == [
+        "An error of a callback"
+    ]
+
+
 async def test_the_end_of_a_task_that_nothing_awaits_is_logged_if_it_is_an_error(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
