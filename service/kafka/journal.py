@@ -36,9 +36,10 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from service.clock import Clock
 from service.event_loop import Slices, to_its_end
 from service.kafka.clients import end
+from service.kafka.consumer import leave_bare
 from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, explain
 from service.kafka.journal_api import Batch, Entry, JournalLost, JournalMismatch, Opened, StopReason
-from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, encode, encode_cursor, is_sync, read
+from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, encode, encode_cursor, is_sync, replayed
 from service.kafka.journal_replay import Replay
 from service.kafka.topic_descriptions import topic_id
 from service.messages.kafka_record import Event, Header
@@ -226,6 +227,7 @@ class KafkaJournal:
                     replay.take(record.key, record.value)
             cursor = replay.cursor()
             in_flight = await journal._in_flight(replay)
+            await journal._slices.turn()
             ended = replay.ended()
         except BaseException as error:
             journal._failed = isinstance(error, TROUBLE)
@@ -403,12 +405,14 @@ class KafkaJournal:
             async for records in self._records():
                 for record in records:
                     if is_sync(record.key) and record.value is not None:
-                        yield record.key.decode(), read(record.value).expires_at
+                        yield record.key.decode(), replayed(record.value).expires_at
         except TROUBLE as error:
             raise JournalLost(self._why(error)) from error
 
     async def _records(self) -> AsyncIterator[Sequence[ConsumerRecord]]:
         """Read all records up to this process's mark, and let the event loop run other tasks meanwhile.
+
+        Most have an offset, a key and a value only; see `leave_bare`.
 
         Raises:
             KafkaTimeoutError: nothing comes for longer than a transaction may stand open.
@@ -428,6 +432,7 @@ class KafkaJournal:
             self._start = await self._first_offset(consumer)
             at, silent = 0, 0
             while at < self.end:
+                leave_bare(consumer)
                 got = await consumer.getmany(
                     timeout_ms=milliseconds(READ_PATIENCE) // LOOKS, max_records=self._slices.size(READ_AT_ONCE)
                 )

@@ -8,18 +8,26 @@ A journal may hold all that a sync ever was, or after compaction only the last o
 the caller decides when the event loop runs other tasks.
 """
 
+from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
-from service.kafka.dedup_index import DedupIndex, YoungTasks
-from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, Cursor, decode, decode_cursor, epoch, read
+from service.kafka.dedup_index import YOUNG, DedupIndex, YoungTasks
+from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, Cursor, Replayed, decode, decode_cursor, epoch, replayed
+from service.moments import milliseconds
 from service.sync import Ended, InFlight
 
 EXPIRED_AT_MOST: Final = 20_000
 """Expired identities of a partition that a replay returns, some 6 MB: a journal that nobody has opened for a day may
 hold millions. Further ones stay in the journal until it is swept."""
+
+LATEST: Final = 5_000
+"""Ended syncs of a partition whose tasks are put aside, some 2 MB, and packed only if they are young when as many
+others have followed: of a day's tasks hardly any is, and packing one takes as long as all else of its record."""
+
+YOUNG_MS: Final = milliseconds(YOUNG)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,7 @@ class Replay:
         self._in_flight: dict[bytes, bytes] = {}
         self._identities = DedupIndex()
         self._young = YoungTasks()
+        self._latest: deque[Replayed] = deque()
         self._expired: dict[bytes, None] = {}
 
     def take(self, key: bytes, value: bytes | None) -> None:
@@ -55,7 +64,7 @@ class Replay:
         elif value is None:
             self._in_flight.pop(key, None)
             self._let_go(key)
-        elif (expires_at := (stored := read(value)).expires_at) is None:
+        elif (expires_at := (stored := replayed(value)).expires_at) is None:
             if key not in self._in_flight:  # if it is, it was let go of then
                 self._let_go(key)
             self._in_flight[key] = value
@@ -69,12 +78,18 @@ class Replay:
                 if len(self._expired) < EXPIRED_AT_MOST:
                     self._expired[key] = None
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
-            if stored.task_id is not None:
-                self._young.add(stored.replication_id, stored.task_id, stored.began, written_at=expires_at)
+            self._latest.append(stored)
+            if len(self._latest) > LATEST:
+                self._keep(self._latest.popleft(), since=expires_at - YOUNG_MS)
 
     def _let_go(self, key: bytes) -> None:
         self._identities.discard(key)
         self._expired.pop(key, None)
+
+    def _keep(self, ended: Replayed, *, since: int) -> None:
+        """Keep the task of a sync that has ended, if its record expires at `since` or later."""
+        if ended.task_id is not None and ended.expires_at is not None and ended.expires_at >= since:
+            self._young.add(ended.replication_id, ended.task_id, ended.began, written_at=ended.expires_at)
 
     def cursor(self) -> Cursor | None:
         """Return the cursor; None: no request was ever read.
@@ -96,5 +111,7 @@ class Replay:
                 yield state
 
     def ended(self) -> EndedSyncs:
-        """Return what has to be known of those that have ended."""
+        """Return what has to be known of those that have ended; takes some milliseconds."""
+        while self._latest:
+            self._keep(self._latest.popleft(), since=0)
         return EndedSyncs(self._identities, self._young, tuple(key.decode() for key in self._expired))

@@ -15,7 +15,8 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
-from functools import partial
+from functools import cache, partial
+from typing import TypeAlias
 
 from service import sync
 from service.backoff import Backoff
@@ -35,6 +36,7 @@ from service.partition.waiting import WaitsFor
 from service.sync import Ended, Lingering, Running, Step, Submitting, Task, TaskState, Waiting
 from service.vcda.lanes import Lane
 from service.vcda.poller import Verdict, Watch
+from service.vcda.site_clocks import SiteClock
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +79,9 @@ CHECKED_AT_ONCE = 500
 """Syncs that are due and need no outcome, or have ended, between two turns of the event loop."""
 
 KNOWN_STATES = frozenset(TaskState)
+
+SiteClockOf: TypeAlias = Callable[[str | None], SiteClock | None]
+"""Returns what is known of the clock that stamps a site's tasks."""
 
 
 class Driver:
@@ -173,6 +178,7 @@ class Driver:
         """
         size = self._slices.size(TAKEN_UP_AT_ONCE)
         restored, self._restored = self._restored, []
+        site_clock = cache(self._dependencies.api.site_clock)
         for tracked, state in restored:
             if isinstance(state, Waiting) and state.repeats > 1:
                 self._wait_to_repeat(tracked, state)
@@ -180,9 +186,10 @@ class Driver:
             if self._stopped:
                 return
             if not isinstance(state, Waiting) or (tracked.state is state and state.repeats <= 1):
-                self._take_up(tracked)
+                self._take_up(tracked, site_clock=site_clock)
             if number % size == 0:
                 await self._slices.turn()
+                site_clock.cache_clear()
 
     def accept(self, request: sync.Request) -> None:
         """Take up a new request: its acceptance is written, and it queues for a slot if it may run."""
@@ -478,27 +485,27 @@ class Driver:
         if isinstance(of, Running) and not of.adopted and of.account is not None and task.user is not None:
             self._dependencies.api.learn_name(of.account, site=of.request.site, name=task.user)
 
-    def _take_up(self, tracked: TrackedSync) -> None:
-        """Carry out what the new state of a sync requires."""
+    def _take_up(self, tracked: TrackedSync, *, site_clock: SiteClockOf | None = None) -> None:
+        """Carry out what the new state of a sync requires. `site_clock` is for many that are taken up at once."""
         match tracked.state:
             case Waiting() | Ended():
                 self._move_on(tracked.request.replication_id)
             case Running() as running:
-                self._watch(tracked, running)
+                self._watch(tracked, running, site_clock or self._dependencies.api.site_clock)
             case Lingering(of=Running() as running):
-                self._watch(tracked, running)
+                self._watch(tracked, running, site_clock or self._dependencies.api.site_clock)
             case Submitting() | Lingering():
                 self._occupy(tracked)
                 self._reconciler.add(tracked)
 
     # ------------------------------------------------------------ polling
 
-    def _watch(self, tracked: TrackedSync, running: Running) -> None:
+    def _watch(self, tracked: TrackedSync, running: Running, site_clock: SiteClockOf) -> None:
         self._occupy(tracked)
         clock = self._dependencies.clock
         age = timedelta()
         if running.submitted_at is not None:
-            there = self._dependencies.api.site_clock(running.site)
+            there = site_clock(running.site)
             offset = timedelta() if there is None else there.offset
             age = max(age, clock.now() + offset - running.submitted_at)
         tracked.watch = Watch(
@@ -655,7 +662,7 @@ class Driver:
             self._dependencies.metrics.replication_held(tracked.request.site, held=False)
 
     def _occupy(self, tracked: TrackedSync) -> None:
-        if sync.occupies(tracked.state, now=self._dependencies.clock.now()):
+        if not tracked.occupies and sync.occupies(tracked.state, now=self._dependencies.clock.now()):
             tracked.occupy(self._lane(tracked))
 
     def _wait_to_repeat(self, tracked: TrackedSync, waiting: Waiting) -> None:

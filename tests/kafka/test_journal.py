@@ -9,13 +9,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from typing_extensions import override
 
 from service.clock import Clock
 from service.event_loop import Slices
 from service.kafka import journal, journal_codec
-from service.kafka.journal import PACKED_AT_ONCE, KafkaJournal, Refusals
+from service.kafka.journal import PACKED_AT_ONCE, READ_AT_ONCE, KafkaJournal, Refusals
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import Cursor
 from service.messages.kafka_record import MAX_REQUEST_BYTES, Event
@@ -135,6 +135,40 @@ async def test_a_journal_that_ends_with_an_aborted_transaction_is_read_to_its_en
     with pytest.raises(Exception):  # noqa: B017, PT011 - the dead one's client has several words for it
         await dying.commit_transaction()
     await dying.stop()
+
+
+async def test_a_journal_is_read_as_any_consumer_reads_it_with_few_objects_for_its_records(station: Station) -> None:
+    first = await opened(station)
+    many = [waiting(str(number)) for number in range(3 * READ_AT_ONCE)]
+    await first.journal.commit(Batch(changes={one.request.identity: one for one in many}))
+    await first.journal.close()
+    aborting = AIOKafkaProducer(**station.connection, transactional_id=f"{station.topics.journal}-0")
+    await aborting.start()
+    for number in range(3):
+        await aborting.begin_transaction()
+        await aborting.send_and_wait(station.topics.journal, key=b"cursor", value=b"%d" % number, partition=0)
+        await aborting.abort_transaction()
+    await aborting.stop()
+    second = await opened(station)
+    await second.journal.commit(Batch(changes={many[0].request.identity: None}, cursor=Cursor("requests", 8)))
+    assert isinstance(second.journal, KafkaJournal)
+
+    read = [record async for records in second.journal._records() for record in records]
+
+    place = TopicPartition(station.topics.journal, 0)
+    consumer = AIOKafkaConsumer(
+        **station.connection, isolation_level="read_committed", auto_offset_reset="earliest", enable_auto_commit=False
+    )
+    consumer.assign([place])
+    await consumer.start()
+    expected: list[Any] = []
+    while len(expected) < len(read):
+        expected += (await consumer.getmany(timeout_ms=1_000)).get(place, [])
+    await consumer.stop()
+    assert [(it.offset, it.key, it.value) for it in read] == [(it.offset, it.key, it.value) for it in expected]
+    assert read[-1].offset > len(read)  # what was aborted, and the marks of transactions, have offsets, too
+    assert sum(isinstance(record, ConsumerRecord) for record in read) <= READ_AT_ONCE
+    await second.journal.close()
 
 
 async def test_a_commit_that_nobody_waits_for_any_more_is_not_cut_in_half(station: Station) -> None:

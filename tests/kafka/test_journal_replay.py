@@ -117,6 +117,17 @@ def test_a_task_that_says_it_began_in_the_future_makes_no_other_old() -> None:
     assert list(taken.ended().young.since("C4-1", BEFORE)) == ["task-1"]
 
 
+def test_of_many_tasks_those_are_kept_that_are_young_when_others_have_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_replay, "LATEST", 2)
+    taken = Replay(now=NOON)
+    for number, minutes in enumerate((0, 30, 50, 120), 1):
+        request = replace(REQUEST, identity=f"op:C4-1:{number}")
+        ended = replace(ENDED, request=request, task_id=f"task-{number}", expires_at=NOON + timedelta(minutes=minutes))
+        taken.take(request.identity.encode(), encode(ended))
+    # The second was 90 minutes old when the fourth followed; the first 50 when the third did.
+    assert list(taken.ended().young.since("C4-1", 0)) == ["task-1", "task-3", "task-4"]
+
+
 def test_what_ended_without_a_task_leaves_none() -> None:
     assert list(replay(replace(ENDED, task_id=None)).ended().young.since("C4-1", 0)) == []
 

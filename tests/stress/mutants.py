@@ -732,6 +732,20 @@ MUTANTS: Final = (
         tests=("tests/partition/test_deduplication.py",),
     ),
     Mutant(
+        name="the tasks of the latest ended syncs are not restored",
+        file="service/kafka/journal_replay.py",
+        old="        while self._latest:\n",
+        new="        while False:\n",
+        tests=("tests/kafka/test_journal_replay.py",),
+    ),
+    Mutant(
+        name="a replay keeps the task of a day ago and drops that of a minute ago",
+        file="service/kafka/journal_replay.py",
+        old="ended.expires_at >= since:",
+        new="ended.expires_at < since:",
+        tests=("tests/kafka/test_journal_replay.py",),
+    ),
+    Mutant(
         name="a process that opens a journal takes up all expired identities at once",
         file="service/kafka/journal_replay.py",
         old="                if len(self._expired) < EXPIRED_AT_MOST:\n",
