@@ -480,11 +480,12 @@ class Vcda:
     def _answered(self, answer: Answer, reply: _Reply, site: str | None) -> SubmitAnswer:
         account = reply.account
         if _is_good(answer):
-            task = translate.read_task(answer.body, local=reply.local)
-            if task is None:
+            created = translate.read_created(answer.body, local=reply.local)
+            if created is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
+            task, kind = created
             if task.user is not None and account is not None:
-                self._learn(account, site=site, name=task.user, kind=translate.read_type(answer.body))
+                self._learn(account, site=site, name=task.user, kind=kind)
             if task.started_at is not None:
                 self._site_clocks.heard(
                     self.canonical_site(site), task.started_at, sent=answer.sent_at, received=self._clock.monotonic()

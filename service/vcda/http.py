@@ -215,9 +215,9 @@ class Wire:
         ended = self._clock.monotonic()
         if departure.certificate_ends is not None:
             self.certificate_ends = departure.certificate_ends
-        if isinstance(seen, Answer):
-            self._heard(seen, sent=began, received=ended)
         label = _label(seen)
+        if isinstance(seen, Answer) and label != CACHED:
+            self._heard(seen, sent=began, received=ended)
         if label != "withheld" and operation != "logout":  # the one is no call, the other tells nothing
             self._meter.api_request(operation, label, ended - began, site=site)
         return seen
@@ -272,7 +272,7 @@ class Wire:
 
     def _heard(self, answer: Answer, *, sent: float, received: float) -> None:
         text = answer.headers.get("date")
-        if text is not None and age_of(answer.headers) is None and (date := http_date(text)) is not None:
+        if text is not None and (date := http_date(text)) is not None:
             self._there.heard(date, sent=sent, received=received)
 
 

@@ -63,10 +63,11 @@ def read_task(body: bytes, *, local: frozenset[str] = frozenset()) -> Task | Non
     return _task(read_object(body), local)
 
 
-def read_type(body: bytes) -> str | None:
-    """Read the type of a single task; None: it has none, or none that a query can ask for."""
-    kind = _kind(read_object(body))
-    return kind if kind is not None and ID.fullmatch(kind) else None
+def read_created(body: bytes, *, local: frozenset[str] = frozenset()) -> tuple[Task, str | None] | None:
+    """Read the task that a POST has created, as `read_task`, and its type; None: it has none that a query can name."""
+    value = read_object(body)
+    task, kind = _task(value, local), _kind(value)
+    return None if task is None else (task, kind if kind is not None and ID.fullmatch(kind) else None)
 
 
 def read_page(body: bytes, *, local: frozenset[str] = frozenset(), kind: str | None = None) -> Page | None:

@@ -1396,6 +1396,13 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_client.py",),
     ),
     Mutant(
+        name="the Date of a cached answer counts for VCDA's clock",
+        file="service/vcda/http.py",
+        old="        if isinstance(seen, Answer) and label != CACHED:\n",
+        new="        if isinstance(seen, Answer):\n",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
         name="a task's result is copied whole",
         file="service/vcda/translate.py",
         old='        warnings=_warnings(value.get("warnings")),\n',

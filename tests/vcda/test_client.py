@@ -516,7 +516,9 @@ async def test_a_date_that_cannot_be_counted_with_is_none(date: str) -> None:
 
 async def test_the_date_of_a_cached_answer_says_nothing_of_vcdas_clock() -> None:
     async with appliance(script()) as there, ours(there.url) as us:
-        await us.submit()
+        date = format_datetime(us.clock.now(), usegmt=True)
+        there.script = script(tasks=Reply(200, page().body, {"Date": date}))
+        await us.vcda.poll(site=None, ids=[TASK_ID])
         known = offset(us, None)
         date = format_datetime(us.clock.now() - timedelta(hours=1), usegmt=True)
         there.script = script(tasks=Reply(200, page().body, {"Date": date, "Age": "3600"}))

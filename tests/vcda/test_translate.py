@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from service.sync import ApiError, Instance, Task
 from service.vcda import translate
-from service.vcda.translate import Page, read_api_error, read_page, read_session, read_task
+from service.vcda.translate import Page, read_api_error, read_created, read_page, read_session, read_task
 from tests.support.scripted_http_server import REPLICATION_ID, TASK_ID, task
 
 STARTED = datetime(2017, 7, 13, 7, 5, 48, 951000, tzinfo=UTC)
@@ -103,6 +103,13 @@ def test_a_task_without_a_state_is_one_that_goes_on(odd: object) -> None:
 
     assert read is not None
     assert read.state == ""
+
+
+@pytest.mark.parametrize(("kind", "read"), [("sync", "sync"), ("a,b", None), (7, None), (None, None)])
+def test_a_created_task_is_read_with_a_type_that_a_query_can_name(kind: object, read: str | None) -> None:
+    body = encode(task(workflowInfo={"type": kind}))
+    assert read_created(body) == (read_task(body), read)
+    assert read_created(encode(task(id=None))) is None
 
 
 def test_an_error_of_vcda_is_told_from_a_proxys() -> None:
@@ -205,7 +212,8 @@ DEEP = [b"[" * 100_000, b'{"a":' * 100_000, b'{"id":"x","result":' + b"[" * 5000
 
 
 def read_everything(body: bytes) -> None:
-    for outcome in (read_task(body), read_page(body), read_page(body, kind="sync"), read_api_error(body)):
+    pages = (read_page(body), read_page(body, kind="sync"))
+    for outcome in (read_task(body), read_created(body), *pages, read_api_error(body)):
         str(outcome).encode()  # and it can be written down
     str(read_session(body)).encode()
 
