@@ -13,10 +13,8 @@ or topics.
 
 import asyncio
 import logging
-import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
@@ -80,10 +78,6 @@ OPS_SHARE = timedelta(seconds=2)
 """Of the drain's limit, what is kept for closing VCDA's session and the operations server."""
 
 
-END_LIMIT = timedelta(seconds=2)
-"""How long the process may take to end after everything is closed."""
-
-
 class NotReached(Exception):
     """Kafka can't be used yet; the text has the cause and what to check."""
 
@@ -94,20 +88,13 @@ def serve(settings: Settings) -> int:
     garbage.configure()
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
         runner.get_loop().set_exception_handler(loop.report)
-        code = runner.run(_serve(settings, output))
-        _end_within(END_LIMIT, code)
+        try:
+            code = runner.run(_serve(settings, output))
+        except Exception:
+            log.critical("Internal error; the process ends", exc_info=True)  # now: there may be no later
+            code = 1
+        loop.end_soon(code)
     return code
-
-
-def _end_within(limit: timedelta, code: int) -> None:
-    """End the process with this exit code, at the latest after a time.
-
-    All is closed. But Python waits for its threads, and the event loop for name look-ups: where DNS doesn't answer, one
-    takes up to a minute, and the process would be killed.
-    """
-    timer = threading.Timer(limit.total_seconds(), os._exit, [code])
-    timer.daemon = True
-    timer.start()
 
 
 async def _serve(settings: Settings, output: logs.Output) -> int:

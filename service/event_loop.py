@@ -1,12 +1,15 @@
 """The event loop that the service runs on: uvloop where it is installed, without its slow closing of TLS connections.
 
 Also `Slices`, which divides long work between the turns of the loop, `to_its_end`, which waits for work that must not
-be cancelled half-way, `log_death` and `report`, for errors that no caller gets, and `settle`, which ends a wait.
+be cancelled half-way, `log_death` and `report`, for errors that no caller gets, `settle`, which ends a wait, and
+`end_soon`, for processes that must not wait for their threads.
 """
 
 import asyncio
 import importlib.util
 import logging
+import os
+import threading
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
@@ -21,6 +24,9 @@ FAREWELL: Final = 1.0
 """Seconds that closing a TLS connection may take. uvloop waits 30 s for the other side's close_notify, and never sees
 it if an answer arrives before it (its issue 471; measured: each time that a Kafka consumer stops while it reads, so a
 partition took half a minute to open). By then all requests have been answered."""
+
+END_LIMIT: Final = 2.0
+"""Seconds that a process may take to end after everything is closed."""
 
 
 def factory(*, farewell: float = FAREWELL) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -107,3 +113,14 @@ def settle(future: "asyncio.Future[T]", result: T) -> None:
     """Give a future its result, unless it has one, or nobody waits for it any more."""
     if not future.done():
         future.set_result(result)
+
+
+def end_soon(code: int) -> None:
+    """End the process with this exit code, in `END_LIMIT` seconds at the latest; everything is closed and written.
+
+    Python waits for its threads, and an event loop for name look-ups: where DNS doesn't answer, one takes up to a
+    minute, and Kubernetes would kill the process.
+    """
+    timer = threading.Timer(END_LIMIT, os._exit, [code])
+    timer.daemon = True
+    timer.start()

@@ -27,15 +27,27 @@ that an operator can correct, nor a secret, and imports only what it needs itsel
 
 
 def main() -> None:
-    """Run the command that the process's arguments name."""
+    """Run the command that the process's arguments name.
+
+    Raises:
+        SystemExit: always, with the exit code.
+    """
     import sys
+    import threading
 
     from service.cli.process import prepare
 
     prepare(sys.argv)
 
     from service.cli.commands import app
-    from service.cli.output import delivering
+    from service.cli.output import Exit, delivering
 
-    with delivering():
-        app(prog_name="vm-sync")
+    try:
+        with delivering():
+            app(prog_name="vm-sync")
+    except SystemExit as end:
+        if threading.active_count() > 1:  # such as a name look-up
+            from service.event_loop import end_soon
+
+            end_soon(end.code if isinstance(end.code, int) else Exit.DONE)
+        raise

@@ -50,7 +50,8 @@ again."""
 
 
 REBALANCE_LIMIT: Final = 60.0
-"""Seconds after which an offset is committed although no rebalance has ended: longer than one takes."""
+"""Seconds after the beginning of a rebalance after which an offset is committed although no assignment has come: longer
+than a rebalance takes."""
 
 
 class Meter(SupervisorMeter, Protocol):
@@ -116,6 +117,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Whether the group has made an assignment to this member, even an empty one."""
         self._settled = asyncio.Event()
         """Set while the member has its assignment, and knows of no rebalance."""
+        self._unsettled_at = clock.monotonic()
+        """When it was last cleared."""
         self._committing = asyncio.Lock()
         self.kafka_seen_at = clock.monotonic()
         self.died = asyncio.Event()
@@ -309,7 +312,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     @override
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Quiesce the partitions, so that POSTs in flight are answered. aiokafka revokes all at each rebalance."""
-        self._settled.clear()
+        self._unsettle()
         await self._crash_on_error(self._revoke(revoked))
 
     async def _revoke(self, revoked: Iterable[TopicPartition]) -> None:
@@ -383,16 +386,27 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         A refused commit makes aiokafka join the group again, mostly as a new member. A commit that is sent meanwhile is
         refused, too, and makes it join once more: where a thawed process asked for four partitions at the same time,
         the whole group rebalanced for 50 s (seen).
+
+        Where no assignment follows for a minute, one commit finds out: if the group accepts it, this process is a
+        member, and the others don't wait any more; if not, the minute begins again.
         """
         async with self._committing:
             with suppress(TimeoutError):
-                async with asyncio.timeout(REBALANCE_LIMIT):
+                async with asyncio.timeout(self._unsettled_at + REBALANCE_LIMIT - self._clock.monotonic()):
                     await self._settled.wait()
+            since = self._unsettled_at
             try:
                 await self._consumer.commit(offsets)
             except CommitFailedError:
-                self._settled.clear()  # until the next assignment
+                self._unsettle()  # until the next assignment
                 raise
+            if self._unsettled_at == since:  # no rebalance has begun meanwhile
+                self._settled.set()
+
+    def _unsettle(self) -> None:
+        """Let commits wait for the next assignment."""
+        self._settled.clear()
+        self._unsettled_at = self._clock.monotonic()
 
     def read_from(self, place: TopicPartition, offset: int) -> int | None:
         """Read on from there; a seek drops what was fetched before."""

@@ -5,6 +5,8 @@ still knows what they held: everything in flight is written to the journal again
 that a process which has lost the partition can't. What was deleted while no process had the partition open is found
 when it is opened (`supervisor`).
 
+A rewriting may take longer than a comparison may: the partition's journal is compared again once it has ended.
+
 It never closes a partition: what the partition has in memory is right.
 """
 
@@ -58,7 +60,7 @@ class JournalComparison:
         starts = await self._subscriber.consumer.beginning_offsets(list(opened))
         for place, partition in opened.items():
             before, start = partition.journal_start, starts[place]
-            if before is None or start <= before or partition.closed:
+            if before is None or start <= before or partition.closed or partition.rewriting:
                 continue
             log.error(
                 "Records of the journal of partition %d were deleted while the partition was open: the journal began "
@@ -73,4 +75,4 @@ class JournalComparison:
                 len(partition),
             )
             self._metrics.rewritten()
-            await partition.rewrite_journal(start)
+            partition.rewrite_journal(start)

@@ -13,6 +13,7 @@ It does not know what the clients are used for.
 
 import asyncio
 import logging
+import socket
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from functools import partial
@@ -50,6 +51,9 @@ CUT_LIMIT: Final = timedelta(seconds=1)
 CONNECT_LIMIT: Final = timedelta(seconds=10)
 """For a connection to one broker, with TLS and login. aiokafka waits 40 s for each of the three where no answer comes,
 such as from behind a firewall that drops packets."""
+
+LOOK_UP_LIMIT: Final = timedelta(seconds=1)
+"""For another look-up of a broker's name, once a connection to it has taken too long."""
 
 BOOTSTRAP_TIMEOUT: Final = timedelta(seconds=5)
 """For a connection to a bootstrap server, and for each request to it."""
@@ -102,8 +106,22 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyp
             async with asyncio.timeout(CONNECT_LIMIT.total_seconds()):
                 return await super().connect()
         except TimeoutError as error:
+            await self._look_up()
             msg = f"{self.host}:{self.port} gave no answer within {CONNECT_LIMIT.total_seconds():.0f} s"
             raise TimeoutError(msg) from error
+
+    async def _look_up(self) -> None:
+        """Look up the host's name, to tell a broker that doesn't answer from a DNS that doesn't.
+
+        Raises:
+            gaierror: it can't be resolved, or not in time.
+        """
+        try:
+            async with asyncio.timeout(LOOK_UP_LIMIT.total_seconds()):
+                await self._loop.getaddrinfo(self.host, self.port)
+        except TimeoutError:
+            msg = f"DNS doesn't answer where the address of {self.host} is looked up"
+            raise socket.gaierror(socket.EAI_AGAIN, msg) from None
 
     @override
     def connected(self) -> bool:

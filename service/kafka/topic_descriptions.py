@@ -35,6 +35,10 @@ from typing_extensions import override
 ASK_LIMIT: Final = timedelta(seconds=5)
 """For one broker's answer, where others can be asked too."""
 
+NEXT_BROKER: Final = timedelta(seconds=1)
+"""How long one broker's answer is waited for before the next is asked, too. An answer takes milliseconds; a broker that
+hangs is waited for until its connection or the request times out, 10 s each."""
+
 SETTLES: Final = 100
 """How often a broker is asked for the settings of a topic that another one has described: for ten seconds."""
 
@@ -174,24 +178,45 @@ async def missing_requests(admin: AIOKafkaAdminClient) -> list[str]:
 async def partitions_of(client: AIOKafkaClient, name: str) -> set[int]:
     """Return the partitions that a topic has now; none where there is no such topic, or none that we may see.
 
-    The brokers are asked one after another until one answers, and for this topic alone. aiokafka's own way asks for all
-    topics of the cluster: with 20,000 partitions, decoding the answer holds the event loop for 180 ms (measured).
+    The brokers are asked for this topic alone. aiokafka's own way asks for all topics of the cluster: with 20,000
+    partitions, decoding the answer holds the event loop for 180 ms (measured).
 
     Raises:
         KafkaError: no broker answers.
     """
-    request = MetadataRequest([name], allow_auto_topic_creation=False)
-    error: KafkaError = NodeNotReadyError()
+    response = await _any_answer(client, MetadataRequest([name], allow_auto_topic_creation=False))
+    topics = response.to_object()["topics"]
+    return {partition["partition"] for topic in topics for partition in topic["partitions"]}
+
+
+async def _any_answer(client: AIOKafkaClient, request: Any) -> Any:  # noqa: ANN401 - aiokafka is untyped
+    """Return the answer of the first broker that answers a request, which any broker can.
+
+    They are asked in random order: the next one as soon as one fails, or lets us wait for `NEXT_BROKER`. With one after
+    another, each broker that hangs would take 20 s.
+
+    Raises:
+        KafkaError: no broker answers; the last one's error.
+    """
+    error: BaseException = NodeNotReadyError()
     nodes = [broker.nodeId for broker in client.cluster.brokers()]
     shuffle(nodes)
-    for node in nodes:
-        try:
-            response = await client.send(node, request)
-        except KafkaError as refusal:
-            error = refusal
-        else:
-            topics = response.to_object()["topics"]
-            return {partition["partition"] for topic in topics for partition in topic["partitions"]}
+    asked: set[asyncio.Task[Any]] = set()
+    try:
+        while nodes or asked:
+            if nodes:
+                asked.add(asyncio.create_task(client.send(nodes.pop(), request)))
+            limit = NEXT_BROKER.total_seconds() if nodes else None
+            done, asked = await asyncio.wait(asked, timeout=limit, return_when=asyncio.FIRST_COMPLETED)
+            if answers := [one.result() for one in done if one.exception() is None]:
+                return answers[0]
+            for one in done:
+                error = one.exception() or error
+                if not isinstance(error, KafkaError):
+                    raise error
+    finally:
+        for one in asked:
+            one.cancel()
     raise error
 
 
@@ -204,12 +229,9 @@ async def cleanup_policy(client: AIOKafkaClient, name: str) -> str | None:
     Raises:
         KafkaError: Kafka can't be asked.
     """
-    node = client.get_random_node()
-    if node is None:
-        raise NodeNotReadyError
     request = DescribeConfigsRequest([(ConfigResourceType.TOPIC, name, [CLEANUP_POLICY])])
     try:
-        response = await client.send(node, request)
+        response = await _any_answer(client, request)
     except (IncompatibleBrokerVersion, UnsupportedVersionError, NotImplementedError):
         return None
     ((code, _message, _type, _name, entries),) = response.resources
@@ -317,10 +339,7 @@ async def topic_metadata(client: AIOKafkaClient, names: Iterable[str], *, rights
         KafkaError: Kafka can't be asked.
         IncompatibleBrokerVersion, NotImplementedError: the brokers are older than 2.8, or not Apache Kafka.
     """
-    node = client.get_random_node()
-    if node is None:
-        raise NodeNotReadyError
-    response = await client.send(node, _MetadataRequest(names, rights=rights))
+    response = await _any_answer(client, _MetadataRequest(names, rights=rights))
     topics: list[dict[str, Any]] = response.to_object()["topics"]
     return topics
 

@@ -17,6 +17,7 @@ import math
 import os
 import re
 import select
+import socket
 import sys
 import threading
 import traceback
@@ -149,20 +150,26 @@ class Flood(logging.Filter):
         return True
 
 
-def heard(record: logging.LogRecord) -> bool:
-    """Whether a record has to be logged: asyncio's lines about futures of aiokafka that nothing awaits are not.
+FUTURE: Final = "Future exception was never retrieved"
+"""How asyncio's line about a failed future begins that nothing has awaited."""
 
-    A fenced producer leaves some of them behind, a commit of offsets that was not waited for leaves its task (both
-    seen); asyncio logs each as an error when it is collected. A task of our own that fails unheard is news.
+
+def heard(record: logging.LogRecord) -> bool:
+    """Whether a record has to be logged: asyncio's lines about some futures that nothing awaits are not.
+
+    A fenced producer leaves some of aiokafka's behind, a commit of offsets that was not waited for leaves its task, and
+    where DNS doesn't answer in time, uvloop leaves the look-up of a connection that was given up (all seen); asyncio
+    logs each as an error when it is collected. A task of our own that fails unheard is news.
     """
     error = record.exc_info[1] if record.exc_info else None
-    if record.name != "asyncio" or error is None or not type(error).__module__.startswith("aiokafka."):
+    if record.name != "asyncio" or error is None:
         return True
     text = record.getMessage()
-    return not (
-        text.startswith("Future exception was never")
-        or (text.startswith("Task exception was never") and "/aiokafka/" in text)
-    )
+    if isinstance(error, socket.gaierror):
+        return not text.startswith(FUTURE)
+    if not type(error).__module__.startswith("aiokafka."):
+        return True
+    return not (text.startswith(FUTURE) or (text.startswith("Task exception was never") and "/aiokafka/" in text))
 
 
 def consequential(record: logging.LogRecord) -> bool:

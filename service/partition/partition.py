@@ -123,6 +123,7 @@ class Partition:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._committing: asyncio.Task[None] | None = None
+        self._rewriting: asyncio.Task[None] | None = None
         self._closed = False
         self._duplicates: dict[str, None] = {}
         """Identities whose duplicates were logged, the latest last."""
@@ -233,11 +234,14 @@ class Partition:
         self._stamp = WITHDRAWN
         await self._journal_writer.confirm_ownership()
 
-    async def rewrite_journal(self, start: int) -> None:
-        """Write everything in flight to the journal again, since its records below its first offset `start` are gone.
+    def rewrite_journal(self, start: int) -> None:
+        """Begin to write all in flight to the journal again, since its records below its first offset `start` are gone.
 
         The cursor follows behind, with the new first offset: if the process ends before, the next one reports the loss.
         """
+        self._rewriting = self._spawn(self._rewrite_journal(start))
+
+    async def _rewrite_journal(self, start: int) -> None:
         size = self._dependencies.slices.size(REWRITTEN_AT_ONCE)
         for number, tracked in enumerate(self._in_flight, 1):
             if self._closed:
@@ -255,6 +259,11 @@ class Partition:
     def closed(self) -> bool:
         """Whether no sync takes another step here."""
         return self._closed
+
+    @property
+    def rewriting(self) -> bool:
+        """Whether everything in flight is being written to the journal again."""
+        return self._rewriting is not None and not self._rewriting.done()
 
     def __len__(self) -> int:
         return len(self._in_flight)

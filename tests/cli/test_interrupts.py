@@ -2,6 +2,7 @@
 
 import ast
 import asyncio
+import os
 import signal
 import subprocess
 import sys
@@ -81,7 +82,26 @@ def test_every_command_that_a_person_may_interrupt_is_run_like_this() -> None:
         path.name
         for path in Path(cli.__file__).parent.glob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and ast.unparse(node) == "asyncio.run"
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"asyncio.run", "asyncio.Runner"}
     }
 
     assert found == {"interrupts.py"}
+
+
+LOOK_UP_HANGS = """
+import socket, sys, time
+from service import cli
+
+socket.getaddrinfo = lambda *_, **__: time.sleep(600)
+sys.argv = ["vm-sync", "list"]
+cli.main()
+"""
+
+
+def test_a_command_gives_its_result_and_ends_although_a_name_look_up_hangs() -> None:
+    servers = {"VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "kafka.example:9092"}
+    command = [sys.executable, "-c", LOOK_UP_HANGS]
+    done = subprocess.run(command, env=os.environ | servers, capture_output=True, text=True, check=False, timeout=240)
+
+    assert done.stderr.startswith("Kafka can't be reached at kafka.example:9092")
+    assert done.returncode == 3

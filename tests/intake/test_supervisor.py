@@ -21,7 +21,7 @@ from service.kafka.journal_codec import Cursor
 from service.kafka.journal_replay import EndedSyncs
 from service.messages.kafka_record import Event
 from service.partition.partition import Memory
-from tests.support.virtual_time import VirtualClock, VirtualLoop, run_virtual
+from tests.support.virtual_time import VirtualClock, VirtualLoop, now, run_virtual, virtual
 
 PLACES = {TopicPartition("requests", 7)}
 
@@ -330,3 +330,89 @@ def test_partitions_that_ask_for_the_membership_together_make_the_member_join_ag
     consumer = run_virtual(scene())
 
     assert (consumer.refused, consumer.joined, consumer.accepted) == (1, 1, 4)
+
+
+class Unassigned:
+    """A consumer whose group refuses the first commits, and makes no assignment: the moments of all commits."""
+
+    def __init__(self, *, refuses: int, takes: float = 0.005) -> None:
+        self._refuses = refuses
+        self._takes = takes
+        self.refused: list[float] = []
+        self.accepted: list[float] = []
+
+    async def commit(self, _: object) -> None:
+        moment = now()
+        await asyncio.sleep(self._takes)
+        if len(self.refused) < self._refuses:
+            self.refused.append(moment)
+            raise CommitFailedError
+        self.accepted.append(moment)
+
+
+async def unassigned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Intake, Unassigned]:
+    """Return a member that has its assignment, and whose next commits are refused."""
+    intake, consumer = intake_of(Swallowing()), Unassigned(**given)
+    monkeypatch.setattr(Intake, "_consumer", property(lambda _: consumer))
+    await intake.on_partitions_assigned([])
+    return intake, consumer
+
+
+async def commit_until_accepted(intake: Intake, number: int) -> None:
+    while True:
+        with suppress(KafkaError):
+            await intake.commit(TopicPartition("requests", number), 5)
+            return
+        await asyncio.sleep(1)
+
+
+@virtual
+async def test_no_commit_waits_any_more_once_the_group_has_accepted_one_though_no_assignment_came(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    intake, consumer = await unassigned(monkeypatch, refuses=1)
+
+    await asyncio.gather(*[commit_until_accepted(intake, number) for number in range(4)])
+
+    assert consumer.refused == [0.0]
+    assert consumer.accepted == pytest.approx([60.005, 60.01, 60.015, 60.02])
+
+
+@virtual
+async def test_a_member_that_the_group_goes_on_refusing_asks_it_once_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    intake, consumer = await unassigned(monkeypatch, refuses=3)
+
+    await asyncio.gather(*[commit_until_accepted(intake, number) for number in range(4)])
+
+    assert consumer.refused == pytest.approx([0.0, 60.005, 120.01])
+    assert consumer.accepted[-1] < 181
+
+
+@virtual
+async def test_the_minute_for_an_assignment_passes_also_where_each_commit_is_given_up_earlier(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The cursors are committed every 5 s, and within 5 s: otherwise the group's offsets would stand still."""
+    intake, consumer = await unassigned(monkeypatch, refuses=1)
+
+    while not consumer.accepted:
+        with suppress(TimeoutError, KafkaError):
+            async with asyncio.timeout(5):
+                await intake.commit(TopicPartition("requests", 7), 5)
+        assert now() < 70
+
+    assert consumer.accepted == pytest.approx([60.005])
+
+
+@virtual
+async def test_commits_wait_for_a_rebalance_that_begins_while_one_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    intake, consumer = await unassigned(monkeypatch, refuses=1, takes=10)
+    commits = asyncio.gather(*[commit_until_accepted(intake, number) for number in range(3)])
+    await asyncio.sleep(75)  # the first commit after the refusal is on its way since the 70th second
+    await intake.on_partitions_revoked([])
+    await asyncio.sleep(15)
+    assert consumer.accepted == [70.0]
+    await intake.on_partitions_assigned([])
+    await commits
+
+    assert consumer.accepted == [70.0, 90.0, 100.0]

@@ -6,15 +6,22 @@ from types import SimpleNamespace
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import IncompatibleBrokerVersion, TopicAuthorizationFailedError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+    TopicAuthorizationFailedError,
+)
 
 from service.kafka import topics
 from service.kafka.connection import KafkaConnection
-from service.kafka.topic_descriptions import Topic, cleanup_policy, describe
+from service.kafka.topic_descriptions import Topic, cleanup_policy, describe, partitions_of
 from service.kafka.topics import Advice, Created, Finding, Refusal, TopicNames, ensure_topics, judge
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
 from tests.support.cluster import Cluster
+from tests.support.virtual_time import now, virtual
 
 NAMES = TopicNames(requests="requests", completed="completed", failed="failed", dead_letter="dead", journal="journal")
 GOOD = Topic(
@@ -270,7 +277,71 @@ async def test_a_policy_that_kafka_does_not_tell_is_unknown_and_no_error(answer:
             raise answer
         return SimpleNamespace(resources=[(answer, "", 2, "journal", [])])
 
-    client = SimpleNamespace(get_random_node=lambda: 1, send=send)
+    client = SimpleNamespace(cluster=SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=1)]), send=send)
 
     assert await cleanup_policy(client, "journal") is None
     assert topics.not_compacted("journal", None) is None
+
+
+class Brokers:
+    """A client of some brokers. Each answers or fails after some seconds, in the order in which they are asked."""
+
+    def __init__(self, *answers: tuple[float, KafkaError | None]) -> None:
+        self._answers = iter(answers)
+        self.asked: list[float] = []
+        self.given_up = 0
+        self.cluster = SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=node) for node, _ in enumerate(answers)])
+
+    async def send(self, *_: object) -> SimpleNamespace:
+        self.asked.append(now())
+        seconds, error = next(self._answers)
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        if error is not None:
+            raise error
+        topics = [{"partitions": [{"partition": 0}, {"partition": 1}]}]
+        return SimpleNamespace(to_object=lambda: {"topics": topics})
+
+
+HANGS = (20.0, RequestTimedOutError())
+FAILS = (0.0, NodeNotReadyError())
+
+
+@virtual
+async def test_a_broker_that_answers_is_the_only_one_asked_for_partitions() -> None:
+    brokers = Brokers((0.9, None), HANGS)
+
+    assert await partitions_of(brokers, "requests") == {0, 1}
+    assert brokers.asked == [0.0]
+
+
+@virtual
+async def test_brokers_that_hang_cost_a_second_each() -> None:
+    brokers = Brokers(HANGS, HANGS, HANGS, (0.1, None))
+
+    assert await partitions_of(brokers, "requests") == {0, 1}
+    assert (brokers.asked, now()) == ([0.0, 1.0, 2.0, 3.0], 3.1)
+    await asyncio.sleep(0)
+    assert brokers.given_up == 3, "nothing is left waiting for them"
+
+
+@virtual
+async def test_brokers_that_fail_cost_nothing_and_a_slow_answer_is_still_one() -> None:
+    brokers = Brokers((2.5, None), FAILS, FAILS)
+
+    assert await partitions_of(brokers, "requests") == {0, 1}
+    assert (brokers.asked, now()) == ([0.0, 1.0, 1.0], 2.5)
+
+
+@virtual
+async def test_where_no_broker_answers_that_is_known_within_one_time_out_and_a_second_a_broker() -> None:
+    brokers = Brokers(HANGS, HANGS, HANGS)
+
+    with pytest.raises(RequestTimedOutError):
+        await partitions_of(brokers, "requests")
+    assert now() == 22.0
+    with pytest.raises(NodeNotReadyError):
+        await partitions_of(Brokers(), "requests")

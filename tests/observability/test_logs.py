@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -276,6 +277,8 @@ def test_a_long_text_is_cleaned_in_a_time_that_grows_with_its_length_alone() -> 
     [
         ("asyncio", "Future exception was never retrieved\nfuture: <Future ...>", ProducerFenced(), False),
         ("asyncio", "Future exception was never retrieved\nfuture: <Future ...>", ValueError(), True),
+        ("asyncio", "Future exception was never retrieved\nfuture: <Future ...>", socket.gaierror(), False),
+        ("asyncio", "Task exception was never retrieved\nfuture: <Task ...>", socket.gaierror(), True),
         ("asyncio", "Task exception was never retrieved\nfuture: <Task ...>", ProducerFenced(), True),
         ("asyncio", "Task exception was never retrieved\nfuture: <.../aiokafka/consumer...>", ProducerFenced(), False),
         ("asyncio", "Task exception was never retrieved\nfuture: <.../aiokafka/consumer...>", ValueError(), True),

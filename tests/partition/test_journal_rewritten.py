@@ -1,11 +1,17 @@
 """Records of a journal that are deleted while its partition is open are written again; before its opening: reported."""
 
+import asyncio
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiokafka import TopicPartition
 
+from service.intake.journal_comparison import JournalComparison
+from service.intake.timings import DEFAULT_TIMINGS
 from service.partition.partition import Partition
 from service.sync import Ended, Running
 from tests.support.simulated_deployment import (
@@ -43,7 +49,7 @@ async def test_what_is_in_flight_is_written_again_and_nothing_is_lost_with_the_p
     before = d.log.states()
     d.log.delete_records(start=START)
 
-    await opened(p0).rewrite_journal(START)
+    opened(p0).rewrite_journal(START)
     await d.until(6.0)
     assert d.log.states() == before
     assert d.log.cursor is not None
@@ -64,14 +70,13 @@ async def test_an_end_between_two_slices_leaves_the_loss_to_be_reported_by_the_n
     p0 = await at_work(d, slices=ScatteredSlices(lambda: 1.0))
     d.log.delete_records(start=START)
 
-    rewriting = p0.spawn(opened(p0).rewrite_journal(START))
+    opened(p0).rewrite_journal(START)
     await d.until(6.5)  # two of three are written
     opened(p0)._journal_writer.advance_cursor()
     await d.until(6.8)
     assert len(d.log.states()) == 2
     assert d.log.cursor is not None
     assert d.log.cursor.journal_start == 0
-    rewriting.cancel()
     await p0.crash()
 
     p1 = d.owner("P1")
@@ -88,14 +93,14 @@ async def test_a_request_that_ends_and_comes_again_while_the_journal_is_written_
     d.log.delete_records(start=START)
 
     apart = 85.0
-    rewriting = p0.spawn(opened(p0).rewrite_journal(START))
+    opened(p0).rewrite_journal(START)
     await d.until(5.1)
     apart = 0.0  # one slice takes until 90, and b1 ends after a minute
     await d.until(75.0)
     assert isinstance(d.log.states()["op:C4-2:b1"], Ended)
     d.broker.ask("C4-2", "b1")
-    await rewriting
     await d.until(100.0)
+    assert not opened(p0).rewriting
     assert isinstance(d.log.states()["op:C4-2:b1"], Running)
 
 
@@ -107,11 +112,48 @@ async def test_a_process_that_has_lost_the_partition_writes_nothing_again(d: Dep
     await d.until(8.0)
     d.log.delete_records(start=START)
 
-    await lost.rewrite_journal(START)
+    lost.rewrite_journal(START)
     await d.until(10.0)
     assert d.log.states() == {}
     assert d.log.refused >= 1
     assert len(in_flight(p1)) == 3
+
+
+@deployed
+async def test_a_rewriting_that_takes_longer_than_a_comparison_may_is_begun_once_for_each_deletion(
+    d: Deployment,
+) -> None:
+    p0 = await at_work(d, slices=ScatteredSlices(lambda: 8.0))  # 24 s for three
+    start = START
+    comparison = JournalComparison(
+        "journal",
+        subscriber=journals_beginning(lambda: start),
+        supervisors=p0.supervisors.values,
+        metrics=p0.meter,
+    )
+
+    async def compare_until(moment: float) -> None:
+        while d.loop.time() < moment:
+            async with asyncio.timeout(DEFAULT_TIMINGS.compare_limit.total_seconds()):
+                await comparison.compare()
+            await d.until(d.loop.time() + DEFAULT_TIMINGS.compare.total_seconds())
+
+    await compare_until(25.0)
+    assert p0.meter.counts["rewritten"] == 1
+    start += 1  # more was deleted while the first rewriting was under way
+    await compare_until(100.0)
+    assert p0.meter.counts["rewritten"] == 2
+    assert d.log.cursor is not None
+    assert d.log.cursor.journal_start == START + 1
+
+
+def journals_beginning(start: Callable[[], int]) -> Any:
+    """Return a subscriber whose consumer finds that all journals begin there."""
+
+    async def beginning_offsets(places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict.fromkeys(places, start())
+
+    return SimpleNamespace(consumer=SimpleNamespace(beginning_offsets=beginning_offsets))
 
 
 @deployed
