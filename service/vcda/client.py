@@ -8,7 +8,7 @@
 The interpretation of a POST's answer depends on whether VCDA can have created a task, and whether a repetition could
 help:
 
-    2xx with a task         Accepted
+    2xx with a task         Accepted, unless the task is of another replication
     401                     not accepted; repeated once after a new login, then NotTaken
     409                     NotTaken: the replication is busy
     429                     NotTaken: too many requests
@@ -29,6 +29,8 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Final, Literal, Protocol, TypeGuard
 from urllib.parse import quote
+
+import httpx
 
 from service.clock import Clock
 from service.messages.schemas import MAX_ID, OPERATION_ID, REPLICATION_ID
@@ -70,6 +72,9 @@ MAX_PAGES: Final = 1000
 """A bound for a look-up, regardless of the total that VCDA reports."""
 FINDS_AT_ONCE: Final = 4
 """Look-ups that run at once at one site. After a restart there can be thousands, and none of them is urgent."""
+
+MAX_KIND: Final = 60
+"""Characters of a content type in a sentence."""
 
 _REPLICATION_ID: Final = re.compile(REPLICATION_ID)
 _OPERATION_ID: Final = re.compile(OPERATION_ID)
@@ -196,7 +201,7 @@ class Vcda:
             operation_id=operation_id,
             may_leave=may_leave,
         )
-        return self._submitted(reply, site)
+        return self._submitted(reply, site, replication_id)
 
     async def find(
         self,
@@ -459,7 +464,7 @@ class Vcda:
             return task
         return replace(task, site=None)
 
-    def _submitted(self, reply: _Reply, site: str | None) -> SubmitAnswer:
+    def _submitted(self, reply: _Reply, site: str | None, replication_id: str) -> SubmitAnswer:
         """Read a POST's answer, as the table at the top says."""
         match reply.seen:
             case NoCredentials():
@@ -475,15 +480,18 @@ class Vcda:
                     return NotTaken(trouble, sent=reply.tried)
                 return Unanswered(trouble, sent_at, reply.account)
             case Answer() as answer:
-                return self._answered(answer, reply, site)
+                return self._answered(answer, reply, site, replication_id)
 
-    def _answered(self, answer: Answer, reply: _Reply, site: str | None) -> SubmitAnswer:
+    def _answered(self, answer: Answer, reply: _Reply, site: str | None, replication_id: str) -> SubmitAnswer:
         account = reply.account
         if _is_good(answer):
             created = translate.read_created(answer.body, local=reply.local)
             if created is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             task, kind = created
+            if _is_of_another(task, replication_id):
+                detail = f"VCDA answered with task {task.id} of another replication, {task.replication_id}."
+                return Unanswered(Trouble(label="unreadable", detail=detail), answer.sent_at, account)
             if task.user is not None and account is not None:
                 self._learn(account, site=site, name=task.user, kind=kind)
             if task.started_at is not None:
@@ -512,9 +520,10 @@ class Vcda:
                 return Trouble(label=NO_CREDENTIALS, detail=_without_credentials(site), own=True)
             case Answer(status, headers, body):
                 error = translate.read_api_error(body)
+                said = f": {error.msg or error.code}" if error else f"{_redirection(headers)}."
                 return Trouble(
                     label=status_label(status),
-                    detail=f"VCDA answered with {status}" + (f": {error.msg or error.code}" if error else "."),
+                    detail=f"VCDA answered with {status}{said}",
                     http_status=status,
                     error=error,
                     retry_after=retry_after(
@@ -558,6 +567,17 @@ def _is_good(answer: Answer) -> bool:
     return 200 <= answer.status < 300  # noqa: PLR2004 - 2xx
 
 
+def _is_of_another(task: Task, replication_id: str) -> bool:
+    """Whether a task is another replication's: then the answer belongs to another POST, as proxies may mix them up.
+
+    An id of another kind ("H4-..." for "C4-...") proves nothing.
+    """
+    if task.replication_id is None:
+        return False
+    shown, sought = task.replication_id.casefold(), replication_id.casefold()
+    return shown != sought and shown.split("-")[0] == sought.split("-")[0]
+
+
 def _is_unauthorized(seen: Answer | NoAnswer) -> TypeGuard[Answer]:
     return isinstance(seen, Answer) and seen.status == 401  # noqa: PLR2004
 
@@ -575,4 +595,17 @@ def _from_a_cache(answer: Answer) -> Trouble | None:
 
 
 def _unreadable(answer: Answer) -> Trouble:
-    return Trouble(label="unreadable", detail=f"VCDA answered with {answer.status} and a body that can't be parsed.")
+    """Return the trouble of a body that isn't what VCDA sends: a login page with status 200, say."""
+    kinds = [answer.headers.get(name, "")[:MAX_KIND] for name in ("content-type", "content-encoding")]
+    kind = ", ".join(text for text in kinds if text.isascii() and text.isprintable() and text)
+    detail = f"VCDA answered with {answer.status} and a body that can't be parsed" + (f" ({kind})." if kind else ".")
+    return Trouble(label="unreadable", detail=detail)
+
+
+def _redirection(headers: httpx.Headers) -> str:
+    """Name the server that an answer redirects to; its path and query may contain secrets."""
+    try:
+        to = httpx.URL(headers.get("location", ""))
+    except httpx.InvalidURL:
+        return ""
+    return f", a redirect to {to.scheme}://{to.host}" if to.host else ""

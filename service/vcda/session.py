@@ -1,9 +1,9 @@
 """One login, shared by all calls of the process, and extended to remote sites.
 
 If many calls find that the session has ended, one login follows (single flight); the same holds for the extension to
-each site. A failed login is not repeated at once: wrong credentials must neither lock the account nor flood VCDA.
-Between attempts, calls fail with the last trouble, without being sent. New credentials end the pause. Each success is
-announced (`established`), so that what has paused for want of a session goes on.
+each site. A failed login is not repeated at once: wrong credentials must neither keep the account locked nor flood
+VCDA. Between attempts, calls fail with the last trouble, without being sent. New credentials end the pause. Each
+success is announced (`established`), so that what has paused for want of a session goes on.
 
 Three kinds of 401 are distinguished:
 
@@ -44,8 +44,16 @@ RENEW_AFTER: Final = timedelta(hours=23).total_seconds()
 
 BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(minutes=1))
 """Pauses between attempts to log in."""
+REFUSED: Final = Backoff(first=timedelta(seconds=90), longest=timedelta(minutes=4))
+"""Pauses between attempts that VCDA refuses, since they lock accounts: by default, vCenter Single Sign-On locks one for
+5 minutes after 5 wrong passwords within 3; Cloud Director after as many as its administrator sets."""
+REFUSED_QUICKLY: Final = 2
+"""Pauses after refusals that are as short as others: a refusal may pass as well."""
 SETTLED: Final = 2 * BACKOFF.longest.total_seconds()
 """Seconds without another failure after a pause, after which the next failure begins with a short pause again."""
+REFUSALS: Final = frozenset({400, 401, 403})
+"""Statuses of answers to a login, or an extension, that refuse its credentials."""
+_SOONER: Final = ", or once the credentials change"
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks for new credentials during a pause: they may be files."""
 
@@ -312,7 +320,7 @@ class Session:
             return self._login_failed("error", Trouble(label=answer.label, detail=f"Login: {answer.detail}"))
         self._note_version(answer)
         if answer.status // 100 != 2 or token is None:  # noqa: PLR2004 - 2xx
-            refused = answer.status in {400, 401, 403}
+            refused = answer.status in REFUSALS
             hint = credentials.settings if refused else URL_HINT
             trouble = self._failure("Login", answer, hint=hint)
             return self._login_failed("refused" if refused else "error", trouble)
@@ -360,10 +368,11 @@ class Session:
         self.api_version = found[1] if found else None
 
     def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
-        trouble = replace(trouble, no_session=True)
-        seconds = self._pause.begin(self._clock.monotonic(), trouble)
+        trouble, refused = replace(trouble, no_session=True), result == "refused"
+        seconds = self._pause.begin(self._clock.monotonic(), trouble, refused=refused)
         self._meter.login(result)
-        logger.warning("The login to VCDA failed; next attempt in %g s: %s", seconds, trouble.detail)
+        sooner = _SOONER if refused else ""
+        logger.warning("The login to VCDA failed; next attempt in %g s%s: %s", seconds, sooner, trouble.detail)
         return trouble
 
     # ------------------------------------------------------------ extending
@@ -409,15 +418,16 @@ class Session:
         if _is_about_the_login(answer) and self._login is login:
             self._have(None)
             return replace(trouble, no_session=True)
-        return self._extension_failed(site, trouble)
+        return self._extension_failed(site, trouble, refused=answer.status in REFUSALS)
 
-    def _extension_failed(self, site: str, trouble: Trouble) -> Trouble:
+    def _extension_failed(self, site: str, trouble: Trouble, *, refused: bool = False) -> Trouble:
         trouble = replace(trouble, no_session=True)
-        seconds = self._site_pauses[site].begin(self._clock.monotonic(), trouble)
+        seconds = self._site_pauses[site].begin(self._clock.monotonic(), trouble, refused=refused)
         logger.warning(
-            "Extending the session to site %s failed; next attempt in %g s: %s",
+            "Extending the session to site %s failed; next attempt in %g s%s: %s",
             site,
             seconds,
+            _SOONER if refused else "",
             trouble.detail,
             extra={"site": site},
         )
@@ -483,18 +493,22 @@ class _Pause:
 
     def __init__(self) -> None:
         self.trouble = Trouble(label="error", detail="Nothing has failed yet.")
-        self._failures = 0
+        self._failures = self._refusals = 0
         self._until = float("-inf")
 
-    def begin(self, now: float, trouble: Trouble) -> float:
-        """Count a failure; return the seconds of the pause."""
+    def begin(self, now: float, trouble: Trouble, *, refused: bool = False) -> float:
+        """Count a failure; return the seconds of the pause. `refused`: VCDA refuses the credentials."""
         if now - self._until >= SETTLED:
-            self._failures = 0
+            self._failures = self._refusals = 0
         self.trouble = trouble
-        seconds = BACKOFF.pause(self._failures)
+        if refused and self._refusals >= REFUSED_QUICKLY:
+            seconds = REFUSED.pause(self._refusals - REFUSED_QUICKLY)
+        else:
+            seconds = BACKOFF.pause(self._refusals if refused else self._failures)
         if trouble.retry_after is not None:
             seconds = max(seconds, trouble.retry_after.total_seconds())
-        self._failures += 1
+        self._refusals += refused
+        self._failures += not refused
         self._until = now + seconds
         return seconds
 

@@ -14,7 +14,8 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
+from weakref import WeakSet
 
 import aiohttp
 import httpx
@@ -22,6 +23,9 @@ from aiohttp.streams import StreamReader
 from httpx_aiohttp import AiohttpTransport
 from typing_extensions import override
 from yarl import URL
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
 
 LONGEST_HEAD_LINE: Final = 64 * 1024
 MOST_HEADERS: Final = 1000
@@ -71,6 +75,8 @@ class ConnectionTransport(AiohttpTransport):
         super().__init__(client=session, verify=context)
         self._base = str(base)
         self._goal: aiohttp.ClientRequest | None = None
+        self._kept: WeakSet[ResponseHandler] = WeakSet()
+        """The connections that have brought an answer."""
 
     @override
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -113,11 +119,17 @@ class ConnectionTransport(AiohttpTransport):
         except BaseException:
             connection.close()
             raise
+        self._kept.add(protocol)
         return httpx.Response(
             message.code, headers=message.raw_headers, stream=_Body(connection, content), request=request
         )
 
     async def _connect(self) -> aiohttp.connector.Connection:
+        """Return a connection, a kept one if there is one.
+
+        Kept connections on which something has come since their last answer are closed: a proxy's 408 for idle
+        connections, say, or an answer that was sent twice. aiohttp would take it for the answer to the next request.
+        """
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
         if self._goal is None:  # of a request, a connector looks at nothing but where it goes
@@ -126,7 +138,12 @@ class ConnectionTransport(AiohttpTransport):
         if connector is None:
             msg = "the transport is closed"
             raise aiohttp.ClientConnectionError(msg)
-        return await connector.connect(self._goal, [], _NO_LIMIT)
+        while True:
+            connection = await connector.connect(self._goal, [], _NO_LIMIT)
+            protocol = connection.protocol
+            if protocol is None or protocol not in self._kept or not protocol.should_close:
+                return connection
+            connection.close()
 
 
 def _head(request: httpx.Request) -> bytes:

@@ -77,6 +77,49 @@ async def test_any_2xx_with_a_task_is_accepted(status: int) -> None:
     assert answer.account == ME
 
 
+def of(replication_id: str | None) -> dict[str, Any]:
+    return task(workflowInfo={"type": "sync", "resourceType": "vmReplication", "resourceId": replication_id})
+
+
+async def test_a_task_of_another_replication_is_the_answer_to_another_post_and_leaves_it_in_doubt() -> None:
+    answer = await submitted(Reply(202, of("C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f")))
+
+    assert isinstance(answer, Unanswered)
+    assert answer.trouble.detail == (
+        f"VCDA answered with task {TASK_ID} of another replication, C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f."
+    )
+
+
+@pytest.mark.parametrize("named", [None, REPLICATION_ID.upper(), "H4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f", "VM-001"])
+async def test_a_task_that_may_be_the_replications_is_accepted(named: str | None) -> None:
+    assert isinstance(await submitted(Reply(202, of(named))), Accepted)
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        (
+            Reply(200, HTML, {"Content-Encoding": "gzip"}),
+            "VCDA answered with 200 and a body that can't be parsed (application/json, gzip).",
+        ),
+        (Cut(b"HTTP/1.1 200 OK\r\n\r\n"), "VCDA answered with 200 and a body that can't be parsed."),
+        (
+            Reply(302, HTML, {"Location": "https://sso.example.com/login?state=s3cret"}),
+            "VCDA answered with 302, a redirect to https://sso.example.com.",
+        ),
+        (Reply(302, HTML, {"Location": "/login?state=s3cret"}), "VCDA answered with 302."),
+        (Reply(302, HTML, {"Location": "https://host:port/"}), "VCDA answered with 302."),
+    ],
+)
+async def test_an_answer_that_is_not_vcdas_is_described_by_its_type_or_by_where_it_redirects_to(
+    answer: Answer, detail: str
+) -> None:
+    seen = await submitted(answer)
+
+    assert isinstance(seen, Unanswered)
+    assert seen.trouble.detail == detail
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 415, 422])
 async def test_a_4xx_in_vcdas_own_words_is_a_refusal(status: int) -> None:
     answer = await submitted(Reply(status, error()))

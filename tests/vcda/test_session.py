@@ -267,11 +267,11 @@ async def test_a_repeat_after_a_cured_401_asks_again_whether_it_may_leave() -> N
 # ---------------------------------------------------------------- no storms
 
 
-async def test_wrong_credentials_are_tried_once_a_pause_that_grows_to_a_minute() -> None:
+async def test_wrong_credentials_are_tried_once_a_pause_that_grows_to_minutes_so_that_no_account_stays_locked() -> None:
     refuse = script(login=Reply(401, NOT_AUTHENTICATED))
     async with appliance(refuse) as there, ours(there.url) as us:
         attempts = []
-        for second in range(190):
+        for second in range(800):
             us.clock.seconds = 1000.0 + second
             before = logins(there)
             answers = await asyncio.gather(*[us.submit() for _ in range(3)])
@@ -280,10 +280,37 @@ async def test_wrong_credentials_are_tried_once_a_pause_that_grows_to_a_minute()
                 assert logins(there) == before + 1
                 attempts.append(second)
 
-        assert attempts == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+        assert attempts == [0, 1, 3, 93, 273, 513, 753]
         assert there.posts == []
 
     assert set(us.meter.logins) == {"refused"}
+
+
+async def test_credentials_that_a_site_refuses_are_tried_as_seldom() -> None:
+    async with appliance(script(extend=Reply(401, REMOTE))) as there, ours(there.url) as us:
+        attempts = []
+        for second in range(520):
+            us.clock.seconds = 1000.0 + second
+            before = len(there.seen(EXTEND))
+            await us.submit(site="site2")
+            if len(there.seen(EXTEND)) > before:
+                attempts.append(second)
+
+        assert attempts == [0, 1, 3, 93, 273, 513]
+
+
+async def test_logins_that_fail_otherwise_are_tried_each_minute_and_a_refusal_after_them_soon_again() -> None:
+    answers = [*[Reply(503)] * 9, Reply(401, NOT_AUTHENTICATED), session()]
+    async with appliance(script(login=lambda _: answers.pop(0))) as there, ours(there.url) as us:
+        attempts = []
+        for second in range(250):
+            us.clock.seconds = 1000.0 + second
+            before = logins(there)
+            await us.submit()
+            if logins(there) > before:
+                attempts.append(second)
+
+        assert attempts == [0, 1, 3, 7, 15, 31, 63, 123, 183, 243, 244]
 
 
 async def test_a_thousand_requests_at_a_failing_login_are_one_login() -> None:
@@ -297,7 +324,7 @@ async def test_a_thousand_requests_at_a_failing_login_are_one_login() -> None:
     assert us.meter.logins == ["error"]
 
 
-async def test_new_credentials_end_the_pause() -> None:
+async def test_new_credentials_end_the_pause(caplog: pytest.LogCaptureFixture) -> None:
     def login(call: Call) -> Answer:
         return session() if call.json()["vcdPassword"] == "new" else Reply(401, NOT_AUTHENTICATED)
 
@@ -306,6 +333,7 @@ async def test_new_credentials_end_the_pause() -> None:
             us.clock.seconds = 1000.0 + second
             await us.submit()
         before = logins(there)
+        assert "next attempt in 90 s, or once the credentials change: Login answered with 401" in caplog.text
         us.credentials.append(replace(CREDENTIALS, password="new"))
         us.clock.seconds += 1
 
