@@ -8,8 +8,8 @@ Rule 3: exactly one step of a request returns its outcome.
        ^                 |    |                    |
        |                 |    +--Refused-----------|-----------------> Ended (Failed: rejected)
        +--NotTaken-------+                         +--FAILED---------> Ended (Failed: task-failed)
-       +--not there------+  (in doubt: look for    +--gone-----------> Ended (Failed: task-lost)
-                             its task first;
+       +--not there------+  (in doubt: look for    +--ended otherwise> Ended (Failed: task-failed)
+                             its task first;       +--gone-----------> Ended (Failed: task-lost)
                              found: Running)
 
     The deadline passes:  Waiting -----------------> Ended (Failed: not-started)
@@ -125,12 +125,18 @@ class Instance:
 
 
 class TaskState(StrEnum):
-    """Task states with a meaning here. Only two end a task; in any other state, known or not, the task is running."""
+    """Task states with a meaning here. Only two end a task; in any other state, known or not, the task is running.
+
+    Unless VCDA shows a task in an unknown state together with its end, again and again: see `_unfinished`.
+    """
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
+
+
+KNOWN_STATES: Final = frozenset(TaskState)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +183,9 @@ WITHOUT_CREDENTIALS = "NoCredentials"
 
 CANCELLED = "Cancelled"
 """The code of the error of a request that was cancelled before it was submitted."""
+
+UNKNOWN_END = "UnknownTaskState"
+"""The code of the error of a request whose task has ended in a state that isn't known here."""
 
 RELEASED = "Released"
 """The code of the error of a request that was released: VCDA may still work on it."""
@@ -446,6 +455,8 @@ class Running:
     absent_answers: int = 0
     absent_together: int = 0
     """Those of them in which most other tasks were missing as well."""
+    over_since: datetime | None = None
+    """Since when VCDA has shown this process the task in an unknown state, and with an end. Not written down."""
 
     def suspected_lost(self, at: float, policy: Policy) -> bool:
         """Whether the task has been missing often and long enough to be polled alone."""
@@ -627,27 +638,9 @@ def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, polic
         case Task(state=TaskState.SUCCEEDED):
             return _completed(state, seen, now=now, policy=policy)
         case Task(state=TaskState.FAILED):
-            return _failed(
-                state,
-                Reason.TASK_FAILED,
-                now=now,
-                ended_at=seen.ended_at or now,
-                policy=policy,
-                error=seen.error,
-                warnings=seen.warnings,
-            )
+            return _task_failed(state, seen, seen.error, now=now, policy=policy)
         case Task():
-            if state.absent_since is None and state.submitted_at is not None:
-                return Step(state)
-            return Step(
-                replace(
-                    state,
-                    absent_since=None,
-                    absent_answers=0,
-                    absent_together=0,
-                    submitted_at=state.submitted_at or seen.started_at,
-                )
-            )
+            return _unfinished(state, seen, now=now, policy=policy)
         case Absent(at, together):
             return Step(
                 replace(
@@ -730,6 +723,11 @@ def cancelled(
 def answered_late(ended: Ended, seen: Accepted) -> Ended:
     """Note the task of a POST that was answered after its request was released: the task is no other request's."""
     return replace(ended, task_id=seen.task.id, submitted_at=seen.task.started_at)
+
+
+def is_over(task: Task) -> bool:
+    """Whether a task that has neither succeeded nor failed shows an end nevertheless, in a state that is unknown."""
+    return task.ended_at is not None and task.state not in KNOWN_STATES
 
 
 def let_go_at(state: Lingering) -> datetime:
@@ -854,6 +852,13 @@ def _told_error(of: Submitting | Running) -> ApiError | None:
     return of.trouble if isinstance(of, Submitting) else None
 
 
+def _unknown_end(task: Task) -> ApiError:
+    shown = f"{task.state!r:.40}"
+    return ApiError(
+        UNKNOWN_END, f"The task has ended in the state {shown}, which vm-sync does not know; it may have succeeded."
+    )
+
+
 def _another(made_as: Account | None, asked_as: Account | None) -> str:
     made, asked = (account.words if account else "an unknown account" for account in (made_as, asked_as))
     return f"The POST was sent as {made}; the look-up is made as {asked}, which may have no right to see the task."
@@ -889,6 +894,37 @@ def _completed(state: Running, task: Task, *, now: datetime, policy: Policy) -> 
             warnings=task.warnings,
             instance=task.instance,
         ),
+    )
+
+
+def _unfinished(state: Running, task: Task, *, now: datetime, policy: Policy) -> Step:
+    """Apply a poll's answer with the task in another state than the two that end it.
+
+    A task that has an end, in an unknown state ("CANCELLED", say), is over: that is what VCDA's documentation says of
+    the end. Its request fails, since it isn't known whether it succeeded; not at once, since VCDA may write the end
+    before the state.
+    """
+    over_since = (state.over_since or now) if is_over(task) else None
+    if over_since is not None and now - over_since >= policy.lost_after:
+        return _task_failed(state, task, task.error or _unknown_end(task), now=now, policy=policy)
+    if state.absent_since is None and state.submitted_at is not None and state.over_since == over_since:
+        return Step(state)
+    return Step(
+        replace(
+            state,
+            absent_since=None,
+            absent_answers=0,
+            absent_together=0,
+            over_since=over_since,
+            submitted_at=state.submitted_at or task.started_at,
+        )
+    )
+
+
+def _task_failed(state: Running, task: Task, error: ApiError | None, *, now: datetime, policy: Policy) -> Step:
+    ended_at = task.ended_at or now
+    return _failed(
+        state, Reason.TASK_FAILED, now=now, ended_at=ended_at, policy=policy, error=error, warnings=task.warnings
     )
 
 

@@ -60,6 +60,7 @@ SUBMITTING: Final = sync.Submitting(request=REQUEST, attempts=1, look_from=EPOCH
 DOUBT: Final = replace(SUBMITTING, conclusive_from=100.0)
 REPEATED: Final = replace(SUBMITTING, repeats=1)
 RUNNING: Final = sync.Running(request=REQUEST, attempts=1, task_id="t", site=None, account=WE, submitted_at=EPOCH)
+OVER: Final = replace(RUNNING, over_since=EPOCH - POLICY.lost_after)
 MISSED: Final = replace(RUNNING, absent_since=0.0, absent_answers=sync.LOST_ANSWERS)
 
 STATES: Final[dict[str, sync.InFlight]] = {
@@ -69,10 +70,12 @@ STATES: Final[dict[str, sync.InFlight]] = {
     "InDoubt": DOUBT,
     "Running": RUNNING,
     "Running, missed for long": MISSED,
+    "Running, shown with an end for long": OVER,
     "Lingering, submitting": sync.Lingering(of=SUBMITTING, told_at=EPOCH),
     "Lingering, in doubt": sync.Lingering(of=DOUBT, told_at=EPOCH),
     "Lingering, running": sync.Lingering(of=RUNNING, told_at=EPOCH),
     "Lingering, running, missed for long": sync.Lingering(of=MISSED, told_at=EPOCH),
+    "Lingering, running, shown with an end for long": sync.Lingering(of=OVER, told_at=EPOCH),
 }
 """Examples of every state in flight. What stands before the first comma is its place in the picture."""
 
@@ -97,6 +100,7 @@ SEEN: Final = {
     "task SUCCEEDED": replace(TASK, state=sync.TaskState.SUCCEEDED),
     "task FAILED": replace(TASK, state=sync.TaskState.FAILED),
     "task in any other state": replace(TASK, state="WHATEVER"),
+    "task in an unknown state, with an end": replace(TASK, state="WHATEVER", ended_at=EPOCH),
     "task missing in a valid answer": sync.Absent(LONG),
     "404 for the task alone": sync.Gone(LONG, WE),
     "404 for the task alone, as another user": sync.Gone(LONG, ANOTHER),

@@ -20,7 +20,7 @@ Three rules explain all rows:
 - A refusal by VCDA itself, with an ApiError, ends the request; an answer of a proxy, or no answer, does not.
 - A POST that VCDA may have received is not repeated before look-ups have shown that it has created no task and no
   longer can.
-- Only `SUCCEEDED` and `FAILED` end a task.
+- Only `SUCCEEDED` and `FAILED` end a task, and an unknown state with an `endTime`, if it stays so.
 
 *POSTs* is the number of POSTs that reached VCDA, *tasks* the number of tasks that VCDA created; an *adopted* task was
 found by a look-up.

@@ -33,7 +33,7 @@ from service.partition.outcome_log import record_outcome
 from service.partition.reconciler import Reconciler
 from service.partition.submitter import Submitter, withheld
 from service.partition.waiting import WaitsFor
-from service.sync import Ended, Lingering, Running, Step, Submitting, Task, TaskState, Waiting
+from service.sync import KNOWN_STATES, Ended, Lingering, Running, Step, Submitting, Task, Waiting
 from service.vcda.lanes import Lane
 from service.vcda.poller import Verdict, Watch
 from service.vcda.site_clocks import SiteClock
@@ -77,8 +77,6 @@ LINGERING = 10
 
 CHECKED_AT_ONCE = 500
 """Syncs that are due and need no outcome, or have ended, between two turns of the event loop."""
-
-KNOWN_STATES = frozenset(TaskState)
 
 SiteClockOf: TypeAlias = Callable[[str | None], SiteClock | None]
 """Returns what is known of the clock that stamps a site's tasks."""
@@ -452,14 +450,7 @@ class Driver:
             tracked.progress = seen.progress
             if seen.state not in KNOWN_STATES:
                 self._dependencies.metrics.unknown_task_state(tracked.request.site)
-                if seen.state != tracked.unknown_state:
-                    tracked.unknown_state = seen.state
-                    log.warning(
-                        "VCDA reported task %s in the unknown state %.40r; treated as running",
-                        seen.id,
-                        seen.state,
-                        extra=tracked.ids,
-                    )
+                self._warn_of_unknown_state(tracked, seen)
         step = sync.polled(state, seen, now=self._dependencies.clock.now(), policy=self._dependencies.policy)
         if isinstance(step.state, Ended):
             if self._journal_writer.behind:
@@ -476,6 +467,18 @@ class Driver:
             self._dependencies.clock.monotonic(), self._dependencies.policy
         )
         return Verdict.ASK_ALONE if lost else Verdict.GO_ON
+
+    def _warn_of_unknown_state(self, tracked: TrackedSync, seen: Task) -> None:
+        shown = seen.state, sync.is_over(seen)
+        if shown == tracked.unknown_state:
+            return
+        tracked.unknown_state = shown
+        then = "treated as running"
+        if sync.is_over(seen):
+            seconds = self._dependencies.policy.lost_after.total_seconds()
+            then = f"since it has an end, its request fails if the state is still unknown after {seconds:g} s"
+        text = "VCDA reported task %s in the unknown state %.40r; %s"
+        log.warning(text, seen.id, seen.state, then, extra=tracked.ids)
 
     def _learn_name(self, of: Running | Submitting, task: Task) -> None:
         """Learn the spelling in task lists: it may differ from the one in answers to POSTs, or change.

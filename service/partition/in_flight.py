@@ -55,8 +55,8 @@ class TrackedSync:
     """The operation that it still waited behind when its deadline came."""
     watch: Watch | None = None
     progress: int | None = None
-    unknown_state: str | None = None
-    """The task's state, if it is one that isn't known here: logged once, not at each poll."""
+    unknown_state: tuple[str, bool] | None = None
+    """The task's state, if it isn't known here, and whether the task has an end: logged once, not at each poll."""
 
     @property
     def request(self) -> sync.Request:

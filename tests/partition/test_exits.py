@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -250,3 +251,25 @@ async def test_tens_of_thousands_that_expire_at_once_hold_the_event_loop_for_mom
     one = [operation for operation, _ in d.verdicts() if operation.startswith("one")]
     assert one == [f"one{n}" for n in range(many)], "one replication's in order"
     assert Counter(verdict for _, verdict in d.verdicts()) == {"not-started": 2 * many}
+
+
+def test_a_task_that_has_ended_in_an_unknown_state_frees_its_replication(caplog: pytest.LogCaptureFixture) -> None:
+    @deployed
+    async def play(d: Deployment) -> None:
+        p0 = d.owner()
+        d.world.fate = lambda operation: "CANCELLED" if operation == "ended-by-hand" else "SUCCEEDED"
+        d.broker.ask("C4-1", "ended-by-hand")
+        d.broker.ask("C4-1", "next")
+        await d.settled()
+
+        assert d.verdicts() == [("ended-by-hand", "task-failed"), ("next", "completed")]
+        (told,) = (told.data for told in d.log.told if told.operation_id == "ended-by-hand")
+        assert told["error"]["code"] == "UnknownTaskState"
+        assert p0.meter.counts["unknown state"] > 1
+
+    play()
+    (said,) = (record.getMessage() for record in caplog.records if "in the unknown state" in record.getMessage())
+    assert said == (
+        "VCDA reported task task-1 in the unknown state 'CANCELLED'; since it has an end, its request fails if the "
+        "state is still unknown after 30 s"
+    )

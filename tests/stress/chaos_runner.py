@@ -41,7 +41,7 @@ from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Durations, Plan, User
 from tests.stress import endings, silences
 from tests.stress.broker_faults import BrokerFaults, service_grants
-from tests.stress.oracle import Disturbance
+from tests.stress.oracle import OTHER_END, Disturbance
 from tests.stress.request_files import RequestFiles
 from tests.stress.routes import Routes
 from tests.stress.schedule import (
@@ -200,7 +200,13 @@ class Conductor:
         self._authority = Authority(Path(self._folder.name))
         self._vcda = Apart(
             appliance(
-                Plan(queued=Durations.of("0.1"), duration=Durations.of("uniform:0.5:3"), failing=0.08, warned=0.1),
+                Plan(
+                    queued=Durations.of("0.1"),
+                    duration=Durations.of("uniform:0.5:3"),
+                    failing=0.08,
+                    failed=OTHER_END if schedule.seed % 2 else "FAILED",
+                    warned=0.1,
+                ),
                 spelled=schedule.spelling,
                 others=(User(name=OTHER_ACCOUNT, password=PASSWORD, administrator=True),),
                 site_users={"site2": (replace(OWN, on_tasks=schedule.spelling),)} if schedule.own_user else {},

@@ -338,9 +338,15 @@ POLLS: Final = (
     ),
     Row(
         answer="an unknown state",
-        then="Treated as running, logged and counted.",
+        then="Treated as running as long as the task has no `endTime`; logged and counted.",
         ends=DONE,
         plan={"word": "PAUSED_BY_AN_ADMINISTRATOR", "duration": 4},  # longer than two polls are apart
+    ),
+    Row(
+        answer="an unknown state with an `endTime`, for `LOST_AFTER`",
+        then="The task has ended, perhaps with success: the outcome contains VCDA's error, if there is one.",
+        ends=End(outcome="task-failed", code="ReplicationSyncFailed"),
+        plan={"failing": 1.0, "failed": "CANCELLED"},
     ),
     Row(
         answer="progress that falls and rises",

@@ -71,6 +71,7 @@ REQUEST = Request(
     accepted_at=ACCEPTED_AT,
     deadline=DEADLINE,
 )
+SECOND, MINUTES_10 = timedelta(seconds=1), timedelta(minutes=10)
 TROUBLE = Trouble(label="5xx", detail="It said 503.")
 TASK = Task(id="task-1", state="RUNNING", replication_id="C4-1", user="me@org", started_at=NOON)
 INSTANCE = Instance(sequence_number=3, timestamp=LATER, transfer_bytes=1024, transfer_seconds=1.5)
@@ -445,6 +446,50 @@ def test_any_other_word_is_a_task_that_still_runs(state: str) -> None:
     assert polled(RUNNING, replace(TASK, state=state)) == Step(RUNNING)
 
 
+@pytest.mark.parametrize("state", ["CANCELLED", "", "succeeded"])
+def test_a_task_with_an_end_in_an_unknown_state_fails_its_request_once_it_has_stayed_so(state: str) -> None:
+    over = replace(TASK, state=state, ended_at=NOON, warnings=(WARNING,))
+    since = replace(RUNNING, over_since=LATER)
+    assert polled(RUNNING, over) == Step(since)
+    assert sync.polled(since, over, now=LATER + MINUTES_10 - SECOND, policy=POLICY) == Step(since)
+
+    step = sync.polled(since, over, now=LATER + MINUTES_10, policy=POLICY)
+    assert step.outcome == Failed(
+        request=REQUEST,
+        reason=Reason.TASK_FAILED,
+        ended_at=NOON,
+        attempts=1,
+        task_id="task-1",
+        submitted_at=NOON,
+        warnings=(WARNING,),
+        error=ApiError(
+            "UnknownTaskState",
+            f"The task has ended in the state {state!r}, which vm-sync does not know; it may have succeeded.",
+        ),
+    )
+    own = ApiError("Cancelled", "By an administrator.")
+    told = sync.polled(since, replace(over, error=own), now=LATER + MINUTES_10, policy=POLICY).outcome
+    assert isinstance(told, Failed)
+    assert told.error == own
+
+
+@pytest.mark.parametrize("then", ["RUNNING", "SUSPENDED"])
+def test_a_task_that_has_no_end_any_more_still_runs(then: str) -> None:
+    over = polled(RUNNING, replace(TASK, state="SUSPENDED", ended_at=NOON)).state
+    assert isinstance(over, Running)
+    assert sync.polled(over, replace(TASK, state=then), now=LATER + MINUTES_10, policy=POLICY) == Step(RUNNING)
+
+
+@pytest.mark.parametrize("state", ["QUEUED", "RUNNING"])
+def test_an_end_says_nothing_of_a_task_in_a_state_that_is_known_to_be_none(state: str) -> None:
+    assert polled(RUNNING, replace(TASK, state=state, ended_at=NOON)) == Step(RUNNING)
+
+
+def test_a_task_that_has_ended_in_an_unknown_state_succeeds_if_it_says_so_after_all() -> None:
+    state = replace(RUNNING, over_since=NOON)
+    assert isinstance(polled(state, replace(TASK, state="SUCCEEDED")).outcome, Completed)
+
+
 def test_a_start_that_was_unknown_is_learnt_from_a_poll() -> None:
     assert polled(replace(RUNNING, submitted_at=None), TASK) == Step(RUNNING)
 
@@ -718,6 +763,17 @@ def test_a_lingering_doubt_stays_while_nothing_is_concluded() -> None:
 def test_a_lingering_task_that_ends_tells_nothing_more(state: str) -> None:
     seen = replace(TASK, state=state, ended_at=LATER)
     assert polled(lingering(replace(RUNNING, adopted=True)), seen) == over(task_id="task-1", adopted=True)
+
+
+def test_a_lingering_task_that_has_ended_in_an_unknown_state_is_over_once_it_has_stayed_so() -> None:
+    seen = replace(TASK, state="CANCELLED", ended_at=LATER)
+    first = lingering(replace(RUNNING, over_since=LATER), seen_at=LATER)
+    assert polled(lingering(RUNNING), seen) == Step(first)
+    later = LATER + MINUTES_10
+    step = sync.polled(first, seen, now=later, policy=POLICY)
+    assert isinstance(step.state, Ended)
+    assert step.state.reason is Reason.TIMED_OUT
+    assert step.outcome is None
 
 
 def test_a_lingering_task_that_is_lost_is_over() -> None:

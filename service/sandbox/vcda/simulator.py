@@ -44,7 +44,8 @@ A dead site is a fault: {"site": "site2", "answer": "silent"}. Maintenance is on
 later than any client waits: {"operation": "submit", "seconds": 60}. One poisonous task, that fails whatever asks for
 it, alone or together with others: {"operation": "poll", "replication": ID, "answer": "status", "status": 500}; a
 poisonous look-up: the same with "find". A state that never ends: the plan's {"word": "ABORTED", "duration": 1e9} for
-one replication. Tasks that don't say whose or of what they are: the plan's `no_user` and `resource`.
+one replication; an end in an unknown state: {"failing": 1, "failed": "CANCELLED"}. Tasks that don't say whose or of
+what they are: the plan's `no_user` and `resource`.
 """
 
 import argparse

@@ -147,6 +147,8 @@ class Plan:
     warned: float = 0.0
     word: str = "RUNNING"
     """The state shown while it runs; another word is one that no client knows."""
+    failed: str = "FAILED"
+    """The state of those that fail; another word is one that no client knows."""
     noise: int = 0
     """Progress wavers by so many percent, and then isn't monotonous."""
     code: str = "ReplicationSyncFailed"
@@ -229,7 +231,7 @@ class Task:
     def state(self, now: float) -> str:
         """Return the state as VCDA would show it."""
         if now >= self.ends:
-            return "FAILED" if self.fails else "SUCCEEDED"
+            return self.plan.failed if self.fails else "SUCCEEDED"
         return self.plan.word if now >= self.runs else "QUEUED"
 
     def progress(self, now: float) -> int:
