@@ -229,7 +229,8 @@ class Session:
             seconds = pause.begin(self._clock.monotonic(), trouble)
             self._meter.login("refused")
             logger.warning(
-                "VCDA answered with 401 right after a successful login or extension; next attempt in %g s",
+                "VCDA answered with 401 right after a successful login or extension; next attempt in %g s: check the "
+                "account's rights, and that a load balancer sends all calls to the appliance that has the session",
                 seconds,
                 extra={"site": site, "account": ticket.login.user},
             )

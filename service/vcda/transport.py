@@ -15,7 +15,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeAlias
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import aiohttp
 import httpx
@@ -35,6 +35,11 @@ too few for some, and what it refuses to read is a POST in doubt."""
 KEEP_ALIVE: Final = 10.0
 """Seconds an idle connection is kept: less than servers do (Tomcat 20, nginx 75). A POST written to a connection that
 the server is just closing isn't lost, but it is in doubt, and doubts cost minutes."""
+
+LONGEST_KEPT: Final = 120.0
+"""Seconds after which a connection is not used again, however busy it is: polls each second would keep one for ever.
+A new connection goes where the name points by now: after a failover to another appliance, of which the old one still
+answers, or to an appliance that a load balancer has got since."""
 
 REPEATABLE: Final = frozenset({"GET", "DELETE"})
 """Methods of requests that are written once more where their connection ends without an answer, as HTTP allows for
@@ -75,8 +80,8 @@ class ConnectionTransport(AiohttpTransport):
         super().__init__(client=session, verify=context)
         self._base = str(base)
         self._goal: aiohttp.ClientRequest | None = None
-        self._kept: WeakSet[ResponseHandler] = WeakSet()
-        """The connections that have brought an answer."""
+        self._kept: WeakKeyDictionary[ResponseHandler, float] = WeakKeyDictionary()
+        """The connections that have brought an answer, and the loop's time before they were opened."""
 
     @override
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -96,6 +101,7 @@ class ConnectionTransport(AiohttpTransport):
             return await self._exchange(request)
 
     async def _exchange(self, request: httpx.Request) -> httpx.Response:
+        began = asyncio.get_running_loop().time()
         head = _head(request)
         body = await request.aread()
         connection = await self._connect()
@@ -119,7 +125,7 @@ class ConnectionTransport(AiohttpTransport):
         except BaseException:
             connection.close()
             raise
-        self._kept.add(protocol)
+        self._kept.setdefault(protocol, began)
         return httpx.Response(
             message.code, headers=message.raw_headers, stream=_Body(connection, content), request=request
         )
@@ -129,6 +135,7 @@ class ConnectionTransport(AiohttpTransport):
 
         Kept connections on which something has come since their last answer are closed: a proxy's 408 for idle
         connections, say, or an answer that was sent twice. aiohttp would take it for the answer to the next request.
+        So are those that are too old.
         """
         if not isinstance(self.client, aiohttp.ClientSession):
             self.client = self.get_client()
@@ -141,7 +148,10 @@ class ConnectionTransport(AiohttpTransport):
         while True:
             connection = await connector.connect(self._goal, [], _NO_LIMIT)
             protocol = connection.protocol
-            if protocol is None or protocol not in self._kept or not protocol.should_close:
+            if protocol is None or protocol not in self._kept:
+                return connection
+            age = asyncio.get_running_loop().time() - self._kept[protocol]
+            if not protocol.should_close and age < LONGEST_KEPT:
                 return connection
             connection.close()
 

@@ -811,6 +811,13 @@ async def test_connections_that_are_dropped_stay_silent_and_new_ones_work(browse
     assert await browser.tasks() == []
 
 
+async def test_idle_connections_get_an_answer_that_nothing_has_asked_for(browser: Browser) -> None:
+    assert await browser.tasks() == []
+    counted = browser.sim.world.counters()["calls"]
+    assert browser.sim.answer_unasked() == 1
+    assert browser.sim.world.counters()["calls"] == counted
+
+
 async def test_a_post_whose_connection_is_dropped_meanwhile_has_its_effect_and_no_answer(browser: Browser) -> None:
     browser.sim.fault(operation="submit", effect="last", seconds=0.2)
     post = asyncio.create_task(browser("POST", f"/vm-replications/{A}/sync", patience=1.0))

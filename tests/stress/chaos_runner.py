@@ -536,8 +536,8 @@ class Conductor:
                 await self._vcda.do(lambda sim: sim.world.expire(what=one.words))
             case What.VCDA_REFUSES:
                 await self._vcda.refuse(seconds=one.seconds)
-            case What.VCDA_DROPS:
-                await self._vcda.do(lambda sim: sim.drop())
+            case What.VCDA_DROPS | What.VCDA_UNASKED:
+                await self._vcda.do(Simulator.drop if one.what is What.VCDA_DROPS else Simulator.answer_unasked)
             case What.VCDA_CERTIFICATE:
                 self._authority.replace_bundle()
                 await self._vcda.do(lambda _: self._authority.replace_certificate())

@@ -1987,8 +1987,15 @@ MUTANTS: Final = (
     Mutant(
         name="what comes on an idle connection is taken for the next answer",
         file="service/vcda/transport.py",
-        old="            if protocol is None or protocol not in self._kept or not protocol.should_close:\n",
-        new="            if protocol is None or protocol.transport:\n",
+        old="            if not protocol.should_close and age < LONGEST_KEPT:\n",
+        new="            if age < LONGEST_KEPT:\n",
+        tests=("tests/vcda/test_transport.py",),
+    ),
+    Mutant(
+        name="a busy connection is kept for ever",
+        file="service/vcda/transport.py",
+        old="            if not protocol.should_close and age < LONGEST_KEPT:\n",
+        new="            if not protocol.should_close:\n",
         tests=("tests/vcda/test_transport.py",),
     ),
     Mutant(

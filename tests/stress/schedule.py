@@ -66,6 +66,7 @@ class What(StrEnum):
     KAFKA_MOVES = "Kafka comes back under another address"
     KAFKA_DROPS = "connections to Kafka fall silent"
     VCDA_DROPS = "connections to VCDA fall silent"
+    VCDA_UNASKED = "idle connections to VCDA get an answer that nothing has asked for"
     VCDA_REFUSES = "VCDA's port is closed"
     VCDA_CERTIFICATE = "VCDA's certificate and its authority are replaced"
     ACCOUNT = "the account of a site is replaced"
@@ -598,6 +599,7 @@ def _deck(rng: Random) -> list[Happening]:
         card(What.KAFKA_MOVES, rng.uniform(0.0, 4.0)),
         card(What.KAFKA_DROPS),
         card(What.VCDA_DROPS),
+        card(What.VCDA_UNASKED),
         card(What.VCDA_CERTIFICATE),
         card(What.ACCOUNT),
         card(What.PURGE),

@@ -341,7 +341,9 @@ async def test_new_credentials_end_the_pause(caplog: pytest.LogCaptureFixture) -
         assert logins(there) == before + 1
 
 
-async def test_a_401_that_survives_a_fresh_login_is_trouble_and_no_reason_to_log_in_for_ever() -> None:
+async def test_a_401_that_survives_a_fresh_login_is_trouble_and_no_reason_to_log_in_for_ever(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async with appliance(script(submit=Reply(401, NOT_AUTHENTICATED))) as there, ours(there.url) as us:
         answers = [await us.submit() for _ in range(20)]
         answers += await asyncio.gather(*[us.submit() for _ in range(20)])
@@ -359,6 +361,7 @@ async def test_a_401_that_survives_a_fresh_login_is_trouble_and_no_reason_to_log
         assert answer.trouble.error is not None
         assert not answer.trouble.own
     assert us.meter.logins == ["ok", "ok", "refused", "ok", "refused"]
+    assert "that a load balancer sends all calls to the appliance that has the session" in caplog.text
 
 
 async def test_polls_go_on_with_a_session_that_is_no_good_for_posts() -> None:

@@ -9,6 +9,7 @@ import aiohttp
 import pytest
 
 from service.sync import Accepted, Trouble
+from service.vcda import transport
 from service.vcda.http import Operation
 from service.vcda.transport import sockets
 from tests.support.scripted_http_server import (
@@ -87,6 +88,19 @@ async def test_bytes_that_come_while_a_connection_is_idle_are_not_taken_for_the_
         assert isinstance(answer, Accepted)
         assert answer.task.id == "another-task"
         assert len(there.posts) == 2
+
+
+async def test_a_busy_connection_is_replaced_in_time_so_that_calls_go_where_the_name_points_by_now(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with appliance(script(tasks=page(task()))) as there, ours(there.url) as us:
+        for _ in range(3):
+            await us.vcda.poll(site=None, ids=[TASK_ID])
+        assert there.connections == 2, "one for the login, one for polls"
+
+        monkeypatch.setattr(transport, "LONGEST_KEPT", 0.0)
+        assert isinstance(await us.vcda.poll(site=None, ids=[TASK_ID]), list)
+        assert there.connections == 3
 
 
 async def _send_unasked(there: Appliance, data: bytes) -> None:

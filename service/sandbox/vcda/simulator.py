@@ -36,6 +36,7 @@ the method named; the methods can be called directly from a test (`sim.fault(...
     POST   /_simulator/clock_offset  World.clock_offset    {"seconds": 90, "site": "site2"}
     POST   /_simulator/refuse        Simulator.refuse      {"seconds": 5}: close the port and all connections
     POST   /_simulator/drop          Simulator.drop        {}: the connections there are stay silent from now on
+    POST   /_simulator/answer_unasked      Simulator.answer_unasked     {}: a 408 through each idle connection
     POST   /_simulator/reset                         as at the start
 
 A dead site is a fault: {"site": "site2", "answer": "silent"}. Maintenance is one, too: {"answer": "status",
@@ -98,6 +99,9 @@ CACHEABLE = frozenset({"poll", "find", "ask", "replication"})
 
 LOOK_EVERY = 0.25
 """Seconds between looks at a silent connection: is the client still there?"""
+
+UNASKED = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"
+"""What some proxies send through a connection on which no request has come for a while."""
 
 SEND_RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, for no time: closing the socket then resets the connection."""
@@ -217,6 +221,18 @@ class Simulator:
         dropped = there - self._dropped
         self._dropped = there
         return len(dropped)
+
+    def answer_unasked(self) -> int:
+        """Send an answer that nothing has asked for through every idle connection. Return how many.
+
+        As proxies do with a 408 before they close one.
+        """
+        # No public member of aiohttp's tells that a connection is idle.
+        idle = [there for there in self._server.connections if there.transport and there._current_request is None]  # noqa: SLF001
+        for there in idle:
+            if there.transport is not None:
+                there.transport.write(UNASKED)
+        return len(idle)
 
     async def accept(self) -> None:
         """Listen, on the same port as ever."""
@@ -434,6 +450,7 @@ class Simulator:
             "purge": world.purge,
             "archive": world.archive,
             "drop": self.drop,
+            "answer_unasked": self.answer_unasked,
             "by_hand": world.by_hand,
             "expire": world.expire,
             "user": world.user,
