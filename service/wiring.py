@@ -222,6 +222,7 @@ def _connected(
         slices=slices,
     )
     metrics.set_overdue(polls.overdue)
+    metrics.set_look_ups_failing(lanes.look_ups_failing)
     recent_outcomes = RecentOutcomes()
     refusals = Refusals(clock)
     account = topics.account(connection, group=tuning.group_id)

@@ -70,6 +70,25 @@ async def test_a_process_is_ready_as_soon_as_its_partitions_are_and_is_looked_at
     assert len(looks) == 10
 
 
+async def test_look_ups_that_fail_while_the_site_answers_other_calls_are_degraded(app: App) -> None:
+    async def unusable() -> list[str]:
+        return []
+
+    class Lanes(list[Any]):
+        def operator_pauses(self) -> list[object]:
+            return []
+
+    said = "POSTs to site local stay in doubt"
+    lane = SimpleNamespace(lacks_credentials=False, open_breaker=lambda: None, failing_look_ups=lambda: said)
+    parts = SimpleNamespace(
+        vcda=SimpleNamespace(unusable=unusable),
+        syncs=SimpleNamespace(lanes=Lanes([lane]), control=SimpleNamespace(trouble=list)),
+        kafka=SimpleNamespace(tokens=None),
+    )
+
+    assert await app._degraded_by(cast("Any", parts)) == [said]
+
+
 async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_and_ends_nothing(
     app: App, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -419,6 +419,15 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 bad=120,
                 alert="VmSyncPollsOverdue",
             ),
+            Graph(
+                title="Look-ups that fail",
+                about="How long look-ups for POSTs in doubt have failed although other calls succeed.",
+                queries=((f"max by (site) (vm_sync_look_ups_failing_seconds{{{SITE}}})", "{{site}}"),),
+                unit=SECONDS,
+                warn=1,
+                bad=900,
+                alert="VmSyncLookUpsFailing",
+            ),
         ),
     ),
     (

@@ -35,6 +35,8 @@ OTHER: Final = "other"
 
 RESULTS: Final = {Fate.ADMITTED: "accepted", Fate.DUPLICATE: "duplicate", Fate.DEAD_LETTERED: "dead_lettered"}
 """The fates of records that are a request's result, too."""
+OVERDUE: Final = "vm_sync_poll_overdue_seconds"
+LOOK_UPS_FAILING: Final = "vm_sync_look_ups_failing_seconds"
 STATES: Final = ("waiting", "submitting", "in_doubt", "running", "lingering")
 OUTCOMES: Final = ("completed", "failed")
 OPERATIONS: Final = ("login", "extend", "submit", "poll", "find")
@@ -140,9 +142,16 @@ METRICS: Final = (
         buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 5, 10, 20, 30, 60),
     ),
     Metric(
-        "vm_sync_poll_overdue_seconds",
+        OVERDUE,
         "gauge",
         "Delay of the most overdue poll; 0 when no poll is overdue.",
+        ("site",),
+        at_scrape=True,
+    ),
+    Metric(
+        LOOK_UPS_FAILING,
+        "gauge",
+        "How long look-ups for POSTs in doubt have failed although other calls to the site succeed; 0: they don't.",
         ("site",),
         at_scrape=True,
     ),
@@ -333,7 +342,7 @@ class Metrics:
         self._paused_sites: set[str | None] = set()
         self._waiting: Callable[[], Mapping[tuple[str | None, WaitCause], int]] = dict
         self._oldest: Callable[[], Mapping[str | None, datetime]] = dict
-        self._overdue: Callable[[], Mapping[str | None, float]] = dict
+        self._longest: dict[str, Callable[[], Mapping[str | None, float]]] = {OVERDUE: dict, LOOK_UPS_FAILING: dict}
         self._site_pauses: Callable[[], SitePausesSeen] = lambda: SitePausesSeen((), 0.0, 0)
         self._log_lines_dropped: Callable[[], int] = int
 
@@ -519,7 +528,11 @@ class Metrics:
 
     def set_overdue(self, ask: Callable[[], Mapping[str | None, float]]) -> None:
         """Set the function that returns, at scrape, how many seconds late each site's most overdue poll is."""
-        self._overdue = ask
+        self._longest[OVERDUE] = ask
+
+    def set_look_ups_failing(self, ask: Callable[[], Mapping[str | None, float]]) -> None:
+        """Set the function that returns, at scrape, for how many seconds each site's look-ups have failed alone."""
+        self._longest[LOOK_UPS_FAILING] = ask
 
     def adopted(self) -> None:
         """Count an adopted task."""
@@ -603,7 +616,7 @@ class Metrics:
         now = self._clock.now()
         labels = (*self._site_labels.values(), OTHER)
         zero: dict[Child, float] = {(label,): 0.0 for label in labels}
-        oldest, overdue, held = dict(zero), dict(zero), dict(zero)
+        oldest, held = dict(zero), dict(zero)
         in_flight: dict[Child, float] = {(state, label): 0.0 for state in STATES for label in labels}
         for (state, site), count in self._in_flight.items():
             in_flight[state, self._site_labels.get(site, OTHER)] += count
@@ -613,9 +626,11 @@ class Metrics:
         for site, accepted_at in self._oldest().items():
             label = (self._site_labels.get(site, OTHER),)
             oldest[label] = max(oldest[label], (now - accepted_at) / timedelta(seconds=1))
-        for site, seconds in self._overdue().items():
-            label = (self._site_labels.get(site, OTHER),)
-            overdue[label] = max(overdue[label], seconds)
+        longest = {name: dict(zero) for name in self._longest}
+        for name, ask in self._longest.items():
+            for site, seconds in ask().items():
+                label = (self._site_labels.get(site, OTHER),)
+                longest[name][label] = max(longest[name][label], seconds)
         paused, pauses = dict(zero), self._site_pauses()
         for name in pauses.sites:
             paused[self._site_labels.get(None if name == LOCAL else name, OTHER),] = 1.0
@@ -625,7 +640,7 @@ class Metrics:
             "vm_sync_waiting": waiting,
             "vm_sync_replications_held": held,
             "vm_sync_oldest_in_flight_seconds": oldest,
-            "vm_sync_poll_overdue_seconds": overdue,
+            **longest,
             "vm_sync_site_paused_by_operator": paused,
             "vm_sync_control_unreadable_seconds": {(): pauses.unreadable_for},
             "vm_sync_control_invalid_records": {(): float(pauses.invalid)},

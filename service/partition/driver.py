@@ -724,7 +724,7 @@ class Driver:
         return WaitsFor(obstacle.cause, obstacle.detail, until=self._in(obstacle.seconds))
 
     def _unasked_for(self, tracked: TrackedSync) -> WaitsFor | None:
-        """Return why VCDA is not asked for the task of a sync that may be there; None: it is, or the POST goes on."""
+        """Return why VCDA is not asked for the task of a sync that may be there, or does not say; None: neither."""
         lane = self._lane(tracked)
         if lane.without_credentials:
             detail = "this process has no credentials for its site (VM_SYNC_VCDA__SITES), so VCDA is not asked for it"
@@ -738,6 +738,9 @@ class Driver:
         if tracked.doubt is not None and lane.look_ups.rest_until > self._dependencies.clock.monotonic():
             detail = f"{what}: each look-up at its site fails, and asks for a pause (Retry-After)"
             return WaitsFor(WaitCause.SITE_PAUSED, detail, until=self._moment_of(lane.look_ups.rest_until))
+        if tracked.doubt is not None and lane.look_ups.failing_since is not None:
+            detail = f"its POST is in doubt, and look-ups at its site fail ({lane.look_ups.trouble})"
+            return WaitsFor(WaitCause.OTHER, detail)
         return None
 
     def _in(self, seconds: float | None) -> datetime | None:

@@ -302,15 +302,15 @@ class Reconciler:
             look_ups.failed += 1
             look_ups.failed_at = self._clock.monotonic()
         own = look_ups.failed >= OWN_AFTER or lane.good_answers > look_ups.good_answers
+        look_ups.trouble = f"{trouble.label}: {trouble.detail}"
         lane.record_result(replace(trouble, own=trouble.own or (own and trouble.retry_after is None)))
         if own and look_ups.failing_since is None:
             look_ups.failing_since = self._clock.monotonic()
             log.warning(
-                "Site %s: look-ups for POSTs in doubt fail (%s: %s); the POSTs stay in doubt until one succeeds, other "
+                "Site %s: look-ups for POSTs in doubt fail (%s); the POSTs stay in doubt until one succeeds, other "
                 "calls to the site do not wait for them",
                 lane.site or "local",
-                trouble.label,
-                trouble.detail,
+                look_ups.trouble,
                 extra={"site": lane.site},
             )
         if own and trouble.retry_after is not None:

@@ -115,6 +115,8 @@ class LookUps:
     """No look-up begins before this moment: the end of the site's pause is left to other calls."""
     failing_since: float | None = None
     """Since when (monotonic) their trouble counts as their own, and no longer as the site's; the log has it."""
+    trouble: str = ""
+    """The last trouble, while they fail."""
     searches: int = 0
     """In how many partitions POSTs in doubt are looked up."""
 
@@ -333,6 +335,21 @@ class Lane:
         since = "" if self._opened_at is None else f" since {self._opened_at:%Y-%m-%d %H:%M:%SZ}"
         detail = f"the circuit breaker of site {self.site or 'local'} has been open{since}{self._said}"
         return Obstacle(WaitCause.CIRCUIT_OPEN, self.held_for() or None, detail)
+
+    @property
+    def look_ups_failing_for(self) -> float:
+        """For how many seconds look-ups for POSTs in doubt have failed although other calls succeed; 0: they don't."""
+        since = self.look_ups.failing_since
+        return 0.0 if since is None else self._clock.monotonic() - since
+
+    def failing_look_ups(self) -> str | None:
+        """Say that look-ups fail; None: they don't. See `look_ups_failing_for`."""
+        if (seconds := self.look_ups_failing_for) == 0.0:
+            return None
+        return (
+            f"POSTs to site {self.site or 'local'} stay in doubt: look-ups have failed for {seconds:.0f} s although "
+            f"other calls succeed ({self.look_ups.trouble})"
+        )
 
     def obstacle_of_calls(self) -> Obstacle | None:
         """Return what holds back polls and look-ups, but for an operator's pause, which does not; None: nothing."""
@@ -632,6 +649,10 @@ class Lanes:
         for lane in self:
             if lane.site != site and self._canonical_site(lane.site) == self._canonical_site(site):
                 lane.hold(until)
+
+    def look_ups_failing(self) -> dict[str | None, float]:
+        """Return for how many seconds look-ups have failed, of the sites where they do."""
+        return {lane.site: seconds for lane in self if (seconds := lane.look_ups_failing_for)}
 
     def __iter__(self) -> Iterator[Lane]:
         """Iterate over the lanes there are now."""

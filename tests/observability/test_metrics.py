@@ -31,6 +31,7 @@ vm_sync_oldest_in_flight_seconds gauge site
 vm_sync_duration_seconds histogram outcome site
 vm_sync_detection_lag_seconds histogram site
 vm_sync_poll_overdue_seconds gauge site
+vm_sync_look_ups_failing_seconds gauge site
 vm_sync_poll_batch_size histogram site
 vm_sync_api_requests_total counter operation status site
 vm_sync_api_request_duration_seconds histogram operation
@@ -131,6 +132,7 @@ def test_the_series_of_words_known_in_advance_exist_at_0(registry: CollectorRegi
         ("vm_sync_oldest_in_flight_seconds", {"site": "berlin"}),
         ("vm_sync_duration_seconds_count", {"outcome": "failed", "site": "berlin"}),
         ("vm_sync_poll_overdue_seconds", {"site": "local"}),
+        ("vm_sync_look_ups_failing_seconds", {"site": "berlin"}),
         ("vm_sync_api_requests_total", {"operation": "submit", "status": "429", "site": "berlin"}),
         ("vm_sync_api_requests_total", {"operation": "extend", "status": "403", "site": "berlin"}),
         ("vm_sync_api_paused", {"site": "berlin"}),
@@ -192,10 +194,13 @@ def test_a_site_that_nobody_configured_is_other_and_its_name_is_nowhere(
     metrics.moved("made-up", None, "waiting")
     metrics.paused("made-up", True)
     metrics.set_overdue(lambda: {"made-up": 3.0, "also-made-up": 2.0})
+    metrics.set_look_ups_failing(lambda: {"made-up": 5.0, None: 7.0, "also-made-up": 4.0})
 
     assert "made-up" not in page(registry)
     assert registry.get_sample_value("vm_sync_in_flight", {"state": "waiting", "site": "other"}) == 1.0
     assert registry.get_sample_value("vm_sync_poll_overdue_seconds", {"site": "other"}) == 3.0
+    assert registry.get_sample_value("vm_sync_look_ups_failing_seconds", {"site": "other"}) == 5.0
+    assert registry.get_sample_value("vm_sync_look_ups_failing_seconds", {"site": "local"}) == 7.0
 
 
 def test_what_waits_is_shown_by_cause_and_the_rest_as_other(registry: CollectorRegistry, metrics: Metrics) -> None:

@@ -225,3 +225,36 @@ async def test_in_a_partition_that_is_handed_over_requests_wait_for_that(d: Depl
     handed_over = WaitsFor(WaitCause.OTHER, "partition 0 is being handed over to another instance")
     assert waits(p0) == {"a1": handed_over}
     assert counts(p0) == {}, "what is not named counts as other"
+
+
+async def may_not_look(**_: object) -> Trouble:
+    return Trouble(label="403", detail="VCDA answered with 403.")
+
+
+@deployed
+async def test_a_post_in_doubt_says_that_look_ups_fail_until_they_succeed(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1e6
+    p0 = d.owner()
+    d.broker.ask("C4-2", "polled")
+    await d.until(1.0)
+    p0.vcda.script["doubted"] = ["lost-answer"]
+    find, p0.vcda.find = p0.vcda.find, may_not_look  # type: ignore[method-assign]
+    d.broker.ask("C4-1", "doubted")
+    await d.until(600.0)
+
+    said = waits(p0)["doubted"]
+    assert said is not None
+    assert said.cause is WaitCause.OTHER
+    assert said.detail == "its POST is in doubt, and look-ups at its site fail (403: VCDA answered with 403.)"
+    (since,) = p0.lanes.look_ups_failing().values()
+    assert 540.0 < since < 600.0
+    assert p0.lanes.lane(None).failing_look_ups() == (
+        f"POSTs to site local stay in doubt: look-ups have failed for {since:.0f} s although other calls succeed (403: "
+        "VCDA answered with 403.)"
+    )
+
+    p0.vcda.find = find  # type: ignore[method-assign]
+    await d.until(1000.0)
+    assert p0.lanes.look_ups_failing() == {}
+    assert p0.lanes.lane(None).failing_look_ups() is None
+    assert waits(p0).get("doubted") is None

@@ -354,6 +354,27 @@ MUTANTS: Final = (
         tests=("tests/partition/test_waiting.py",),
     ),
     Mutant(
+        name="a POST in doubt does not say that look-ups fail",
+        file="service/partition/driver.py",
+        old="        if tracked.doubt is not None and lane.look_ups.failing_since is not None:\n",
+        new="        if False:\n",
+        tests=("tests/partition/test_waiting.py",),
+    ),
+    Mutant(
+        name="look-ups that fail alone are not degraded on /readyz",
+        file="service/app.py",
+        old="                reasons.append(failing)\n",
+        new="                pass\n",
+        tests=("tests/test_app.py",),
+    ),
+    Mutant(
+        name="look-ups that fail alone are no metric",
+        file="service/vcda/lanes.py",
+        old="        return 0.0 if since is None else self._clock.monotonic() - since\n",
+        new="        return 0.0\n",
+        tests=("tests/partition/test_waiting.py",),
+    ),
+    Mutant(
         name="look-ups that fail alone are logged by each attempt",
         file="service/partition/reconciler.py",
         old="        if own and look_ups.failing_since is None:\n",

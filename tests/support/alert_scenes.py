@@ -363,6 +363,21 @@ async def strange_answers(stage: Stage) -> None:
         )
 
 
+async def look_ups_refused(stage: Stage) -> None:
+    """Have VCDA lose the answer to a POST, and refuse to list tasks, while it answers all other calls."""
+    async with stage.deployment("doubt", plan=Plan(duration=Durations.of(1e6))) as here:
+        await here.start()
+        await here.requests("runs", 3)
+        await here.until(lambda: here.vcda.world.counts.calls["submit"] >= 3, what="3 syncs run")
+        began = time.monotonic()
+        here.vcda.fault(operation="find", answer="status", status=403)
+        here.vcda.fault(operation="submit", replication=replication("doubt-lost-0"), answer="cut", times=1)
+        await here.requests("lost", 1)
+        await here.fires("VmSyncLookUpsFailing", "look-ups are answered with 403, other calls succeed", since=began)
+        here.vcda.faults.remove()
+        await here.over("VmSyncLookUpsFailing")
+
+
 async def site_away(stage: Stage) -> None:
     """Have VCDA answer everything with 503 while syncs run, for longer than they last."""
     async with stage.deployment("away", plan=Plan(duration=Durations.of(3))) as here:
@@ -714,6 +729,7 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
     ),
     old_requests: ("VmSyncRequestNearDeadline", "VmSyncNothingEnds", "VmSyncReplicationHeld"),
     wrong_password: ("VmSyncLoginFailing", "VmSyncNotLoggedIn"),
+    look_ups_refused: ("VmSyncLookUpsFailing",),
     crowd: ("VmSyncSiteFillsCapacity", "VmSyncLogLinesDropped"),
     nothing_left: ("VmSyncAbsent",),
 }

@@ -45,6 +45,7 @@ RARE: Mapping[str, str] = {
     "vm_sync_records_unaccounted": "tests/system/test_records_balance.py",
     "vm_sync_replications_held": "tests/observability/test_metrics.py",
     "vm_sync_posts_repeated_total": "tests/observability/test_metrics.py",
+    "vm_sync_look_ups_failing_seconds": "tests/observability/test_metrics.py",
     "vm_sync_journals_rewritten_total": "tests/intake/test_topics_replaced.py",
     "vm_sync_journals_with_deleted_records_total": "tests/intake/test_journal_comparison.py",
     "vm_sync_reading_stalled_seconds": "tests/intake/test_reading.py",
