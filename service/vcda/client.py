@@ -598,8 +598,8 @@ def _unreadable(answer: Answer) -> Trouble:
     """Return the trouble of a body that isn't what VCDA sends: a login page with status 200, say."""
     kinds = [answer.headers.get(name, "")[:MAX_KIND] for name in ("content-type", "content-encoding")]
     kind = ", ".join(text for text in kinds if text.isascii() and text.isprintable() and text)
-    detail = f"VCDA answered with {answer.status} and a body that can't be parsed" + (f" ({kind})." if kind else ".")
-    return Trouble(label="unreadable", detail=detail)
+    said = f"VCDA answered with {answer.status} and a body that can't be understood"
+    return Trouble(label="unreadable", detail=f"{said} ({kind})." if kind else f"{said}.")
 
 
 def _redirection(headers: httpx.Headers) -> str:

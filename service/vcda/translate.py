@@ -112,7 +112,7 @@ def _task(value: Json, local: frozenset[str]) -> Task | None:
     progress = _integer(value.get("progress"))
     return Task(
         id=name,
-        state=_text(value.get("state")) or "",
+        state=(_text(value.get("state")) or "").upper(),
         site=None if site in local else site,
         user=_text(value.get("user")),
         replication_id=_text(_member(value, "workflowInfo").get("resourceId")),

@@ -100,9 +100,9 @@ async def test_a_task_that_may_be_the_replications_is_accepted(named: str | None
     [
         (
             Reply(200, HTML, {"Content-Encoding": "gzip"}),
-            "VCDA answered with 200 and a body that can't be parsed (application/json, gzip).",
+            "VCDA answered with 200 and a body that can't be understood (application/json, gzip).",
         ),
-        (Cut(b"HTTP/1.1 200 OK\r\n\r\n"), "VCDA answered with 200 and a body that can't be parsed."),
+        (Cut(b"HTTP/1.1 200 OK\r\n\r\n"), "VCDA answered with 200 and a body that can't be understood."),
         (
             Reply(302, HTML, {"Location": "https://sso.example.com/login?state=s3cret"}),
             "VCDA answered with 302, a redirect to https://sso.example.com.",

@@ -97,6 +97,14 @@ def test_a_task_that_cannot_be_asked_for_is_none(odd: object) -> None:
     assert read_task(encode(task(id=odd))) is None
 
 
+@pytest.mark.parametrize("state", ["SUCCEEDED", "succeeded", "Succeeded"])
+def test_the_letter_case_of_a_state_does_not_count(state: str) -> None:
+    read = read_task(encode(task(state=state)))
+
+    assert read is not None
+    assert read.state == "SUCCEEDED"
+
+
 @pytest.mark.parametrize("odd", [None, 7, {}, ""])
 def test_a_task_without_a_state_is_one_that_goes_on(odd: object) -> None:
     read = read_task(encode(task(state=odd)))
