@@ -2,6 +2,7 @@
 
 import faulthandler
 import os
+import signal
 import sys
 import traceback
 import uuid
@@ -29,6 +30,10 @@ if sys.version_info < (3, 12):
     # while pytest parses a test file may log a traceback; parsing within parsing ends in "SystemError: AST constructor
     # recursion depth mismatch", in whatever test runs by then (seen with 3.11.7). Without the marks nothing is parsed.
     traceback._extract_caret_anchors_from_line_segment = lambda _: None  # type: ignore[attr-defined]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # So a shell starts what runs in its background, and the commands that tests start and interrupt inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def missing(reason: str) -> NoReturn:

@@ -16,6 +16,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import sys
 import tempfile
 from collections import Counter
@@ -154,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run seeds one after another, each on every number of brokers."""
     given = options(arguments)
     first = secrets.randbelow(1_000_000) if given.seed is None else given.seed
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background, and so by our commands
     logging.getLogger("aiokafka").setLevel(logging.CRITICAL)  # it can't know that we stopped Kafka ourselves
     console = Console(width=max(170, Console().width))
     reports: list[Report] = []
