@@ -48,6 +48,9 @@ REQUEST: Final = timedelta(seconds=8)
 MOST_IDS: Final = 100
 """Transactional ids that are asked for: the first, the last, and some between them where there are more partitions."""
 
+MOST_STRANGERS: Final = 5
+"""Members that are named."""
+
 UNSUPPORTED: Final = (IncompatibleBrokerVersion, NotImplementedError)
 """What aiokafka raises of a request for which the brokers and it have no version in common."""
 
@@ -356,6 +359,14 @@ class KafkaChecks:
         group = await rights.group(self._client, name)
         if group.allowed is None or Operation.READ not in group.allowed:
             return [self._grant(frozenset({Operation.READ}), f"group {name}", setting)]
+        if group.strangers:
+            return [
+                warning(
+                    f"The group {name} ({setting}) has members that are not the service's: "
+                    f"{', '.join(group.strangers[:MOST_STRANGERS])}. The group gives them partitions, whose requests "
+                    "then wait: end them, or give them a group of their own."
+                )
+            ]
         return [ok(f"The group {name} may be joined; members at present: {group.members}.")]
 
     async def _transactions(self) -> Sequence[Verdict]:

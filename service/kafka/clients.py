@@ -6,7 +6,7 @@ that has lost all known brokers never asks the bootstrap servers again, so it do
 other addresses. Here each has a bound. Also, no client of this process creates a topic by asking for its metadata, and
 none takes a connection that closed at an unlucky moment for an error of the program, or leaves failures behind that
 nobody has asked for. Connections whose login expires are replaced before that, and a token that a broker refuses is
-noticed.
+noticed. And a client that tries again and again, for which its caller's time runs out, can say what it failed at.
 
 It does not know what the clients are used for.
 """
@@ -25,14 +25,26 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient
 from aiokafka.conn import AIOKafkaConnection, CloseReason
-from aiokafka.errors import KafkaConnectionError, NodeNotReadyError, RequestTimedOutError, SaslAuthenticationFailed
+from aiokafka.errors import (
+    BrokerResponseError,
+    KafkaConnectionError,
+    KafkaError,
+    NodeNotReadyError,
+    RequestTimedOutError,
+    SaslAuthenticationFailed,
+    for_code,
+    kafka_errors,
+)
 from aiokafka.producer.message_accumulator import MessageBatch
+from aiokafka.producer.sender import AddPartitionsToTxnHandler, EndTxnHandler, InitPIDHandler, SendProduceReqHandler
 from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
 from typing_extensions import override
 
 from service.event_loop import log_death
+from service.kafka import decompression
+from service.kafka.denials import explain
 from service.kafka.tokens import Tokens
 from service.moments import milliseconds
 
@@ -75,6 +87,28 @@ Client: TypeAlias = AIOKafkaProducer | AIOKafkaConsumer | AIOKafkaAdminClient | 
 # A broker makes a topic that a client asks for by name, unless the client forbids it: with one partition, and
 # not compacted. aiokafka never forbids it, so that a topic deleted under a running service would come back wrong.
 aiokafka.client.MetadataRequest = partial(MetadataRequest, allow_auto_topic_creation=False)
+
+decompression.bound()
+
+
+class GroupMaxSizeReachedError(BrokerResponseError):  # type: ignore[misc] # aiokafka is untyped
+    """The group is full."""
+
+    errno = 81
+    message = "GROUP_MAX_SIZE_REACHED"
+    description = "The consumer group has as many members as the brokers' group.max.size allows."
+
+
+class InvalidRecordError(BrokerResponseError):  # type: ignore[misc] # aiokafka is untyped
+    """A broker does not take a record as it is."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+    description = "A record has no key, and its topic is compacted; or it doesn't fit the schema that brokers check."
+
+
+for _error in (GroupMaxSizeReachedError, InvalidRecordError):
+    kafka_errors.setdefault(_error.errno, _error)  # which aiokafka takes for unknown errors of the server
 
 
 class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyped
@@ -170,16 +204,33 @@ class _Connection(AIOKafkaConnection):  # type: ignore[misc] # aiokafka is untyp
 _send = AIOKafkaClient.send
 
 
-async def _send_or_time_out(self: AIOKafkaClient, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's
+async def _send_or_time_out(self: AIOKafkaClient, node: Any, *arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - aiokafka's
     """Send a request to a broker, and return the answer.
 
     Where a request times out after its connection was given up, aiokafka looks for the connection to close it. The
     KeyError that it raises then would end the task that fetches, for good (seen with a broker that froze).
     """
     try:
-        return await _send(self, *arguments, **options)
+        return await _send(self, node, *arguments, **options)
     except KeyError as error:
+        self.last_trouble = f"{broker(self, node)} gave no answer in time"
         raise RequestTimedOutError from error
+    except NodeNotReadyError:
+        raise  # `ready` has said it
+    except KafkaError as error:
+        self.last_trouble = f"{broker(self, node)}: {explain(error)}"
+        raise
+
+
+_ready = AIOKafkaClient.ready
+
+
+async def _ready_or_trouble(self: AIOKafkaClient, node: Any, **options: Any) -> bool:  # noqa: ANN401 - aiokafka's
+    """Whether there is a connection to a broker, or one could be made."""
+    if await _ready(self, node, **options):
+        return True
+    self.last_trouble = f"{broker(self, node)} can't be reached"
+    return False
 
 
 _look_up = AIOKafkaClient.coordinator_lookup
@@ -195,6 +246,9 @@ async def _look_up_or_try_again(self: AIOKafkaClient, *arguments: Any) -> Any:  
         return await _look_up(self, *arguments)
     except KafkaConnectionError as error:
         raise NodeNotReadyError from error
+    except BrokerResponseError as error:
+        self.last_trouble = f"no coordinator: {explain(error)}"
+        raise
 
 
 def _heard(fail: Callable[..., None], waiter: str) -> Callable[..., None]:
@@ -212,6 +266,42 @@ def _heard(fail: Callable[..., None], waiter: str) -> Callable[..., None]:
     return failed
 
 
+_may_be_sent_again = SendProduceReqHandler._can_retry
+
+
+def _sent_again(self: SendProduceReqHandler, error: BrokerResponseError, batch: MessageBatch) -> bool:
+    """Whether a batch that was refused is sent again: so it is, without end, while it has too few replicas say."""
+    if error.__traceback__ is None:  # it was never raised: it is a broker's answer, and not what `send` has noted
+        self._client.last_trouble = f"{batch.tp.topic}-{batch.tp.partition}: {explain(error)}"
+    return bool(_may_be_sent_again(self, error, batch))
+
+
+def _asked_again(handle: Callable[..., float | None]) -> Callable[..., float | None]:
+    """Return a method that takes a transaction coordinator's answer, and notes what it is that is asked again."""
+
+    def handle_response(self: Any, response: Any) -> float | None:  # noqa: ANN401 - aiokafka's
+        pause = handle(self, response)
+        if pause is not None:
+            topics = getattr(response, "errors", None)
+            codes = [code for _, some in topics for _, code in some] if topics else [response.error_code]
+            refusal = for_code(next(filter(None, codes), -1))
+            self._sender.client.last_trouble = f"transaction coordinator: {explain(refusal())}"
+        return pause
+
+    return handle_response
+
+
+def broker(client: AIOKafkaClient, node: Any) -> str:  # noqa: ANN401 - aiokafka's: a number, or "bootstrap"
+    """Return a broker's name and address, for people."""
+    found = client.cluster.broker_metadata(node)
+    return f"broker {node}" if found is None else f"broker {node} ({found.host}:{found.port})"
+
+
+AIOKafkaClient.last_trouble = ""  # what a client tries again; see `journal`
+AIOKafkaClient.ready = _ready_or_trouble
+SendProduceReqHandler._can_retry = _sent_again
+for _handler in (InitPIDHandler, AddPartitionsToTxnHandler, EndTxnHandler):
+    _handler.handle_response = _asked_again(_handler.handle_response)
 MessageBatch.failure = _heard(MessageBatch.failure, "_drain_waiter")
 TransactionManager.error_transaction = _heard(TransactionManager.error_transaction, "_transaction_waiter")
 TransactionManager.fatal_error = _heard(TransactionManager.fatal_error, "_transaction_waiter")

@@ -12,8 +12,10 @@ from enum import StrEnum
 from typing import Any, Final, Self
 
 from aiokafka.errors import (
+    BrokerResponseError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    KafkaError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
 )
@@ -97,8 +99,16 @@ class MissingRight:
 
 
 def explain(error: BaseException) -> str:
-    """Say in one line what Kafka's client has raised."""
-    name, text = type(error).__name__, " ".join(str(error).split())
+    """Say in one line what Kafka's client has raised; of an error that it has wrapped, what it has wrapped.
+
+    A refusal without words of its own is described in Kafka's, of which the first sentence does.
+    """
+    if type(error) is KafkaError and isinstance(error.__cause__, KafkaError):
+        return explain(error.__cause__)
+    text = str(error)
+    if isinstance(error, BrokerResponseError):
+        text = " ".join(map(str, error.args)) or error.description.partition(". ")[0].removesuffix(".")
+    name, text = type(error).__name__, " ".join(text.split())
     return f"{name}: {text.removeprefix(f'{name}: ')}" if text and text != name else name
 
 

@@ -270,7 +270,12 @@ class KafkaJournal:
             raise JournalLost(msg) from error
 
     def _why(self, error: BaseException) -> str:
-        """Say what failed, and report it where a right is missing."""
+        """Say what failed, and report it where a right is missing.
+
+        Where the time ran out, that is what aiokafka has tried again meanwhile, and has said nobody.
+        """
+        if isinstance(error, TimeoutError) and (trouble := self._producer.client.last_trouble):
+            return f"timed out; the last error was: {trouble}"
         if (right := MissingRight.of(error, operation=Operation.WRITE, topics=[self._place.topic])) is None:
             return explain(error)
         if self._denials is not None:
@@ -301,6 +306,7 @@ class KafkaJournal:
         await self._write([(self._place, [(OPENED_KEY, b"{}", [], None)])])
 
     async def _transact(self, batch: Batch) -> None:
+        self._producer.client.last_trouble = ""
         if len(batch.changes) + len(batch.events) > self._slices.size(FEW_RECORDS):
             await self._slices.turn()
         records = await self._laid_out(batch)

@@ -39,6 +39,7 @@ from aiokafka.protocol.transaction import EndTxnRequest
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
 from typing_extensions import override
 
+from service.kafka.connection import ops_port_of
 from service.kafka.denials import Operation
 from service.kafka.topic_descriptions import topic_metadata
 from service.kafka.topics import TopicNames
@@ -81,6 +82,8 @@ class Group:
 
     members: int
     allowed: frozenset[Operation] | None
+    strangers: tuple[str, ...] = ()
+    """Its members that are not the service's, by client id and host."""
 
 
 async def allowed_on_topics(client: AIOKafkaClient, names: Iterable[str]) -> dict[str, frozenset[Operation] | None]:
@@ -117,7 +120,8 @@ async def group(client: AIOKafkaClient, name: str) -> Group:
         if error is GroupAuthorizationFailedError:
             return Group(0, None)
         if error is NoError:
-            return Group(len(members), _operations(allowed))
+            strangers = [f"{client} at {host}" for _, client, host, *_ in members if ops_port_of(client) is None]
+            return Group(len(members), _operations(allowed), tuple(sorted(strangers)))
         if error not in COORDINATORS_AWAY:
             raise error
         await asyncio.sleep(ASK_AGAIN)

@@ -206,6 +206,15 @@ def judge_existing(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Fi
         findings.append(_unequal(names, requests, journal))
     if journal and (text := not_compacted(names.journal, journal.policy)):
         findings.append(Refusal(f"The {text}."))
+    dead_letter = needed.get(names.dead_letter)
+    if dead_letter and "compact" in (dead_letter.policy or ""):
+        findings.append(
+            Refusal(
+                f"The topic {names.dead_letter} has cleanup.policy={dead_letter.policy}, so Kafka refuses the dead "
+                "letter of a message without a key, which stops the message's partition; and it keeps only the latest "
+                "dead letter of each key: set it to delete."
+            )
+        )
     control = needed.get(names.control or "")
     if control and control.partitions > 1:
         findings.append(
@@ -264,6 +273,11 @@ def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
         )
     if unclean := [name for name, topic in needed.items() if topic.flag("unclean.leader.election.enable")]:
         yield Advice(f"Unclean leader election is on, which loses acknowledged messages: {', '.join(unclean)}.")
+    outcomes = dict.fromkeys((names.completed, names.failed))
+    if compacted := [name for name in outcomes if name in needed and "compact" in (needed[name].policy or "")]:
+        yield Advice(
+            f"Kafka keeps only the latest outcome of each replication on compacted topics: {', '.join(compacted)}."
+        )
     requests, dead_letter = needed.get(names.requests), needed.get(names.dead_letter)
     if requests and "compact" in (requests.policy or ""):
         yield Advice(f"{names.requests} is compacted: Kafka may delete all but the latest request for a replication.")

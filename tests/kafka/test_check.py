@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,29 @@ async def test_all_is_ok_but_for_the_single_broker_and_nothing_is_made(kafka: Ka
         f"Write is granted on the transactional ids {topics.journal}-0 to {topics.journal}-2,"
     )
     assert topic_name("group") not in groups
+
+
+async def test_members_of_the_group_that_are_not_the_services_are_named(kafka: Kafka, topic_name: TopicNamer) -> None:
+    """As an operator's console consumer, or a second application with the same group id: each takes partitions away."""
+    topics, group = names(topic_name), topic_name("group")
+    made = KafkaConnection(bootstrap_servers=(kafka.bootstrap,))
+    await ensure_topics(made, names=topics, partitions=3, create=True)
+
+    async def member(client_id: str, stack: AsyncExitStack) -> None:
+        consumer = AIOKafkaConsumer(
+            topics.requests, bootstrap_servers=kafka.bootstrap, group_id=group, client_id=client_id
+        )
+        await consumer.start()
+        stack.push_async_callback(consumer.stop)
+
+    async with AsyncExitStack() as stack:
+        await member("vm-sync-ops-8080", stack)
+        assert (await results(kafka, topics, GROUP_ID=group))["consumer group"].status is Status.OK
+        await member("kcat", stack)
+        found = (await results(kafka, topics, GROUP_ID=group))["consumer group"]
+
+    assert found.status is Status.WARNING
+    assert "(VM_SYNC_KAFKA__GROUP_ID) has members that are not the service's: kcat at /127.0.0.1. " in found.text
 
 
 async def test_missing_topics_that_would_be_created_are_ok_and_stay_missing(

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from functools import partial
+from types import SimpleNamespace
 from typing import Final
 
 import aiokafka.conn
@@ -16,8 +17,15 @@ from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
 from aiokafka.conn import AIOKafkaConnection
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, ProducerFenced, RequestTimedOutError
+from aiokafka.errors import (
+    IncompatibleBrokerVersion,
+    KafkaConnectionError,
+    NodeNotReadyError,
+    ProducerFenced,
+    RequestTimedOutError,
+)
 from aiokafka.producer.message_accumulator import BatchBuilder, MessageBatch
+from aiokafka.producer.sender import AddPartitionsToTxnHandler, EndTxnHandler, InitPIDHandler
 from aiokafka.producer.transaction_manager import TransactionManager
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.metadata import MetadataRequest
@@ -409,6 +417,40 @@ async def test_where_one_address_is_left_the_others_are_heard_of_there(monkeypat
 
     assert await rebootstrap(client, connection=connection) is False, "two brokers are away"
     assert await rebootstrap(client, connection=connection) is True, "the only known one has moved"
+
+
+# ---------------------------------------------------------------- what a client tries again
+
+
+async def test_a_client_knows_which_broker_it_can_not_reach() -> None:
+    client = AIOKafkaClient(bootstrap_servers="127.0.0.1:1")
+    client.cluster._brokers = {4: BrokerMetadata(4, "127.0.0.1", 1, None)}
+
+    assert not await client.ready(4)
+    assert client.last_trouble == "broker 4 (127.0.0.1:1) can't be reached"
+    with pytest.raises(NodeNotReadyError):
+        await client.send(5, MetadataRequest([]))
+    assert client.last_trouble == "broker 5 can't be reached"
+
+
+async def test_a_client_knows_why_it_asks_a_transaction_coordinator_again() -> None:
+    client = AIOKafkaClient(bootstrap_servers="127.0.0.1:1")
+    transactions = SimpleNamespace(txn_partitions=[], partition_added=lambda _: None)
+    sender = SimpleNamespace(
+        client=client, _txn_manager=transactions, _retry_backoff=0.1, _coordinator_dead=lambda _: None
+    )
+    busy = "transaction coordinator: ConcurrentTransactions: "
+
+    assert InitPIDHandler(sender).handle_response(SimpleNamespace(error_code=51)) == 0.1
+    assert client.last_trouble.startswith(busy)
+    assert EndTxnHandler(sender, True).handle_response(SimpleNamespace(error_code=16)) == 0.1
+    assert client.last_trouble.startswith("transaction coordinator: NotCoordinatorForGroupError: ")
+    answer = SimpleNamespace(errors=[("topic", [(0, 0), (1, 51)])])
+    assert AddPartitionsToTxnHandler(sender, []).handle_response(answer)
+    assert client.last_trouble.startswith(busy)
+    client.last_trouble = ""
+    assert AddPartitionsToTxnHandler(sender, []).handle_response(SimpleNamespace(errors=[("topic", [(0, 0)])])) is None
+    assert client.last_trouble == ""
 
 
 # ---------------------------------------------------------------- clients that won't stop

@@ -6,6 +6,7 @@ import socket
 import pytest
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
+    InconsistentGroupProtocolError,
     KafkaConnectionError,
     KafkaError,
     NodeNotReadyError,
@@ -30,7 +31,14 @@ BOOTSTRAP = KafkaConnectionError("Unable to bootstrap")
             TransactionalIdAuthorizationFailed("x"),
             "Kafka denies this user the right Write on transactional id x: grant",
         ),
-        (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError."),
+        (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError: x."),
+        (
+            InconsistentGroupProtocolError(),
+            (
+                "Kafka at kafka.example:9092 refuses: InconsistentGroupProtocolError: Returned in join group when the "
+                "member provides a protocol type or set of protocols which is not compatible with the current group."
+            ),
+        ),
     ],
 )
 def test_what_is_raised_becomes_a_sentence(raised: KafkaError | OSError, sentence: str) -> None:

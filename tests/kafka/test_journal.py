@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.errors import NotEnoughReplicasError
+from aiokafka.protocol.produce import ProduceRequest
 from typing_extensions import override
 
 from service.clock import Clock
@@ -411,6 +413,35 @@ async def test_a_partition_whose_transaction_timed_out_works_again_by_itself(
             return reopened >= 1 and len(service.opened) == 1 + reopened and service.metric("partitions_owned") == 1
 
         await until(works_again, what=lambda: f"it works again, opened {len(service.opened)} times")
+
+
+async def test_a_commit_that_times_out_says_what_kafka_has_refused_all_the_time(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kafka's client sends a batch again, without end and without a word, while it has too few replicas."""
+    first = await opened(station)
+    assert isinstance(first.journal, KafkaJournal)
+    client = first.journal._producer.client
+    send = client.send
+
+    async def too_few(node: int, request: Any, **options: Any) -> Any:
+        answer = await send(node, request, **options)
+        if isinstance(request, ProduceRequest):
+            ((topic, ((partition, _, *rest),)),) = answer.topics
+            answer.topics = [(topic, [(partition, NotEnoughReplicasError.errno, *rest)])]
+        return answer
+
+    monkeypatch.setattr(client, "send", too_few)
+    monkeypatch.setattr(journal, "TRANSACTION_TIMEOUT", timedelta(seconds=3))
+
+    with pytest.raises(JournalLost) as lost:
+        await first.journal.commit(Batch({"op:C4-1:a": waiting("a")}))
+    await first.journal.close()
+
+    name = station.topics.journal
+    assert str(lost.value).startswith(
+        f"a commit to journal {name}-0 failed: timed out; the last error was: {name}-0: NotEnoughReplicasError: "
+    )
 
 
 def test_a_size_that_is_refused_is_logged_once_and_tried_again_after_some_minutes(

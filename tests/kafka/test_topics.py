@@ -50,6 +50,7 @@ def test_topics_that_fit_leave_nothing_to_say() -> None:
         ({"journal": GOOD}, "cleanup.policy=delete"),
         ({"journal": _with(GOOD, cleanup_policy="compact,delete")}, "cleanup.policy=compact,delete"),
         ({"failed": replace(GOOD, replicas=1)}, "Nothing can be written to the topic failed"),
+        ({"dead": _with(GOOD, cleanup_policy="compact,delete")}, "dead has cleanup.policy=compact,delete, so Kafka"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Topic], says: str) -> None:
@@ -116,6 +117,7 @@ def test_a_missing_topic_is_refused_with_the_way_out() -> None:
         ({"journal": _with(ALL_GOOD["journal"], unclean_leader_election_enable="true")}, "Unclean leader election"),
         ({"requests": _with(GOOD, cleanup_policy="compact")}, "delete all but the latest"),
         ({"dead": _with(GOOD, max_message_bytes="65536")}, "written without its value"),
+        ({"failed": _with(GOOD, cleanup_policy="compact")}, "only the latest outcome of each replication"),
     ],
 )
 def test_what_weakens_a_promise_is_advised_against(change: dict[str, Topic], says: str) -> None:

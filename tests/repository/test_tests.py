@@ -32,7 +32,6 @@ ELSEWHERE: Final = {
     "intake/subscriber.py": "tests/intake/test_group.py",
     "intake/topic_comparison.py": "tests/intake/test_topics_replaced.py",
     "kafka/connection.py": "tests/kafka/test_clients.py",
-    "kafka/denials.py": "tests/system/test_rights.py",
     "kafka/rights.py": "tests/kafka/test_check.py",
     "kafka/topic_descriptions.py": "tests/kafka/test_topics.py",
     "live_view.py": "tests/system/test_demo.py",

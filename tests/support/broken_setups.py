@@ -253,6 +253,12 @@ KAFKA_SETUPS: Final = (
         says="Raise vm-sync.narrow to 2 partitions",
     ),
     Setup(
+        situation="the dead-letter topic is compacted",
+        settings={"TOPICS__DEAD_LETTER": "vm-sync.odd-letters"},
+        check="topics",
+        says="vm-sync.odd-letters has cleanup.policy=compact.+: set it to delete",
+    ),
+    Setup(
         situation="a topic wants more replicas in sync than it has",
         settings={"TOPICS__COMPLETED": "vm-sync.unwritable"},
         check="topics",
@@ -473,6 +479,7 @@ NAMES: Final = TopicNames(
 ODD_TOPICS: Final = (
     NewTopic("vm-sync.deleting", 2, 1, topic_configs={"cleanup.policy": "delete"}),
     NewTopic("vm-sync.narrow", 1, 1, topic_configs={"cleanup.policy": "compact"}),
+    NewTopic("vm-sync.odd-letters", 2, 1, topic_configs={"cleanup.policy": "compact"}),
     NewTopic("vm-sync.unwritable", 2, 1, topic_configs={"min.insync.replicas": "2"}),
     NewTopic("vm-sync.small", 2, 1, topic_configs={"max.message.bytes": "32768"}),
 )

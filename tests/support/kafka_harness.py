@@ -349,7 +349,7 @@ class Station:
         instead: Mapping[bytes, bytes] | None = None,
     ) -> None:
         """Put records on the requests topic in one batch; `instead` replaces bytes by some that no client writes."""
-        codec = {None: 0, "lz4": DefaultRecordBase.CODEC_LZ4}[compression]
+        codec = 0 if compression is None else getattr(DefaultRecordBase, f"CODEC_{compression.upper()}")
         builder = DefaultRecordBatchBuilder(2, codec, 0, -1, -1, -1, 1 << 24)
         for number, record in enumerate(records):
             builder.append(
