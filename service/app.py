@@ -404,6 +404,7 @@ class App:
                 self._metrics.token_failing(tokens.failing_for.total_seconds())
             health.refused([*intake.refused(), *([token] if token else [])])
             health.unopened(intake.unopened())
+            health.unreadable(intake.unreadable())
             held = [since for one in intake.partitions() if (since := one.held_since) is not None]
             health.posts_held(min(held, default=None))
             mismatched = intake.mismatched()

@@ -53,7 +53,7 @@ async def test_a_process_is_ready_as_soon_as_its_partitions_are_and_is_looked_at
         looks.append(now())
         return opening
 
-    nothing = dict.fromkeys(("stalled", "refused", "unopened", "partitions"), tuple)
+    nothing = dict.fromkeys(("stalled", "refused", "unopened", "unreadable", "partitions"), tuple)
     intake = SimpleNamespace(
         read_at=0.0, kafka_seen_at=0.0, joined=True, opening=look, missing=lambda: None, mismatched=dict, **nothing
     )

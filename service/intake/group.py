@@ -260,6 +260,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """
         return [] if self.refused() else self._watch.stalled()
 
+    def unreadable(self) -> list[str]:
+        """Return which partitions nobody leads, or whose leader has not answered for long."""
+        return self._watch.leaders.reasons()
+
     def held_back(self) -> list[str]:
         """Return which partitions a sender's open transaction has held back for long."""
         return self._watch.transactions.reasons()

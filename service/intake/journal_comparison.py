@@ -57,10 +57,10 @@ class JournalComparison:
         }
         if not opened:
             return
-        starts = await self._subscriber.consumer.beginning_offsets(list(opened))
+        starts = await self._subscriber.consumer.first_offsets(opened)
         for place, partition in opened.items():
-            before, start = partition.journal_start, starts[place]
-            if before is None or start <= before or partition.closed or partition.rewriting:
+            before, start = partition.journal_start, starts.known.get(place)
+            if before is None or start is None or start <= before or partition.closed or partition.rewriting:
                 continue
             log.error(
                 "Records of the journal of partition %d were deleted while the partition was open: the journal began "

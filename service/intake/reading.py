@@ -3,28 +3,30 @@
 - `BackPressure` pauses a partition that has its share in flight, or whose commits lag behind, and resumes it.
 - `Arrivals` finds records that the consumer handed out and that never reached their partition.
 - `ReadingWatch` finds partitions with records that are not read, and a group that assigns nothing. It lets
-  `OpenTransactions` look at each partition, too, since it has asked where they end.
+  `OpenTransactions` and `SilentLeaders` look at each partition, too, since it has asked where they end.
 
 They close a partition only through its supervisor, and never end the process.
 """
 
-import asyncio
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from aiokafka import TopicPartition
-from aiokafka.errors import KafkaError
 
 from service.clock import Clock
 from service.intake.open_transactions import OpenTransactions
+from service.intake.silent_leaders import SilentLeaders
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import IntakeTimings
+from service.kafka.consumer import Offsets
 from service.messages.kafka_record import Record
 from service.partition.partition import Partition
 
 log = logging.getLogger(__name__)
+
+NOBODY_ASKED: Final = Offsets({}, {})
 
 RESUME_AT: Final = 0.7
 """A partition that was paused for being full reads on when it is down to this part of its share."""
@@ -128,6 +130,7 @@ class ReadingWatch:
         self._timings = timings
         self._clock = clock
         self.transactions = OpenTransactions(limit=timings.open_transaction_limit, clock=clock)
+        self.leaders = SilentLeaders(limit=timings.unread_limit, clock=clock)
         self._assigning_since: float | None = None
         self._unread_since: dict[int, float] = {}
         """Since when (monotonic) there have been records to read, with reading at the same place."""
@@ -149,15 +152,16 @@ class ReadingWatch:
         ]
 
     def unread_for(self) -> float:
-        """Return for how many seconds the longest-waiting partition has had unread records."""
+        """Return for how many seconds the longest-waiting partition has had unread records, or no leader to ask."""
         now = self._clock.monotonic()
-        return now - min(self._unread_since.values(), default=now)
+        return max(now - min(self._unread_since.values(), default=now), self.leaders.longest())
 
     def forget(self, place: TopicPartition) -> None:
         """The partition is no longer assigned here."""
         self._unread_since.pop(place.partition, None)
         self._reached.pop(place, None)
         self.transactions.forget(place)
+        self.leaders.forget(place)
 
     async def look(self, supervisors: Mapping[int, PartitionSupervisor], *, kafka_is_there: bool) -> None:
         """Look at where reading has come to in each partition, and where the partitions end."""
@@ -166,37 +170,29 @@ class ReadingWatch:
             self._assigning_since = None
         elif self._assigning_since is None:
             self._assigning_since = now
-        ends = await self._ends(supervisors.values()) if kafka_is_there else {}
+        ends = await self._ends(supervisors.values()) if kafka_is_there else NOBODY_ASKED
         now = self._clock.monotonic()
         before, self._reached = self._reached, {}
         for number, supervisor in supervisors.items():
             place = supervisor.place
             reached = self._reached[place] = self._subscriber.consumer.reached(place)
             high_watermark = self._subscriber.consumer.high_watermark(place)
-            self.transactions.look(place, reached=reached, stable=ends.get(place), end=high_watermark)
+            end = ends.known.get(place)  # None also while Kafka is away: then nobody can say that there are records
+            self.transactions.look(place, reached=reached, stable=end, end=high_watermark)
             may_read = (
                 supervisor.partition is not None and supervisor.reading is not None and not self._pressure.holds(place)
             )
-            end = ends.get(place)  # None also while Kafka is away: then nobody can say that there are records
-            if not may_read or reached is None or reached != before.get(place) or end is None or reached >= end:
+            stands = may_read and reached is not None and reached == before.get(place)
+            self.leaders.look(place, ends.unknown.get(place) if stands else None)
+            if not stands or reached is None or end is None or reached >= end:
                 self._unread_since.pop(number, None)
             else:
                 self._unread_since.setdefault(number, now)
 
-    async def _ends(self, supervisors: Iterable[PartitionSupervisor]) -> dict[TopicPartition, int]:
-        """Return where the partitions that are read end for a read_committed reader, without those that can't say."""
-        consumer = self._subscriber.consumer
-        places = [
-            supervisor.place
-            for supervisor in supervisors
-            if supervisor.reading is not None and consumer.has_leader(supervisor.place)
-        ]
-        try:
-            async with asyncio.timeout(self._timings.report.total_seconds()):
-                return dict(await consumer.end_offsets(places)) if places else {}
-        except (TimeoutError, KafkaError) as error:
-            log.debug("Reading the end offsets of the requests topic failed: %r", error)
-            return {}
+    async def _ends(self, supervisors: Iterable[PartitionSupervisor]) -> Offsets:
+        """Return where the partitions that are read end for a read_committed reader."""
+        places = [supervisor.place for supervisor in supervisors if supervisor.reading is not None]
+        return await self._subscriber.consumer.end_of_committed(places)
 
 
 def _missed(cursor: int, end: int) -> str:

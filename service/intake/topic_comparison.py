@@ -55,24 +55,23 @@ class TopicComparison:
         consumer = self._subscriber.consumer
         identity, begins, ends = await asyncio.gather(
             consumer.topic_id(self._topic),
-            consumer.beginning_offsets(list(opened)),
-            consumer.end_offsets(list(opened)),
+            consumer.first_offsets(opened),
+            consumer.end_of_committed(opened),
         )
         before, self._beyond_end = self._beyond_end, {}
         replaced: list[Awaitable[None]] = []
         for place, (supervisor, partition, reading, cursor) in opened.items():
             if supervisor.partition is not partition or supervisor.reading != reading:
                 continue  # opened again meanwhile, or assigned
+            begin, end = begins.known.get(place), ends.known.get(place)  # None: its leader doesn't say
             if identity is not None and supervisor.topic_id not in {None, identity}:
                 supervisor.reading = None  # before anything is awaited, of all of them
                 replaced.append(self._replaced(supervisor, partition))
-            elif begins[place] > self._reached(place, partition.cursor):
-                supervisor.distrust(
-                    f"offset {partition.cursor} was deleted: the requests topic begins at {begins[place]}"
-                )
-            elif ends[place] < cursor and before.get(place) is partition:
-                supervisor.distrust(f"offset {cursor} is beyond the end: the requests topic ends at {ends[place]}")
-            elif ends[place] < cursor:
+            elif begin is not None and begin > self._reached(place, partition.cursor):
+                supervisor.distrust(f"offset {partition.cursor} was deleted: the requests topic begins at {begin}")
+            elif end is not None and end < cursor and before.get(place) is partition:
+                supervisor.distrust(f"offset {cursor} is beyond the end: the requests topic ends at {end}")
+            elif before.get(place) is partition if end is None else end < cursor:
                 self._beyond_end[place] = partition
         await asyncio.gather(*replaced)
 

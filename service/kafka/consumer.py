@@ -19,6 +19,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -31,19 +32,24 @@ from aiokafka.errors import (
     ConsumerStoppedError,
     CorruptRecordException,
     KafkaError,
+    KafkaTimeoutError,
     LeaderNotAvailableError,
     OffsetOutOfRangeError,
+    TopicAuthorizationFailedError,
     UnsupportedCodecError,
     for_code,
 )
 from aiokafka.protocol.fetch import FetchRequest
+from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 from aiokafka.record.default_records import _DefaultRecordBatchPy as DefaultRecordBatch
 from aiokafka.record.default_records import _DefaultRecordPy as DefaultRecord
 from aiokafka.record.util import decode_varint
 from typing_extensions import override
 
 from service.clock import Clock
-from service.kafka.clients import end
+from service.kafka.clients import broker, end
+from service.kafka.decompression import LARGEST, TooLargeDecompressed
+from service.kafka.denials import explain
 from service.kafka.topic_descriptions import cleanup_policy, partitions_of, topic_id
 
 log = logging.getLogger(__name__)
@@ -68,10 +74,21 @@ requests one after another, so each question behind such a fetch takes as long: 
 RETRY = timedelta(seconds=1)
 """How long after a refusal it is tried again. A broker refuses at once, and a client that asked at once would spin."""
 
+LEADER_LIMIT = timedelta(seconds=5)
+"""How long the leader of partitions may take to say where they begin, or end; then it counts as silent."""
+
 Records = dict[TopicPartition, list[ConsumerRecord]]
 
 Refused: TypeAlias = Callable[[TopicPartition | None, Exception], None]
 """Takes what a broker refuses: of a partition, or of the group (None). Called once for each answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offsets:
+    """What the leaders of partitions say: offsets; and of each partition of which none is known, why, in words."""
+
+    known: dict[TopicPartition, int]
+    unknown: dict[TopicPartition, str]
 
 
 class UnreadableRecord(ConsumerRecord):  # type: ignore[misc] # aiokafka is untyped
@@ -149,11 +166,6 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         state = self._state(place)
         return None if state is None or state.highwater is None else int(state.highwater)
 
-    def has_leader(self, place: TopicPartition) -> bool:
-        """Whether a broker is known that leads the partition."""
-        leader = self._client.cluster.leader_for_partition(place)
-        return leader is not None and leader >= 0
-
     @property
     def rebalancing(self) -> bool:
         """Whether the group is between two assignments, or not joined."""
@@ -211,7 +223,88 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         partitions = list(partitions)
         for topic in {place.topic for place in partitions}:
             await self._client.add_topic(topic)
-        return await super().beginning_offsets(partitions)  # type: ignore[no-any-return]
+        try:
+            return await super().beginning_offsets(partitions)  # type: ignore[no-any-return]
+        except KafkaTimeoutError as error:
+            raise self._not_said(partitions) from error
+
+    @override
+    async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        """Return where each partition ends for a reader with this consumer's isolation level.
+
+        Raises:
+            KafkaError: Kafka can't be asked.
+        """
+        partitions = list(partitions)
+        try:
+            return await super().end_offsets(partitions)  # type: ignore[no-any-return]
+        except KafkaTimeoutError as error:
+            raise self._not_said(partitions) from error
+
+    def _not_said(self, partitions: Iterable[TopicPartition]) -> KafkaTimeoutError:
+        """Return an error that says whom aiokafka has asked in vain; its own says how long."""
+        said = "; ".join(f"{place.topic}-{place.partition}: {self._silent(place)}" for place in partitions)
+        return KafkaTimeoutError(said)
+
+    def _silent(self, place: TopicPartition) -> str:
+        """Say who is it that doesn't say anything about a partition."""
+        leader = self._client.cluster.leader_for_partition(place)
+        if leader is None or leader < 0:
+            return "no broker leads it"
+        return f"its leader, {broker(self._client, leader)}, does not answer"
+
+    async def first_offsets(self, partitions: Iterable[TopicPartition]) -> "Offsets":
+        """Return where partitions begin, as far as their leaders say it."""
+        return await self._ask_leaders(partitions, OffsetResetStrategy.EARLIEST)
+
+    async def end_of_committed(self, partitions: Iterable[TopicPartition]) -> "Offsets":
+        """Return where partitions end for a read_committed reader, as far as their leaders say it."""
+        return await self._ask_leaders(partitions, OffsetResetStrategy.LATEST)
+
+    async def _ask_leaders(self, partitions: Iterable[TopicPartition], which: int) -> "Offsets":
+        """Ask the leader of each partition, once and within `LEADER_LIMIT`.
+
+        aiokafka's own questions fail as a whole: one broker that can't be reached, or one partition without a leader,
+        would leave all others unknown for as long as that lasts.
+        """
+        partitions = list(partitions)
+        for topic in {place.topic for place in partitions}:
+            await self._client.add_topic(topic)
+        offsets = Offsets({}, {})
+        by_leader: dict[int, list[TopicPartition]] = {}
+        for place in partitions:
+            leader = self._client.cluster.leader_for_partition(place)
+            if leader is None or leader < 0:
+                offsets.unknown[place] = self._silent(place)
+                self.refresh()
+            else:
+                by_leader.setdefault(leader, []).append(place)
+        await asyncio.gather(*(self._ask_leader(one, some, which, offsets) for one, some in by_leader.items()))
+        return offsets
+
+    async def _ask_leader(self, leader: int, places: list[TopicPartition], which: int, offsets: "Offsets") -> None:
+        """Ask one broker about the partitions that it leads, and add what it says."""
+        by_topic: dict[str, list[tuple[int, int]]] = {}
+        for place in places:
+            by_topic.setdefault(place.topic, []).append((place.partition, which))
+        request = OffsetRequest(-1, self._fetcher._isolation_level, list(by_topic.items()))
+        try:
+            async with asyncio.timeout(LEADER_LIMIT.total_seconds()):
+                response = await self._client.send(leader, request)
+        except (KafkaError, TimeoutError) as error:
+            log.debug("Asking broker %d for offsets failed: %r", leader, error)
+            offsets.unknown.update({place: self._silent(place) for place in places})
+            return
+        for topic, answers in response.topics:
+            for number, code, _, offset in answers:
+                place, refusal = TopicPartition(topic, number), for_code(code)
+                if not code:
+                    offsets.known[place] = offset
+                    continue
+                if refusal.invalid_metadata:
+                    self.refresh()
+                if refusal is not TopicAuthorizationFailedError:  # which reading itself reports
+                    offsets.unknown[place] = f"its leader, {broker(self._client, leader)}, says {explain(refusal())}"
 
     @override
     async def getmany(
@@ -557,6 +650,8 @@ def _sentence(error: Exception) -> str:
         return "A header's name is not UTF-8."
     if isinstance(error, UnsupportedCodecError):
         return "It is compressed with a codec that this client does not have."
+    if isinstance(error, TooLargeDecompressed):
+        return f"Its batch is larger than {LARGEST // 1024**2} MiB when it is decompressed."
     if isinstance(error, CorruptRecordException):
         return "Its checksum does not match its bytes."
     return f"Kafka's client could not decode it ({type(error).__name__})."

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.client import AIOKafkaClient, ConnectionGroup
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
     KafkaConnectionError,
@@ -218,18 +218,6 @@ async def _any_answer(client: AIOKafkaClient, request: Any) -> Any:  # noqa: ANN
         for one in asked:
             one.cancel()
     raise error
-
-
-def _nodes(client: AIOKafkaClient) -> list[int]:
-    """Return the brokers in a random order, but first those to which there is a connection."""
-    nodes = [broker.nodeId for broker in client.cluster.brokers()]
-    shuffle(nodes)
-
-    def connected(node: int) -> bool:
-        connection = client._conns.get((node, ConnectionGroup.DEFAULT))
-        return connection is not None and bool(connection.connected())
-
-    return sorted(nodes, key=connected, reverse=True)
 
 
 async def cleanup_policy(client: AIOKafkaClient, name: str) -> str | None:

@@ -262,8 +262,8 @@ METRICS: Final = (
     Metric(
         "vm_sync_reading_stalled_seconds",
         "gauge",
-        "How long unread records of a partition have not been read although the partition is not full, or Kafka has "
-        "denied reading; 0 while reading goes on.",
+        "How long unread records of a partition have not been read although the partition is not full, or its leader "
+        "has not answered, or Kafka has denied reading; 0 while reading goes on.",
     ),
     Metric(
         "vm_sync_open_transaction_seconds",

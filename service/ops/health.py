@@ -45,6 +45,7 @@ class Health:
         self._stalled: tuple[str, ...] = ()
         self._refused: tuple[str, ...] = ()
         self._unopened: tuple[str, ...] = ()
+        self._unreadable: tuple[str, ...] = ()
         self._degraded: tuple[str, ...] = ()
         self._away_since: float | None = None
         self._held_since: float | None = None
@@ -120,6 +121,10 @@ class Health:
         """Partitions have been unopened for long, for these reasons. Replaces the previous reasons."""
         self._unopened = tuple(reasons)
 
+    def unreadable(self, reasons: Iterable[str]) -> None:
+        """Partitions can't be read for long, for these reasons at Kafka. Replaces the previous reasons."""
+        self._unreadable = tuple(reasons)
+
     def draining(self) -> None:
         """The process drains."""
         self._draining = True
@@ -148,6 +153,7 @@ class Health:
             reasons.append(f"the topic {self._missing} does not exist")
         reasons += self._refused
         reasons += self._unopened
+        reasons += self._unreadable
         if self._held_since is not None and now - self._held_since > self._away_for_long:
             held = now - self._held_since
             reasons.append(

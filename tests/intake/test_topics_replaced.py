@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 
@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 
 from service.clock import Clock
 from service.intake.start_position import KafkaStartPositions
-from service.kafka.consumer import SteadyConsumer, probe_consumer
+from service.kafka.consumer import Offsets, SteadyConsumer, probe_consumer
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened, StopReason
 from service.kafka.journal_codec import Cursor, encode_cursor
@@ -119,13 +119,17 @@ async def test_a_requests_topic_that_lost_its_end_is_noticed_while_nothing_is_re
     service = await station.service()
     await station.ask("op-1", "op-2")
     await station.settled("op-1", "op-2")
-    ends = SteadyConsumer.end_offsets
+    ends, asked = SteadyConsumer.end_offsets, SteadyConsumer.end_of_committed
 
     async def cut(consumer: SteadyConsumer, places: list[TopicPartition]) -> dict[TopicPartition, int]:
         found = await ends(consumer, places)
         return {place: 1 if place.topic == station.topics.requests else end for place, end in found.items()}
 
+    async def seen_cut(consumer: SteadyConsumer, places: Iterable[TopicPartition]) -> Offsets:
+        return replace(await asked(consumer, places), known=dict.fromkeys(places, 1))
+
     monkeypatch.setattr(SteadyConsumer, "end_offsets", cut)
+    monkeypatch.setattr(SteadyConsumer, "end_of_committed", seen_cut)
     await until(lambda: bool(service.intake.mismatched()), what="it refuses")
     assert (
         "ends at 1: the topic was deleted and created again, or truncated at its end" in service.intake.mismatched()[0]

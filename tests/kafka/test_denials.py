@@ -14,7 +14,7 @@ from service.kafka.denials import explain
 
 def wrapped(cause: Exception) -> Exception:
     """Return what aiokafka's producer makes of an error that it doesn't expect."""
-    error = KafkaError("Unexpected error during batch delivery")
+    error: Exception = KafkaError("Unexpected error during batch delivery")
     error.__cause__ = cause
     return error
 

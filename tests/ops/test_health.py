@@ -63,6 +63,18 @@ def test_a_partition_that_is_not_open_for_long_makes_it_unready_and_is_no_reason
     assert health.not_ready(0.0) == []
 
 
+def test_a_partition_whose_leader_does_not_answer_makes_it_unready_and_is_no_reason_to_restart() -> None:
+    health = Health(away_for_long=AWAY_FOR_LONG)
+    health.joined()
+    health.restored()
+    health.unreadable(["partition 3 has not been readable for 91 s: no broker leads it"])
+
+    assert health.not_ready(0.0) == ["partition 3 has not been readable for 91 s: no broker leads it"]
+    assert health.not_alive(0.0) == []
+    health.unreadable([])
+    assert health.not_ready(0.0) == []
+
+
 def test_a_dead_coordination_task_is_a_reason_for_good() -> None:
     health = Health(away_for_long=AWAY_FOR_LONG)
     health.died("the poller", "KeyError")

@@ -832,8 +832,8 @@ MUTANTS: Final = (
     Mutant(
         name="retention may outrun a full partition",
         file="service/intake/topic_comparison.py",
-        old="            elif begins[place] > self._reached(place, partition.cursor):\n",
-        new="            elif begins[place] < 0:\n",
+        old="            elif begin is not None and begin > self._reached(place, partition.cursor):\n",
+        new="            elif begin is not None and begin < 0:\n",
         tests=(REPLACED,),
     ),
     Mutant(
@@ -853,8 +853,8 @@ MUTANTS: Final = (
     Mutant(
         name="deleted records of a journal in use are not noticed",
         file="service/intake/journal_comparison.py",
-        old="            if before is None or start <= before or",
-        new="            if before is None or start >= before or",
+        old=" or start is None or start <= before or",
+        new=" or start is None or start >= before or",
         tests=(DELETED,),
     ),
     Mutant(
@@ -1014,8 +1014,8 @@ MUTANTS: Final = (
     Mutant(
         name="a Kafka that is away passes for a partition that is stuck",
         file="service/intake/reading.py",
-        old=" or reached != before.get(place) or end is None or reached >= end:\n",
-        new=" or reached != before.get(place) or (end is not None and reached >= end):\n",
+        old="            if not stands or reached is None or end is None or reached >= end:\n",
+        new="            if not stands or reached is None or (end is not None and reached >= end):\n",
         tests=("tests/intake/test_reading.py",),
     ),
     Mutant(
@@ -1049,9 +1049,37 @@ MUTANTS: Final = (
     Mutant(
         name="a sender's open transaction passes for a topic without requests",
         file="service/intake/reading.py",
-        old="            self.transactions.look(place, reached=reached, stable=ends.get(place), end=high_watermark)\n",
+        old="            self.transactions.look(place, reached=reached, stable=end, end=high_watermark)\n",
         new="",
         tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a leader that does not answer passes for a partition without requests",
+        file="service/intake/reading.py",
+        old="            self.leaders.look(place, ends.unknown.get(place) if stands else None)\n",
+        new="",
+        tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a broker's refusal of one partition hides where the others end",
+        file="service/kafka/consumer.py",
+        old="                if refusal.invalid_metadata:\n                    self.refresh()\n",
+        new="                raise refusal\n",
+        tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a batch may become as large as it likes when it is decompressed",
+        file="service/kafka/clients.py",
+        old="decompression.bound()\n",
+        new="",
+        tests=("tests/kafka/test_decompression.py",),
+    ),
+    Mutant(
+        name="a commit that times out does not say what Kafka has refused",
+        file="service/kafka/journal.py",
+        old="        if isinstance(error, TimeoutError) and (trouble := self._producer.client.last_trouble):\n",
+        new="        if isinstance(error, ValueError) and (trouble := self._producer.client.last_trouble):\n",
+        tests=("tests/kafka/test_journal.py",),
     ),
     Mutant(
         name="a transaction that ends soon counts together with the next one",
