@@ -391,21 +391,18 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         refused, too, and makes it join once more: where a thawed process asked for four partitions at the same time,
         the whole group rebalanced for 50 s (seen).
 
-        Where no assignment follows for a minute, one commit finds out: if the group accepts it, this process is a
-        member, and the others don't wait any more; if not, the minute begins again.
+        Where no assignment follows for a minute, the next commit finds out: if the group accepts it, this process is a
+        member, and no commit waits any more; if not, the minute begins again.
         """
         async with self._committing:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._unsettled_at + REBALANCE_LIMIT - self._clock.monotonic()):
                     await self._settled.wait()
-            since = self._unsettled_at
             try:
                 await self._consumer.commit(offsets)
             except CommitFailedError:
                 self._unsettle()  # until the next assignment
                 raise
-            if self._unsettled_at == since:  # no rebalance has begun meanwhile
-                self._settled.set()
 
     def _unsettle(self) -> None:
         """Let commits wait for the next assignment."""

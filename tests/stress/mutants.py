@@ -723,13 +723,6 @@ MUTANTS: Final = (
         tests=("tests/intake/test_supervisor.py",),
     ),
     Mutant(
-        name="each commit waits for an assignment although the group has accepted one",
-        file="service/intake/group.py",
-        old="            if self._unsettled_at == since:  # no rebalance has begun meanwhile\n",
-        new="            if since is None:\n",
-        tests=("tests/intake/test_supervisor.py",),
-    ),
-    Mutant(
         name="offsets are committed during a rebalance",
         file="service/intake/group.py",
         old="                    await self._settled.wait()\n",
