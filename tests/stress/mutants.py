@@ -1,7 +1,8 @@
 """`python -m tests.stress.mutants`: break one mechanism at a time in a copy of the tree, and see which test turns red.
 
 A test that stays green whatever is broken guards nothing. Each mutant replaces one text by another and names the
-tests that have to notice. `--write` puts the table into docs/guarantees.md; the exit code is 1 if one goes unnoticed.
+tests that have to notice. `--write` puts what was seen into the table in docs/guarantees.md, row by row; with `--new`
+only those are tried that the table lacks. The exit code is 1 if one goes unnoticed.
 """
 
 import argparse
@@ -22,6 +23,7 @@ from rich.console import Console
 HERE: Final = Path(__file__).resolve().parents[2]
 PAGE: Final = HERE / "docs" / "guarantees.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
+HEAD: Final = "| broken | rule | noticed first by |", "|---|---|---|"
 PATIENCE: Final = 240
 """Seconds for one test; that it hangs is noticed, too."""
 
@@ -2130,29 +2132,48 @@ def _red(folder: Path, tests: tuple[str, ...]) -> str | None:
     return failed[1] if failed else None
 
 
-def table(found: Sequence[Found]) -> str:
-    """Write what was found in Markdown."""
-    lines = ["| broken | rule | noticed first by |", "|---|---|---|"]
-    for one in found:
-        test = "**nobody**"
-        if one.test is not None:
-            file, _, name = one.test.partition("::")
-            test = f"`{Path(file).name}`: {name.partition('[')[0].removeprefix('test_').replace('_', ' ')}"
-        lines.append(f"| {one.mutant.name} | {one.mutant.rule} | {test} |")
-    return "\n".join(lines)
+def write(one: Found) -> None:
+    """Put what was seen of a mutant into the table; rows of mutants that are no more are left out."""
+    before, inside, after = _parts()
+    rows = _rows(inside) | {one.mutant.name: _row(one)}
+    lines = [rows[mutant.name] for mutant in MUTANTS if mutant.name in rows]
+    PAGE.write_text(before + "\n".join(["", *HEAD, *lines, ""]) + after, encoding="utf-8")
+
+
+def _parts() -> tuple[str, str, str]:
+    """Return the page before, within, and after the table."""
+    before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
+    inside, after = rest.split(END)
+    return before + BEGIN, inside, END + after
+
+
+def _rows(inside: str) -> dict[str, str]:
+    """Return the table's rows by their mutants' names."""
+    lines = [line for line in inside.splitlines() if line and line not in HEAD]
+    return {line.removeprefix("| ").split(" | ")[0]: line for line in lines}
+
+
+def _row(one: Found) -> str:
+    test = "**nobody**"
+    if one.test is not None:
+        file, _, name = one.test.partition("::")
+        test = f"`{Path(file).name}`: {name.partition('[')[0].removeprefix('test_').replace('_', ' ')}"
+    return f"| {one.mutant.name} | {one.mutant.rule} | {test} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Try all out."""
     parser = argparse.ArgumentParser(prog="python -m tests.stress.mutants", description="Can the tests fail?")
     parser.add_argument("--only", help="those with this in their name")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/guarantees.md")
+    parser.add_argument("--new", action="store_true", help="those that the table in docs/guarantees.md lacks")
+    parser.add_argument("--write", action="store_true", help="put what is seen into the table in docs/guarantees.md")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
         "--green", action="store_true", help="`make test` was green just now: don't run the tests unbroken"
     )
     given = parser.parse_args(arguments)
-    chosen = [mutant for mutant in MUTANTS if given.only is None or given.only in mutant.name]
+    known = _rows(_parts()[1]) if given.new else {}
+    chosen = [mutant for mutant in MUTANTS if (given.only or "") in mutant.name and mutant.name not in known]
     console = Console(width=150)
     if not given.green and (red := whole(chosen)) is not None:
         console.print(f"{red} is red although nothing is broken: nothing could be learnt", style="bold red")
@@ -2161,12 +2182,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ThreadPoolExecutor(given.jobs) as pool:
         for one in pool.map(try_out, chosen):
             found.append(one)
+            if given.write:
+                write(one)
             noticed = one.test or "[bold red]nobody notices[/]"
             console.print(f"{one.mutant.name}: {noticed}")
-    if given.write:
-        before, rest = PAGE.read_text(encoding="utf-8").split(BEGIN)
-        after = rest.split(END)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n{table(found)}\n{END}{after}", encoding="utf-8")
     return 0 if all(one.test is not None for one in found) else 1
 
 
