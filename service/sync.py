@@ -19,6 +19,9 @@ Rule 3: exactly one step of a request returns its outcome.
     A release, as well:   Submitting, Running -----> Ended (Failed: cancelled)
                           Lingering ---------------> Ended (its outcome, timed-out, is written)
 
+A POST that is repeated after a doubt, and refused, is in doubt again: the cause may be the task of an earlier POST. The
+refusal takes effect once look-ups have found no such task.
+
 A `Lingering` sync has its outcome, but its task may still run at VCDA, which has no cancel. Its replication is held
 until the task has ended, or is known not to exist: otherwise two syncs of one replication would overlap.
 
@@ -259,10 +262,12 @@ class Accepted:
 class Refused:
     """VCDA refused the request, and a repetition would not change that."""
 
-    error: ApiError | None
+    error: ApiError
     http_status: int | None
     sent: bool = True
     """False where it was refused before a POST was made: there are no credentials for the site, or no such site."""
+    at: float | None = None
+    """When VCDA answered a POST so. None: this is no answer to a POST."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +277,7 @@ class NotTaken:
     trouble: Trouble
     sent: bool
     busy_at: float | None = None
-    """VCDA answered then that the replication is busy (409): with a task that may be an earlier POST's of the request.
-    None: it did not."""
+    """When VCDA answered that the replication is busy (409). None: it did not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -409,6 +413,20 @@ class Waiting:
     passed_over: tuple[str, ...] = ()
     """Likewise."""
 
+    def looks_from(self, moment: datetime) -> datetime:
+        """Return where look-ups for the next POST begin, if those for a first POST would begin at `moment`."""
+        return moment if self.look_from is None else min(moment, self.look_from)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """VCDA's refusal of a repeated POST. It takes effect once no task of an earlier POST of the request is found."""
+
+    error: ApiError
+    http_status: int | None
+    busy: bool = False
+    """The replication is busy (409), so that the request waits for its next POST. Otherwise the request ends."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submitting:
@@ -430,9 +448,9 @@ class Submitting:
     http_status: int | None = None
     """As in `Waiting`, here and below."""
     repeats: int = 0
-    busy: bool = False
-    """In doubt is not this POST, which VCDA refused as the replication is busy, but whether an earlier POST of the
-    request is the cause, although a look-up found no task of it."""
+    refusal: Refusal | None = None
+    """VCDA refused this POST. In doubt is whether the cause is the task of an earlier POST of the request, although
+    look-ups had found none."""
 
     @property
     def in_doubt(self) -> bool:
@@ -518,14 +536,11 @@ class Step:
 def begin(
     waiting: Waiting, *, look_from: datetime, account: Account | None, passed_over: tuple[str, ...]
 ) -> Submitting:
-    """Make the intent to POST. It must be committed before a byte of the POST is sent.
-
-    `look_from` must not be later than the waiting request's, if that has one.
-    """
+    """Make the intent to POST. It must be committed before a byte of the POST is sent."""
     return Submitting(
         request=waiting.request,
         attempts=waiting.attempts + 1,
-        look_from=look_from,
+        look_from=waiting.looks_from(look_from),
         account=account,
         passed_over=tuple(dict.fromkeys((*waiting.passed_over, *passed_over))),
         trouble=waiting.trouble,
@@ -556,16 +571,14 @@ def answered(state: Submitting | Lingering, seen: SubmitAnswer, *, now: datetime
     match seen:
         case Accepted(task, account):
             return Step(_running(state, task, account, adopted=False))
+        case Refused(error, http_status, at=float() as at) if state.repeats:
+            return _look_again(state, Refusal(error, http_status), at, policy=policy)
+        case NotTaken(trouble, busy_at=float() as at) if state.repeats:
+            return _look_again(state, Refusal(_words(trouble), trouble.http_status, busy=True), at, policy=policy)
         case Refused(error, http_status, sent):
             tried = state if sent else replace(state, attempts=state.attempts - 1)
             return _failed(
                 tried, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
-            )
-        case NotTaken(trouble, busy_at=float() as busy_at) if state.repeats:
-            return Step(
-                replace(
-                    state, conclusive_from=busy_at, busy=True, trouble=_words(trouble), http_status=trouble.http_status
-                )
             )
         case NotTaken(trouble, sent):
             # A POST that the service itself did not send is no reason why the request had to wait.
@@ -611,18 +624,15 @@ def looked_up(state: Submitting | Lingering, seen: LookUp, *, now: datetime, pol
             return Step(replace(state, trouble=unclear, http_status=None))
         case OnlyOne(task, _, account):
             return Step(_running(state, task, account, adopted=True))
-        case NotFound():
-            return Step(
-                Waiting(
-                    request=state.request,
-                    attempts=state.attempts,
-                    trouble=state.trouble,
-                    http_status=state.http_status,
-                    repeats=state.repeats if state.busy else state.repeats + 1,
-                    look_from=state.look_from,
-                    passed_over=state.passed_over,
-                )
+        case NotFound() if (refusal := state.refusal) is not None:
+            if refusal.busy:
+                return Step(_again(state, refusal.error, refusal.http_status, repeats=state.repeats))
+            error, http_status = refusal.error, refusal.http_status
+            return _failed(
+                state, Reason.REJECTED, now=now, ended_at=now, policy=policy, error=error, http_status=http_status
             )
+        case NotFound():
+            return Step(_again(state, state.trouble, state.http_status, repeats=state.repeats + 1))
         case _:
             assert_never(seen)
 
@@ -804,6 +814,36 @@ def _doubt(state: Lingering) -> Submitting:
         msg = f"{state.request.identity} has a task already: no POST of it can be answered"
         raise TypeError(msg)
     return state.of
+
+
+def _look_again(state: Submitting, refusal: Refusal, at: float, *, policy: Policy) -> Step:
+    """Put a repeated POST in doubt that VCDA refused at `at`: the cause may be the task of an earlier one.
+
+    VCDA may list that task only some time after it has refused the POST. So look-ups conclude no earlier than those for
+    a POST without an answer.
+    """
+    return Step(
+        replace(
+            state,
+            conclusive_from=at + policy.late.total_seconds(),
+            trouble=refusal.error,
+            http_status=refusal.http_status,
+            refusal=refusal,
+        )
+    )
+
+
+def _again(state: Submitting, trouble: ApiError | None, http_status: int | None, *, repeats: int) -> Waiting:
+    """Let a request wait for its next POST after look-ups that found no task of the earlier ones."""
+    return Waiting(
+        request=state.request,
+        attempts=state.attempts,
+        trouble=trouble,
+        http_status=http_status,
+        repeats=repeats,
+        look_from=state.look_from,
+        passed_over=state.passed_over,
+    )
 
 
 def _may_conclude(doubt: Submitting, account: Account | None) -> bool:

@@ -27,7 +27,7 @@ MODEL, RESULTS, TRACES = FOLDER / "protocol.pml", FOLDER / "results.txt", FOLDER
 LIMIT: Final = 1200
 """Seconds for one scenario; the longest takes one minute on an idle machine."""
 
-PROPERTY: Final = {1: "a", 4: "c", 8: "d", 16: "e", 32: "f", 64: "dead letter", 128: "doubt", 256: "g"}
+PROPERTY: Final = {1: "a", 4: "c", 8: "d", 16: "e", 32: "f", 64: "dead letter", 128: "doubt", 256: "g", 512: "h"}
 """The bits of the macro PROPS, and the names of the properties; b has no bit: it is Spin's check of end states."""
 
 BITSTATE: Final = "BITSTATE"
@@ -90,6 +90,12 @@ SCENARIOS: Final = (
     Scenario(
         "rules: the first request is cancelled, with quiescing", "holds", "CANCEL=1 NF=1 FM=9 QUIESCE=1 TAKEBACK=1"
     ),
+    Scenario("rules: tasks are listed late, repeated POSTs are refused", "holds", "REFUSES=1 LAG=3 NF=1 FM=8"),
+    Scenario(
+        "rules: tasks are listed late, repeated POSTs are refused, a crash",
+        "holds",
+        "REFUSES=1 LAG=3 NF=2 FM=9",
+    ),
     Scenario("without: Submitting durable", "c", "NF=1 WRITE_AHEAD=0"),
     Scenario("without: window", "c", "NF=1 WINDOW=0"),
     Scenario("without: window, with quiescing", "c", "NF=1 WINDOW=0 QUIESCE=1 TAKEBACK=1"),
@@ -130,6 +136,19 @@ SCENARIOS: Final = (
     Scenario("without: the topic compared while it is read", "b", "TOPIC=1 NF=1 FM=128 TOPICCHECK=1"),
     Scenario("without: an empty journal is refused", "c", "JOURNAL=1 NF=1 FM=256 JCHECK=0"),
     Scenario("without: a cancelled request whose POST was sent goes on", "g", "CANCEL=3 NF=0 PROPS=256", "-E"),
+    Scenario(
+        "without: a look-up after the refusal of a repeated POST (h)",
+        "h",
+        "REFUSES=1 LAG=3 NF=1 FM=8 AGAIN=0 PROPS=512",
+        "-E",
+    ),
+    Scenario(
+        "without: a look-up after the refusal of a repeated POST (d)",
+        "d",
+        "REFUSES=1 LAG=3 NF=1 FM=8 AGAIN=0 PROPS=8",
+        "-E",
+    ),
+    Scenario("without: D before that look-up concludes", "h", "REFUSES=1 LAG=3 NF=1 FM=8 AGAIN=2 PROPS=512", "-E"),
     Scenario("speed: no quiescing", "doubt", "NF=0 PROPS=128"),
     Scenario("speed: quiescing, Submitting not taken back", "doubt", "NF=0 PROPS=128 QUIESCE=1"),
     Scenario("speed: quiescing and taking back", "holds", "NF=0 PROPS=128 QUIESCE=1 TAKEBACK=1"),

@@ -26,8 +26,9 @@ HEAD: Final = """\
 # One sync, as states
 
 Made by `python -m tools.states`, which drives `service/sync.py` through every pair of a state and an observation, and
-records the next state. A POST in doubt is a `Submitting` that was read back from the journal, or had no whole,
-understood answer. A `Lingering` sync has its outcome, and holds its replication until its task has ended.
+records the next state. A POST in doubt is a `Submitting` that was read back from the journal, had no whole, understood
+answer, or was repeated after a doubt and refused. A `Lingering` sync has its outcome, and holds its replication until
+its task has ended.
 
 """
 
@@ -59,6 +60,9 @@ WAITING: Final = sync.Waiting(request=REQUEST)
 SUBMITTING: Final = sync.Submitting(request=REQUEST, attempts=1, look_from=EPOCH, account=WE)
 DOUBT: Final = replace(SUBMITTING, conclusive_from=100.0)
 REPEATED: Final = replace(SUBMITTING, repeats=1)
+ERROR: Final = sync.ApiError("Forbidden", "Permission denied.")
+REFUSED: Final = replace(DOUBT, repeats=1, refusal=sync.Refusal(ERROR, 403))
+BUSY: Final = replace(DOUBT, repeats=1, refusal=sync.Refusal(ERROR, 409, busy=True))
 RUNNING: Final = sync.Running(request=REQUEST, attempts=1, task_id="t", site=None, account=WE, submitted_at=EPOCH)
 OVER: Final = replace(RUNNING, over_since=EPOCH - POLICY.lost_after)
 MISSED: Final = replace(RUNNING, absent_since=0.0, absent_answers=sync.LOST_ANSWERS)
@@ -68,10 +72,13 @@ STATES: Final[dict[str, sync.InFlight]] = {
     "Submitting": SUBMITTING,
     "Submitting, repeated after a doubt": REPEATED,
     "InDoubt": DOUBT,
+    "InDoubt, a repeated POST was refused": REFUSED,
+    "InDoubt, a repeated POST found the replication busy": BUSY,
     "Running": RUNNING,
     "Running, missed for long": MISSED,
     "Running, shown with an end for long": OVER,
     "Lingering, submitting": sync.Lingering(of=SUBMITTING, told_at=EPOCH),
+    "Lingering, submitting, repeated after a doubt": sync.Lingering(of=REPEATED, told_at=EPOCH),
     "Lingering, in doubt": sync.Lingering(of=DOUBT, told_at=EPOCH),
     "Lingering, running": sync.Lingering(of=RUNNING, told_at=EPOCH),
     "Lingering, running, missed for long": sync.Lingering(of=MISSED, told_at=EPOCH),
@@ -85,7 +92,7 @@ TROUBLE: Final = sync.Trouble(label="timeout", detail="No answer.")
 TASK: Final = sync.Task(id="t", state=sync.TaskState.RUNNING)
 SEEN: Final = {
     "202 and a task": sync.Accepted(TASK, WE),
-    "VCDA refuses": sync.Refused(None, 400),
+    "VCDA refuses": sync.Refused(ERROR, 403, at=0.0),
     "not accepted": sync.NotTaken(TROUBLE, sent=True),
     "not accepted, the replication is busy": sync.NotTaken(TROUBLE, sent=True, busy_at=0.0),
     "no understood answer": sync.Unanswered(TROUBLE, 0.0, WE),

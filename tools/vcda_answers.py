@@ -17,7 +17,8 @@ against a running service, with a simulated VCDA, and compares.
 
 Three rules explain all rows:
 
-- A refusal by VCDA itself, with an ApiError, ends the request; an answer of a proxy, or no answer, does not.
+- A refusal by VCDA itself, with an ApiError, ends the request; an answer of a proxy, or no answer, does not. A refusal
+  of a repeated POST takes effect only after look-ups have found no task of an earlier POST of the request.
 - A POST that VCDA may have received is not repeated before look-ups have shown that it has created no task and no
   longer can.
 - Only `SUCCEEDED` and `FAILED` end a task, and an unknown state with an `endTime`, if it stays so.

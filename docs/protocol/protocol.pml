@@ -44,7 +44,7 @@
 #define POISON 0        /* 1: a message that cannot be understood stands first in the log */
 #endif
 #ifndef PROPS
-#define PROPS 383       /* 1 a, 4 c, 8 d, 16 e, 32 f, 64 dead letter once, 128 hand-over leaves no doubt, 256 g; b is the end-state check */
+#define PROPS 895       /* 1 a, 4 c, 8 d, 16 e, 32 f, 64 dead letter once, 128 hand-over leaves no doubt, 256 g, 512 h; b is the end-state check */
 #endif
 
 /* rules: 1 = on */
@@ -120,6 +120,9 @@
 #ifndef ACCPOST
 #define ACCPOST 1       /* a POST leaves only under the account that its intent names */
 #endif
+#ifndef AGAIN
+#define AGAIN 1         /* a repeated POST that is refused is in doubt again; 2: any look-up after the refusal concludes; 0: its request ends */
+#endif
 #ifndef LETGO
 #define LETGO 0         /* 1: a sync whose task another account would see releases its replication in the end (24 h after the deadline) */
 #endif
@@ -156,6 +159,12 @@
 #endif
 #ifndef RLOOK
 #define RLOOK 0         /* 1: tasks can be looked up by the request's own key */
+#endif
+#ifndef REFUSES
+#define REFUSES 0       /* 1: VCDA refuses a POST of a request that has a task */
+#endif
+#ifndef LAG
+#define LAG 0           /* ticks from a task's start until look-ups see it */
 #endif
 #ifndef R409
 #define R409 0          /* 1: VCDA refuses a POST while the replication's task runs */
@@ -253,6 +262,42 @@ bit grp, jcur;          /* the group has read; the journal has a cursor */
 #else
 #define EMPTY(p)
 #endif
+#if NREJ || REFUSES || R409
+bit again[2*NREQ], jagain[NREQ];   /* the POST is repeated: look-ups found no task of an earlier one */
+bit refd[2*NREQ], jrefd[NREQ];     /* VCDA refused that one: in doubt is the task of an earlier one */
+byte rej[2];            /* the outcomes that a process has not committed yet and that are rejections */
+#define repeated(p,r) (AGAIN && again[X(p,r)])
+#define refused(p,r) refd[X(p,r)]
+#define REPEAT(p,r) again[X(p,r)]=1;
+#define REFUSE(p,r) refd[X(p,r)]=1;
+#define REJECT(p,r) rej[p]=rej[p]|(1<<r);
+#define KEEP_REJ(p,x) rej[p]=x;
+#define TRULY_REJECTED(p) if :: rej[p] & (1<<i) -> n=0; do :: n<NT -> assert(!(PROPS&512) || tre[n]!=i+1) /* h */; n++ :: else -> break od :: else fi;
+#define WRITE_AGAIN(p,r) jagain[r]=again[X(p,r)]; jrefd[r]=refd[X(p,r)];
+#define WRITE_NO_AGAIN(r) jagain[r]=0; jrefd[r]=0;
+#define READ_AGAIN(p,r) again[X(p,r)]=jagain[r]; refd[X(p,r)]=jrefd[r];
+#define FORGET_AGAIN(x) again[x]=0; refd[x]=0;
+#else
+#define repeated(p,r) 0
+#define refused(p,r) 0
+#define REPEAT(p,r)
+#define REFUSE(p,r)
+#define REJECT(p,r)
+#define KEEP_REJ(p,x)
+#define TRULY_REJECTED(p)
+#define WRITE_AGAIN(p,r)
+#define WRITE_NO_AGAIN(r)
+#define READ_AGAIN(p,r)
+#define FORGET_AGAIN(x)
+#endif
+#if LAG
+byte vis[NT];           /* ticks since a task's start */
+#define listed(k) (vis[k]>=LAG)
+#define unlisted(k) (tre[k]!=0 && vis[k]<LAG)
+#else
+#define listed(k) 1
+#define unlisted(k) 0
+#endif
 byte i, j, n, ch, b;   /* scratch: zero between steps */
 #define Z i=0; j=0; n=0; ch=0; b=0
 
@@ -271,7 +316,7 @@ byte i, j, n, ch, b;   /* scratch: zero between steps */
 #define waited(p,r) (NOWAIT || sage[r]+SKEWP>=QW)
 #endif
 #define excluded(p,r,k) (EXCL && (((r)!=0 && tk[X(p,0)]==(k)+1) || ((r)!=1 && tk[X(p,1)]==(k)+1)))
-#define sees(p,r,k) (tre[k]!=0 && (tre[k]==9 -> !rep(r) : rep(tre[k]-1)==rep(r)) && (LOOKALL || !tend[k]) && tend[k]!=2 && seen_by(p,k) && (!RLOOK || tre[k]==(r)+1) && !excluded(p,r,k))
+#define sees(p,r,k) (tre[k]!=0 && (tre[k]==9 -> !rep(r) : rep(tre[k]-1)==rep(r)) && (LOOKALL || !tend[k]) && tend[k]!=2 && listed(k) && seen_by(p,k) && (!RLOOK || tre[k]==(r)+1) && !excluded(p,r,k))
 #if MARGIN==0
 #define mustsee(p,r,k) (sees(p,r,k) && tre[k]==(r)+1 && tdel[k]>S)
 #else
@@ -304,9 +349,9 @@ bit cut[2], gone;       /* a process has cancelled request C, and that is not co
 #endif
 
 inline forget(p) {      /* memory of the partition is dropped; POSTs under way go on without a reader */
-  i = 0; do :: i < NREQ -> st[X(p,i)]=0; tk[X(p,i)]=0; ans[X(p,i)]=0; own[X(p,i)]=QD; FORGET_NAME(X(p,i)) i++ :: else -> break od;
+  i = 0; do :: i < NREQ -> st[X(p,i)]=0; tk[X(p,i)]=0; ans[X(p,i)]=0; own[X(p,i)]=QD; FORGET_NAME(X(p,i)) FORGET_AGAIN(X(p,i)) i++ :: else -> break od;
   i = 0; do :: i < NP -> if :: pown[i]==p+1 -> pown[i]=0 :: else fi; i++ :: else -> break od;
-  tx[p]=0; pos[p]=0; emit[p]=0; dirty[p]=0; win[p]=W+1; wc[p]=0; quiet[p]=QW; lk[p]=0; lres[p]=0; dlp[p]=0; KEEP_CUT(p,0)
+  tx[p]=0; pos[p]=0; emit[p]=0; dirty[p]=0; win[p]=W+1; wc[p]=0; quiet[p]=QW; lk[p]=0; lres[p]=0; dlp[p]=0; KEEP_CUT(p,0) KEEP_REJ(p,0)
 #if OFFMODE==2
   cpos[p]=0;
 #endif
@@ -323,7 +368,7 @@ inline apply(p) {
 #if QMODE<2 || MARGIN==0
       if :: n==DOUBT && (jst[i]<DOUBT || (QMODE==1 && st[X(p,i)]==FRESH)) -> sage[i]=wc[p] :: else fi;
 #endif
-      jst[i]=n; jtk[i]=tk[X(p,i)]; WRITE_NAME(p,i)
+      jst[i]=n; jtk[i]=tk[X(p,i)]; WRITE_NAME(p,i) WRITE_AGAIN(p,i)
       if :: jtk[i]!=0 -> assert(!(PROPS&16) || tre[jtk[i]-1]==i+1 || tre[jtk[i]-1]==0) /* e */ :: else fi;
       if :: emit[p] & (1<<i) ->
           if :: out[i]<2 -> out[i]++ :: else fi;
@@ -331,6 +376,7 @@ inline apply(p) {
           assert(!(PROPS&1) || out[i]==1);                         /* a */
           assert(!(PROPS&32) || i!=1 || out[0]>=1 || AT_ONCE(p))   /* f */
           GONE_FOR_GOOD(p)
+          TRULY_REJECTED(p)
          :: else fi;
       i++
      :: else -> break od;
@@ -348,7 +394,7 @@ inline apply(p) {
 
 inline restore(p) {
   i = 0; b = 0;
-  do :: i < NREQ -> st[X(p,i)]=jst[i]; tk[X(p,i)]=jtk[i]; READ_NAME(p,i) if :: jst[i]==DOUBT||jst[i]==LDOUBT -> b=1 :: else fi; i++ :: else -> break od;
+  do :: i < NREQ -> st[X(p,i)]=jst[i]; tk[X(p,i)]=jtk[i]; READ_NAME(p,i) READ_AGAIN(p,i) if :: jst[i]==DOUBT||jst[i]==LDOUBT -> b=1 :: else fi; i++ :: else -> break od;
   assert(!(PROPS&128) || !b);
   if :: !b && quiet[p]<QW && ORD!=2 -> quiet[p]=QW :: else fi
 }
@@ -425,7 +471,7 @@ inline start(p) {
        wc[p]=(timed(p) -> 0 : W+1); printf("P%d: sends a commit\n", p); if :: b :: else -> printf("      -> only to prove ownership\n") fi; Z } \
   :: d_step { tx[p]==SENT && (pr[p]==OPEN || pr[p]==FENCED) -> \
        if :: ep[p] -> tx[p]=ACKED; printf("broker: P%d's commit stands\n", p); apply(p) :: else -> tx[p]=REFUSED; printf("broker: P%d's commit refused (fenced)\n", p) fi; Z } \
-  :: d_step { up(p) && pr[p]==OPEN && tx[p]==ACKED -> tx[p]=0; dirty[p]=0; emit[p]=0; KEEP_CUT(p,0) dlp[p]=0; win[p]=(FROM_SEND || !timed(p) -> wc[p] : 0); wc[p]=0; LATER(p) printf("P%d: commit answered\n", p); Z } \
+  :: d_step { up(p) && pr[p]==OPEN && tx[p]==ACKED -> tx[p]=0; dirty[p]=0; emit[p]=0; KEEP_CUT(p,0) KEEP_REJ(p,0) dlp[p]=0; win[p]=(FROM_SEND || !timed(p) -> wc[p] : 0); wc[p]=0; LATER(p) printf("P%d: commit answered\n", p); Z } \
   :: d_step { up(p) && pr[p]==OPEN && tx[p]==REFUSED -> pr[p]=FENCED; forget(p); printf("P%d: fenced\n", p); Z } \
   :: d_step { nf>0 && (FM&16) && up(p) && pr[p]==OPEN && (tx[p]==SENT || tx[p]==ACKED) -> nf--; printf("FAULT: P%d never learns its commit's fate\n", p); \
        if :: UNKNOWN_REOPENS -> pr[p]=FENCED :: else -> tx[p]=0; wc[p]=0 fi; Z } \
@@ -459,7 +505,7 @@ inline send(p,r) {
   if :: i<NP -> preq[i]=r+1; page[i]=0; pown[i]=p+1; SENT_BY(i,p) :: else fi; NAME(p,r)
   st[X(p,r)]=INFLIGHT; own[X(p,r)]=0; printf("P%d: POSTs request %d\n", p, r); if :: ep[p] :: else -> printf("      -> as a zombie\n") fi
 }
-inline settle(p,r,s) { st[X(p,r)]=s; own[X(p,r)]=QD; orphan(p,r) }
+inline settle(p,r,s) { st[X(p,r)]=s; own[X(p,r)]=QD; FORGET_AGAIN(X(p,r)) orphan(p,r) }
 inline deadline(p,r) {
   n = st[X(p,r)]; orphan(p,r); if :: NDL<9 -> ndl-- :: else fi; emit[p]=emit[p]|(1<<r); dirty[p]=1;
   if :: LINGER && (n==INFLIGHT || n==DOUBT || n==CHECKED) -> st[X(p,r)]=LDOUBT :: LINGER && n==RUNNING -> st[X(p,r)]=LRUN :: else -> st[X(p,r)]=DONE; own[X(p,r)]=QD fi;
@@ -468,12 +514,13 @@ inline deadline(p,r) {
 }
 #define indoubt(p,r) (st[X(p,r)]==DOUBT||st[X(p,r)]==LDOUBT)
 inline adopt(p,r,k) {
-  dirty[p]=1; NAME(p,r) tk[X(p,r)]=k; own[X(p,r)]=QD; printf("P%d: adopts task %d for %d (it was made for %d)\n", p, k, r, tre[k-1]-1);
+  dirty[p]=1; NAME(p,r) tk[X(p,r)]=k; own[X(p,r)]=QD; FORGET_AGAIN(X(p,r)) printf("P%d: adopts task %d for %d (it was made for %d)\n", p, k, r, tre[k-1]-1);
   if :: st[X(p,r)]==DOUBT -> st[X(p,r)]=RUNNING :: else -> st[X(p,r)]=LRUN fi; calm(p)
 }
 inline conclude(p,r) {
   own[X(p,r)]=QD; NAME(p,r)
-  if :: st[X(p,r)]==DOUBT -> st[X(p,r)]=FRESH; if :: QMODE==1 -> win[p]=W+1 :: else fi; printf("P%d: looked, concludes: no task for %d; will POST again\n", p, r)
+  if :: st[X(p,r)]==DOUBT && refused(p,r) -> settle(p,r,DONE); emit[p]=emit[p]|(1<<r); REJECT(p,r) dirty[p]=1; printf("P%d: looked, concludes: no task of an earlier POST of %d; it was rejected\n", p, r)
+     :: st[X(p,r)]==DOUBT && !refused(p,r) -> st[X(p,r)]=FRESH; REPEAT(p,r) if :: QMODE==1 -> win[p]=W+1 :: else fi; printf("P%d: looked, concludes: no task for %d; will POST again\n", p, r)
      :: else -> st[X(p,r)]=DONE; dirty[p]=1; printf("P%d: looked, concludes: no task for %d; the replication is free\n", p, r) fi; calm(p)
 }
 inline calm(p) { if :: indoubt(p,0) || indoubt(p,1) || indoubt(p,NREQ-1) :: else -> quiet[p]=QW fi }
@@ -496,7 +543,8 @@ inline calm(p) { if :: indoubt(p,0) || indoubt(p,1) || indoubt(p,NREQ-1) :: else
   :: d_step { TAKEBACK && can(p) && rev[p] && st[X(p,r)]==FRESH -> st[X(p,r)]=WAITING; dirty[p]=1; printf("P%d: takes request %d back to waiting\n", p, r); Z } \
   POSTING(p,r) RENAME(p,r) \
   :: d_step { can(p) && st[X(p,r)]==INFLIGHT && ans[X(p,r)]!=0 -> n=ans[X(p,r)]; dirty[p]=1; \
-       if :: n==99 -> settle(p,r,DONE); emit[p]=emit[p]|(1<<r); printf("P%d: request %d was rejected\n", p, r) \
+       if :: n==99 && repeated(p,r) -> orphan(p,r); st[X(p,r)]=DOUBT; own[X(p,r)]=(AGAIN==2 -> QD : 0); REFUSE(p,r) printf("P%d: the repeated POST of %d was refused: in doubt again\n", p, r) \
+          :: n==99 && !repeated(p,r) -> settle(p,r,DONE); emit[p]=emit[p]|(1<<r); REJECT(p,r) printf("P%d: request %d was rejected\n", p, r) \
           :: else -> tk[X(p,r)]=n; settle(p,r,RUNNING); printf("P%d: 202 for %d, task %d\n", p, r, n) fi; Z } \
   :: d_step { can(p) && st[X(p,r)]==INFLIGHT && ((nf>0 && (FM&8)) || !pending(p,r)) -> if :: pending(p,r) -> nf--; printf("FAULT: ") :: else fi; \
        orphan(p,r); st[X(p,r)]=DOUBT; printf("P%d: no answer to the POST of %d: in doubt\n", p, r); Z } \
@@ -528,6 +576,7 @@ inline create(k) {
 #define NET(k) \
   :: d_step { preq[k]!=0 -> b=0; create(k); \
        if :: RIDEMP && ch -> printf("VCDA: knows request %d: answers with its task\n", preq[k]-1); answer(k,n) \
+          :: REFUSES && ch -> printf("VCDA: has a task for request %d, refuses\n", preq[k]-1); answer(k,99) \
           :: R409 && b && !(RIDEMP && ch) -> printf("VCDA: busy, refuses\n"); answer(k,99) \
           :: else -> printf("VCDA: task %d starts for request %d\n", j+1, preq[k]-1); \
              assert(!(PROPS&4) || !ch);   /* c */ \
@@ -558,6 +607,9 @@ inline tick() {
       i++ :: else -> break od;
   i=0; do :: i<2*NREQ -> if :: QMODE==2 && (st[i]==INFLIGHT||st[i]==DOUBT||st[i]==LDOUBT) -> older(own[i],QD) :: else fi; i++ :: else -> break od;
   i=0; do :: i<NP -> if :: preq[i]!=0 && !DUNB -> older(page[i],D) :: else fi; i++ :: else -> break od;
+#if LAG
+  i=0; do :: i<NT -> if :: tre[i]!=0 -> older(vis[i],LAG) :: else fi; i++ :: else -> break od;
+#endif
 #if QMODE<2 || MARGIN==0
   i=0; do :: i<NREQ -> if :: jst[i]==DOUBT || jst[i]==LDOUBT -> older(sage[i],CAP) :: else fi; i++ :: else -> break od;
 #endif
@@ -596,7 +648,7 @@ active proctype Model() {
 #endif
 #if JOURNAL
   :: d_step { nf>0 && (FM&256) && jcur && pr[0]!=OPEN && pr[1]!=OPEN -> nf--; jcur=0; joff=0; \
-       i=0; do :: i<NREQ -> jst[i]=0; jtk[i]=0; WRITE_NO_NAME(i) i++ :: else -> break od; printf("FAULT: the journal is emptied\n"); Z }
+       i=0; do :: i<NREQ -> jst[i]=0; jtk[i]=0; WRITE_NO_NAME(i) WRITE_NO_AGAIN(i) i++ :: else -> break od; printf("FAULT: the journal is emptied\n"); Z }
 #endif
 #if TOPIC || JOURNAL
   :: pr[0]==STOPPED || pr[1]==STOPPED -> break   /* an operator reads why, and acts */
@@ -605,7 +657,7 @@ active proctype Model() {
   :: d_step { nfor>0 && tre[NT-1]==0 -> nfor--; tre[NT-1]=9; printf("somebody else starts a sync of A: task %d\n", NT); Z }
   :: d_step { tre[NT-1]==9 && !tend[NT-1] -> tend[NT-1]=1; printf("that sync ends\n"); Z }
 #endif
-  :: d_step { !late && (moves(0) || moves(1) || stamps(0) || stamps(1) || stamps(NREQ-1) || flies(0) || flies(1) || flies(NP-1)) -> tick(); printf("(time passes)\n"); Z }
+  :: d_step { !late && (moves(0) || moves(1) || stamps(0) || stamps(1) || stamps(NREQ-1) || flies(0) || flies(1) || flies(NP-1) || unlisted(0) || unlisted(1) || unlisted(2)) -> tick(); printf("(time passes)\n"); Z }
   :: out[0]>=1 && out[1]>=1 && out[NREQ-1]>=1 -> break
   od
 }

@@ -23,6 +23,7 @@ from service.sync import (
     Ended,
     Lingering,
     Reason,
+    Refusal,
     Request,
     Running,
     Spelling,
@@ -190,6 +191,9 @@ class Stored(Replayed, rename="camel", omit_defaults=True, kw_only=True, gc=Fals
     site_account: str | None = None
     repeats: int = 0
     busy: bool = False
+    refusal: tuple[str, str, tuple[str, ...]] | None = None
+    """Of `submitting`: VCDA's error to a repeated POST, and below the status. `busy` says which kind it is."""
+    refusal_status: int | None = None
     look_from: Moment | None = None
     passed_over: tuple[str, ...] = ()
     task_site: str | None = None
@@ -347,7 +351,7 @@ def _submitting(state: Submitting) -> dict[str, Any]:
         "http_status": state.http_status,
         "in_doubt": state.in_doubt,
         "repeats": state.repeats,
-        "busy": state.busy,
+        **_of_refusal(state.refusal),
     }
 
 
@@ -361,7 +365,7 @@ def _read_submitting(request: Request, stored: Stored) -> Submitting:
         trouble=_trouble(stored),
         http_status=stored.http_status,
         repeats=stored.repeats,
-        busy=stored.busy,
+        refusal=_refusal(stored),
     )
 
 
@@ -393,6 +397,20 @@ def _read_running(request: Request, stored: Stored) -> Running:
 
 def _of_account(account: Account | None) -> dict[str, str | None]:
     return {} if account is None else {"account": account.user, "site_account": account.at_site}
+
+
+def _of_refusal(refusal: Refusal | None) -> dict[str, Any]:
+    if refusal is None:
+        return {}
+    return {"busy": refusal.busy, "refusal": _words(refusal.error), "refusal_status": refusal.http_status}
+
+
+def _refusal(stored: Stored) -> Refusal | None:
+    if stored.refusal is not None:
+        return Refusal(ApiError(*stored.refusal), stored.refusal_status, stored.busy)
+    if stored.busy and (error := _trouble(stored)) is not None:  # an earlier version wrote no more than that
+        return Refusal(error, stored.http_status, busy=True)
+    return None
 
 
 @lru_cache(maxsize=64)  # there are a few, and tens of thousands of syncs share each of them

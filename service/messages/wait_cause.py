@@ -23,7 +23,8 @@ class WaitCause(StrEnum):
     BUSY = "busy"
     """VCDA answered that the replication is busy (409)."""
     OTHER = "other"
-    """Anything else: a pause before a POST is repeated, a partition that is handed over, a slot that is free now."""
+    """Anything else: a pause before a POST is repeated, look-ups after one that was refused, a partition that is handed
+    over, a slot that is free now."""
 
 
 def without_credentials(site: str) -> str:

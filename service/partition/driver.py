@@ -20,7 +20,7 @@ from typing import TypeAlias
 
 from service import sync
 from service.backoff import Backoff
-from service.messages.outcomes import write_outcome
+from service.messages.outcomes import describe_error, write_outcome
 from service.messages.requests import SyncCancelRequested
 from service.messages.trace_context import context_of
 from service.messages.wait_cause import WaitCause
@@ -311,8 +311,7 @@ class Driver:
         there = api.site_clock(request.site)
         margin = CLOCKS_MARGIN if there is not None and there.certain else UNCALIBRATED_MARGIN
         look_from = now + (there.offset if there is not None else timedelta()) - margin
-        if tracked.state.look_from is not None:
-            look_from = min(look_from, tracked.state.look_from)
+        look_from = tracked.state.looks_from(look_from)
         tracked.submitting = tracked.occupies = True
         tracked.left = False
         tracked.pauses = self._lane(tracked).pauses
@@ -387,11 +386,11 @@ class Driver:
         if isinstance(step.state, Waiting) and trouble is not None and trouble.own:
             self._wait_busy(tracked)
             return
-        if isinstance(step.state, Submitting) and step.state.busy:
+        if (doubt := tracked.doubt) is not None and (refusal := doubt.refusal) is not None:
             log.warning(
-                "VCDA refused the repeated POST of %s, since the replication is busy (409): looking again for the task "
-                "of an earlier POST of this request",
+                "VCDA refused the repeated POST of %s: %s; looking again for the task of an earlier POST",
                 tracked.request.identity,
+                describe_error(refusal.error, refusal.http_status),
                 extra=tracked.ids,
             )
         self._take_up(tracked)
@@ -434,7 +433,7 @@ class Driver:
                 )
             case _:
                 pass
-        if isinstance(step.state, Waiting) and isinstance(before, Submitting) and before.busy:
+        if isinstance(step.state, Waiting) and isinstance(before, Submitting) and before.refusal is not None:
             self._wait_busy(tracked)
         elif isinstance(step.state, Waiting) and step.state.repeats > 1:
             self._wait_to_repeat(tracked, step.state)
@@ -701,7 +700,7 @@ class Driver:
     # ------------------------------------------------------------ what a request waits for
 
     def waits_for(self, tracked: TrackedSync) -> WaitsFor | None:
-        """Return what a request waits for before its POST, or why VCDA is not asked for its task; None: neither."""
+        """Return what a request waits for before its POST, or while its task is unknown; None: nothing."""
         if not isinstance(tracked.state, Waiting):
             return self._unasked_for(tracked)
         eldest = self._in_flight.eldest(tracked.request.replication_id)
@@ -724,7 +723,10 @@ class Driver:
         return WaitsFor(obstacle.cause, obstacle.detail, until=self._in(obstacle.seconds))
 
     def _unasked_for(self, tracked: TrackedSync) -> WaitsFor | None:
-        """Return why VCDA is not asked for the task of a sync that may be there, or does not say; None: neither."""
+        """Return why VCDA is not asked for the task of a sync that may be there, or does not say; None: neither.
+
+        Or what a POST that was repeated and refused waits for.
+        """
         lane = self._lane(tracked)
         if lane.without_credentials:
             detail = "this process has no credentials for its site (VM_SYNC_VCDA__SITES), so VCDA is not asked for it"
@@ -741,7 +743,15 @@ class Driver:
         if tracked.doubt is not None and lane.look_ups.failing_since is not None:
             detail = f"its POST is in doubt, and look-ups at its site fail ({lane.look_ups.trouble})"
             return WaitsFor(WaitCause.OTHER, detail)
+        if (doubt := tracked.doubt) is not None and doubt.refusal is not None:
+            detail = "VCDA refused its repeated POST: look-ups have to show that there is no task of an earlier POST"
+            return WaitsFor(WaitCause.OTHER, detail, until=self._conclusive_at(doubt))
         return None
+
+    def _conclusive_at(self, doubt: Submitting) -> datetime | None:
+        """Return from when on look-ups can conclude that there is no task; None: they can already."""
+        left = (doubt.conclusive_from or 0.0) - self._dependencies.clock.monotonic()
+        return self._in(left) if left > 0.0 else None
 
     def _in(self, seconds: float | None) -> datetime | None:
         return None if seconds is None else self._dependencies.clock.now() + timedelta(seconds=seconds)
@@ -753,6 +763,6 @@ class Driver:
 
 def _missing_credentials(answer: sync.SubmitAnswer) -> sync.Trouble | None:
     """Return the trouble that a request is rejected with where no POST was made for want of credentials."""
-    if isinstance(answer, sync.Refused) and answer.error is not None and answer.error.code == sync.WITHOUT_CREDENTIALS:
+    if isinstance(answer, sync.Refused) and answer.error.code == sync.WITHOUT_CREDENTIALS:
         return sync.Trouble(label=sync.NO_CREDENTIALS, detail=answer.error.msg, own=True)
     return None

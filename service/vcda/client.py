@@ -12,7 +12,8 @@ help:
     401                     not accepted; repeated once after a new login, then NotTaken
     409                     NotTaken: the replication is busy
     429                     NotTaken: too many requests
-    other 4xx, ApiError     Refused: a refusal by VCDA itself; also 405, an unknown call
+    other 4xx, ApiError     Refused: a refusal by VCDA itself; also 405, an unknown call. Where an earlier POST of the
+                            request was in doubt, `sync` looks for its task first, as after a 409
     408, and everything     Unanswered. A 4xx without an ApiError is a proxy's, as is the 405 with which nginx's error
     else                    pages answer a POST; a 5xx, also a 501, says nothing about how far VCDA had come
 
@@ -506,7 +507,7 @@ class Vcda:
             case 429:
                 return NotTaken(trouble, sent=True)
             case status if 400 <= status < 500 and status != 408 and trouble.error is not None:  # noqa: PLR2004
-                return Refused(trouble.error, status)
+                return Refused(trouble.error, status, at=self._clock.monotonic())
             case _:
                 return Unanswered(trouble, answer.sent_at, account)
 

@@ -16,6 +16,7 @@ from service.sync import (
     Ended,
     Lingering,
     Reason,
+    Refusal,
     Request,
     Running,
     Spelling,
@@ -35,7 +36,8 @@ maybe_moments = st.none() | moments
 words = st.text(max_size=20)
 maybe_words = st.none() | words
 attempts = st.integers(0, 1_000)
-troubles = st.none() | st.builds(ApiError, words, words, st.lists(words, max_size=2).map(tuple))
+errors = st.builds(ApiError, words, words, st.lists(words, max_size=2).map(tuple))
+troubles = st.none() | errors
 
 accounts = st.none() | st.builds(Account, words, maybe_words)
 requests = st.builds(
@@ -72,7 +74,7 @@ submitting = st.builds(
     trouble=troubles,
     http_status=statuses,
     repeats=attempts,
-    busy=st.booleans(),
+    refusal=st.none() | st.builds(Refusal, errors, statuses, st.booleans()),
 )
 running = st.builds(
     Running,
@@ -123,6 +125,17 @@ RUNNING = Running(request=REQUEST, attempts=1, task_id="task-1", site=None, acco
 @given(states)
 def test_every_state_comes_back_as_it_was_written(state: Sync) -> None:
     assert read_back(state) == state
+
+
+def test_a_busy_replication_is_read_from_a_record_of_a_version_that_wrote_no_refusals() -> None:
+    busy = Refusal(ApiError("409", "A sync is running."), 409, busy=True)
+    doubt = replace(SUBMITTING, trouble=busy.error, http_status=409, refusal=busy)
+    earlier = json.loads(encode(doubt))
+    assert earlier.pop("refusal")
+    assert earlier.pop("refusalStatus")
+    assert decode(REQUEST.identity, json.dumps(earlier).encode()) == doubt
+    del earlier["trouble"]
+    assert getattr(decode(REQUEST.identity, json.dumps(earlier).encode()), "refusal", busy) is None
 
 
 def test_moments_are_kept_to_the_millisecond() -> None:

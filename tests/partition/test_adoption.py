@@ -6,8 +6,9 @@ from itertools import pairwise
 
 import pytest
 
-from service.sync import Lingering, Running
-from tests.support.simulated_deployment import Deployment, Process, deployed, in_flight, run, sent
+from service.partition.in_flight_view import in_flight_views
+from service.sync import ApiError, Ended, Lingering, Running
+from tests.support.simulated_deployment import LATE, Deployment, Process, deployed, in_flight, run, sent
 
 
 @deployed
@@ -111,6 +112,15 @@ async def test_a_vcda_whose_answers_come_too_late_has_one_task_for_each_request_
     assert p0.meter.counts["repeated"] == 0
 
 
+FORBIDDEN = "Forbidden: Permission denied."
+
+
+def error_of(d: Deployment, operation_id: str) -> str:
+    """The error of an operation's only outcome."""
+    (told,) = (told for told in d.log.told if told.operation_id == operation_id)
+    return "{code}: {msg}".format(**told.data["error"])
+
+
 async def hidden_until_its_fourth_post(d: Deployment, p0: Process) -> None:
     """Have VCDA list the first task of a1 only once its fourth POST has left; the site's clock is known before.
 
@@ -156,15 +166,98 @@ async def test_a_look_up_for_a_repeated_post_finds_the_task_of_an_earlier_one(d:
     assert d.verdicts() == [("a0", "completed"), ("a1", "completed")]
 
 
+@pytest.mark.parametrize("refusal", ["409", "rejected"])
+@pytest.mark.parametrize("listed", [LATE + 0.5, 1.5 * LATE, 2 * LATE - 0.5])
+def test_the_task_of_an_earlier_post_is_adopted_if_vcda_lists_it_only_after_refusing_the_repeated_one(
+    refusal: str, listed: float
+) -> None:
+    @deployed
+    async def play(d: Deployment) -> None:
+        d.world.lasts = lambda _: 3 * LATE
+        d.world.listed = lambda _: listed
+        p0 = d.owner()
+        p0.vcda.script["a1"] = ["lost-answer", refusal]
+        d.broker.ask("C4-1", "a1")
+        d.broker.ask("C4-1", "a2")
+        await d.settled()
+        assert len(sent(p0, "a1")) == 2
+        assert d.verdicts() == [("a1", "completed"), ("a2", "completed")]
+        assert d.world.tasks_of() == {"a1": 1, "a2": 1}
+        assert d.world.overlaps == []
+        assert p0.meter.counts["adopted"] == 1
+
+    play()
+
+
 @deployed
-async def test_a_repeated_post_that_finds_somebody_elses_sync_waits_as_any_other(d: Deployment) -> None:
+async def test_a_repeated_post_that_is_refused_without_a_task_ends_its_request_once_look_ups_have_found_none(
+    d: Deployment,
+) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post", "rejected"]
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    (told,) = d.log.told
+    assert (told.verdict, told.data["attempts"], error_of(d, "a1")) == ("rejected", 2, FORBIDDEN)
+    assert told.data["httpStatus"] == 403
+    assert told.at >= sent(p0, "a1")[1] + LATE
+    assert d.world.tasks_of() == {}
+    assert p0.lanes.lane(None).occupied == 0
+
+
+@deployed
+async def test_a_refusal_of_a_repeated_post_survives_a_crash(d: Deployment) -> None:
+    d.world.lasts = lambda _: 10 * LATE
+    d.world.listed = lambda operation: 2 * LATE if operation == "a1" else 0.0
+    p0 = d.owner()
+    p0.vcda.script |= {"a1": ["lost-answer", "rejected"], "b1": ["lost-post", "rejected"]}
+    d.broker.ask("C4-1", "a1")
+    d.broker.ask("C4-2", "b1")
+    await d.until(LATE + 2.0)
+    assert len(p0.vcda.sent) == 4
+    await p0.crash()
+    p1 = d.owner("P1")
+    await d.settled()
+    assert p1.vcda.sent == []
+    assert dict(d.verdicts()) == {"a1": "completed", "b1": "rejected"}
+    assert error_of(d, "b1") == FORBIDDEN
+    assert d.world.tasks_of() == {"a1": 1}
+
+
+@deployed
+async def test_a_refused_repeated_post_says_what_it_waits_for_and_times_out_if_look_ups_fail(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post", "rejected"]
+    d.broker.ask("C4-1", "a1", deadline=60)
+    await d.until(LATE + 2.0)
+    partition = p0.partition()
+    assert partition is not None
+    (view,) = in_flight_views([partition])
+    assert (view.state, view.error, view.http_status) == ("in_doubt", ApiError("Forbidden", "Permission denied."), 403)
+    assert view.waits_for is not None
+    assert view.waits_for.detail.startswith("VCDA refused its repeated POST: ")
+    assert view.waits_for.until is not None
+    p0.vcda.finding = "down"
+    await d.until(61.0)
+    assert d.verdicts() == [("a1", "timed-out")]
+    assert error_of(d, "a1") == FORBIDDEN
+    p0.vcda.finding = "well"
+    await d.settled()
+    assert [type(state) for state in d.log.states().values()] == [Ended]
+    assert len(sent(p0, "a1")) == 2
+
+
+@deployed
+async def test_a_repeated_post_that_finds_somebody_elses_sync_waits_as_any_other_after_its_look_ups(
+    d: Deployment,
+) -> None:
     p0 = d.owner()
     p0.vcda.script["a1"] = ["lost-post", "409", "409"]
     d.broker.ask("C4-1", "a1")
     await d.settled()
     pauses = [later - earlier for earlier, later in pairwise(sent(p0, "a1"))]
     for pause, usual in zip(pauses[1:], [10, 20], strict=True):
-        assert 0.5 * usual < pause < 1.5 * usual + 0.1
+        assert 0.5 * usual < pause - LATE < 1.5 * usual + 0.1
     assert d.world.tasks_of() == {"a1": 1}
     assert d.verdicts() == [("a1", "completed")]
     assert p0.meter.counts["repeated"] == 1

@@ -533,6 +533,26 @@ async def test_a_task_may_name_its_replication_in_another_letter_case(browser: B
     assert await browser.tasks(f"resourceId={A}") == []
 
 
+async def test_a_task_may_be_in_lists_only_some_time_after_its_creation(browser: Browser, hand: Hand) -> None:
+    browser.sim.world.plan(listed_after=5.0)
+    task = (await browser.sync()).json
+    assert await browser.tasks("type=sync") == []
+    assert await browser.tasks(f"ids={task['id']}") == [task["id"]]
+    hand.at += 5.0
+    assert await browser.tasks("type=sync") == [task["id"]]
+
+
+async def test_posts_may_be_refused_while_a_sync_of_the_replication_runs(browser: Browser, hand: Hand) -> None:
+    browser.sim.world.plan(replication=A, times=1, refuses=403)
+    await browser.sync()
+    refused = await browser.sync()
+    assert (refused.status, refused.json["code"]) == (403, "OperationInProgress")
+    hand.at += 60.0
+    assert (await browser.sync()).status == 202
+    assert (await browser.sync()).status == 202, "the second sync was planned otherwise"
+    assert browser.sim.world.counters()["refusedWhileRunning"] == 1
+
+
 async def test_an_account_that_is_replaced_can_do_nothing_more_and_its_tasks_stay_its_own(browser: Browser) -> None:
     await browser.log_in(TENANT)
     await browser.sync()

@@ -46,6 +46,7 @@ from tests.stress.request_files import RequestFiles
 from tests.stress.routes import Routes
 from tests.stress.schedule import (
     DEADLINE,
+    LISTED_AFTER,
     MOST_MEMBERS,
     OTHER_ACCOUNT,
     PARTITIONS,
@@ -56,6 +57,7 @@ from tests.stress.schedule import (
     SITES,
     TO_BROKERS,
     TOO_LATE,
+    UNLISTED_LASTS,
     WITHOUT_KAFKA,
     Cancelling,
     Happening,
@@ -313,6 +315,7 @@ class Conductor:
             evidence |= {"site_pauses": self._pauses.found, "sites": frozenset(name for name in SITES if name)}
             evidence["files"] = self._files.found()
             self._happened[INTERRUPTED] += self._files.interrupted
+            self._happened["VCDA refused a repeated POST"] += self._vcda.world.counters()["refusedWhileRunning"]
             self._happened["a paused site was looked after"] += len(self._pauses.found)
             evidence["endless"] = {name: odd.value for name, odd in schedule.odd.items() if odd is not Odd.BLIND}
             verdict = await ledger.judge(**evidence)
@@ -436,11 +439,7 @@ class Conductor:
         """Switch on what is not promised, for replications of their own."""
         for replication in self._schedule.released:
             self._ledger.foreseen[replication] = "a request was released while VCDA worked on it"
-        for replication in self._schedule.late:
-            self._ledger.foreseen[replication] = "VCDA took the POST later than D"
-            await self._switch(
-                operation="submit", replication=replication, answer="cut", effect="behind", seconds=TOO_LATE, times=1
-            )
+        await self._provoke_lateness()
         numbers = {}
         for replication in self._schedule.by_hand:
             self._ledger.foreseen[replication] = "somebody else synced it by hand"
@@ -465,6 +464,18 @@ class Conductor:
                 await asyncio.sleep(0.1)
 
         return asyncio.create_task(by_hand())
+
+    async def _provoke_lateness(self) -> None:
+        """Have VCDA take POSTs, or list tasks, later than D."""
+        for replication in self._schedule.late:
+            self._ledger.foreseen[replication] = "VCDA took the POST later than D"
+            await self._switch(
+                operation="submit", replication=replication, answer="cut", effect="behind", seconds=TOO_LATE, times=1
+            )
+        for replication, status in self._schedule.unlisted.items():
+            self._ledger.foreseen[replication] = "VCDA listed the task of a POST later than D"
+            await self._switch(operation="submit", replication=replication, answer="cut", effect="first", times=1)
+            await self._vcda.do(partial(_unlisted, replication=replication, status=status))
 
     def _be_odd(self, sim: Simulator) -> None:
         """Switch on what stays wrong to the end."""
@@ -796,6 +807,10 @@ def _replace_account(sim: Simulator) -> None:
 
 def _never_ends(sim: Simulator, *, replication: str, word: str) -> None:
     sim.world.plan(replication=replication, word=word, duration=1e9)
+
+
+def _unlisted(sim: Simulator, *, replication: str, status: int) -> None:
+    sim.world.plan(replication=replication, listed_after=LISTED_AFTER, duration=UNLISTED_LASTS, refuses=status)
 
 
 def _whole(sim: Simulator) -> None:

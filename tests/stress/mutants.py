@@ -62,6 +62,7 @@ CANCELS: Final = "tests/partition/test_cancel.py"
 PAUSES: Final = "tests/partition/test_site_pause.py"
 CONTROL: Final = "tests/kafka/test_control.py"
 LANES: Final = "tests/vcda/test_lanes.py"
+ADOPTION: Final = "tests/partition/test_adoption.py"
 
 MANY: Final = "tests/cli/test_request_many.py"
 OUTCOMES: Final = "tests/cli/test_outcomes.py"
@@ -1016,23 +1017,46 @@ MUTANTS: Final = (
     Mutant(
         name="a replication that is busy at a repeated POST is taken for somebody else's",
         file="service/sync.py",
-        old="        case NotTaken(trouble, busy_at=float() as busy_at) if state.repeats:\n",
-        new="        case NotTaken(trouble, busy_at=float() as busy_at) if False:\n",
-        tests=("tests/partition/test_adoption.py",),
+        old="        case NotTaken(trouble, busy_at=float() as at) if state.repeats:\n",
+        new="        case NotTaken(trouble, busy_at=float() as at) if False:\n",
+        tests=(ADOPTION,),
+    ),
+    Mutant(
+        name="a refusal of a repeated POST ends the request without a look-up",
+        rule="19",
+        file="service/sync.py",
+        old="        case Refused(error, http_status, at=float() as at) if state.repeats:\n",
+        new="        case Refused(error, http_status, at=float() as at) if False:\n",
+        tests=(ADOPTION,),
+    ),
+    Mutant(
+        name="a look-up right after the refusal of a repeated POST concludes that there is no task",
+        rule="19",
+        file="service/sync.py",
+        old="            conclusive_from=at + policy.late.total_seconds(),\n",
+        new="            conclusive_from=at,\n",
+        tests=(ADOPTION,),
+    ),
+    Mutant(
+        name="the refusal of a repeated POST is lost at a restart",
+        file="service/kafka/journal_codec.py",
+        old="        refusal=_refusal(stored),\n",
+        new="",
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="look-ups for a repeated POST do not reach back to the first one",
-        file="service/partition/driver.py",
-        old="            look_from = min(look_from, tracked.state.look_from)\n",
-        new="            pass\n",
-        tests=("tests/partition/test_adoption.py",),
+        file="service/sync.py",
+        old="        return moment if self.look_from is None else min(moment, self.look_from)\n",
+        new="        return moment\n",
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="a task of ours whose user is written in another form is another user's",
         file="service/sync.py",
         old="        return user in self.names or _parts(user) in map(_parts, self.names)\n",
         new="        return user in self.names\n",
-        tests=("tests/partition/test_adoption.py",),
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="look-ups search for the documented type of tasks alone",
@@ -1290,14 +1314,14 @@ MUTANTS: Final = (
         file="service/partition/partition.py",
         old="            dependencies.api.learn(opened.cursor.spellings)\n",
         new="            pass\n",
-        tests=("tests/partition/test_adoption.py",),
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="a task that names no replication is passed over",
         file="service/partition/reconciler.py",
         old="[*self._named.get(replication_id.casefold(), ()), *self._nameless]",
         new="[*self._named.get(replication_id.casefold(), ())]",
-        tests=("tests/partition/test_adoption.py",),
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="that no task of its replication is shown counts as none",
@@ -1305,7 +1329,7 @@ MUTANTS: Final = (
         old="        together = [one for one in due if many or _could_conclude(one, now)]\n"
         "        alone = [one for one in due if not many and not _could_conclude(one, now)]\n",
         new="        site.alone = OWN_AFTER\n        together, alone = (due, []) if many else ([], due)\n",
-        tests=("tests/partition/test_adoption.py",),
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="repeated POSTs wait for nothing",
@@ -1560,14 +1584,14 @@ MUTANTS: Final = (
         file="service/partition/driver.py",
         old="            self._learn_name(state.of if isinstance(state, Lingering) else state, seen)\n",
         new="            pass\n",
-        tests=("tests/partition/test_adoption.py",),
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="the user of a task that was taken for ours is learnt",
         file="service/partition/driver.py",
         old="isinstance(of, Running) and not of.adopted and",
         new="isinstance(of, Running) and",
-        tests=("tests/partition/test_adoption.py",),
+        tests=(ADOPTION,),
     ),
     Mutant(
         name="outcomes of deadlines are recorded however much waits for its commit",

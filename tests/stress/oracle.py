@@ -321,6 +321,8 @@ def _truth(
         if lie is None:
             continue
         foreseen = seen.foreseen.get(event["replicationId"])
+        if event.get("reason") == "rejected":
+            foreseen = None  # whatever led to the repetition of its POST, a look-up after the refusal finds the task
         if foreseen is None and lie == HAS_TASK and _forgotten(tasks[operation_id], by=some[0].at):
             foreseen = "VCDA had forgotten it before it was looked up"
         if foreseen is None:

@@ -19,6 +19,12 @@ LATE: Final = 5.5
 TOO_LATE: Final = 18.0
 """Later than D: not promised."""
 
+LISTED_AFTER: Final = 14.0
+"""Later than D after its POST, and earlier than D after a repeated one."""
+UNLISTED_LASTS: Final = 26.0
+"""Seconds of a sync whose task is listed so late: long enough for a repeated POST to be refused."""
+REFUSALS: Final = (403, 404, 409, 410, 422)
+
 SESSION_TIMEOUT: Final = 6.0
 DEADLINE: Final = 80
 """Seconds. Long enough to outlive every fault, short enough to wait for where a doubt can't be resolved."""
@@ -204,7 +210,10 @@ class Spoiling:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
-    """A run. What is not promised is provoked on `late`, `by_hand` and `released` replications; `odd` are others."""
+    """A run. What is not promised is provoked on `late`, `unlisted`, `by_hand` and `released` replications.
+
+    `odd` are others.
+    """
 
     seed: int
     brokers: int
@@ -218,6 +227,9 @@ class Schedule:
     files: tuple[RequestFile, ...]
     happenings: tuple[Happening, ...]
     late: tuple[str, ...]
+    unlisted: Mapping[str, int]
+    """Replications whose tasks are listed later than D, with the status by which repeated POSTs are refused until their
+    syncs have ended."""
     by_hand: tuple[str, ...]
     released: tuple[str, ...]
     spelling: str | None
@@ -350,6 +362,10 @@ def draw(
     for replication_id in (*late, *by_hand):
         at = rng.uniform(0, length)
         sendings.append(Sending(at=at, operation_id=f"not-promised-{at:.3f}", replication_id=replication_id, fields={}))
+    unlisted = _unlisted(Random(f"{seed} unlisted"))
+    for number, replication_id in enumerate(unlisted):
+        at = (number + 0.5) * length / 4
+        sendings.append(Sending(at=at, operation_id=f"unlisted-{number}", replication_id=replication_id, fields={}))
     strange = {_replication(rng): kind for kind in odd}
     for replication_id in strange:
         for number in range(3):
@@ -377,6 +393,7 @@ def draw(
         files=tuple(_file(Random(f"{seed} {number}"), requests, length) for number in range(1 + requests // 2000)),
         happenings=tuple(happenings),
         late=late,
+        unlisted=unlisted,
         by_hand=by_hand,
         released=released,
         spelling=rng.choice(SPELLINGS),
@@ -391,6 +408,11 @@ def draw(
 def _replication(rng: Random) -> str:
     text = f"{rng.getrandbits(128):032x}"
     return f"C4-{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def _unlisted(rng: Random) -> dict[str, int]:
+    """Draw with a generator of its own, so that whatever else a seed draws is what it always drew."""
+    return {_replication(rng): status for status in rng.sample(REFUSALS, k=2)}
 
 
 def _sendings(rng: Random, requests: int, length: float) -> list[Sending]:

@@ -191,6 +191,14 @@ def test_what_is_not_promised_is_counted_by_case_and_only_where_it_was_provoked(
     assert verdict.not_promised == {"two tasks: too late": 1, "overlap: too late": 1}
 
 
+def test_a_rejected_request_with_a_task_is_never_excused() -> None:
+    refused = [*GOOD.told[:2], told("c", 1, task_id=None, reason="rejected")]
+
+    verdict = judge(replace(GOOD, told=refused, foreseen={"R": "listed too late"}))
+
+    assert verdict.violations == ["c is told rejected, and VCDA has a task for it"]
+
+
 def test_requests_that_were_deleted_before_they_could_be_read_are_counted_and_not_lost() -> None:
     verdict = judge(replace(GOOD, told=GOOD.told[:2], deleted=frozenset("abc"), counted_lost=1))
 

@@ -13,10 +13,12 @@ from tests.stress.schedule import (
     FILE_LINES,
     HARSH,
     PAUSED_FIRST,
+    REFUSALS,
     TO_BROKERS,
     WITHOUT_KAFKA,
     Cancelling,
     Schedule,
+    Sending,
     What,
     draw,
 )
@@ -84,6 +86,20 @@ def test_the_service_is_granted_what_the_overlay_grants_and_to_create_topics() -
 def test_settings_are_changed_on_topics_of_the_service() -> None:
     assert {name for name, _ in SETTINGS} <= {"requests", "completed", "failed", "journal"}
     assert all(name.startswith("__") for name in KAFKAS_OWN)
+
+
+@pytest.mark.parametrize("brokers", [1, 3])
+def test_each_run_has_repeated_posts_that_vcda_refuses_beside_a_task_that_it_does_not_list(brokers: int) -> None:
+    refused_with = set()
+    for schedule in _drawn(brokers):
+        asked = [
+            one for one in schedule.sendings if isinstance(one, Sending) and one.replication_id in schedule.unlisted
+        ]
+        assert len(asked) == len(schedule.unlisted) == 2
+        assert all(one.at < schedule.length / 2 for one in asked)
+        refused_with |= set(schedule.unlisted.values())
+
+    assert refused_with == set(REFUSALS)
 
 
 @pytest.mark.parametrize("brokers", [1, 3])

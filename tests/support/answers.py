@@ -277,6 +277,49 @@ SUBMITS: Final = (
 )
 
 
+def _repeated(**fault: Any) -> tuple[Fault, ...]:
+    """Lose the first POST, and give this answer to the second."""
+    return *_submit(answer="cut", effect="none"), *_submit(answer="status", **fault)
+
+
+UNLISTED: Final = {"duration": 4 * REQUEST_TIMEOUT, "listed_after": REQUEST_TIMEOUT + SETTLE + 1}
+"""A sync whose task VCDA lists only when its POST has been repeated."""
+
+FIRST_ONES: Final = "In doubt again: the cause may be the task of the first POST. A look-up finds it."
+REFUSED_FIRST: Final = End(outcome="completed", attempts=2, posts=2, adopted=True)
+
+REPEATED: Final = (
+    *(
+        Row(
+            answer=f"{status} with an ApiError, while the task of the first POST runs",
+            then=FIRST_ONES,
+            ends=REFUSED_FIRST,
+            faults=_submit(answer="cut", effect="first"),
+            plan={**UNLISTED, "refuses": status},
+        )
+        for status in (403, 404, 409, 410, 422)
+    ),
+    Row(
+        answer="403 with an ApiError, and the first POST made no task",
+        then="In doubt again: look-ups find no task of the first POST; then the request ends.",
+        ends=End(outcome="rejected", code="Forbidden", http_status=403, attempts=2, posts=2, tasks=0),
+        faults=_repeated(status=403),
+    ),
+    Row(
+        answer="409 with an ApiError, and the first POST made no task",
+        then="In doubt again: look-ups find no task of the first POST; then the POST is repeated after about 10 s.",
+        ends=End(outcome="completed", attempts=3, posts=3),
+        faults=_repeated(status=409),
+    ),
+    Row(
+        answer="429",
+        then="Not accepted, and no sign of a task of the first POST: the POST is repeated after a pause.",
+        ends=End(outcome="completed", attempts=3, posts=3),
+        faults=_repeated(status=429),
+    ),
+)
+
+
 def _after_a_cut(*, effect: Any = "first", **fault: Any) -> tuple[Fault, ...]:
     return *_submit(answer="cut", effect=effect), Fault(operation="find", **fault)
 
@@ -418,6 +461,7 @@ POLLS: Final = (
 
 TABLES: Final = {
     "The POST that starts a sync": SUBMITS,
+    "The repeated POST, after a POST in doubt": REPEATED,
     "The look-up of a POST in doubt": LOOK_UPS,
     "The polls of a task": POLLS,
 }

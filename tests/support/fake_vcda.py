@@ -73,6 +73,8 @@ class World:
     overlaps: list[tuple[str, str]] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)
     """Tasks that VCDA knows no more."""
+    listed: Callable[[str], float] = lambda _: 0.0
+    """How long after its start an operation's task is in VCDA's list; it is shown at once to who knows its id."""
     poison: set[str] = field(default_factory=set)
     """Tasks that make each call fail that asks for them."""
     at_site: dict[str | None, Clock] = field(default_factory=dict)
@@ -120,6 +122,11 @@ class World:
         """Whether VCDA knows the task, and shows it to that user."""
         return task_id in self.made and task_id not in self.forgotten and self.made[task_id].owner == user
 
+    def lists(self, made: Made) -> bool:
+        """Whether VCDA's list has the task by now, and still."""
+        listed_from = made.begun + self.listed(made.operation_id)
+        return made.task.id not in self.forgotten and self.clock.monotonic() >= listed_from
+
     def tasks_of(self) -> Counter[str]:
         """How many tasks each operation has."""
         return Counter(made.operation_id for made in self.made.values())
@@ -130,10 +137,10 @@ class World:
         return made
 
 
-REFUSALS = {
-    "rejected": sync.Refused(sync.ApiError("Forbidden", "Permission denied."), 403),
-    "no credentials": sync.Refused(sync.ApiError(sync.WITHOUT_CREDENTIALS, "None."), None, sent=False),
-}
+def _refused(what: str, *, at: float) -> sync.Refused:
+    if what == "rejected":
+        return sync.Refused(sync.ApiError("Forbidden", "Permission denied."), 403, at=at)
+    return sync.Refused(sync.ApiError(sync.WITHOUT_CREDENTIALS, "None."), None, sent=False)
 
 
 class ScriptedVcda:
@@ -221,7 +228,7 @@ class ScriptedVcda:
                 await asyncio.sleep(self.latency)
             case "rejected" | "no credentials":
                 await asyncio.sleep(self.latency)
-                return REFUSALS[what]
+                return _refused(what, at=self._clock.monotonic())
             case _:
                 await asyncio.sleep(self.latency)
                 busy_at = self._clock.monotonic() if what == "409" else None
@@ -257,7 +264,7 @@ class ScriptedVcda:
                 for made in self.world.made.values()
                 if (replication_id is None or made.task.replication_id == replication_id)
                 and made.owner == user
-                and made.task.id not in self.world.forgotten
+                and self.world.lists(made)
                 and made.task.started_at is not None
                 and made.task.started_at >= since
                 and (until is None or made.task.started_at < until)

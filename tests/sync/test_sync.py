@@ -32,6 +32,7 @@ from service.sync import (
     OnlyOne,
     Policy,
     Reason,
+    Refusal,
     Refused,
     Request,
     Running,
@@ -173,7 +174,7 @@ def test_a_running_task_is_asked_for_where_the_request_said_or_else_where_the_ta
 
 def test_a_refused_post_fails_the_request_in_vcdas_own_words() -> None:
     error = ApiError("NotFound", "No such replication.")
-    assert answered(SUBMITTING, Refused(error, 404)) == Step(
+    assert answered(SUBMITTING, Refused(error, 404, at=7.0)) == Step(
         Ended(
             request=REQUEST,
             attempts=1,
@@ -248,7 +249,7 @@ def test_the_status_of_the_answer_is_kept_with_the_trouble_through_the_next_atte
 
 
 def test_a_lingering_post_that_was_not_taken_keeps_the_error_that_its_outcome_told() -> None:
-    step = answered(lingering(replace(SUBMITTING, trouble=WARNING)), Refused(ApiError("No", "Never."), 403))
+    step = answered(lingering(replace(SUBMITTING, trouble=WARNING)), Refused(ApiError("No", "Never."), 403, at=7.0))
     assert isinstance(step.state, Ended)
     assert (step.state.error, step.state.http_status) == (WARNING, None)
 
@@ -345,30 +346,122 @@ def test_how_often_its_posts_came_to_nothing_goes_with_a_request() -> None:
 
 
 BUSY = NotTaken(Trouble(label="409", detail="A sync is running.", http_status=409, own=True), sent=True, busy_at=7.0)
+REFUSED = Refused(ApiError("Forbidden", "Permission denied."), 403, at=7.0)
+
+REFUSALS = pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [
+        (BUSY, Refusal(ApiError("409", "A sync is running."), 409, busy=True)),
+        (REFUSED, Refusal(ApiError("Forbidden", "Permission denied."), 403)),
+    ],
+)
 
 
-def test_a_replication_that_is_busy_at_a_repeated_post_may_be_so_with_a_task_of_an_earlier_one() -> None:
-    first = replace(DOUBT, passed_over=("task-0",))
-    once = looked_up(first, NotFound(100.0, ME)).state
+def repeated() -> Submitting:
+    """The intent of a POST that is repeated after look-ups found no task of the first."""
+    once = looked_up(replace(DOUBT, passed_over=("task-0",)), NotFound(100.0, ME)).state
     assert isinstance(once, Waiting)
-    assert (once.look_from, once.passed_over) == (first.look_from, ("task-0",))
-    again = sync.begin(once, look_from=first.look_from, account=ME, passed_over=("task-0", "task-1"))
-    assert again.passed_over == ("task-0", "task-1")
+    return sync.begin(once, look_from=NOON, account=ME, passed_over=("task-0", "task-1"))
 
-    doubt = answered(again, BUSY).state
-    assert isinstance(doubt, Submitting)
-    assert (doubt.conclusive_from, doubt.busy, doubt.http_status) == (7.0, True, 409)
-    assert looked_up(doubt, NotFound(6.9, ME)) == Step(doubt), "it began before the answer"
-    assert isinstance(looked_up(doubt, Found(TASK, ME)).state, Running)
-    assert looked_up(doubt, NotFound(7.0, ME)).state == Waiting(
-        request=REQUEST,
-        attempts=2,
-        trouble=ApiError("409", "A sync is running."),
-        http_status=409,
-        repeats=1,
-        look_from=first.look_from,
-        passed_over=("task-0", "task-1"),
+
+def refused(answer: sync.SubmitAnswer) -> Submitting:
+    """The same after VCDA has refused it."""
+    state = answered(repeated(), answer).state
+    assert isinstance(state, Submitting)
+    return state
+
+
+def test_look_ups_for_a_repeated_post_begin_no_later_than_those_for_the_first() -> None:
+    assert repeated().look_from == DOUBT.look_from
+    earlier = replace(WAITING, repeats=1, look_from=NOON)
+    assert sync.begin(earlier, look_from=NOON - timedelta(1), account=ME, passed_over=()).look_from == NOON - timedelta(
+        1
     )
+    assert repeated().passed_over == ("task-0", "task-1")
+
+
+@REFUSALS
+def test_a_refused_repeated_post_may_be_so_because_of_the_task_of_an_earlier_one(
+    answer: sync.SubmitAnswer, refusal: Refusal
+) -> None:
+    doubt = refused(answer)
+    assert doubt.conclusive_from == 7.0 + 90.0, "as after any POST in doubt: VCDA may list the task only later"
+    assert (doubt.refusal, doubt.trouble, doubt.http_status) == (refusal, refusal.error, refusal.http_status)
+    assert looked_up(doubt, NotFound(96.9, ME)) == Step(doubt)
+    assert looked_up(doubt, Found(TASK, ME)).outcome is None
+    assert looked_up(doubt, Found(TASK, ME)).state == replace(RUNNING, attempts=2, adopted=True)
+
+
+def test_a_request_waits_again_where_its_replication_is_busy_without_a_task_of_its_own() -> None:
+    assert looked_up(refused(BUSY), NotFound(97.0, ME)) == Step(
+        Waiting(
+            request=REQUEST,
+            attempts=2,
+            trouble=ApiError("409", "A sync is running."),
+            http_status=409,
+            repeats=1,
+            look_from=DOUBT.look_from,
+            passed_over=("task-0", "task-1"),
+        )
+    )
+
+
+def test_a_refused_request_ends_in_vcdas_own_words_once_no_task_of_an_earlier_post_is_found() -> None:
+    step = looked_up(refused(REFUSED), NotFound(97.0, ME))
+    assert isinstance(step.outcome, Failed)
+    assert (step.outcome.reason, step.outcome.attempts) == (Reason.REJECTED, 2)
+    assert (step.outcome.error, step.outcome.http_status) == (REFUSED.error, 403)
+    assert isinstance(step.state, Ended)
+    assert (step.state.reason, step.state.error, step.state.http_status) == (Reason.REJECTED, REFUSED.error, 403)
+
+
+@REFUSALS
+@pytest.mark.parametrize("seen", [Unclear("Is it ours?", 97.0), NotFound(97.0, OTHER)])
+def test_look_ups_that_cannot_tell_keep_the_refusal_for_the_end(
+    answer: sync.SubmitAnswer, refusal: Refusal, seen: sync.LookUp
+) -> None:
+    unclear = looked_up(refused(answer), seen).state
+    assert isinstance(unclear, Submitting)
+    assert unclear.trouble is not None
+    assert (unclear.trouble.code, unclear.refusal) == (UNCLEAR, refusal)
+    end = looked_up(unclear, NotFound(98.0, ME))
+    assert isinstance(end.state, Waiting | Ended)
+    told = end.state.trouble if isinstance(end.state, Waiting) else end.state.error
+    assert (told, end.state.http_status) == (refusal.error, refusal.http_status)
+
+
+@REFUSALS
+def test_a_refusal_is_restored_with_its_doubt(answer: sync.SubmitAnswer, refusal: Refusal) -> None:
+    state = sync.restored(refused(answer), opened_at=50.0, now=LATER, policy=POLICY)
+    assert state == replace(refused(answer), conclusive_from=50.0 + 92.0)
+    assert isinstance(state, Submitting)
+    assert state.refusal == refusal
+
+
+def test_a_refused_repeated_post_whose_task_cannot_be_looked_up_times_out_with_the_refusal() -> None:
+    step = expired(refused(REFUSED))
+    assert isinstance(step.state, Lingering)
+    assert isinstance(step.outcome, Failed)
+    assert (step.outcome.reason, step.outcome.error) == (Reason.TIMED_OUT, REFUSED.error)
+
+
+@REFUSALS
+def test_a_lingering_repeated_post_that_is_refused_keeps_its_replication_until_its_task_is_known_not_to_be(
+    answer: sync.SubmitAnswer, refusal: Refusal
+) -> None:
+    step = answered(lingering(repeated()), answer)
+    assert step == Step(lingering(refused(answer)))
+    assert refused(answer).refusal == refusal
+    assert isinstance(step.state, Lingering)
+    end = looked_up(step.state, NotFound(97.0, ME))
+    assert isinstance(end.state, Ended)
+    assert (end.outcome, end.state.reason) == (None, Reason.TIMED_OUT)
+
+
+def test_a_repeated_post_that_is_refused_before_it_is_made_ends_the_request() -> None:
+    step = answered(repeated(), replace(REFUSED, sent=False, at=None))
+    assert isinstance(step.outcome, Failed)
+    assert (step.outcome.reason, step.outcome.attempts) == (Reason.REJECTED, 1)
 
 
 def test_a_replication_that_is_busy_at_the_first_post_is_so_with_somebody_elses_task() -> None:
@@ -741,7 +834,7 @@ def test_a_lingering_post_without_an_answer_is_in_doubt() -> None:
     assert step.state.of.in_doubt
 
 
-@pytest.mark.parametrize("seen", [NotTaken(TROUBLE, sent=True), NotTaken(TROUBLE, sent=False), Refused(None, 403)])
+@pytest.mark.parametrize("seen", [NotTaken(TROUBLE, sent=True), NotTaken(TROUBLE, sent=False), REFUSED])
 def test_a_lingering_post_that_was_not_taken_is_over(seen: sync.SubmitAnswer) -> None:
     assert answered(lingering(SUBMITTING), seen) == over()
 
@@ -951,8 +1044,9 @@ tasks = st.builds(
 )
 answers = st.one_of(
     st.builds(Accepted, tasks, accounts),
-    st.builds(Refused, st.sampled_from([None, WARNING]), st.sampled_from([400, None])),
+    st.builds(Refused, st.just(WARNING), st.sampled_from([400, None]), st.booleans(), st.none() | moments),
     st.builds(NotTaken, troubles, st.booleans()),
+    st.builds(NotTaken, troubles, st.just(True), moments),
     st.builds(Unanswered, troubles, moments, accounts),
 )
 look_ups = st.one_of(

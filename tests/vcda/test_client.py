@@ -124,7 +124,10 @@ async def test_an_answer_that_is_not_vcdas_is_described_by_its_type_or_by_where_
 async def test_a_4xx_in_vcdas_own_words_is_a_refusal(status: int) -> None:
     answer = await submitted(Reply(status, error()))
 
-    assert answer == Refused(ApiError("Forbidden", "Permission denied."), status)
+    assert isinstance(answer, Refused)
+    assert (answer.error, answer.http_status) == (ApiError("Forbidden", "Permission denied."), status)
+    assert answer.sent
+    assert answer.at is not None
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 407, 413, 421])

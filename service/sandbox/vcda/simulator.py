@@ -46,7 +46,8 @@ later than any client waits: {"operation": "submit", "seconds": 60}. One poisono
 it, alone or together with others: {"operation": "poll", "replication": ID, "answer": "status", "status": 500}; a
 poisonous look-up: the same with "find". A state that never ends: the plan's {"word": "ABORTED", "duration": 1e9} for
 one replication; an end in an unknown state: {"failing": 1, "failed": "CANCELLED"}. Tasks that don't say whose or of
-what they are: the plan's `no_user` and `resource`.
+what they are: the plan's `no_user` and `resource`. A VCDA that refuses another POST for a replication while its sync
+runs: the plan's {"refuses": 403}; one whose lists show a task only later: {"listed_after": 10}.
 """
 
 import argparse

@@ -157,6 +157,10 @@ class Plan:
     """Its task doesn't say whose it is."""
     resource: Resource = "as asked"
     """How its task names the replication: not at all (null), or in another letter case."""
+    listed_after: float = 0.0
+    """Seconds from its creation until lists show its task; asked for by its id, it is shown at once."""
+    refuses: int | None = None
+    """The status with which POSTs for the replication are refused while the sync runs; None: they are accepted."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -327,6 +331,8 @@ class Counts:
     """Every id that was ever polled for, and when it was for the first time."""
     last_first_poll: float = -math.inf
     tasks: int = 0
+    refused_while_running: int = 0
+    """POSTs refused because of a plan's `refuses`."""
     overlapping: int = 0
     """Syncs begun while another of the same replication was unfinished."""
     posts_while_paused: int = 0
@@ -418,7 +424,11 @@ class World:
         where, user = self.at(session, site)
         if self.now() - session.cloud_director_since >= self.config.cloud_director_max_age:
             raise not_authenticated(session_gone=False)
-        self.replication(replication_id, where.name)
+        known = self.replication(replication_id, where.name)
+        for task in known.tasks:
+            if task.plan.refuses is not None and not task.forgotten and self.now() < task.ends:
+                self.counts.refused_while_running += 1
+                raise ApiError(task.plan.refuses, "OperationInProgress", f"Replication {replication_id} is in use.")
         return self.start(where, user, replication_id=replication_id, operation_id=operation_id)
 
     def replication(self, replication_id: str, site: str) -> Replication:
@@ -667,6 +677,7 @@ class World:
             "idsPolled": counts.ids_polled,
             "tasksPolled": len(counts.polled),
             "lastFirstPoll": counts.last_first_poll if counts.polled else None,
+            "refusedWhileRunning": counts.refused_while_running,
             "overlapping": counts.overlapping,
             "postsWhilePaused": counts.posts_while_paused,
             "mostConcurrentPosts": dict(counts.most_posting),
