@@ -32,6 +32,13 @@ def main() -> None:
     Raises:
         SystemExit: always, with the exit code.
     """
+    try:
+        _main()
+    except KeyboardInterrupt:  # in the imports: after them, the command itself says how far it is
+        raise SystemExit(130) from None
+
+
+def _main() -> None:
     import sys
     import threading
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from service import cli
 from service.cli import interrupts
 
@@ -105,3 +107,27 @@ def test_a_command_gives_its_result_and_ends_although_a_name_look_up_hangs() -> 
 
     assert done.stderr.startswith("Kafka can't be reached at kafka.example:9092")
     assert done.returncode == 3
+
+
+IN_AN_IMPORT = """
+import sys
+from service import cli
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+sys.argv = ["vm-sync", "list"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("module", ["service.cli.process", "service.cli.commands"])
+def test_ctrl_c_while_a_command_is_still_being_imported_shows_no_traceback(module: str) -> None:
+    command = [sys.executable, "-c", IN_AN_IMPORT.format(module=module)]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+    assert (done.stdout, done.stderr, done.returncode) == ("", "", 130)

@@ -312,7 +312,8 @@ class Ledger:
     async def spoil_below(self, *, partition: int) -> None:
         """Put a record there that Kafka's clients can't hand over: its header's name is not UTF-8."""
         # Neither idempotent nor with the compiled builder: these take no name but a real string.
-        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap)
+        producer = AIOKafkaProducer(bootstrap_servers=self.bootstrap, acks="all")  # a broker may die at once
+        self.spoilt_twice[partition] += 1  # the client may send it again
         try:
             await producer.start()
             batch = producer.create_batch()
@@ -327,12 +328,7 @@ class Ledger:
             )
             batch.append(key=b"poison", value=b"poison", timestamp=None, headers=[(_Name("?"), b"")])
             batch.close()
-            sent = await producer.send_batch(batch, self.topics["requests"], partition=partition)
-            try:
-                record = await sent
-            except KafkaError:
-                self.spoilt_twice[partition] += 1
-                raise
+            record = await (await producer.send_batch(batch, self.topics["requests"], partition=partition))
         finally:
             await producer.stop()
         self.spoilt.append(Spoilt(partition, record.offset, b"poison", b"poison", (), lost=True))
