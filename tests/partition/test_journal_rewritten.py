@@ -1,7 +1,7 @@
 """Records of a journal that are deleted while its partition is open are written again; before its opening: reported."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
@@ -12,6 +12,7 @@ from aiokafka import TopicPartition
 
 from service.intake.journal_comparison import JournalComparison
 from service.intake.timings import DEFAULT_TIMINGS
+from service.kafka.consumer import Offsets
 from service.partition.partition import Partition
 from service.sync import Ended, Running
 from tests.support.simulated_deployment import (
@@ -150,10 +151,10 @@ async def test_a_rewriting_that_takes_longer_than_a_comparison_may_is_begun_once
 def journals_beginning(start: Callable[[], int]) -> Any:
     """Return a subscriber whose consumer finds that all journals begin there."""
 
-    async def beginning_offsets(places: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict.fromkeys(places, start())
+    async def first_offsets(places: Iterable[TopicPartition]) -> Offsets:
+        return Offsets(dict.fromkeys(places, start()), {})
 
-    return SimpleNamespace(consumer=SimpleNamespace(beginning_offsets=beginning_offsets))
+    return SimpleNamespace(consumer=SimpleNamespace(first_offsets=first_offsets))
 
 
 @deployed
