@@ -118,13 +118,15 @@ SCRIPT: Final = f"""
 (() => {{
   const usual = {REFRESH}000, longest = 60000, patience = 10000;
   let pause = usual, seen = new Date();
+  // Nobody looks, or somebody is about to copy something: the page stays as it is.
+  const stays = () => document.hidden || !getSelection().isCollapsed;
   async function refresh() {{
-    // Nobody looks, or somebody is about to copy something: the page stays as it is.
-    if (document.hidden || !getSelection().isCollapsed) return;
+    if (stays()) return;
     try {{
       const answer = await fetch(location.href, {{signal: AbortSignal.timeout(patience)}});
       const page = new DOMParser().parseFromString(await answer.text(), "text/html");
       if (!answer.ok || page.title.indexOf("vm-sync") < 0) throw new Error("another page");
+      if (stays()) return;  // since the question was asked
       for (const part of ["main", "title", "[rel=icon]"])
         document.querySelector(part).replaceWith(page.querySelector(part));
       document.getElementById("stale").hidden = true;

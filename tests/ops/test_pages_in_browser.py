@@ -111,20 +111,28 @@ async def test_the_page_renews_itself_and_says_when_the_instance_no_longer_answe
     monkeypatch.setitem(server.PAGE_HEADERS, "content-security-policy", policy)
     monkeypatch.setattr(server, "KEEP", timedelta())
     looks = 0
+    may_answer = asyncio.Event()
+    may_answer.set()
 
     async def overview() -> Overview:
         nonlocal looks
         looks += 1
+        await may_answer.wait()
         return replace(some_overview(), completed=looks)
 
     async with window(tmp_path) as seen:
         async with pages(overview) as address:
             await seen.open(f"{address}/", width=1280)
             await until(seen, "document.body.textContent.includes('5 completed')")
-            await seen.evaluate("getSelection().selectAllChildren(document.querySelector('h1'))")
-            await asyncio.sleep(0.3)  # one that was on its way
+            may_answer.clear()
             before = looks
-            await asyncio.sleep(0.5)
+            async with asyncio.timeout(PATIENCE):
+                while looks == before:
+                    await asyncio.sleep(0.01)
+            before = looks
+            await seen.evaluate("getSelection().selectAllChildren(document.querySelector('h1'))")
+            may_answer.set()  # of a page that was asked for before the selection
+            await asyncio.sleep(0.8)
             assert looks == before, "somebody is about to copy something"
             await seen.evaluate("getSelection().removeAllRanges()")
             await until(seen, f"document.body.textContent.includes('{before + 2} completed')")
