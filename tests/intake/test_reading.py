@@ -180,9 +180,10 @@ async def firewalled(prefix: str) -> AsyncIterator[tuple[Station, Callable[[int]
 
         def hide(number: int) -> None:
             nonlocal hidden
-            hidden = number
-            for relay in relays.values():
-                relay.drop()
+            # The other broker's connections stay: a process that loses the group's coordinator, too, may be put out.
+            changed, hidden = {hidden, number} & relays.keys(), number
+            for one in changed:
+                relays[one].drop()
 
         stack.push_async_callback(asyncio.to_thread, kafka.close)
         await asyncio.to_thread(kafka.start)
