@@ -71,7 +71,10 @@ class TopicComparison:
                 supervisor.distrust(f"offset {partition.cursor} was deleted: the requests topic begins at {begin}")
             elif end is not None and end < cursor and before.get(place) is partition:
                 supervisor.distrust(f"offset {cursor} is beyond the end: the requests topic ends at {end}")
-            elif before.get(place) is partition if end is None else end < cursor:
+            elif end is None:  # what was found before stands until its leader says where it ends
+                if before.get(place) is partition:
+                    self._beyond_end[place] = partition
+            elif end < cursor:
                 self._beyond_end[place] = partition
         await asyncio.gather(*replaced)
 

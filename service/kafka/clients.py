@@ -270,7 +270,7 @@ _may_be_sent_again = SendProduceReqHandler._can_retry
 
 
 def _sent_again(self: SendProduceReqHandler, error: BrokerResponseError, batch: MessageBatch) -> bool:
-    """Whether a batch that was refused is sent again: so it is, without end, while it has too few replicas say."""
+    """Whether a batch that was refused is sent again, as it is without end while there are too few replicas."""
     if error.__traceback__ is None:  # it was never raised: it is a broker's answer, and not what `send` has noted
         self._client.last_trouble = f"{batch.tp.topic}-{batch.tp.partition}: {explain(error)}"
     return bool(_may_be_sent_again(self, error, batch))

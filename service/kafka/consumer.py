@@ -247,7 +247,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         return KafkaTimeoutError(said)
 
     def _silent(self, place: TopicPartition) -> str:
-        """Say who is it that doesn't say anything about a partition."""
+        """Say why nothing is known of a partition's offsets: it has no leader, or its leader does not answer."""
         leader = self._client.cluster.leader_for_partition(place)
         if leader is None or leader < 0:
             return "no broker leads it"

@@ -79,7 +79,7 @@ def diagnosis(
     if (sentence := next(filter(None, found), None)) is not None:
         return sentence
     if not isinstance(raised, KafkaConnectionError | TimeoutError | OSError):
-        return f"Kafka at {kafka.bootstrap_servers} refuses: {explain(raised)}."
+        return f"Kafka at {kafka.bootstrap_servers} refuses: {explain(raised).removesuffix('.')}."
     speaks = f"whether the brokers' listener uses VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol}"
     if not any(map(_hung_up, overheard)):
         where = kafka.bootstrap_servers

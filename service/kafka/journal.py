@@ -272,7 +272,7 @@ class KafkaJournal:
     def _why(self, error: BaseException) -> str:
         """Say what failed, and report it where a right is missing.
 
-        Where the time ran out, that is what aiokafka has tried again meanwhile, and has said nobody.
+        Where the time ran out, that is why aiokafka has tried again meanwhile, which it reports to nobody.
         """
         if isinstance(error, TimeoutError) and (trouble := self._producer.client.last_trouble):
             return f"timed out; the last error was: {trouble}"

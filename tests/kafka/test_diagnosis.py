@@ -33,6 +33,10 @@ BOOTSTRAP = KafkaConnectionError("Unable to bootstrap")
         ),
         (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError: x."),
         (
+            NodeNotReadyError("Node 3 is not ready."),
+            "Kafka at kafka.example:9092 refuses: NodeNotReadyError: Node 3 is not ready.",
+        ),
+        (
             InconsistentGroupProtocolError(),
             (
                 "Kafka at kafka.example:9092 refuses: InconsistentGroupProtocolError: Returned in join group when the "
