@@ -36,7 +36,7 @@ from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from service.clock import Clock
 from service.event_loop import Slices, to_its_end
 from service.kafka.clients import end
-from service.kafka.consumer import leave_bare
+from service.kafka.consumer import LOOK_WAIT_MS, leave_bare
 from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, explain
 from service.kafka.journal_api import Batch, Entry, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, encode, encode_cursor, is_sync, replayed
@@ -431,6 +431,8 @@ class KafkaJournal:
             auto_offset_reset="earliest",
             request_timeout_ms=milliseconds(REQUEST_TIMEOUT),
             max_partition_fetch_bytes=FETCH_BYTES,
+            # At the end of the journal, a question for its first offset waits behind the fetch for what comes next.
+            fetch_max_wait_ms=LOOK_WAIT_MS,
         )
         consumer.assign([self._place])
         try:

@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import NotEnoughReplicasError
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.produce import ProduceRequest
 from typing_extensions import override
 
 from service.clock import Clock
 from service.event_loop import Slices
 from service.kafka import journal, journal_codec
+from service.kafka.consumer import LOOK_WAIT_MS
 from service.kafka.journal import PACKED_AT_ONCE, READ_AT_ONCE, KafkaJournal, Refusals
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import Cursor
@@ -137,6 +140,23 @@ async def test_a_journal_that_ends_with_an_aborted_transaction_is_read_to_its_en
     with pytest.raises(Exception):  # noqa: B017, PT011 - the dead one's client has several words for it
         await dying.commit_transaction()
     await dying.stop()
+
+
+async def test_no_question_waits_long_behind_a_fetch_while_a_journal_is_opened(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: set[int] = set()
+    send = AIOKafkaClient.send
+
+    async def noted(client: AIOKafkaClient, node: int, request: Any, **options: Any) -> Any:
+        if isinstance(request, FetchRequest):
+            waits.add(request._max_wait_ms)
+        return await send(client, node, request, **options)
+
+    monkeypatch.setattr(AIOKafkaClient, "send", noted)
+    await opened(station)
+
+    assert waits == {LOOK_WAIT_MS}
 
 
 async def test_a_journal_is_read_as_any_consumer_reads_it_with_few_objects_for_its_records(station: Station) -> None:
