@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 from typing_extensions import override
 
 from service.cli.commands import app
-from service.cli.kafka import KafkaContext, explained, read_on, reader
+from service.cli.kafka import FETCH_WAIT_MS, KafkaContext, explained, read_on, reader
 from service.cli.output import NoAnswer
 from service.kafka import journal_codec as records
 from service.kafka.connection import KafkaConnection
@@ -33,6 +33,7 @@ from service.messages.requests import DeadLetterReason, InvalidRequest
 from service.settings import load_for_kafka
 from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
 from tests.support.cli_scene import Scene, instance
+from tests.support.kafka_harness import fetch_waits
 
 NOON = datetime(2026, 8, 17, 12, tzinfo=UTC)
 
@@ -927,6 +928,16 @@ def test_reading_that_takes_long_says_how_far_it_is(journalled: Scene, capsys: p
 
     assert asyncio.run(reading()) >= len(SYNCS)
     assert "Reading the journal" in capsys.readouterr().err
+
+
+def test_a_command_s_questions_wait_for_no_fetch_that_finds_nothing(
+    journalled: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = fetch_waits(monkeypatch)
+    journalled.answer("list")
+    journalled.answer("dead-letters", "list")
+
+    assert [waits[journalled.name(topic)] for topic in ("journal", "dead_letter")] == [{FETCH_WAIT_MS}] * 2
 
 
 @asynccontextmanager

@@ -11,13 +11,12 @@ import aiokafka.codec
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, LeaderNotAvailableError
-from aiokafka.protocol.fetch import FetchRequest
 
 from service.clock import Clock
 from service.kafka.consumer import LOOK_WAIT_MS, SteadyConsumer, probe_consumer, timestamp_of
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
-from tests.support.kafka_harness import Station, good, word
+from tests.support.kafka_harness import Station, fetch_waits, good, word
 
 
 @pytest.fixture
@@ -148,23 +147,17 @@ async def test_a_single_record_tells_its_timestamp_where_there_is_one_that_can_b
     assert [await stamp(offset) for offset in (0, 1, 2, 99)] == [1_772_402_400_123, None, None, None]
 
 
-async def test_a_look_at_a_topic_never_waits_long_behind_a_fetch_that_finds_no_records(station: Station) -> None:
+async def test_a_look_at_a_topic_never_waits_long_behind_a_fetch_that_finds_no_records(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
     place = TopicPartition(station.topics.requests, 0)
+    waits = fetch_waits(monkeypatch)
     async with probe_consumer(connection=station.connection, clock=Clock()) as consumer:
-        sent = []
-        send = consumer._client.send
-
-        async def noted(node: int, request: Any, **options: Any) -> Any:
-            if isinstance(request, FetchRequest):
-                sent.append(request._max_wait_ms)
-            return await send(node, request, **options)
-
-        consumer._client.send = noted
         consumer.assign([place])
         consumer.seek(place, 0)
         assert await consumer.getmany(place, timeout_ms=100) == {}
 
-    assert set(sent) == {LOOK_WAIT_MS}
+    assert waits[place.topic] == {LOOK_WAIT_MS}
     assert LOOK_WAIT_MS <= 50  # the questions behind it are several
 
 

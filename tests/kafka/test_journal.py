@@ -10,9 +10,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import NotEnoughReplicasError
-from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.produce import ProduceRequest
 from typing_extensions import override
 
@@ -27,7 +25,7 @@ from service.messages.kafka_record import MAX_REQUEST_BYTES, Event
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 from service.sync import ApiError, Request, Sync, Task, Waiting
 from tests.conftest import TopicNamer, started
-from tests.support.kafka_harness import Station, request, until, word
+from tests.support.kafka_harness import Station, fetch_waits, request, until, word
 from tests.support.virtual_time import HandClock
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -145,18 +143,10 @@ async def test_a_journal_that_ends_with_an_aborted_transaction_is_read_to_its_en
 async def test_no_question_waits_long_behind_a_fetch_while_a_journal_is_opened(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    waits: set[int] = set()
-    send = AIOKafkaClient.send
-
-    async def noted(client: AIOKafkaClient, node: int, request: Any, **options: Any) -> Any:
-        if isinstance(request, FetchRequest):
-            waits.add(request._max_wait_ms)
-        return await send(client, node, request, **options)
-
-    monkeypatch.setattr(AIOKafkaClient, "send", noted)
+    waits = fetch_waits(monkeypatch)
     await opened(station)
 
-    assert waits == {LOOK_WAIT_MS}
+    assert waits[station.topics.journal] == {LOOK_WAIT_MS}
 
 
 async def test_a_journal_is_read_as_any_consumer_reads_it_with_few_objects_for_its_records(station: Station) -> None:

@@ -9,6 +9,7 @@ import asyncio
 import json
 import struct
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from datetime import timedelta
@@ -16,11 +17,14 @@ from itertools import count
 from random import Random
 from typing import Any, Final, Self
 
+import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import TopicAlreadyExistsError
 from aiokafka.protocol.admin import DeleteGroupsRequest
+from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.protocol.group import LeaveGroupRequest
 from aiokafka.record.default_records import DefaultRecordBase, DefaultRecordBatchBuilder
 from aiokafka.record.util import calc_crc32c
@@ -51,6 +55,21 @@ SESSION: Final = timedelta(seconds=6)
 
 PATIENCE: Final = 60.0
 """Seconds that a condition is waited for: many times what it takes on an idle machine."""
+
+
+def fetch_waits(patch: pytest.MonkeyPatch) -> Mapping[str, set[int]]:
+    """Return how long (ms) fetches allow a broker to wait, by topic; a question on their connection waits as long."""
+    waits: defaultdict[str, set[int]] = defaultdict(set)
+    send = AIOKafkaClient.send
+
+    async def noted(client: AIOKafkaClient, node: int, request: Any, **options: Any) -> Any:
+        if isinstance(request, FetchRequest):
+            for topic, _ in request.topics:
+                waits[topic].add(request._max_wait_ms)
+        return await send(client, node, request, **options)
+
+    patch.setattr(AIOKafkaClient, "send", noted)
+    return waits
 
 
 async def until(holds: Callable[[], bool], *, within: float = PATIENCE, what: str | Callable[[], str] = "") -> None:
