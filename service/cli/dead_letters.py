@@ -41,7 +41,7 @@ from service.cli.moments import maybe_moment
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
 from service.cli.tables import Column, show_table
 from service.clock import Clock
-from service.kafka.clients import end
+from service.kafka.clients import end, wire_of
 from service.kafka.denials import DENIALS, Operation
 from service.kafka.topics import BROKER_MESSAGE_LIMIT, HEADER_ROOM, REPLICAS
 from service.messages.dead_letters import redriven, write_redriven
@@ -424,7 +424,7 @@ async def _make_marks_topic(place: kafka.KafkaContext) -> None:
     admin = AIOKafkaAdminClient(**place.arguments)
     try:
         await admin.start()
-        replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
+        replicas = min(REPLICAS, len(wire_of(admin).cluster.brokers()))
         settings = {"cleanup.policy": "compact", "min.insync.replicas": str(max(1, replicas - 1))}
         response = await admin.create_topics([NewTopic(topic, 1, replicas, topic_configs=settings)])
         for _, code, message in response.topic_errors:

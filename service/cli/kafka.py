@@ -35,6 +35,9 @@ patience doesn't end before."""
 REQUEST_MS: Final = 10_000
 """For one request to a broker; shorter than `SILENCE`, so that the client itself says first what is wrong."""
 
+AGAIN: Final = 0.2
+"""Seconds until brokers are asked again that have failed."""
+
 NOTE_AFTER: Final = 2.0
 """Seconds between two progress messages."""
 
@@ -127,12 +130,18 @@ def _report(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
 
 
 async def described(place: KafkaContext, *topics: str) -> Described:
-    """Return what the brokers say of topics."""
+    """Return what the brokers say of topics; those that fail are asked again until `SILENCE` is over."""
     admin = AIOKafkaAdminClient(**place.arguments)
     try:
         async with asyncio.timeout(SILENCE):
             await admin.start()
-            return await describe(admin, topics)
+            while True:
+                try:
+                    return await describe(admin, topics)
+                except (KafkaError, TimeoutError) as error:
+                    if isinstance(error, KafkaError) and not error.retriable:
+                        raise
+                await asyncio.sleep(AGAIN)
     finally:
         await end(admin)
 

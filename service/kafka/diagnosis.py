@@ -9,11 +9,12 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from aiokafka.errors import (
     AuthenticationFailedError,
     KafkaConnectionError,
+    KafkaTimeoutError,
     NodeNotReadyError,
     RequestTimedOutError,
     SaslAuthenticationFailed,
@@ -24,6 +25,9 @@ from typing_extensions import override
 from service.certificates import distrust
 from service.kafka.denials import Account, MissingRight, Operation, explain
 from service.kafka.tokens import MECHANISM, TokenUnavailable
+
+OUT_OF_REACH: Final = (KafkaConnectionError, KafkaTimeoutError, NodeNotReadyError, RequestTimedOutError, OSError)
+"""What Kafka's client raises where no broker has said no."""
 
 
 class KafkaSettings(Protocol):
@@ -78,7 +82,7 @@ def diagnosis(
     found = (_telling(error, kafka, account, group) for error in (raised, *reversed(overheard)))
     if (sentence := next(filter(None, found), None)) is not None:
         return sentence
-    if not isinstance(raised, KafkaConnectionError | TimeoutError | OSError):
+    if not isinstance(raised, OUT_OF_REACH):
         return f"Kafka at {kafka.bootstrap_servers} refuses: {explain(raised).removesuffix('.')}."
     speaks = f"whether the brokers' listener uses VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol}"
     if not any(map(_hung_up, overheard)):
@@ -105,7 +109,7 @@ def is_answer(raised: BaseException, overheard: Sequence[BaseException], *, kafk
         return tokens[-1].answered
     if any(_telling(error, kafka, Account(), "") is not None or _hung_up(error) for error in errors):
         return True
-    return not isinstance(raised, KafkaConnectionError | NodeNotReadyError | RequestTimedOutError | OSError)
+    return not isinstance(raised, OUT_OF_REACH)
 
 
 def _telling(error: BaseException, kafka: KafkaSettings, account: Account, group: str) -> str | None:

@@ -14,7 +14,7 @@ from random import shuffle
 from typing import Any, Final
 
 from aiokafka.admin import AIOKafkaAdminClient
-from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.admin.config_resource import ConfigResourceType
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
@@ -110,7 +110,7 @@ async def describe(admin: AIOKafkaAdminClient, names: Iterable[str]) -> Describe
         for topic in answer.to_object()["topics"]:
             _take(found, topic)
     found.hidden -= found.topics.keys()
-    settings = await _settings(admin, found.topics)
+    settings = await _settings(admin._client, found.topics)
     found.topics = {name: replace(topic, settings=settings.get(name)) for name, topic in found.topics.items()}
     return found
 
@@ -144,18 +144,17 @@ async def _ask_all(admin: AIOKafkaAdminClient, request: Any) -> list[Any]:  # no
     raise KafkaConnectionError(msg)
 
 
-async def _settings(admin: AIOKafkaAdminClient, names: Iterable[str]) -> dict[str, Mapping[str, str] | None]:
+async def _settings(client: AIOKafkaClient, names: Iterable[str]) -> dict[str, Mapping[str, str] | None]:
     """Return the topics' settings; None where Kafka tells none. Entries without a value are left out."""
-    resources = [ConfigResource(ConfigResourceType.TOPIC, name) for name in names]
+    resources = [(ConfigResourceType.TOPIC, name, None) for name in names]
     if not resources:
         return {}
     found: list[Any] = []
     for _ in range(SETTLES):
         try:
-            responses = await admin.describe_configs(resources)
+            found = (await _any_answer(client, DescribeConfigsRequest(resources))).resources
         except (IncompatibleBrokerVersion, UnsupportedVersionError, NotImplementedError):
             return {}
-        found = [resource for response in responses for resource in response.resources]
         if all(code != UnknownTopicOrPartitionError.errno for code, *_ in found):
             break
         await asyncio.sleep(AGAIN)  # the broker that was asked has not heard of a new topic yet

@@ -25,7 +25,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from service.kafka.clients import end
+from service.kafka.clients import end, wire_of
 from service.kafka.connection import KafkaConnection
 from service.kafka.denials import Account, MissingRight, Operation, Resource, principal
 from service.kafka.topic_descriptions import AGAIN, Described, Topic, describe, missing_requests
@@ -358,7 +358,7 @@ async def _new_topics(
     missing = [name for name in names.all() if name not in topics and name not in seen.hidden]
     if not missing:
         return []
-    replicas = min(REPLICAS, len((await admin.describe_cluster())["brokers"]))
+    replicas = min(REPLICAS, len(wire_of(admin).cluster.brokers()))
     requests = topics[names.journal].partitions if names.journal in topics else partitions
     width = {names.requests: requests, names.journal: journal, names.control: 1}
     largest = topics[names.requests].largest if names.requests in topics else 0

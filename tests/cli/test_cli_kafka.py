@@ -23,17 +23,21 @@ from typer.testing import CliRunner
 from typing_extensions import override
 
 from service.cli.commands import app
-from service.cli.kafka import FETCH_WAIT_MS, KafkaContext, explained, read_on, reader
+from service.cli.kafka import FETCH_WAIT_MS, KafkaContext, described, explained, read_on, reader, settings
 from service.cli.output import NoAnswer
 from service.kafka import journal_codec as records
 from service.kafka.connection import KafkaConnection
+from service.kafka.diagnosis import overheard
 from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.requests import DeadLetterReason, InvalidRequest
+from service.sandbox.kafka import EmbeddedKafka
 from service.settings import load_for_kafka
 from service.sync import ApiError, Ended, Lingering, Reason, Request, Running, Submitting, Sync, Waiting
+from tests.conftest import started
 from tests.support.cli_scene import Scene, instance
-from tests.support.kafka_harness import fetch_waits
+from tests.support.kafka_harness import fetch_waits, until
+from tests.support.relay import Relay
 
 NOON = datetime(2026, 8, 17, 12, tzinfo=UTC)
 
@@ -883,6 +887,47 @@ def test_of_two_redrives_at_once_one_stops_and_nothing_is_put_back_twice(scene: 
     assert process.returncode == 3
     assert "Another redrive was started" in said or "start again" in said
     assert Counter(values(scene)) == Counter(range(MANY))
+
+
+# ---------------------------------------------------------------- brokers that are away
+
+
+@pytest.fixture(scope="module")
+def relayed_kafka() -> Iterator[tuple[EmbeddedKafka, Relay]]:
+    """A broker whose listener RELAYED answers, and says that clients find it at the relay, which is closed."""
+    kafka = EmbeddedKafka(listeners={"RELAYED": "PLAINTEXT"})
+    host, _, port = kafka.address("RELAYED").partition(":")
+    relay = Relay(lambda: (host, int(port)))
+    kafka.advertise("RELAYED", relay.address)
+    with started(kafka):
+        yield kafka, relay
+
+
+@pytest.fixture
+def relay(relayed_kafka: tuple[EmbeddedKafka, Relay], monkeypatch: pytest.MonkeyPatch) -> Relay:
+    kafka, relay = relayed_kafka
+    monkeypatch.setenv("VM_SYNC_KAFKA__BOOTSTRAP_SERVERS", kafka.address("RELAYED"))
+    return relay
+
+
+async def test_a_broker_that_is_away_for_seconds_is_asked_again(relay: Relay) -> None:
+    with overheard() as failures:
+        asking = asyncio.create_task(described(settings(), "requests"))
+        await until(lambda: len(failures) > 2, what="some attempts have failed")
+        assert not asking.done()
+
+        async with relay:
+            seen = await asking
+
+    assert seen.unsettled == {"requests"}, "the broker has answered: there is no such topic"
+
+
+async def test_a_broker_that_stays_away_is_given_up(relay: Relay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.cli.kafka.SILENCE", 1.0)
+
+    with pytest.raises(NoAnswer, match="Kafka can't be reached at "):
+        async with explained(settings()):
+            await described(settings(), "requests")
 
 
 # ---------------------------------------------------------------- reading in time

@@ -7,8 +7,10 @@ import pytest
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
     InconsistentGroupProtocolError,
+    InvalidTopicError,
     KafkaConnectionError,
     KafkaError,
+    KafkaTimeoutError,
     NodeNotReadyError,
     SaslAuthenticationFailed,
     TransactionalIdAuthorizationFailed,
@@ -31,11 +33,10 @@ BOOTSTRAP = KafkaConnectionError("Unable to bootstrap")
             TransactionalIdAuthorizationFailed("x"),
             "Kafka denies this user the right Write on transactional id x: grant",
         ),
-        (NodeNotReadyError("x"), "Kafka at kafka.example:9092 refuses: NodeNotReadyError: x."),
-        (
-            NodeNotReadyError("Node 3 is not ready."),
-            "Kafka at kafka.example:9092 refuses: NodeNotReadyError: Node 3 is not ready.",
-        ),
+        (NodeNotReadyError("x"), "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP"),
+        (KafkaTimeoutError("x"), "Kafka can't be reached at kafka.example:9092: check VM_SYNC_KAFKA__BOOTSTRAP"),
+        (InvalidTopicError("x"), "Kafka at kafka.example:9092 refuses: InvalidTopicError: x."),
+        (InvalidTopicError("No such name."), "Kafka at kafka.example:9092 refuses: InvalidTopicError: No such name."),
         (
             InconsistentGroupProtocolError(),
             (

@@ -286,13 +286,17 @@ async def test_a_policy_that_kafka_does_not_tell_is_unknown_and_no_error(answer:
 
 
 class Brokers:
-    """A client of some brokers. Each answers or fails after some seconds, in the order in which they are asked."""
+    """A client of some brokers. Each answers or fails after some seconds, in the order in which they are asked.
 
-    def __init__(self, *answers: tuple[float, KafkaError | None]) -> None:
+    There are as many as `answers`, or as `count`: then they are asked for more than one thing.
+    """
+
+    def __init__(self, *answers: tuple[float, KafkaError | None], count: int | None = None) -> None:
         self._answers = iter(answers)
+        nodes = [SimpleNamespace(nodeId=node) for node in range(count or len(answers))]
         self.asked: list[float] = []
         self.given_up = 0
-        self.cluster = SimpleNamespace(brokers=lambda: [SimpleNamespace(nodeId=node) for node, _ in enumerate(answers)])
+        self.cluster = SimpleNamespace(brokers=lambda: nodes)
 
     async def send(self, *_: object) -> SimpleNamespace:
         self.asked.append(now())
@@ -304,10 +308,13 @@ class Brokers:
             raise
         if error is not None:
             raise error
-        topics = [{"partitions": [{"partition": 0}, {"partition": 1}]}]
-        return SimpleNamespace(to_object=lambda: {"topics": topics})
+        partitions = [{"partition": number, "leader": 1, "replicas": [1]} for number in (0, 1)]
+        topics = [{"topic": "requests", "error_code": 0, "partitions": partitions}]
+        settings = [(0, "", 2, "requests", [("cleanup.policy", "delete")])]
+        return SimpleNamespace(to_object=lambda: {"topics": topics}, resources=settings)
 
 
+ANSWERS = (0.1, None)
 HANGS = (20.0, RequestTimedOutError())
 FAILS = (0.0, NodeNotReadyError())
 
@@ -336,6 +343,16 @@ async def test_brokers_that_fail_cost_nothing_and_a_slow_answer_is_still_one() -
 
     assert await partitions_of(brokers, "requests") == {0, 1}
     assert (brokers.asked, now()) == ([0.0, 1.0, 1.0], 2.5)
+
+
+@virtual
+async def test_a_topic_is_described_with_its_settings_while_a_broker_is_away() -> None:
+    all_of_them = [ANSWERS, ANSWERS, FAILS]
+    brokers = Brokers(*all_of_them, FAILS, ANSWERS, count=3)  # the one that is away is asked first for the settings
+
+    seen = await describe(SimpleNamespace(_client=brokers), ["requests"])
+
+    assert seen.topics["requests"].policy == "delete"
 
 
 @virtual

@@ -5,6 +5,7 @@ import pytest
 from service.sandbox.kafka import KafkaError
 from tests.conftest import missing
 from tests.stress.chaos import run
+from tests.stress.chaos_runner import INTERRUPTED
 from tests.stress.schedule import What, draw
 from tests.support.cluster import BROKERS
 
@@ -27,4 +28,5 @@ async def test_each_request_gets_one_outcome_while_brokers_restart_and_die_and_o
     assert report.verdict.violations == []
     assert report.verdict.figures["asked"] >= REQUESTS
     assert set(report.happened) >= {What.BROKER_DIES, What.RIGHT_TAKEN, What.SITE_PAUSED, What.KILL}
+    assert report.happened[INTERRUPTED] > 0
     assert len(report.verdict.silences) == 1
