@@ -348,12 +348,10 @@ class KafkaJournal:
 
     async def _send(self, packed: Iterable[tuple[TopicPartition, BatchBuilder]]) -> None:
         """Send, and wait until the brokers have acknowledged all records."""
-        sent: list[tuple[str, BatchBuilder, asyncio.Future[Any]]] = []
+        sent: list[_Sent] = []
         refused: IllegalOperation | None = None
         try:
-            for place, part in packed:
-                arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
-                sent.append((place.topic, part, arrived))
+            await self._hand_over(packed, sent)
         except IllegalOperation as error:  # the transaction failed meanwhile; what was sent before says why
             refused = error
         finally:
@@ -368,6 +366,20 @@ class KafkaJournal:
                 self._advance(result.offset, part.record_count())
         if refused is not None:
             raise refused
+
+    async def _hand_over(self, packed: Iterable[tuple[TopicPartition, BatchBuilder]], sent: "list[_Sent]") -> None:
+        """Hand the batches to Kafka's client, which lets one wait for an earlier one, and add them to `sent`.
+
+        Once the time is over nothing of it is waited for any more: the client never gives up a transaction's batches.
+        """
+        try:
+            for place, part in packed:
+                arrived = await self._producer.send_batch(part, place.topic, partition=place.partition)
+                sent.append((place.topic, part, arrived))
+        except asyncio.CancelledError:
+            for *_, arrived in sent:
+                arrived.cancel()
+            raise
 
     def _advance(self, offset: int, count: int) -> None:
         """Note that so many records of ours were appended at this offset."""
@@ -485,6 +497,9 @@ class KafkaJournal:
 # ---------------------------------------------------------------- records
 
 _Record: TypeAlias = tuple[bytes | None, bytes | None, list[Header], int | None]
+
+_Sent: TypeAlias = "tuple[str, BatchBuilder, asyncio.Future[Any]]"
+"""A batch on its way: its topic, and what gets the brokers' acknowledgement."""
 
 
 def _journal_records(batch: Batch) -> Iterable[_Record]:

@@ -144,7 +144,8 @@ class Session:
         self._login: Login | None = None
         self._latest: Login | None = None
         """The last session, even if it has ended."""
-        self._tried: Credentials | None = None
+        self._known: Credentials | None = None
+        """As they were read last."""
         self._looked_at = clock.monotonic() - LOOK_EVERY
 
         self.api_version: str | None = None
@@ -166,7 +167,7 @@ class Session:
         extension = login.extensions.get(site)
         if extension is not None:
             return _account(login.user, extension.account)
-        of_site = None if self._tried is None else self._tried.of_site(site)
+        of_site = None if self._known is None else self._known.of_site(site)
         return None if of_site is None else _account(login.user, of_site.account)
 
     @property
@@ -226,7 +227,7 @@ class Session:
         if not fresh.disappointed:  # of many calls at once, only the first one is logged
             fresh.disappointed = True
             pause = self._pause if ticket.extension is None or site is None else self._site_pauses[site]
-            seconds = pause.begin(self._clock.monotonic(), trouble)
+            seconds = pause.begin(self._clock.monotonic(), trouble, credentials=self._known)
             self._meter.login("refused")
             logger.warning(
                 "VCDA answered with 401 right after a successful login or extension; next attempt in %g s: check the "
@@ -244,7 +245,7 @@ class Session:
         login = await self._current()
         if isinstance(login, Trouble):
             return [f"no session at VCDA: {login.detail}"]
-        names = [] if self._tried is None else [site.name for site in self._tried.sites]
+        names = [] if self._known is None else [site.name for site in self._known.sites]
         remote = [name for name in names if name not in login.local]
         admissions = await asyncio.gather(*[self.admit(name) for name in remote])
         return [
@@ -292,18 +293,18 @@ class Session:
     def _landed(self, flight: "asyncio.Task[Login | Trouble]") -> None:
         self._flight = None
         if (error := _bug(flight)) is not None:  # a renewal in the background is awaited by nothing
-            self._login_failed("error", _internal_error("The login", error))
+            self._login_failed("error", _internal_error("The login", error), credentials=self._known)
 
     def _extension_landed(self, login: Login, site: str, flight: "asyncio.Task[Extension | Trouble]") -> None:
         del self._flights[login, site]
         if (error := _bug(flight)) is not None:
-            self._extension_failed(site, _internal_error(f"The extension to site {site}", error))
+            trouble = _internal_error(f"The extension to site {site}", error)
+            self._extension_failed(site, trouble, credentials=self._known)
 
     async def _log_in(self) -> Login | Trouble:
         credentials = self._read()
         if isinstance(credentials, Trouble):
-            return self._login_failed("error", credentials)
-        self._tried = credentials
+            return self._login_failed("error", credentials, credentials=self._known)
         answer = await self._wire.call(
             "login", method="POST", target="/sessions", content=json.dumps(credentials.login_body()).encode()
         )
@@ -318,19 +319,21 @@ class Session:
         """Read the answer to a login, and take the session, if it can be used."""
         now = self._clock.monotonic()
         if isinstance(answer, NoAnswer):
-            return self._login_failed("error", Trouble(label=answer.label, detail=f"Login: {answer.detail}"))
+            trouble = Trouble(label=answer.label, detail=f"Login: {answer.detail}")
+            return self._login_failed("error", trouble, credentials=credentials)
         self._note_version(answer)
         if answer.status // 100 != 2 or token is None:  # noqa: PLR2004 - 2xx
             refused = answer.status in REFUSALS
             hint = credentials.settings if refused else URL_HINT
             trouble = self._failure("Login", answer, hint=hint)
-            return self._login_failed("refused" if refused else "error", trouble)
+            return self._login_failed("refused" if refused else "error", trouble, credentials=credentials)
         session = translate.read_session(answer.body)
         if session is None:
             # Without the names of its sites, the local site would pass for a remote one for as long as the session
             # lasts: its requests would be rejected for want of credentials.
             detail = f"Login answered with {answer.status}: the body is no JSON object; check {URL_HINT}"
-            return self._login_failed("error", Trouble(label="unreadable", detail=detail))
+            trouble = Trouble(label="unreadable", detail=detail)
+            return self._login_failed("error", trouble, credentials=credentials)
         user, local = session
         login = Login(token, user or credentials.user, local, now)
         self._have(login)
@@ -368,9 +371,11 @@ class Session:
         found = VERSION.search(answer.headers.get("content-type", ""))
         self.api_version = found[1] if found else None
 
-    def _login_failed(self, result: Literal["refused", "error"], trouble: Trouble) -> Trouble:
+    def _login_failed(
+        self, result: Literal["refused", "error"], trouble: Trouble, *, credentials: Credentials | None
+    ) -> Trouble:
         trouble, refused = replace(trouble, no_session=True), result == "refused"
-        seconds = self._pause.begin(self._clock.monotonic(), trouble, refused=refused)
+        seconds = self._pause.begin(self._clock.monotonic(), trouble, credentials=credentials, refused=refused)
         self._meter.login(result)
         sooner = _SOONER if refused else ""
         logger.warning("The login to VCDA failed; next attempt in %g s%s: %s", seconds, sooner, trouble.detail)
@@ -391,12 +396,11 @@ class Session:
     async def _extend(self, login: Login, site: str) -> Extension | Trouble:
         credentials = self._read()
         if isinstance(credentials, Trouble):
-            return self._extension_failed(site, credentials)
+            return self._extension_failed(site, credentials, credentials=self._known)
         of_site = credentials.of_site(site)
         if of_site is None:
-            return self._extension_failed(
-                site, Trouble(label="error", detail="The credentials of this site are no longer configured.")
-            )
+            trouble = Trouble(label="error", detail="The credentials of this site are no longer configured.")
+            return self._extension_failed(site, trouble, credentials=credentials)
         answer = await self._wire.call(
             "extend",
             method="POST",
@@ -407,7 +411,7 @@ class Session:
         )
         if isinstance(answer, NoAnswer):
             detail = f"Extension to site {site}: {answer.detail}"
-            return self._extension_failed(site, Trouble(label=answer.label, detail=detail))
+            return self._extension_failed(site, Trouble(label=answer.label, detail=detail), credentials=credentials)
         if answer.status // 100 == 2:  # noqa: PLR2004 - 2xx
             login.extensions[site] = Extension(of_site.account)
             logger.info("Extended the session to site %s", site, extra={"site": site})
@@ -419,11 +423,13 @@ class Session:
         if _is_about_the_login(answer) and self._login is login:
             self._have(None)
             return replace(trouble, no_session=True)
-        return self._extension_failed(site, trouble, refused=answer.status in REFUSALS)
+        return self._extension_failed(site, trouble, credentials=credentials, refused=answer.status in REFUSALS)
 
-    def _extension_failed(self, site: str, trouble: Trouble, *, refused: bool = False) -> Trouble:
-        trouble = replace(trouble, no_session=True)
-        seconds = self._site_pauses[site].begin(self._clock.monotonic(), trouble, refused=refused)
+    def _extension_failed(
+        self, site: str, trouble: Trouble, *, credentials: Credentials | None, refused: bool = False
+    ) -> Trouble:
+        trouble, pause = replace(trouble, no_session=True), self._site_pauses[site]
+        seconds = pause.begin(self._clock.monotonic(), trouble, credentials=credentials, refused=refused)
         logger.warning(
             "Extending the session to site %s failed; next attempt in %g s%s: %s",
             site,
@@ -437,41 +443,40 @@ class Session:
     # ------------------------------------------------------------ pausing
 
     def _paused(self, pause: "_Pause") -> bool:
-        """Whether a login pause lasts. New credentials end all pauses, so they are checked from time to time."""
-        now = self._clock.monotonic()
-        if not pause.left(now):
+        """Whether a pause lasts. It ends early where the credentials are others than those that failed."""
+        if not pause.left(self._clock.monotonic()):
             return False
-        if now - self._looked_at >= LOOK_EVERY:
-            self._looked_at = now
-            credentials = self._read()
-            if not isinstance(credentials, Trouble) and credentials != self._tried:
-                logger.info("The credentials for VCDA have changed; trying the new ones")
-                self._tried = credentials
-                self._pause = _Pause()
-                self._site_pauses.clear()
-                return False
-        return True
+        self._look()
+        if self._known == pause.credentials:
+            return True
+        logger.info("The credentials for VCDA have changed; trying the new ones")
+        pause.end()
+        return False
 
     def _has_credentials(self, site: str) -> bool:
         """Whether there are credentials for a remote site; looks for new ones now and then."""
-        if self._tried is None or self._tried.of_site(site) is not None:
+        if self._known is None or self._known.of_site(site) is not None:
             return True
+        self._look()
+        if self._known.of_site(site) is None:
+            return False
+        logger.info("Credentials for site %s are configured now", site, extra={"site": site})
+        return True
+
+    def _look(self) -> None:
+        """Read the credentials again, if it is time: they may be files."""
         now = self._clock.monotonic()
         if now - self._looked_at >= LOOK_EVERY:
             self._looked_at = now
-            credentials = self._read()
-            if not isinstance(credentials, Trouble) and credentials.of_site(site) is not None:
-                logger.info("Credentials for site %s are configured now", site, extra={"site": site})
-                self._tried = credentials
-                return True
-        return False
+            self._read()
 
     def _read(self) -> Credentials | Trouble:
         try:
-            return self._read_credentials()
+            self._known = self._read_credentials()
         except (OSError, ValueError) as error:
             # The text may quote what it couldn't read.
             return Trouble(label="error", detail=f"The credentials can't be read ({type(error).__name__}).")
+        return self._known
 
     def _failure(self, what: str, answer: Answer, *, hint: str) -> Trouble:
         """Return the trouble of an answer; `hint` names what to check where the answer is no overload or outage."""
@@ -494,14 +499,16 @@ class _Pause:
 
     def __init__(self) -> None:
         self.trouble = Trouble(label="error", detail="Nothing has failed yet.")
+        self.credentials: Credentials | None = None
+        """Those that failed, or that were known when none could be read; None: none ever was."""
         self._failures = self._refusals = 0
         self._until = float("-inf")
 
-    def begin(self, now: float, trouble: Trouble, *, refused: bool = False) -> float:
+    def begin(self, now: float, trouble: Trouble, *, credentials: Credentials | None, refused: bool = False) -> float:
         """Count a failure; return the seconds of the pause. `refused`: VCDA refuses the credentials."""
         if now - self._until >= SETTLED:
             self._failures = self._refusals = 0
-        self.trouble = trouble
+        self.trouble, self.credentials = trouble, credentials
         if refused and self._refusals >= REFUSED_QUICKLY:
             seconds = REFUSED.pause(self._refusals - REFUSED_QUICKLY)
         else:
@@ -512,6 +519,11 @@ class _Pause:
         self._failures += not refused
         self._until = now + seconds
         return seconds
+
+    def end(self) -> None:
+        """End it; the next failure begins with a short pause again."""
+        self._failures = self._refusals = 0
+        self._until = float("-inf")
 
     def left(self, now: float) -> bool:
         """Whether it still lasts."""

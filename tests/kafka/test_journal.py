@@ -26,7 +26,7 @@ from service.sandbox.kafka import EmbeddedKafka, Kafka
 from service.sync import ApiError, Request, Sync, Task, Waiting
 from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Station, fetch_waits, request, until, word
-from tests.support.virtual_time import HandClock
+from tests.support.virtual_time import HandClock, now, virtual
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -452,6 +452,33 @@ async def test_a_commit_that_times_out_says_what_kafka_has_refused_all_the_time(
     assert str(lost.value).startswith(
         f"a commit to journal {name}-0 failed: timed out; the last error was: {name}-0: NotEnoughReplicasError: "
     )
+
+
+@virtual
+async def test_a_commit_ends_in_time_where_a_batch_waits_for_room_and_the_one_before_is_never_acknowledged() -> None:
+    """Kafka's client never gives up a batch of a transaction, and lets the next one of its partition wait."""
+    stuck = KafkaJournal(
+        topic="journal", partition=0, connection={"bootstrap_servers": ["127.0.0.1:1"]}, refusals=Refusals()
+    )
+    producer, sent = stuck._producer, list[asyncio.Future[Any]]()
+
+    async def begin() -> None:
+        """Nothing keeps it from beginning."""
+
+    async def send(*_: object, **__: object) -> "asyncio.Future[Any]":
+        arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        if sent:
+            await arrived
+        sent.append(arrived)
+        return arrived
+
+    producer.begin_transaction, producer.send_batch = begin, send
+
+    with pytest.raises(JournalLost, match="TimeoutError"):
+        await stuck.commit(Batch({f"op:C4-1:{number}": None for number in range(30_000)}))
+
+    assert (now(), len(sent)) == (journal.TRANSACTION_TIMEOUT.total_seconds(), 1)
+    await stuck.close()
 
 
 def test_a_size_that_is_refused_is_logged_once_and_tried_again_after_some_minutes(

@@ -2083,8 +2083,8 @@ MUTANTS: Final = (
     Mutant(
         name="new credentials of a site are found at the next login only",
         file="service/vcda/session.py",
-        old="if not isinstance(credentials, Trouble) and credentials.of_site(site) is not None:",
-        new="if False:",
+        old="        self._look()\n        if self._known.of_site(site) is None:\n",
+        new="        if self._known.of_site(site) is None:\n",
         tests=("tests/vcda/test_session.py",),
     ),
     Mutant(
@@ -2093,6 +2093,20 @@ MUTANTS: Final = (
         old="        self._duplicates[asked.identity] = None\n",
         new="        self._duplicates = {}\n",
         tests=("tests/partition/test_admission_log.py",),
+    ),
+    Mutant(
+        name="a commit whose time is over waits for what no broker acknowledges",
+        file="service/kafka/journal.py",
+        old="            for *_, arrived in sent:\n                arrived.cancel()\n",
+        new="",
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
+        name="credentials that were read for something else before are no new ones for a pause",
+        file="service/vcda/session.py",
+        old="        self._look()\n        if self._known == pause.credentials:\n",
+        new="        before = self._known\n        self._look()\n        if self._known == before:\n",
+        tests=("tests/vcda/test_session.py",),
     ),
 )
 

@@ -341,6 +341,79 @@ async def test_new_credentials_end_the_pause(caplog: pytest.LogCaptureFixture) -
         assert logins(there) == before + 1
 
 
+@pytest.mark.parametrize("noticed_by", ["a request for a site that was added", "a new login"])
+async def test_new_credentials_of_a_site_end_its_pause_also_where_they_were_read_for_something_else_before(
+    noticed_by: str,
+) -> None:
+    def extend(call: Call) -> Answer:
+        return Reply(401, REMOTE) if "s3cret2" in call.body.decode() else Reply(200, {})
+
+    guard = Guard()
+
+    def answer(call: Call) -> Answer:
+        reply = guard(call)
+        return extend(call) if call.name == EXTEND and reply == Reply(200, {}) else reply
+
+    async with appliance(answer) as there, ours(there.url) as us:
+        for second in range(30):
+            us.clock.seconds = 1000.0 + second
+            await us.submit(site="site2")
+        tried = len(there.seen(EXTEND))
+        sites = tuple(SiteCredentials(name=name, user="admin2@Org2", password="new") for name in ("site2", "site3"))
+        us.credentials.append(replace(CREDENTIALS, sites=sites))
+        us.clock.seconds += LOOK_EVERY
+        if noticed_by == "a new login":
+            guard.valid.clear()
+            assert isinstance(await us.submit(), Accepted)
+        else:
+            assert isinstance(await us.submit(site="site3"), Accepted)
+        us.clock.seconds += LOOK_EVERY
+
+        assert isinstance(await us.submit(site="site2"), Accepted)
+        assert tried == 3
+
+
+async def test_credentials_that_change_while_the_ones_before_are_being_refused_are_tried_soon() -> None:
+    refused = asyncio.Event()
+
+    async def login(call: Call) -> Answer:
+        if call.json()["vcdPassword"] == "new":
+            return session()
+        await refused.wait()
+        return Reply(401, NOT_AUTHENTICATED, {"Retry-After": "240"})
+
+    async with appliance(script(login=login)) as there, ours(there.url) as us:
+        us.credentials.append(replace(CREDENTIALS, sites=()))
+        first = asyncio.create_task(us.submit())
+        await there.until(lambda: logins(there) == 1)
+        us.credentials.append(replace(CREDENTIALS, password="new"))
+        us.clock.seconds += LOOK_EVERY
+        assert us.vcda._session.may_call("site2")  # as it is asked for the site of a task
+        refused.set()
+        assert isinstance(await first, NotTaken)
+        us.clock.seconds += LOOK_EVERY
+
+        assert isinstance(await us.submit(), Accepted)
+
+
+async def test_credentials_that_cannot_be_read_are_not_tried_more_often_for_that() -> None:
+    def read() -> Credentials:
+        reads.append(us.clock.seconds)
+        if len(reads) > 1:
+            raise OSError
+        return CREDENTIALS
+
+    reads: list[float] = []
+    async with appliance(script(login=Reply(503))) as there, ours(there.url) as us:
+        us.vcda._session._read_credentials = read
+        for second in range(20):
+            us.clock.seconds = 1000.0 + second
+            await asyncio.gather(*[us.submit() for _ in range(3)])
+
+    assert us.meter.logins == ["error"] * 5  # after 0, 1, 3, 7 and 15 s
+    assert len(reads) <= 20
+
+
 async def test_a_401_that_survives_a_fresh_login_is_trouble_and_no_reason_to_log_in_for_ever(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
