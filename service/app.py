@@ -13,6 +13,7 @@ or topics.
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Coroutine, Mapping
@@ -39,7 +40,7 @@ from service.messages.site_pause import public_name
 from service.messages.wait_cause import without_credentials
 from service.observability import logs
 from service.observability.metrics import Metrics
-from service.observability.tracing import tracing
+from service.observability.tracing import header_secrets, tracing
 from service.ops import health, overview, server
 from service.ops.sites_view import SiteView, site_views
 from service.partition.in_flight_view import in_flight_views, oldest_accepted
@@ -84,7 +85,8 @@ class NotReached(Exception):
 
 def serve(settings: Settings) -> int:
     """Run the service until a stop signal, and return the exit code."""
-    output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=secrets(settings))
+    hidden = secrets(settings) | header_secrets(os.environ)
+    output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=hidden)
     garbage.configure()
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
         runner.get_loop().set_exception_handler(loop.report)

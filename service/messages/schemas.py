@@ -21,6 +21,9 @@ REPLICATION_ID: Final = "^[A-Za-z0-9_-]+$"
 MAX_ID: Final = 128
 """What ids in requests consist of, and their length: they travel in headers and paths of URLs as they are."""
 
+MAX_SITE: Final = 255
+"""The length of a site's name."""
+
 _UNPRINTABLE: Final = (
     r"\u0000-\u001f\u007f-\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f"
     r"\u205f-\u206f\u3000\ue000-\uf8ff\ufeff\ufff0-\uffff"
@@ -75,7 +78,7 @@ Site = Annotated[
         description="Site of the replication, sent to VCDA as the `site` query parameter; without it, the local site.",
         pattern=f"^[^{_UNPRINTABLE}]+$",
         min_length=1,
-        max_length=255,
+        max_length=MAX_SITE,
         examples=["Site B"],
     ),
 ]

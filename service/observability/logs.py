@@ -22,7 +22,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -107,8 +107,7 @@ class Redactor:
         """Hide these from now on, as they are and as addresses, JSON and Python's `repr` spell them."""
         before = len(self._spellings)
         for secret in filter(None, secrets):
-            escaped = (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1], repr(secret)[1:-1])
-            self._spellings.update((secret, quote(secret), quote(secret, safe=""), quote_plus(secret), *escaped))
+            self._spellings.update(_spellings(secret))
         if len(self._spellings) > before:
             # The longest first, lest a secret that begins another leaves the other's end in sight.
             longest = sorted(self._spellings, key=len, reverse=True)
@@ -478,6 +477,19 @@ def _thread_died(what: threading.ExceptHookArgs) -> None:
     logging.getLogger("vm-sync").error(
         "Uncaught exception in thread %s", name, exc_info=(what.exc_type, what.exc_value, what.exc_traceback)
     )
+
+
+def _spellings(secret: str) -> Iterator[str]:
+    """Yield a secret as it is, and as others write it."""
+    yield secret
+    yield from (quote(secret), quote(secret, safe=""), quote_plus(secret))
+    for text in (json.dumps(secret)[1:-1], json.dumps(secret, ensure_ascii=False)[1:-1]):
+        yield from (text, json.dumps(text)[1:-1])  # twice: JSON in a text of JSON
+    # `repr` escapes single quotes where the text beside the secret has both kinds.
+    yield from (repr(secret)[1:-1], repr(f"'\"{secret}")[4:-1])
+    # As bytes: Kafka's client logs its requests so at level DEBUG, a password of SASL/PLAIN among them.
+    data = secret.encode(errors="surrogatepass")
+    yield from (repr(data)[2:-1], repr(b"'\"" + data)[5:-1])
 
 
 def _pattern(secret: str) -> str:

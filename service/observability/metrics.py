@@ -33,6 +33,10 @@ from service.sync import Completed, Outcome, Reason
 LOCAL: Final = "local"
 OTHER: Final = "other"
 
+MOST_SITES: Final = 200
+"""Sites with a label of their own: each has some 150 series, and what answers to a login may name any number of sites.
+Those of the settings have one however many they are."""
+
 RESULTS: Final = {Fate.ADMITTED: "accepted", Fate.DUPLICATE: "duplicate", Fate.DEAD_LETTERED: "dead_lettered"}
 """The fates of records that are a request's result, too."""
 OVERDUE: Final = "vm_sync_poll_overdue_seconds"
@@ -481,8 +485,8 @@ class Metrics:
     # ------------------------------------------------------------ VCDA
 
     def site_authenticated(self, site: str) -> None:
-        """Give a site its own label from now on: the login named it, so their number is bounded."""
-        if site not in self._site_labels:
+        """Give a site its own label from now on, as long as there are fewer than `MOST_SITES`: the login named it."""
+        if site not in self._site_labels and len(self._site_labels) < MOST_SITES:
             self._site_labels[site] = site
             self._series_of(site)
             for label in (site, OTHER):

@@ -21,6 +21,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from typing_extensions import override
 
@@ -36,6 +37,9 @@ log = logging.getLogger(__name__)
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 """OpenTelemetry's own settings (https://opentelemetry.io/docs/specs/otel/protocol/exporter/): one of them switches
 tracing on; its other OTEL_ variables work as usual."""
+
+HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
+"""Where the keys of a collector are: `name=value,...`. OpenTelemetry logs a part of another form as it is."""
 
 NUMBERS = re.compile(r"OTEL_BSP_\w+|OTEL_\w+_LIMIT")
 """The variables that OpenTelemetry takes for whole numbers, with a traceback where they aren't."""
@@ -177,6 +181,13 @@ def tracing(environ: Mapping[str, str] | None = None) -> Tracing:
     except Exception as error:  # noqa: BLE001 - it is made of variables that anybody sets, and no sync depends on it
         log.warning("Tracing is off: OpenTelemetry refuses its OTEL_ variables: %s", error)
     return Tracing()
+
+
+def header_secrets(environ: Mapping[str, str]) -> frozenset[str]:
+    """Return the values of the headers that are sent to the collector, for the redaction of logs."""
+    parts = [part for name in HEADERS for part in environ.get(name, "").split(",")]
+    texts = {re.sub(r"^[^=:]*[=:]", "", part).strip() for part in parts}
+    return frozenset((texts | set(map(unquote, texts))) - {""})
 
 
 def _traced(name: str) -> Tracing:

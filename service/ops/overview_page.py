@@ -10,7 +10,8 @@ from service.ops.html import Html, tag
 from service.ops.overview import Overview, Partitions, Site
 from service.ops.page_frame import REFRESH, cell, frame, table
 from service.ops.sites_view import Hindrance
-from service.ops.syncs_table import CAUSES, HEADS, STATE_WORDS, Clean, clock_time, cut, row
+from service.ops.syncs_page import Clean
+from service.ops.syncs_table import CAUSES, HEADS, STATE_WORDS, clock_time, cut, row
 from service.partition.recent_outcomes import Failure
 
 SHOWN: Final = 20

@@ -91,10 +91,11 @@ def operations(
         return _page(await newest_overview())
 
     async def livez(_: Request) -> Response:
-        return _condition("alive", health.not_alive(clock.monotonic()))
+        return _condition("alive", map(clean, health.not_alive(clock.monotonic())))
 
     async def readyz(_: Request) -> Response:
-        return _condition("ready", health.not_ready(clock.monotonic()), degraded=health.what_is_degraded())
+        reasons, degraded = health.not_ready(clock.monotonic()), health.what_is_degraded()
+        return _condition("ready", map(clean, reasons), degraded=list(map(clean, degraded)))
 
     async def metrics(request: Request) -> Response:
         encode, media_type = choose_encoder(request.headers.get("accept", ""))
@@ -142,7 +143,8 @@ def _syncs(
     async def for_programs(query: Query | str) -> Response:
         if isinstance(query, str):
             return JSONResponse({"error": query}, status_code=400, headers=HEADERS | VARY)
-        answer = await page(in_flight(), query, more={"sites": sites_json(await sites() if sites else ())})
+        more = {"sites": sites_json(await sites() if sites else ())}
+        answer = await page(in_flight(), query, clean=clean, more=more)
         return _answer(answer, "application/json", more=VARY)
 
     async def endpoint(request: Request) -> Response:
@@ -168,9 +170,10 @@ VARY: Final = {"vary": "accept"}
 NO_MORE: Final[dict[str, str]] = {}
 
 
-def _condition(word: str, reasons: list[str], **more: list[str]) -> Response:
-    content = {word: not reasons, "reasons": reasons, **more}
-    return JSONResponse(content, status_code=503 if reasons else 200, headers=HEADERS)
+def _condition(word: str, reasons: Iterable[str], **more: list[str]) -> Response:
+    said = list(reasons)
+    content = {word: not said, "reasons": said, **more}
+    return JSONResponse(content, status_code=503 if said else 200, headers=HEADERS)
 
 
 def _answer(content: bytes, media_type: str, *, more: dict[str, str] = NO_MORE) -> Response:

@@ -5,7 +5,7 @@ import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
@@ -26,6 +26,9 @@ SHOWN_AT_ONCE: Final = 50
 """Syncs made into JSON between two turns of the event loop, 2 ms: what each waits for has to be put into words."""
 
 Row = TypeVar("Row")
+
+Clean: TypeAlias = Callable[[str], str]
+"""Hides secrets in a text that comes from outside."""
 
 
 # ---------------------------------------------------------------- what is in flight
@@ -136,9 +139,9 @@ def read_query(given: Mapping[str, str]) -> Query | str:
     )
 
 
-async def page(syncs: Iterable[InFlight], query: Query, *, more: Mapping[str, object]) -> bytes:
-    """Return one page as JSON, with `more` fields."""
-    shown, following = await rows(syncs, query, lambda sync: msgspec.json.encode(_shown(sync)))
+async def page(syncs: Iterable[InFlight], query: Query, *, clean: Clean, more: Mapping[str, object]) -> bytes:
+    """Return one page as JSON, with `more` fields; `clean` hides secrets in texts."""
+    shown, following = await rows(syncs, query, lambda sync: msgspec.json.encode(_shown(sync, clean)))
     rest = msgspec.json.encode({"next": following, **more}).removeprefix(b"{")
     return b'{"syncs":[' + b",".join(shown) + b"]," + rest
 
@@ -183,7 +186,7 @@ def _first(count: int, syncs: Iterable[InFlight]) -> list[InFlight]:
     return heapq.nsmallest(count, syncs, key=lambda sync: sync.identity)
 
 
-def _shown(sync: InFlight) -> dict[str, object]:
+def _shown(sync: InFlight, clean: Clean) -> dict[str, object]:
     return {
         "requestId": sync.identity,
         "operationID": sync.operation_id,
@@ -198,12 +201,12 @@ def _shown(sync: InFlight) -> dict[str, object]:
         "submittedAt": rfc3339(sync.submitted_at),
         "deadline": rfc3339(sync.deadline),
         "held": sync.held,
-        "error": _error(sync.error, sync.http_status),
-        "waitsFor": _waits_for(sync.waits_for, sync.site),
+        "error": _error(sync.error, sync.http_status, clean),
+        "waitsFor": _waits_for(sync.waits_for, sync.site, clean),
     }
 
 
-def _waits_for(waits: WaitsFor | None, site: str | None) -> dict[str, object] | None:
+def _waits_for(waits: WaitsFor | None, site: str | None, clean: Clean) -> dict[str, object] | None:
     if waits is None:
         return None
     return {
@@ -211,9 +214,9 @@ def _waits_for(waits: WaitsFor | None, site: str | None) -> dict[str, object] | 
         "site": site,
         "until": rfc3339(waits.until),
         "behind": waits.behind,
-        "detail": waits.detail,
+        "detail": clean(waits.detail),
     }
 
 
-def _error(error: ApiError | None, http_status: int | None) -> dict[str, object] | None:
-    return None if error is None else {"code": error.code, "msg": error.msg, "httpStatus": http_status}
+def _error(error: ApiError | None, http_status: int | None, clean: Clean) -> dict[str, object] | None:
+    return None if error is None else {"code": error.code, "msg": clean(error.msg), "httpStatus": http_status}

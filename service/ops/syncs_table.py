@@ -1,8 +1,8 @@
 """Requests in flight as a table for people: the page `/syncs` for browsers, and rows of the page at `/`. Pure."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final
 from urllib.parse import urlencode
 
 from service.messages.outcomes import describe_error
@@ -11,10 +11,7 @@ from service.moments import age
 from service.observability.metrics import STATES
 from service.ops.html import Html, tag
 from service.ops.page_frame import cell, frame, table
-from service.ops.syncs_page import LIMIT, MOST, InFlight, Query
-
-Clean: TypeAlias = Callable[[str], str]
-"""Hides secrets in a text that comes from outside."""
+from service.ops.syncs_page import LIMIT, MOST, Clean, InFlight, Query
 
 LONGEST: Final = 300
 """Characters of a text from outside: all of it is in the JSON, and in `vm-sync show`."""

@@ -24,6 +24,8 @@ from service import endpoints
 from service.checks import Check, Result, Verdict, clocks, failure, ok, results, warning
 from service.clock import Clock
 from service.endpoints import Endpoint
+from service.messages.schemas import MAX_SITE
+from service.sync import MAX_LIST
 from service.vcda import translate
 from service.vcda.client import NEWEST_FIRST, site_parameter
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
@@ -238,7 +240,11 @@ class VcdaChecks:
     async def _login(self, here: _Site) -> Sequence[Verdict]:
         credentials = self._credentials
         answer = await self._wire.call(
-            "login", method="POST", target="/sessions", content=json.dumps(credentials.login_body()).encode()
+            "login",
+            method="POST",
+            target="/sessions",
+            content=json.dumps(credentials.login_body()).encode(),
+            secrets=credentials.secrets,
         )
         self._token = session_token(answer.headers)
         if isinstance(answer, NoAnswer):
@@ -252,10 +258,11 @@ class VcdaChecks:
             return [failure(text, answered=True)]
         here.user, sites = session
         roles = (translate.read_object(answer.body) or {}).get("roles")
-        known = [str(role) for role in roles] if isinstance(roles, list) else []
+        known = [str(role)[:MAX_SITE] for role in roles[:MAX_LIST]] if isinstance(roles, list) else []
+        named = ", ".join(sorted(sites)[:MAX_LIST])
         return [
             ok(
-                f"Logged in as {here.user or 'a user that VCDA does not name'} at {', '.join(sorted(sites)) or 'VCDA'}"
+                f"Logged in as {here.user or 'a user that VCDA does not name'} at {named or 'VCDA'}"
                 f"{await self._release()}; roles {', '.join(known) or 'unknown'}."
             )
         ]
@@ -272,6 +279,7 @@ class VcdaChecks:
             target="/sessions/extend",
             token=self._token,
             content=json.dumps(credentials.extend_body()).encode(),
+            secrets=credentials.secrets,
         )
         if isinstance(answer, Answer) and _is_good(answer):
             return [ok(f"The session is extended to {site.name} as {credentials.account}.")]
@@ -468,7 +476,7 @@ def _said(answer: Answer | NoAnswer) -> str:
     if isinstance(answer, NoAnswer):
         detail = answer.detail.rstrip(".")
         return detail.replace("No complete", "no complete", 1)
-    error = translate.read_api_error(answer.body)
+    error = translate.read_api_error(answer.body, clean=answer.clean)
     return f"VCDA answered with {answer.status}" + (f" ({error.msg or error.code})".replace(".)", ")") if error else "")
 
 

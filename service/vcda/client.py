@@ -274,7 +274,7 @@ class Vcda:
         if (old := _from_a_cache(reply.seen)) is not None:
             return old
         if _is_good(reply.seen):
-            task = translate.read_task(reply.seen.body, local=reply.local)
+            task = translate.read_task(reply.seen.body, local=reply.local, clean=reply.seen.clean)
             return task if task is not None and task.id == task_id else _unreadable(reply.seen)
         trouble = self._trouble(reply.seen, site)
         # A site that isn't known (paired again, say) is a 404 too, and says nothing of its tasks.
@@ -427,7 +427,7 @@ class Vcda:
                 return replace(trouble, own=True) if operation == "find" and _barred(reply.seen) else trouble
             if (old := _from_a_cache(reply.seen)) is not None:
                 return old
-            page = translate.read_page(reply.seen.body, local=reply.local, kind=kind)
+            page = translate.read_page(reply.seen.body, local=reply.local, kind=kind, clean=reply.seen.clean)
             if page is None:
                 return _unreadable(reply.seen)
             tasks |= {task.id: task for task in page.tasks}
@@ -486,7 +486,7 @@ class Vcda:
     def _answered(self, answer: Answer, reply: _Reply, site: str | None, replication_id: str) -> SubmitAnswer:
         account = reply.account
         if _is_good(answer):
-            created = translate.read_created(answer.body, local=reply.local)
+            created = translate.read_created(answer.body, local=reply.local, clean=answer.clean)
             if created is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             task, kind = created
@@ -519,8 +519,8 @@ class Vcda:
                 return Trouble(label=label, detail=detail)
             case NoCredentials():
                 return Trouble(label=NO_CREDENTIALS, detail=_without_credentials(site), own=True)
-            case Answer(status, headers, body):
-                error = translate.read_api_error(body)
+            case Answer(status, headers, body, clean=clean):
+                error = translate.read_api_error(body, clean=clean)
                 said = f": {error.msg or error.code}" if error else f"{_redirection(headers)}."
                 return Trouble(
                     label=status_label(status),

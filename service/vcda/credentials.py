@@ -36,6 +36,11 @@ class SiteCredentials:
             raise ValueError(msg)
 
     @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return what nobody but VCDA may see."""
+        return tuple(secret for secret in (self.password, self.token) if secret is not None)
+
+    @property
     def account(self) -> str:
         """Return the user at the site. The user of a token is unknown, so all tokens count as the same user's."""
         return self.user or "(token)"
@@ -75,6 +80,11 @@ class Credentials:
     def of_site(self, site: str) -> SiteCredentials | None:
         """Return what extends the session to this site, if it is configured."""
         return next((one for one in self.sites if one.name == site), None)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Return what nobody but VCDA may see, without the sites' own."""
+        return tuple(secret for secret in (self.password, self.token) if secret is not None)
 
     @property
     def settings(self) -> str:

@@ -8,6 +8,9 @@ was.
 
 This module knows HTTP, and nothing of sessions, replications or tasks. It follows no redirect, keeps no cookie, uses
 no proxy from the environment, and verifies every certificate.
+
+Some servers and proxies repeat in an error what they were sent. So texts of an answer go through its `clean`, which
+hides the secrets that its call has sent.
 """
 
 import asyncio
@@ -16,6 +19,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal, Protocol, TypeAlias, cast
 
@@ -25,6 +29,7 @@ import httpx
 from service import certificates
 from service.certificates import Certificates, Current
 from service.clock import Clock
+from service.observability.logs import Redactor
 from service.sync import MAX_TEXT
 from service.vcda.address import checked_thumbprint, checked_url
 from service.vcda.http_dates import OtherClock, http_date
@@ -78,6 +83,8 @@ class Answer:
     headers: httpx.Headers
     body: bytes
     sent_at: float
+    clean: Callable[[str], str] = field(repr=False)
+    """Hides in a text of the answer what the call has sent in secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +192,14 @@ class Wire:
         token: str | None = None,
         operation_id: str | None = None,
         content: bytes | None = None,
+        secrets: tuple[str, ...] = (),
         may_leave: Callable[[], bool] | None = None,
         limit: int = SMALL,
     ) -> Answer | NoAnswer:
         """Make one call; `target` is path and query, percent-encoded; `limit` the longest body to accept, in bytes.
 
-        `site` is for the metrics alone. `may_leave` is asked just before the first byte; if it returns False, nothing
-        is sent.
+        `site` is for the metrics alone; `secrets` are those in `content`. `may_leave` is asked just before the first
+        byte; if it returns False, nothing is sent.
         """
         headers = (self._headers_of_get if method == "GET" else self._headers).copy()
         if token is not None:
@@ -211,7 +219,8 @@ class Wire:
             extensions={"target": target.encode("ascii"), BEFORE_THE_FIRST_BYTE: departure.leave},
         )
         began = self._clock.monotonic()
-        seen = await self._exchange(self._ways[operation], request, departure, limit=limit)
+        clean = _redactor(secrets if token is None else (*secrets, token)).clean
+        seen = await self._exchange(self._ways[operation], request, departure, limit=limit, clean=clean)
         ended = self._clock.monotonic()
         if departure.certificate_ends is not None:
             self.certificate_ends = departure.certificate_ends
@@ -233,7 +242,13 @@ class Wire:
             await way.aclose()
 
     async def _exchange(
-        self, way: ConnectionTransport, request: httpx.Request, departure: "_Departure", *, limit: int
+        self,
+        way: ConnectionTransport,
+        request: httpx.Request,
+        departure: "_Departure",
+        *,
+        limit: int,
+        clean: Callable[[str], str],
     ) -> Answer | NoAnswer:
         headers: httpx.Headers | None = None
         try:
@@ -268,7 +283,7 @@ class Wire:
             detail = f"VCDA's answer is longer than the limit of {limit // SMALL} MiB."
             return NoAnswer(label="error", detail=detail, sent_at=departure.at, too_long=True, headers=headers)
         sent_at = self._clock.monotonic() if departure.at is None else departure.at
-        return Answer(status=response.status_code, headers=response.headers, body=body, sent_at=sent_at)
+        return Answer(response.status_code, response.headers, body, sent_at, clean)
 
     def _heard(self, answer: Answer, *, sent: float, received: float) -> None:
         text = answer.headers.get("date")
@@ -312,6 +327,11 @@ class _Departure:
 
 
 # ---------------------------------------------------------------- addresses and answers
+
+
+@lru_cache(maxsize=16)  # a session's token and the credentials of a few sites: most calls send the same
+def _redactor(secrets: tuple[str, ...]) -> Redactor:
+    return Redactor(secrets)
 
 
 def _base(url: str) -> tuple[httpx.URL, str]:

@@ -31,7 +31,7 @@ from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from service.backoff import Backoff
 from service.clock import Clock
-from service.sync import Account, Trouble
+from service.sync import MAX_LIST, Account, Trouble
 from service.vcda import translate
 from service.vcda.credentials import Credentials
 from service.vcda.http import Answer, NoAnswer, Wire, session_token, status_label
@@ -306,7 +306,11 @@ class Session:
         if isinstance(credentials, Trouble):
             return self._login_failed("error", credentials, credentials=self._known)
         answer = await self._wire.call(
-            "login", method="POST", target="/sessions", content=json.dumps(credentials.login_body()).encode()
+            "login",
+            method="POST",
+            target="/sessions",
+            content=json.dumps(credentials.login_body()).encode(),
+            secrets=credentials.secrets,
         )
         token = session_token(answer.headers)
         login = self._logged_in(credentials, answer, token)
@@ -342,7 +346,7 @@ class Session:
         for site in sorted(local):
             self._meter.site_authenticated(site)
         account = login.user
-        logger.info("Logged in to VCDA as %s", account, extra={"account": account, "sites": sorted(local)})
+        logger.info("Logged in to VCDA as %s", account, extra={"account": account, "sites": sorted(local)[:MAX_LIST]})
         if not local:
             logger.warning(
                 "VCDA's answer to the login names no site: requests that name the local site are rejected, unless "
@@ -408,6 +412,7 @@ class Session:
             site=site,
             token=login.token,
             content=json.dumps(of_site.extend_body()).encode(),
+            secrets=of_site.secrets,
         )
         if isinstance(answer, NoAnswer):
             detail = f"Extension to site {site}: {answer.detail}"
@@ -480,7 +485,7 @@ class Session:
 
     def _failure(self, what: str, answer: Answer, *, hint: str) -> Trouble:
         """Return the trouble of an answer; `hint` names what to check where the answer is no overload or outage."""
-        error = translate.read_api_error(answer.body)
+        error = translate.read_api_error(answer.body, clean=answer.clean)
         said = "no token" if answer.status // 100 == 2 else error.msg or error.code if error else "no reason given"  # noqa: PLR2004 - 2xx
         check = f"; check {hint}" if answer.status < 429 else ""  # noqa: PLR2004 - 429 and 5xx pass by themselves
         return Trouble(
@@ -532,7 +537,7 @@ class _Pause:
 
 def unauthorized(answer: Answer) -> Trouble:
     """Return what a 401 is to the calls: trouble of the lane."""
-    error = translate.read_api_error(answer.body)
+    error = translate.read_api_error(answer.body, clean=answer.clean)
     said = f": {error.msg or error.code}" if error else ""
     return Trouble(label="401", detail=f"VCDA answered with 401{said}", http_status=401, error=error, no_session=True)
 

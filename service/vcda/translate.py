@@ -1,24 +1,32 @@
 """Translates VCDA's JSON into the values of `sync`. Pure; never raises, and leaves out invalid values.
 
+Errors and warnings are in VCDA's words, and may repeat what VCDA was sent: `clean` takes secrets out of them.
+
 pydantic's parser is used: whatever bytes a proxy sends, an error is a ValueError, also for too many levels. Of a task's
 result only the latest instance is read, since the rest can contain passwords. Stack traces aren't read.
 """
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, TypeAlias
 
 from pydantic_core import from_json
 
+from service.messages.schemas import MAX_SITE
 from service.sync import EPOCH, MAX_LIST, MAX_TEXT, ApiError, Instance, Task
 
 Json: TypeAlias = object
 Object: TypeAlias = dict[str, Json]
+Clean: TypeAlias = Callable[[str], str]
 
 BATCH: Final = 100
 """Tasks in one page, and so ids in one poll: VCDA's own limit."""
+
+MOST_SITES: Final = 1_000
+"""Sites that a session is authenticated at: there are a few."""
 
 INT64: Final = 2**63 - 1
 LAST_MILLISECOND: Final = 253_402_300_799_999
@@ -47,7 +55,7 @@ def read_object(body: bytes) -> Object | None:
     return value if isinstance(value, dict) else None
 
 
-def read_api_error(body: bytes) -> ApiError | None:
+def read_api_error(body: bytes, *, clean: Clean = str) -> ApiError | None:
     """Read VCDA's own error; None for a proxy's page, or its JSON.
 
     `code` and `msg` both have to be there: what is taken for VCDA's refusal ends a request for good.
@@ -55,22 +63,26 @@ def read_api_error(body: bytes) -> ApiError | None:
     value = read_object(body)
     if value is None or "msg" not in value or not isinstance(value.get("code"), str) or not value["code"]:
         return None
-    return _api_error(value)
+    return _api_error(value, clean)
 
 
-def read_task(body: bytes, *, local: frozenset[str] = frozenset()) -> Task | None:
+def read_task(body: bytes, *, local: frozenset[str] = frozenset(), clean: Clean = str) -> Task | None:
     """Read a single task; None without an id that can be asked for."""
-    return _task(read_object(body), local)
+    return _task(read_object(body), local, clean)
 
 
-def read_created(body: bytes, *, local: frozenset[str] = frozenset()) -> tuple[Task, str | None] | None:
+def read_created(
+    body: bytes, *, local: frozenset[str] = frozenset(), clean: Clean = str
+) -> tuple[Task, str | None] | None:
     """Read the task that a POST has created, as `read_task`, and its type; None: it has none that a query can name."""
     value = read_object(body)
-    task, kind = _task(value, local), _kind(value)
+    task, kind = _task(value, local, clean), _kind(value)
     return None if task is None else (task, kind if kind is not None and ID.fullmatch(kind) else None)
 
 
-def read_page(body: bytes, *, local: frozenset[str] = frozenset(), kind: str | None = None) -> Page | None:
+def read_page(
+    body: bytes, *, local: frozenset[str] = frozenset(), kind: str | None = None, clean: Clean = str
+) -> Page | None:
     """Read a page of tasks; None if it can't be relied on. With `kind`, tasks of another kind are left out.
 
     A page with a task that can't be read isn't reliable: that one might be the one looked for.
@@ -81,7 +93,7 @@ def read_page(body: bytes, *, local: frozenset[str] = frozenset(), kind: str | N
     items, total = value.get("items"), _integer(value.get("total"))
     if not isinstance(items, list) or total is None or total < 0:
         return None
-    tasks = [(item, _task(item, local)) for item in items]
+    tasks = [(item, _task(item, local, clean)) for item in items]
     read = [task for _, task in tasks if task is not None]
     if len(read) < len(items):
         return None
@@ -90,19 +102,22 @@ def read_page(body: bytes, *, local: frozenset[str] = frozenset(), kind: str | N
 
 
 def read_session(body: bytes) -> tuple[str | None, frozenset[str]] | None:
-    """Read whose session it is, and which sites it is authenticated at; None: the body is no JSON object."""
+    """Read whose session it is, and which sites it is authenticated at; None: the body is no JSON object.
+
+    Names that no request can have, and those beyond `MOST_SITES`, are left out.
+    """
     value = read_object(body)
     if value is None:
         return None
     sites = value.get("authenticatedSites")
     names = [_text(site.get("site")) for site in sites if isinstance(site, dict)] if isinstance(sites, list) else []
-    return _text(value.get("user")), frozenset(name for name in names if name)
+    return _text(value.get("user")), frozenset([name for name in names if name and len(name) <= MAX_SITE][:MOST_SITES])
 
 
 # ---------------------------------------------------------------- the parts
 
 
-def _task(value: Json, local: frozenset[str]) -> Task | None:
+def _task(value: Json, local: frozenset[str], clean: Clean) -> Task | None:
     if not isinstance(value, dict):
         return None
     name = value.get("id")
@@ -119,8 +134,8 @@ def _task(value: Json, local: frozenset[str]) -> Task | None:
         progress=progress if progress is not None and 0 <= progress <= 100 else None,  # noqa: PLR2004 - percent
         started_at=_moment(value.get("startTime")),
         ended_at=_moment(value.get("endTime")),
-        error=_api_error(value["error"]) if isinstance(value.get("error"), dict) else None,
-        warnings=_warnings(value.get("warnings")),
+        error=_api_error(value["error"], clean) if isinstance(value.get("error"), dict) else None,
+        warnings=_warnings(value.get("warnings"), clean),
         instance=_instance(value),
     )
 
@@ -129,22 +144,23 @@ def _kind(item: Json) -> str | None:
     return _text(_member(item, "workflowInfo").get("type"))
 
 
-def _api_error(value: Json) -> ApiError:
+def _api_error(value: Json, clean: Clean) -> ApiError:
     words = value if isinstance(value, dict) else {}
-    args = words.get("args")
+    code, msg, args = words.get("code"), words.get("msg"), words.get("args")
     return ApiError(
-        _text(words.get("code")) or "Unknown",
-        _text(words.get("msg")) or "",
-        tuple(str(arg)[:MAX_TEXT] for arg in args[:MAX_LIST] if isinstance(arg, (str, int, float)))
+        # A word of VCDA's own stays as it is, whatever words the secrets are.
+        (_text(code) if isinstance(code, str) and code.isalnum() else _said(code, clean)) or "Unknown",
+        _said(msg, clean) or "",
+        tuple(clean(str(arg))[:MAX_TEXT] for arg in args[:MAX_LIST] if isinstance(arg, (str, int, float)))
         if isinstance(args, list)
         else (),
     )
 
 
-def _warnings(value: Json) -> tuple[ApiError, ...]:
+def _warnings(value: Json, clean: Clean) -> tuple[ApiError, ...]:
     if not isinstance(value, list):
         return ()
-    return tuple(_api_error(item) for item in value[:MAX_LIST] if isinstance(item, dict))
+    return tuple(_api_error(item, clean) for item in value[:MAX_LIST] if isinstance(item, dict))
 
 
 def _instance(task: Object) -> Instance | None:
@@ -166,6 +182,11 @@ def _member(value: Json, name: str) -> Object:
 
 def _text(value: Json) -> str | None:
     return value[:MAX_TEXT] if isinstance(value, str) and value else None
+
+
+def _said(value: Json, clean: Clean) -> str | None:
+    """Return a text without secrets; they are taken out before the text is cut, which might cut one."""
+    return _text(clean(value)) if isinstance(value, str) else None
 
 
 def _number(value: Json) -> float | None:

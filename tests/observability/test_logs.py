@@ -19,6 +19,7 @@ from urllib.parse import quote_plus
 
 import pytest
 from aiokafka.errors import ProducerFenced
+from aiokafka.protocol.admin import SaslAuthenticateRequest, SaslAuthenticateRequest_v1
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
@@ -212,6 +213,17 @@ def test_a_secret_of_a_few_characters_is_hidden_as_a_word_of_its_own_and_leaves_
     secret: str, text: str, cleaned: str
 ) -> None:
     assert Redactor([secret]).clean(text) == cleaned
+
+
+@pytest.mark.parametrize("secret", [SECRET, "pässwörd", "it's mine", 'he said "it\'s"', "back\\slash", "tab\tand\x00"])
+def test_a_secret_is_hidden_however_python_and_json_write_it(secret: str) -> None:
+    login = SaslAuthenticateRequest(b"\0us\"er's\0" + secret.encode()).build(SaslAuthenticateRequest_v1)
+    twice = json.dumps({"error": json.dumps({"a": [secret]})})
+    written = [repr([secret]), repr(f"us\"er's {secret}"), str(login), repr(secret.encode()), twice]
+
+    cleaned = [Redactor([secret]).clean(text) for text in written]
+
+    assert [text.count(HIDDEN) for text in cleaned] == [1] * len(written)
 
 
 def test_a_secret_that_begins_another_does_not_leave_its_end_in_sight() -> None:

@@ -10,7 +10,7 @@ from typing_extensions import override
 from service.clock import Clock
 from service.messages.record_fate import Fate
 from service.messages.wait_cause import WaitCause
-from service.observability.metrics import METRICS, Metrics, table
+from service.observability.metrics import METRICS, MOST_SITES, Metrics, table
 from service.sync import Completed, Failed, Reason, Request
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -231,6 +231,18 @@ def test_a_site_that_the_login_authenticates_gets_its_own_series(registry: Colle
     metrics.paused("paris", True)
     metrics.site_authenticated("paris")
     assert registry.get_sample_value("vm_sync_api_paused", {"site": "paris"}) == 1.0
+
+
+def test_a_login_that_names_any_number_of_sites_gives_few_of_them_series(
+    registry: CollectorRegistry, metrics: Metrics
+) -> None:
+    for number in range(MOST_SITES + 10):
+        metrics.site_authenticated(f"site{number:03}")
+
+    assert registry.get_sample_value("vm_sync_api_paused", {"site": f"site{MOST_SITES // 2:03}"}) == 0.0
+    assert registry.get_sample_value("vm_sync_api_paused", {"site": f"site{MOST_SITES:03}"}) is None
+    metrics.paused(f"site{MOST_SITES:03}", True)
+    assert registry.get_sample_value("vm_sync_api_paused", {"site": "other"}) == 1.0
 
 
 def test_a_sync_is_in_one_state_at_a_time(registry: CollectorRegistry, metrics: Metrics) -> None:

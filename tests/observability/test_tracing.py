@@ -165,6 +165,35 @@ def test_variables_that_do_not_fit_are_one_warning_and_no_traces(
     assert WRONG[given] in record.message
 
 
+@pytest.mark.parametrize(
+    ("variable", "headers"),
+    [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-team: s3cret-1, api-key=s3cret%20two,=s3cret-3, s3cret-4"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "authorization=Basic s3cret==,X Y=s3cret-5"),
+    ],
+)
+def test_a_key_of_the_collector_is_in_no_line_even_where_it_is_misspelt(variable: str, headers: str) -> None:
+    given = {
+        "PATH": os.environ["PATH"],
+        "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9",
+        variable: headers,
+        "VM_SYNC_VCDA__URL": "https://127.0.0.1:9",
+        "VM_SYNC_VCDA__CREDENTIALS__USER": "user@org",
+        "VM_SYNC_VCDA__CREDENTIALS__PASSWORD": "password",
+        "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:9",
+        "VM_SYNC_KAFKA__START_LIMIT": "PT1S",
+        "VM_SYNC_OPS__HOST": "127.0.0.1",
+        "VM_SYNC_OPS__PORT": "0",
+    }
+    run = subprocess.run(
+        [sys.executable, "-m", "service.cli", "run"], env=given, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert run.returncode == 1
+    assert "Header format invalid" in run.stderr
+    assert "s3cret" not in run.stderr
+
+
 async def test_without_traces_the_outcome_continues_what_the_request_brought() -> None:
     off = Tracing()
     off.accepted(request())

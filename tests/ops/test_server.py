@@ -15,10 +15,12 @@ import httpx
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
+from service.messages.wait_cause import WaitCause
 from service.ops import overview_page, server
 from service.ops.overview import Overview
 from service.ops.page_frame import POLICY
 from service.ops.server import Document, operations, serving
+from service.partition.waiting import WaitsFor
 from service.sync import ApiError
 from tests.support.shown_overview import some_overview
 from tests.support.shown_syncs import Shown, ids, ready
@@ -124,6 +126,18 @@ async def test_syncs_are_shown_a_page_at_a_time_and_a_bad_question_gets_400(serv
 
     assert (ids(first.json()), ids(second.json())) == (["ce:%2Fx:b"], ["op:a"])
     assert (bad.status_code, bad.json()["error"][:15]) == (400, "state is one of")
+
+
+async def test_json_shows_no_secret_in_words_of_others(service: Service) -> None:
+    waits = WaitsFor(WaitCause.OTHER, "hunter2 is refused")
+    service.syncs = [Shown("op:a", error=ApiError("No", "hunter2 is wrong"), waits_for=waits)]
+    service.health.refused(["Kafka refuses hunter2"])
+    service.health.degraded(["VCDA refuses hunter2"])
+
+    answers = [await service.client.get(path) for path in ("/syncs", "/readyz")]
+
+    assert [answer.text.count("[hidden]") for answer in answers] == [2, 2]
+    assert not any("hunter2" in answer.text for answer in answers)
 
 
 async def test_the_page_for_people_is_one_file_that_may_load_nothing(service: Service) -> None:

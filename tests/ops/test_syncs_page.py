@@ -20,7 +20,7 @@ def query(**given: str) -> Query:
 
 
 def page(syncs: Iterable[Shown], query: Query) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(run_virtual(syncs_page.page(syncs, query, more={})))
+    found: dict[str, Any] = json.loads(run_virtual(syncs_page.page(syncs, query, clean=str, more={})))
     return found
 
 
@@ -84,7 +84,7 @@ async def test_the_event_loop_turns_while_many_syncs_are_looked_through() -> Non
             await asyncio.sleep(0)
 
     turning = asyncio.create_task(turn())
-    shown = json.loads(await syncs_page.page(syncs(), query(limit="3", after="op:C4-1:00041"), more={}))
+    shown = json.loads(await syncs_page.page(syncs(), query(limit="3", after="op:C4-1:00041"), clean=str, more={}))
     done = True
     await turning
 
@@ -126,7 +126,7 @@ async def test_a_sync_that_ends_while_the_page_is_made_is_not_shown() -> None:
         first.state = "ended"
         yield Shown("b")
 
-    assert ids(json.loads(await syncs_page.page(syncs(), query(), more={}))) == ["b"]
+    assert ids(json.loads(await syncs_page.page(syncs(), query(), clean=str, more={}))) == ["b"]
 
 
 def test_a_page_that_just_suffices_is_the_last() -> None:

@@ -510,7 +510,7 @@ def test_every_field_of_the_json_of_syncs_and_of_sites_is_explained() -> None:
     pauses.take(*write_pause(pause), offset=0)
     summed_up = sites._json(sites.Scene(pauses=pauses, entries=(), instances=[instance]), "site2", NOW - AWAY_FOR_LONG)
     parts = {
-        "a sync": syncs_page._shown(Shown("op:C4-1:a")),
+        "a sync": syncs_page._shown(Shown("op:C4-1:a"), str),
         "a site": views[0],
         "vm-sync sites --json": {name: fact for name, fact in summed_up.items() if name != "inFlight"},
     }

@@ -1494,9 +1494,23 @@ MUTANTS: Final = (
     Mutant(
         name="a task's result is copied whole",
         file="service/vcda/translate.py",
-        old='        warnings=_warnings(value.get("warnings")),\n',
-        new='        warnings=(*_warnings(value.get("warnings")), ApiError("Result", str(value.get("result")))),\n',
+        old='        warnings=_warnings(value.get("warnings"), clean),\n',
+        new='        warnings=(*_warnings(value.get("warnings"), clean), ApiError("R", str(value.get("result")))),\n',
         tests=("tests/vcda/test_translate.py",),
+    ),
+    Mutant(
+        name="an answer that repeats a password or a token is shown as it is",
+        file="service/vcda/http.py",
+        old="        clean = _redactor(secrets if token is None else (*secrets, token)).clean\n",
+        new="        clean = str\n",
+        tests=("tests/vcda/test_session.py", "tests/vcda/test_check.py"),
+    ),
+    Mutant(
+        name="each site that an answer to a login names gets its own series",
+        file="service/observability/metrics.py",
+        old="        if site not in self._site_labels and len(self._site_labels) < MOST_SITES:\n",
+        new="        if site not in self._site_labels:\n",
+        tests=("tests/observability/test_metrics.py",),
     ),
     Mutant(
         name="texts of VCDA are copied whole",

@@ -242,3 +242,20 @@ async def test_each_sites_settings_are_named_by_its_own_number() -> None:
 
     assert "VM_SYNC_VCDA__SITES__0__PASSWORD" in by_name(results, group="site site2")["extension"][1]
     assert "VM_SYNC_VCDA__SITES__1__TOKEN" in by_name(results, group="site site3")["extension"][1]
+
+
+@pytest.mark.parametrize("path", ["/sessions", "/sessions/extend", "/tasks"])
+async def test_an_answer_that_repeats_what_it_was_sent_in_secret_shows_none_of_it(path: str) -> None:
+    def echo(call: Call) -> Reply:
+        if call.path == path:
+            return Reply(400, error("BadRequest", f"Can't read {call.body.decode()} with {call.headers}"))
+        return session("t0ken") if call.path == "/sessions" else Reply(200, {})
+
+    site2 = SiteCredentials(name="site2", user="admin2", password="s3cret2")
+    async with appliance(echo) as there:
+        results = await found(there.url, Credentials(user="admin1", password="s3cret1", sites=(site2,)))
+
+    text = " ".join(result.text for result in results)
+    assert "[hidden]" in text
+    assert "s3cret" not in text
+    assert "t0ken" not in text

@@ -5,10 +5,11 @@ import json
 import logging
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
-from service.sync import NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
+from service.sync import MAX_TEXT, NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
 from service.vcda.client import ApiLimits, SessionStatus
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.http import SMALL
@@ -25,6 +26,7 @@ from tests.support.scripted_http_server import (
     Drip,
     Ours,
     Reply,
+    Script,
     appliance,
     error,
     ours,
@@ -934,3 +936,44 @@ async def test_no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     everything = " ".join(str(record.__dict__) for record in caplog.records)
     assert "s3cret" not in everything
     assert "token-1" not in everything
+
+
+def _echo(call: Call) -> dict[str, Any]:
+    """An error that repeats the whole request, as parsers of JSON and some proxies do."""
+    sent = f"{call.body.decode()} with {call.headers}"
+    words = [*call.json().values()] if call.body else []
+    return error("Bad Request", f"Unlike {sent}") | {"args": [sent, *words, f"{'x' * (MAX_TEXT - 3)}{call.token}"]}
+
+
+_TASKS = page(task())
+
+ECHOES: dict[str, Script] = {
+    "login": script(login=lambda call: Reply(400, _echo(call)), tasks=_TASKS),
+    "extension": script(extend=lambda call: Reply(400, _echo(call)), tasks=_TASKS),
+    "POST": script(submit=lambda call: Reply(403, _echo(call)), tasks=_TASKS),
+    "POST after a 401": script(submit=lambda call: Reply(401, _echo(call)), tasks=_TASKS),
+    "task": script(submit=lambda call: Reply(202, task(error=_echo(call), warnings=[_echo(call)])), tasks=_TASKS),
+    "poll": script(tasks=lambda call: page(task(error=_echo(call), warnings=[_echo(call)]))),
+    "failed poll": script(tasks=lambda call: Reply(500, _echo(call))),
+    "task by its id": script(tasks=lambda call: Reply(200, task(error=_echo(call)))),
+}
+
+
+@pytest.mark.parametrize("of", ECHOES)
+async def test_an_answer_that_repeats_what_it_was_sent_in_secret_shows_none_of_it(
+    of: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with appliance(ECHOES[of]) as there, ours(there.url) as us:
+        us.credentials.append(replace(CREDENTIALS, password='s3cret "ä\\'))
+        seen = [
+            repr(await us.submit(site="site2")),
+            repr(await us.vcda.poll(site=None, ids=[TASK_ID])),
+            repr(await us.vcda.ask(site=None, task_id=TASK_ID)),
+            repr(await us.vcda.unusable()),
+        ]
+
+    everything = " ".join([*seen, *[str(record.__dict__) for record in caplog.records]])
+    assert "Unlike" in everything
+    assert "[hidden]" in everything
+    assert "s3cret" not in everything
+    assert "t0+" not in everything

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 
 from service.sync import ApiError, Instance, Task
 from service.vcda import translate
-from service.vcda.translate import Page, read_api_error, read_created, read_page, read_session, read_task
+from service.vcda.translate import (
+    MOST_SITES,
+    Page,
+    read_api_error,
+    read_created,
+    read_page,
+    read_session,
+    read_task,
+)
 from tests.support.scripted_http_server import REPLICATION_ID, TASK_ID, task
 
 STARTED = datetime(2017, 7, 13, 7, 5, 48, 951000, tzinfo=UTC)
@@ -183,6 +191,16 @@ def test_a_session_without_words_is_still_one() -> None:
         None,
         frozenset({"a"}),
     )
+
+
+def test_of_a_session_at_very_many_sites_some_are_left_out() -> None:
+    names = [*(f"site{number}" for number in range(MOST_SITES + 5)), "x" * 255, "x" * 256]
+
+    _, sites = read_session(encode({"authenticatedSites": [{"site": name} for name in reversed(names)]})) or (None, ())
+
+    assert len(sites) == MOST_SITES
+    assert "x" * 255 in sites
+    assert "x" * 256 not in sites
 
 
 # ---------------------------------------------------------------- totality
