@@ -7,6 +7,7 @@ as it does at each client's first question.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
@@ -84,6 +85,7 @@ class KafkaChecks:
         self._settings = settings
         self._names = names
         self._clock = clock
+        self._connection = connection
         self._tokens = connection.tokens
         self._arguments = connection.arguments()
         self._arguments |= {"request_timeout_ms": milliseconds(REQUEST)}
@@ -125,13 +127,16 @@ class KafkaChecks:
             else (self._check("OAuth token", partial(self._token, self._tokens), "check the OAuth token server"),)
         )
         login = self._check("login", self._login, silent, connection, *secured, *token)
-        brokers = self._check("brokers", self._brokers, silent, login)
+        several = len(self._servers) > 1
+        cluster = (self._check("cluster", self._one_cluster, silent, login),) if several else ()
+        brokers = self._check("brokers", self._brokers, silent, login, *cluster)
         return [
             names,
             connection,
             *secured,
             *token,
             login,
+            *cluster,
             brokers,
             self._check("version", self._version, busy, brokers),
             self._check("rights on topics", self._rights, busy, brokers),
@@ -233,6 +238,13 @@ class KafkaChecks:
             who = self._settings.sasl_username or "the token's user"
             return [ok(f"Logged in as {who} with {self._settings.sasl_mechanism}, {protocol}.")]
         return [ok(f"Connected with {protocol}, which has no login.")]
+
+    async def _one_cluster(self) -> Sequence[Verdict]:
+        reachable = tuple(map(str, self._servers))
+        clusters = await topics.different_clusters(replace(self._connection, bootstrap_servers=reachable))
+        if clusters is not None:
+            return [failure(clusters.text)]
+        return [ok("The bootstrap servers that answer belong to one Kafka cluster.")]
 
     async def _brokers(self) -> Sequence[Verdict]:
         client = self._client

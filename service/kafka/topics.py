@@ -8,7 +8,7 @@ deletes an existing topic.
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -52,7 +52,7 @@ BROKER_MESSAGE_LIMIT = 1024 * 1024
 """Kafka's own limit for a message, near enough, where the requests topic has not been given another."""
 
 ASK_CLUSTER = timedelta(seconds=5)
-"""For the cluster's id, which only a line of the log is about."""
+"""For the cluster's id: a server that doesn't tell it in time is not compared with the others."""
 
 CREATE_LIMIT = timedelta(seconds=15)
 """How long the making of topics may take, and then their becoming visible."""
@@ -166,6 +166,8 @@ async def ensure_topics(
         await admin.start()
         if lacking := await missing_requests(admin):
             return [_without_transactions(lacking)]
+        if (clusters := await different_clusters(connection)) is not None:
+            return [clusters]
         seen = await describe(admin, names.all())
         findings: list[Finding] = [
             _needed(_hidden(name, names, account), name, names) for name in names.all() if name in seen.hidden
@@ -452,13 +454,37 @@ def _hidden(name: str, names: TopicNames, account: Account) -> Denied:
 # ---------------------------------------------------------------- which Kafka
 
 
+async def different_clusters(connection: KafkaConnection) -> Refusal | None:
+    """Ask each bootstrap server for its cluster's id, and refuse several ones; a server that can't say fits.
+
+    A client takes whichever server answers first for the whole Kafka, so the service's clients would end up in
+    different ones as soon as one server is away: requests would be read in one, and the journal kept in another.
+    """
+    servers = connection.bootstrap_servers
+    if len(servers) == 1:
+        return None
+    ids = await asyncio.gather(*[cluster_id(replace(connection, bootstrap_servers=(server,))) for server in servers])
+    found: dict[str, list[str]] = {}
+    for server, cluster in zip(servers, ids, strict=True):
+        if cluster is not None:
+            found.setdefault(cluster, []).append(server)
+    if len(found) <= 1:
+        return None
+    listed = "; ".join(f"{', '.join(some)} to {cluster}" for cluster, some in found.items())
+    return Refusal(
+        f"The bootstrap servers belong to {len(found)} Kafka clusters ({listed}): name those of one cluster in "
+        "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS."
+    )
+
+
 async def cluster_id(connection: KafkaConnection) -> str | None:
-    """Return the id of the cluster; None: it could not be asked for within `ASK_CLUSTER`."""
+    """Return the id of the cluster; None: it has none, or could not be asked for within `ASK_CLUSTER`."""
     admin = AIOKafkaAdminClient(**connection.arguments())
     try:
         async with asyncio.timeout(ASK_CLUSTER.total_seconds()):
             await admin.start()
-            return str((await admin.describe_cluster())["cluster_id"])
+            found = (await admin.describe_cluster())["cluster_id"]
+            return None if found is None else str(found)
     except (KafkaError, OSError, TimeoutError):
         return None
     finally:

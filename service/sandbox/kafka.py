@@ -97,6 +97,7 @@ class _Plan:
     """What the nodes of a Kafka have in common."""
 
     version: str
+    cluster_id: str
     properties: Mapping[str, str]
     java_properties: Mapping[str, str]
     listeners: Mapping[str, str]
@@ -216,7 +217,7 @@ class Broker:
         self._home.mkdir(parents=True)
         properties = self._home / "server.properties"
         _write(properties, self._properties())
-        tool = ["format", "--config", str(properties), "--cluster-id", "vm-sync-sandbox"]
+        tool = ["format", "--config", str(properties), "--cluster-id", self._plan.cluster_id]
         for name, password in scram.items():
             for mechanism in _SCRAM:
                 tool += ["--add-scram", f'{mechanism}=[name="{name}",password="{password}"]']
@@ -341,13 +342,13 @@ class Broker:
 class EmbeddedKafka:
     """A Kafka on this machine, of one broker or several. Blocking: from a coroutine call it with `asyncio.to_thread`.
 
-    `version` is any from 3.7.0 on. `properties` are added to the brokers' own, or replace them; `java_properties` are
-    those of the Java that runs them, where Kafka reads some of its security's settings. `listeners` are further
-    ones, each by a name and the security protocol it speaks; how, the properties say (`listener.name.<name in lower
-    case>...`), and `address` where. `users`, each with a password, log in at the listener `LOGIN`, with PLAIN or SCRAM;
-    with `authorizer` they may do only what ACLs allow, and those who come without a login, at `PLAINTEXT`, everything.
-    `scram` are further users, for SCRAM at any listener. After `stop` or `kill`, `start` brings the same brokers back:
-    same ports, same data. `close` removes the data.
+    `version` is any from 3.7.0 on. `cluster_id` is what it tells clients. `properties` are added to the brokers' own,
+    or replace them; `java_properties` are those of the Java that runs them, where Kafka reads some of its security's
+    settings. `listeners` are further ones, each by a name and the security protocol it speaks; how, the properties say
+    (`listener.name.<name in lower case>...`), and `address` where. `users`, each with a password, log in at the
+    listener `LOGIN`, with PLAIN or SCRAM; with `authorizer` they may do only what ACLs allow, and those who come
+    without a login, at `PLAINTEXT`, everything. `scram` are further users, for SCRAM at any listener. After `stop` or
+    `kill`, `start` brings the same brokers back: same ports, same data. `close` removes the data.
 
     On Linux it dies with the *thread* that started it; asyncio's worker threads live as long as their loop.
     """
@@ -357,6 +358,7 @@ class EmbeddedKafka:
         *,
         brokers: int = 1,
         version: str = KAFKA_VERSION,
+        cluster_id: str = "vm-sync-sandbox",
         properties: Mapping[str, str] | None = None,
         java_properties: Mapping[str, str] | None = None,
         listeners: Mapping[str, str] | None = None,
@@ -379,6 +381,7 @@ class EmbeddedKafka:
         ports = free_ports(brokers * each)
         plan = _Plan(
             version=version,
+            cluster_id=cluster_id,
             properties=extra,
             java_properties=dict(java_properties or {}),
             listeners=named,

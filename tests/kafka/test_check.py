@@ -17,10 +17,10 @@ from service.kafka import check, rights
 from service.kafka.check import KafkaChecks
 from service.kafka.connection import KafkaConnection
 from service.kafka.journal import transactional_id
-from service.kafka.topics import TopicNames, ensure_topics
-from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaError
+from service.kafka.topics import Refusal, TopicNames, ensure_topics
+from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaError, free_ports
 from service.settings import load_for_kafka
-from tests.conftest import TopicNamer, missing
+from tests.conftest import TopicNamer, missing, started
 
 if TYPE_CHECKING:
     from service.checks import Result
@@ -70,6 +70,31 @@ async def test_all_is_ok_but_for_the_single_broker_and_nothing_is_made(kafka: Ka
         f"Write is granted on the transactional ids {topics.journal}-0 to {topics.journal}-2,"
     )
     assert topic_name("group") not in groups
+
+
+async def test_bootstrap_servers_of_two_kafka_clusters_are_told_apart_and_one_that_is_away_is_not(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    """As where servers of a test and of a production Kafka are listed together."""
+    topics, (nothing,) = names(topic_name), free_ports(1)
+    gone = f"{kafka.bootstrap},127.0.0.1:{nothing}"
+    one = (await results(kafka, topics, BOOTSTRAP_SERVERS=gone))["cluster"]
+
+    with started(EmbeddedKafka(cluster_id="another")) as another:
+        mixed = f"{gone},{another.bootstrap}"
+        two = await results(kafka, topics, BOOTSTRAP_SERVERS=mixed)
+        connection = KafkaConnection(bootstrap_servers=tuple(mixed.split(",")))
+        findings = await ensure_topics(connection, names=topics, partitions=3, create=True)
+
+    assert (one.status, one.text) == (Status.OK, "The bootstrap servers that answer belong to one Kafka cluster.")
+    told = two["cluster"]
+    assert (told.status, told.settings) == (Status.FAILURE, ("VM_SYNC_KAFKA__BOOTSTRAP_SERVERS",))
+    assert f"{another.bootstrap} to another" in told.text
+    assert [finding.text for finding in findings] == [told.text]
+    assert two["brokers"].status is Status.SKIPPED
+    here = KafkaConnection(bootstrap_servers=(kafka.bootstrap,))
+    made = await ensure_topics(here, names=topics, partitions=3, create=False)
+    assert len([finding for finding in made if isinstance(finding, Refusal)]) == len(topics.all()), "no topic was made"
 
 
 async def test_members_of_the_group_that_are_not_the_services_are_named(kafka: Kafka, topic_name: TopicNamer) -> None:

@@ -1108,6 +1108,13 @@ MUTANTS: Final = (
         tests=("tests/intake/test_open_transactions.py",),
     ),
     Mutant(
+        name="bootstrap servers of two clusters are taken for one Kafka",
+        file="service/kafka/topics.py",
+        old="    if len(found) <= 1:\n",
+        new="    if len(found) <= 2:\n",
+        tests=("tests/kafka/test_check.py",),
+    ),
+    Mutant(
         name="a Kafka that has moved is not looked for",
         file="service/intake/group.py",
         old="            await self._look_elsewhere()\n",
