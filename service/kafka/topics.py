@@ -234,14 +234,6 @@ def judge_existing(topics: Mapping[str, Topic], *, names: TopicNames) -> list[Fi
                 "pauses that still last: set it to compact."
             )
         )
-    findings += [
-        Refusal(
-            f"Nothing can be written to the topic {name}: its min.insync.replicas={topic.min_insync} is greater than "
-            f"its {topic.replicas} replicas. Lower min.insync.replicas, or add replicas."
-        )
-        for name, topic in needed.items()
-        if name not in {names.requests, names.control} and topic.min_insync > topic.replicas
-    ]
     return [*findings, *_advice(needed, names)]
 
 
@@ -272,6 +264,13 @@ def _advice(needed: Mapping[str, Topic], names: TopicNames) -> Iterable[Advice]:
         yield Advice(
             "min.insync.replicas=1, so a message may be on only one broker when it is acknowledged: "
             f"{', '.join(lonely)}."
+        )
+    # From 3.7 on, Kafka takes the number of replicas where it is the smaller one. It is no reason to refuse the topic:
+    # brokers whose default is 2 give it to a topic of one replica, too, which works.
+    if capped := [f"{name} ({topic.replicas})" for name, topic in written.items() if topic.min_insync > topic.replicas]:
+        yield Advice(
+            "min.insync.replicas is greater than the number of replicas, so nothing can be written while any broker "
+            f"that has one is away: add replicas, or lower min.insync.replicas: {', '.join(capped)}."
         )
     if unclean := [name for name, topic in needed.items() if topic.flag("unclean.leader.election.enable")]:
         yield Advice(f"Unclean leader election is on, which loses acknowledged messages: {', '.join(unclean)}.")

@@ -5,6 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
@@ -49,7 +50,6 @@ def test_topics_that_fit_leave_nothing_to_say() -> None:
         ({"requests": replace(GOOD, partitions=11)}, "Raise requests to 12"),
         ({"journal": GOOD}, "cleanup.policy=delete"),
         ({"journal": _with(GOOD, cleanup_policy="compact,delete")}, "cleanup.policy=compact,delete"),
-        ({"failed": replace(GOOD, replicas=1)}, "Nothing can be written to the topic failed"),
         ({"dead": _with(GOOD, cleanup_policy="compact,delete")}, "dead has cleanup.policy=compact,delete, so Kafka"),
     ],
 )
@@ -116,6 +116,7 @@ def test_a_missing_topic_is_refused_with_the_way_out() -> None:
         ({"completed": _with(GOOD, min_insync_replicas="1")}, "min.insync.replicas=1"),
         ({"journal": _with(ALL_GOOD["journal"], unclean_leader_election_enable="true")}, "Unclean leader election"),
         ({"requests": _with(GOOD, cleanup_policy="compact")}, "delete all but the latest"),
+        ({"failed": _with(GOOD, min_insync_replicas="4")}, "or lower min.insync.replicas: failed (3)."),
         ({"dead": _with(GOOD, max_message_bytes="65536")}, "written without its value"),
         ({"failed": _with(GOOD, cleanup_policy="compact")}, "only the latest outcome of each replication"),
     ],
@@ -211,6 +212,26 @@ async def test_missing_topics_are_made_as_the_service_needs_them(kafka: Kafka, t
         for finding in await ensure_topics(connection, names=names, partitions=3, create=True)
         if isinstance(finding, Created)
     ]
+
+
+async def test_a_topic_that_wants_more_replicas_in_sync_than_it_has_is_written_to_and_not_refused(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    """Kafka counts the replicas that there are: the brokers' default may be meant for other topics."""
+    connection, names = _here(kafka, topic_name)
+    await _create(connection, names.completed, 1, **{"min.insync.replicas": "2"})
+
+    findings = await ensure_topics(connection, names=names, partitions=1, create=True)
+
+    assert not _refusals(findings)
+    assert any(f"lower min.insync.replicas: {names.completed} (1)." in finding.text for finding in findings)
+    producer = AIOKafkaProducer(**connection.arguments(), transactional_id=topic_name("writer"))
+    await producer.start()
+    try:
+        async with asyncio.timeout(60), producer.transaction():
+            await producer.send_and_wait(names.completed, b"an outcome")
+    finally:
+        await producer.stop()
 
 
 async def test_looking_does_not_make_anything(kafka: Kafka, topic_name: TopicNamer) -> None:
