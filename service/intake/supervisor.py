@@ -127,6 +127,8 @@ class PartitionSupervisor:
         """What was known here when the journal was lost, until it is open again."""
         self._said_start: int | None = None
         """The first offset of the journal that was reported last, so that it is once if the opening fails then."""
+        self._revoked = False
+        """The group is handing out the partitions again. Where this one is opened meanwhile, it starts quiescing."""
         self._returned = asyncio.Event()
         self._gone = False
         """`let_go` was called. The task was cancelled, too, but a producer that is being stopped ignores that (read in
@@ -150,10 +152,12 @@ class PartitionSupervisor:
     def revoke(self) -> Partition | None:
         """Admit nothing more until the partition is assigned again; return it, if it is open, to be quiesced."""
         self.reading = None
+        self._revoked = True
         return self.partition
 
     def assign_again(self) -> None:
         """Go on: the group has given the partition back."""
+        self._revoked = False
         self._returned.set()
         if self.partition is not None:
             self._read_on(self.partition)
@@ -367,10 +371,13 @@ class PartitionSupervisor:
         )
 
     def _read_on(self, partition: Partition) -> None:
-        """Read from the partition's own cursor."""
-        if (seek := self._member.read_from(self.place, partition.cursor)) is not None:
-            self.reading = seek
-            partition.resume()
+        """Read from the partition's own cursor, unless it was revoked or the process stops: then no POST begins."""
+        seek = None if self._revoked else self._member.read_from(self.place, partition.cursor)
+        if seek is None:
+            partition.begin_to_quiesce()
+            return
+        self.reading = seek
+        partition.resume()
 
     async def _write_back(self, opened: Opened, memory: Memory) -> Opened:
         """Rewrite a journal from memory after it was deleted and created again, or truncated at its end.

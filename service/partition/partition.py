@@ -155,12 +155,16 @@ class Partition:
         self._driver.start()
         _ = self._spawn(self._deduplication.sweep(self._dependencies.random))
 
+    def begin_to_quiesce(self) -> None:
+        """Start no POST until `resume`."""
+        self._driver.quiescing = True
+
     async def quiesce(self, limit: float) -> bool:
         """Start no POST, and wait until POSTs in flight are answered and committed, for at most `limit` seconds.
 
         For speed only: an unanswered POST is in doubt for the next owner, never lost. Polls and outcomes continue.
         """
-        self._driver.quiescing = True
+        self.begin_to_quiesce()
         try:
             async with asyncio.timeout(limit):
                 while not self._closed and (

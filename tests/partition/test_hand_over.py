@@ -51,6 +51,53 @@ def test_whenever_it_is_revoked_quiescing_leaves_nothing_in_doubt(when: float) -
     run(play())
 
 
+@pytest.mark.parametrize("when", [0.001 * n for n in range(1, 60)])
+def test_whenever_it_is_revoked_while_it_opens_no_post_begins_until_it_is_assigned_again(when: float) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            p0 = d.owner()
+            await d.until(0.1)
+            partition = p0.partition()
+            assert partition is not None
+            assert await partition.quiesce(1.0)
+            d.broker.ask("C4-1", "a1")
+            await d.until(0.2)
+            assert [type(state) for state in d.log.states().values()] == [Waiting]
+            await p0.crash()
+            opened_at = d.loop.time()
+            p1 = d.owner("P1")
+            await d.until(opened_at + when)
+            assert await p1.quiesce(0)
+            sent = len(p1.vcda.sent)
+            await d.until(opened_at + 10.0)  # other members quiesce
+            assert len(p1.vcda.sent) == sent
+            assert not any(isinstance(state, Submitting) for state in d.log.states().values())
+
+            p1.take(0)
+            await d.settled()
+            assert d.verdicts() == [("a1", "completed")]
+            assert d.log.epoch == 2
+
+    run(play())
+
+
+@deployed
+async def test_a_partition_that_is_opened_while_its_process_stops_begins_no_post(d: Deployment) -> None:
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1")
+    p0.vcda.script["a1"] = ["429"]
+    await d.until(0.1)
+    await p0.crash()
+    assert [type(state) for state in d.log.states().values()] == [Waiting]
+    p1 = d.owner("P1")
+    await d.until(0.105)
+    p1.supervisors[0]._member.read_from = lambda *_: None  # type: ignore[method-assign]
+    await d.until(10.0)
+
+    assert p1.partition() is not None
+    assert p1.vcda.sent == []
+
+
 @deployed
 async def test_quiescing_is_bounded_where_a_post_hangs(d: Deployment) -> None:
     p0 = d.owner()

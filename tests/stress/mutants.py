@@ -689,7 +689,7 @@ MUTANTS: Final = (
     Mutant(
         name="no quiescing at hand-over",
         file="service/partition/partition.py",
-        old="""        self._driver.quiescing = True
+        old="""        self.begin_to_quiesce()
         try:
             async with""",
         new="""        return True
@@ -2128,6 +2128,20 @@ MUTANTS: Final = (
         old="        self._look()\n        if self._known == pause.credentials:\n",
         new="        before = self._known\n        self._look()\n        if self._known == before:\n",
         tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
+        name="a partition that is opened while it is revoked begins POSTs",
+        file="service/intake/supervisor.py",
+        old="        seek = None if self._revoked else self._member.read_from(self.place, partition.cursor)\n",
+        new="        seek = self._member.read_from(self.place, partition.cursor)\n",
+        tests=("tests/partition/test_hand_over.py",),
+    ),
+    Mutant(
+        name="a partition that is opened while the process stops begins POSTs",
+        file="service/intake/supervisor.py",
+        old="            partition.begin_to_quiesce()\n",
+        new="",
+        tests=("tests/partition/test_hand_over.py",),
     ),
 )
 
