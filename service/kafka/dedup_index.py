@@ -69,7 +69,8 @@ class DedupIndex:
 
 
 FEW: Final = 1_000
-"""So many tasks are kept however old they seem: our own clock may be set, or the time of deduplication be changed."""
+"""So many tasks are kept however old they seem. Fewer than half as many that are written while our own clock is wrong
+make no other task old: of three tasks so far apart, two have been written by a clock that was right."""
 
 _MOMENTS: Final = Struct("<qqH")
 """When a task's record was written, when the task began, and the length of its replication's name."""
@@ -93,6 +94,8 @@ class YoungTasks:
         self._horizon = milliseconds(horizon)
         self._few = few
         self._order: deque[bytes] = deque()
+        self._set_back: int | None = None
+        """When our clock, by which the first tasks were written, was found to have been set back since."""
         self._tasks: dict[bytes, tuple[bytes, ...]] | None = None
         """By replication, from the first question on: most that a restore adds have grown old before anybody asks."""
 
@@ -106,11 +109,30 @@ class YoungTasks:
         self._order.append(task)
         if self._tasks is not None:
             _put(task, self._tasks)
-        old = written_at - self._horizon
-        while len(self._order) > self._few and _MOMENTS.unpack_from(self._order[0])[0] < old:
+        if written_at - self._horizon <= _written(self._order[0]) <= written_at:
+            self._set_back = None
+        else:
+            self._drop_old()
+
+    def _drop_old(self) -> None:
+        """Drop the first tasks as far as they are old by the moments of those around them."""
+        while len(self._order) > self._few:
+            first, latest = self._moment(0, 1), self._moment(-1, -1)
+            if first > latest:  # our clock has been set back since, and the task is old a horizon later
+                self._set_back = min(self._set_back or latest, latest)
+                first = self._set_back
+            else:
+                self._set_back = None
+            if first >= latest - self._horizon:
+                return
             gone = self._order.popleft()
             if self._tasks is not None:
                 _drop(gone, self._tasks)
+
+    def _moment(self, at: int, step: int) -> int:
+        """Return when the task at a place was written: the middle one of three moments, of which one may be wrong."""
+        places = (at, at + step * (self._few // 2), at + step * self._few)
+        return sorted(_written(self._order[place]) for place in places)[1]
 
     def since(self, replication_id: str, moment: int) -> Iterator[str]:
         """Yield the ids of this replication's tasks that started at `moment` or later."""
@@ -123,6 +145,11 @@ class YoungTasks:
             _, started_at, length = _MOMENTS.unpack_from(task)
             if started_at >= moment:
                 yield task[_MOMENTS.size + length :].decode(errors=_ANY)
+
+
+def _written(task: bytes) -> int:
+    moment: int = _MOMENTS.unpack_from(task)[0]
+    return moment
 
 
 def _replication(task: bytes) -> bytes:

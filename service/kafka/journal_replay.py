@@ -80,7 +80,9 @@ class Replay:
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
             self._latest.append(stored)
             if len(self._latest) > LATEST:
-                self._keep(self._latest.popleft(), since=expires_at - YOUNG_MS)
+                # The earlier of two far apart: a few that were written while a clock was ahead make no other old.
+                latest = min(expires_at, self._latest[LATEST // 2].expires_at or 0)
+                self._keep(self._latest.popleft(), since=latest - YOUNG_MS)
 
     def _let_go(self, key: bytes) -> None:
         self._identities.discard(key)

@@ -107,11 +107,49 @@ def test_a_task_that_says_it_began_in_the_future_makes_no_other_old() -> None:
     assert list(young.since("C4-1", NOON)) == ["task-1"]
 
 
-def test_a_few_are_kept_however_old_they_seem_since_our_own_clock_may_be_set() -> None:
-    young = YoungTasks(horizon=timedelta(hours=1), few=2)
-    for n in range(3):
+def add_each_second(young: YoungTasks, since: int, count: int) -> int:
+    """Add so many tasks from a moment on, and return when the next one would be."""
+    for n in range(count):
+        young.add("C4-1", "", NOON, written_at=since + n * SECOND)
+    return since + count * SECOND
+
+
+def how_many(young: YoungTasks) -> int:
+    return len(list(young.since("C4-1", NOON)))
+
+
+def test_a_few_are_kept_however_old_they_seem() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=4)
+    for n in range(4):
         young.add("C4-1", f"task-{n}", NOON, written_at=NOON + n * 50 * HOUR)
-    assert list(young.since("C4-1", NOON)) == ["task-1", "task-2"]
+    assert how_many(young) == 4
+
+
+@pytest.mark.parametrize("wrong", [-500 * HOUR, 500 * HOUR])
+@pytest.mark.parametrize("times", [1, 9])
+def test_a_clock_that_is_wrong_for_a_few_tasks_makes_no_other_old_and_keeps_none_for_longer(
+    wrong: int, times: int
+) -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=20)
+    then = add_each_second(young, NOON, 100)
+    add_each_second(young, then + wrong, times)
+    then = add_each_second(young, then + times * SECOND, 100)
+    assert how_many(young) == 200 + times
+
+    add_each_second(young, then, 10_000)
+    assert 3_600 <= how_many(young) <= 3_600 + 2 * 20
+
+
+def test_after_a_clock_that_was_ahead_for_long_was_set_back_tasks_are_kept_for_an_hour_and_not_without_end() -> None:
+    young = YoungTasks(horizon=timedelta(hours=1), few=20)
+    then = add_each_second(young, NOON + 500 * HOUR, 1_000) - 500 * HOUR
+    then = add_each_second(young, then, 3_500)
+    assert how_many(young) == 4_500
+
+    then = add_each_second(young, then, 10_000)
+    assert 3_600 <= how_many(young) <= 3_600 + 2 * 20
+    add_each_second(young, then - 100 * HOUR, 10_000)
+    assert 3_600 <= how_many(young) <= 3_600 + 2 * 20, "a second time"
 
 
 @pytest.mark.parametrize("asked_before", [True, False])

@@ -1,5 +1,6 @@
 """What a journal's records come to, in whatever order a sync's own are written."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
@@ -117,15 +118,23 @@ def test_a_task_that_says_it_began_in_the_future_makes_no_other_old() -> None:
     assert list(taken.ended().young.since("C4-1", BEFORE)) == ["task-1"]
 
 
-def test_of_many_tasks_those_are_kept_that_are_young_when_others_have_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("minutes", "kept"),
+    [
+        ((0, 30, 110, 120), [1, 3, 4]),  # when the fourth followed, the second was 90 minutes old
+        ((0, 10, 20, 500_000, 40), [1, 2, 3, 4, 5]),  # the clock was wrong for a moment
+    ],
+)
+def test_of_many_tasks_those_are_kept_that_are_young_when_others_have_followed(
+    minutes: Sequence[int], kept: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(journal_replay, "LATEST", 2)
     taken = Replay(now=NOON)
-    for number, minutes in enumerate((0, 30, 50, 120), 1):
+    for number, expiry in enumerate(minutes, 1):
         request = replace(REQUEST, identity=f"op:C4-1:{number}")
-        ended = replace(ENDED, request=request, task_id=f"task-{number}", expires_at=NOON + timedelta(minutes=minutes))
+        ended = replace(ENDED, request=request, task_id=f"task-{number}", expires_at=NOON + timedelta(minutes=expiry))
         taken.take(request.identity.encode(), encode(ended))
-    # The second was 90 minutes old when the fourth followed; the first 50 when the third did.
-    assert list(taken.ended().young.since("C4-1", 0)) == ["task-1", "task-3", "task-4"]
+    assert list(taken.ended().young.since("C4-1", 0)) == [f"task-{number}" for number in kept]
 
 
 def test_what_ended_without_a_task_leaves_none() -> None:

@@ -770,6 +770,20 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_journal_replay.py",),
     ),
     Mutant(
+        name="one task that was written by a clock ahead makes all others old",
+        file="service/kafka/dedup_index.py",
+        old=" for place in places)[1]\n",
+        new=" for place in places)[2]\n",
+        tests=("tests/kafka/test_dedup_index.py",),
+    ),
+    Mutant(
+        name="a replay drops the task that a record of a clock ahead makes old",
+        file="service/kafka/journal_replay.py",
+        old="                latest = min(expires_at, self._latest[LATEST // 2].expires_at or 0)\n",
+        new="                latest = expires_at\n",
+        tests=("tests/kafka/test_journal_replay.py",),
+    ),
+    Mutant(
         name="a process that opens a journal takes up all expired identities at once",
         file="service/kafka/journal_replay.py",
         old="                if len(self._expired) < EXPIRED_AT_MOST:\n",
