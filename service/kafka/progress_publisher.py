@@ -45,7 +45,11 @@ BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=6
 """Pauses before Kafka is tried again: nobody is in a hurry, and a log line comes with each."""
 
 REQUEST_LIMIT: Final = timedelta(seconds=10)
-"""For one request to a broker: a restart takes 5 s. What was sent to one that is away is tried until it is back."""
+"""For one request to a broker: a restart takes 5 s."""
+
+WIRE_LIMIT: Final = timedelta(seconds=30)
+"""For connecting, and for what was sent until the brokers have it. aiokafka tries both without end, also at addresses
+that no broker has any more: only a new producer asks the bootstrap servers."""
 
 CLOSE_LIMIT: Final = timedelta(seconds=1)
 """For closing the producer. What it still holds doesn't matter, and the drain has little time."""
@@ -152,7 +156,8 @@ class Progressing(Progress):
             try:
                 wire = self._wire()
                 try:
-                    await wire.open()
+                    async with asyncio.timeout(WIRE_LIMIT.total_seconds()):
+                        await wire.open()
                     while True:
                         await self._send_lot(wire, first)
                         repeats = 0
@@ -160,7 +165,9 @@ class Progressing(Progress):
                 finally:
                     await wire.close()
             except Exception as error:  # noqa: BLE001 - whatever it is may cost progress, and nothing else
-                log.warning("Publishing progress failed, trying again in %.0f s: %r", BACKOFF.pause(repeats), error)
+                log.warning(
+                    "Publishing progress failed, trying again in %.0f s: %s", BACKOFF.pause(repeats), _why(error)
+                )
             await asyncio.sleep(BACKOFF.pause(repeats))
             repeats += 1
 
@@ -170,7 +177,8 @@ class Progressing(Progress):
             lot.append(self._queue.get_nowait())
         events = [write_progress(one, topic=self._topic) for one in lot if one.request.identity in self._told]
         if events:
-            await wire.send(events)
+            async with asyncio.timeout(WIRE_LIMIT.total_seconds()):
+                await wire.send(events)
         if self._left_out and self._queue.empty():
             log.warning("Kafka is too slow: %d progress events were dropped", self._left_out)
             self._left_out = 0
@@ -198,6 +206,12 @@ class KafkaWire:
 
     async def close(self) -> None:  # noqa: D102
         await end(self._producer)
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return f"Kafka gave no answer within {WIRE_LIMIT.total_seconds():.0f} s"
+    return repr(error)
 
 
 def _heard(arrived: "asyncio.Future[Any]") -> None:

@@ -59,6 +59,9 @@ class Brokers:
         self.refuses_to_open = False
         self.refuses_lots = 0
         self.hangs = False
+        self.opens: asyncio.Event | None = None
+        self.swallows = False
+        """What is sent is never acknowledged."""
 
     def wire(self) -> "Brokers":
         return self
@@ -67,6 +70,8 @@ class Brokers:
         self.opened.append(self.loop.time())
         if self.hangs:
             await asyncio.Event().wait()
+        if self.opens is not None:
+            await self.opens.wait()
         if self.refuses_to_open:
             raise AWAY
 
@@ -75,6 +80,8 @@ class Brokers:
             self.refuses_lots -= 1
             raise AWAY
         self.lots.append(len(events))
+        if self.swallows:
+            await asyncio.Event().wait()
         for event in events:
             assert event.topic == "progress"
             data: dict[str, Any] = json.loads(event.value or b"")
@@ -251,6 +258,45 @@ async def test_a_failed_lot_is_given_up_and_the_next_goes_over_a_new_wire() -> N
 
 
 @virtual
+async def test_a_wire_over_which_nothing_arrives_is_given_up_in_time_and_the_next_lot_goes_over_a_new_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Kafka's client tries without end, also at addresses that no broker has any more."""
+    brokers = Brokers()
+    told = telling(brokers)
+    await look(told, (1.0, 0))
+    brokers.swallows = True
+    await look(told, (1.0, 10))
+    brokers.swallows = False
+    await look(told, (1.0, 20), (1.0, 30))
+    assert [percent for *_, percent in brokers.told] == [0]
+
+    await asyncio.sleep(60)
+
+    assert [(at, percent) for at, *_, percent in brokers.told[1:]] == [(33.001, 20), (33.001, 30)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Publishing progress failed, trying again in 1 s: Kafka gave no answer within 30 s"
+    ]
+    await told.close()
+
+
+@virtual
+async def test_a_wire_that_does_not_open_in_time_is_given_up() -> None:
+    brokers = Brokers()
+    brokers.opens = asyncio.Event()
+    told = telling(brokers)
+    told.started(request("op-1"), "task-1")
+    await asyncio.sleep(20)
+    brokers.opens = None
+    told.started(request("op-2"), "task-2")
+    await asyncio.sleep(20)
+
+    assert (brokers.opened, brokers.closed) == ([0.0, 31.0], 1)
+    assert [operation_id for _, operation_id, *_ in brokers.told] == ["op-2"]
+    await told.close()
+
+
+@virtual
 async def test_a_wire_that_cannot_be_made_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     brokers = Brokers()
     told = telling(brokers)
@@ -321,7 +367,7 @@ def test_outcomes_come_at_the_same_moments_whatever_becomes_of_progress() -> Non
             brokers = Brokers()
             brokers.hangs, brokers.refuses_to_open = kafka in {"hangs", "full"}, kafka == "away"
             told = Progress() if kafka == "none" else telling(brokers, capacity=1 if kafka == "full" else CAPACITY)
-            went.append(await outcomes(d, told))
+            went.append(sorted(await outcomes(d, told)))  # timers of one moment come in any order
             await told.close()
 
         deploy()

@@ -2157,6 +2157,13 @@ MUTANTS: Final = (
         new="",
         tests=("tests/partition/test_hand_over.py",),
     ),
+    Mutant(
+        name="progress that no broker acknowledges is waited for for ever",
+        file="service/kafka/progress_publisher.py",
+        old="timeout(WIRE_LIMIT.total_seconds()):\n                await wire.send(",
+        new="timeout(None):\n                await wire.send(",
+        tests=("tests/kafka/test_progress_publisher.py",),
+    ),
 )
 
 
