@@ -74,7 +74,7 @@ class Policy:
 
     @property
     def restored_doubt(self) -> timedelta:
-        """How long after this process's producer start a POST of the previous owner may still create a task."""
+        """How long after the next owner's producer start a POST of this process may still create a task."""
         return self.window + self.late
 
 
@@ -451,6 +451,9 @@ class Submitting:
     refusal: Refusal | None = None
     """VCDA refused this POST. In doubt is whether the cause is the task of an earlier POST of the request, although
     look-ups had found none."""
+    doubt_for: timedelta = timedelta()
+    """`Policy.restored_doubt` of the process that made the intent, since it may have had longer limits than the process
+    that restores it. Zero in records of releases that did not store it."""
 
     @property
     def in_doubt(self) -> bool:
@@ -534,7 +537,7 @@ class Step:
 
 
 def begin(
-    waiting: Waiting, *, look_from: datetime, account: Account | None, passed_over: tuple[str, ...]
+    waiting: Waiting, *, look_from: datetime, account: Account | None, passed_over: tuple[str, ...], policy: Policy
 ) -> Submitting:
     """Make the intent to POST. It must be committed before a byte of the POST is sent."""
     return Submitting(
@@ -546,6 +549,7 @@ def begin(
         trouble=waiting.trouble,
         http_status=waiting.http_status,
         repeats=waiting.repeats,
+        doubt_for=policy.restored_doubt,
     )
 
 
@@ -553,10 +557,10 @@ def restored(state: InFlight, *, opened_at: float, now: datetime, policy: Policy
     """Restore a sync from the journal: the POST of an intent is in doubt."""
     match state:
         case Submitting():
-            return replace(state, conclusive_from=opened_at + policy.restored_doubt.total_seconds())
+            return _put_in_doubt(state, opened_at=opened_at, policy=policy)
         case Lingering(of=of):
             if isinstance(of, Submitting):
-                of = replace(of, conclusive_from=opened_at + policy.restored_doubt.total_seconds())
+                of = _put_in_doubt(of, opened_at=opened_at, policy=policy)
             return replace(state, of=of, seen_at=now)
         case Waiting() | Running():
             return state
@@ -807,6 +811,12 @@ def recognised(
 def _parts(user: str) -> frozenset[str]:
     """Return what a user's name consists of, whatever the order, the signs between and the letter case."""
     return frozenset(_PART.findall(user.casefold()))
+
+
+def _put_in_doubt(state: Submitting, *, opened_at: float, policy: Policy) -> Submitting:
+    """Put a restored POST in doubt, for as long as the limits of the process that sent it require."""
+    lasts = max(state.doubt_for, policy.restored_doubt)
+    return replace(state, conclusive_from=opened_at + lasts.total_seconds())
 
 
 def _doubt(state: Lingering) -> Submitting:

@@ -154,7 +154,10 @@ def _calls(state: sync.InFlight) -> Iterator[Call]:
             continue
         match name:
             case "begin":
-                yield "a slot is free", lambda: sync.begin(WAITING, look_from=EPOCH, account=WE, passed_over=())
+                yield (
+                    "a slot is free",
+                    lambda: sync.begin(WAITING, look_from=EPOCH, account=WE, passed_over=(), policy=POLICY),
+                )
             case "restored":
                 yield (
                     "read back from the journal",

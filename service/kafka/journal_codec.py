@@ -11,12 +11,13 @@ msgspec reads them, since half a million are read before a process takes up its 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Annotated, Any, Final, TypeAlias, assert_never
 
 import msgspec
 
+from service.moments import milliseconds
 from service.sync import (
     Account,
     ApiError,
@@ -148,6 +149,9 @@ class _StoredCursor(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=
 Moment: TypeAlias = Annotated[int, msgspec.Meta(ge=-62_135_596_800_000, le=253_402_300_799_999)]
 """Epoch milliseconds, of a year that a datetime can hold."""
 
+Span: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=milliseconds(timedelta(days=366_000)))]
+"""Milliseconds, of a time that a timedelta can hold."""
+
 
 class Replayed(msgspec.Struct, rename="camel", omit_defaults=True, kw_only=True, gc=False):
     """What a replay reads of a sync's record; the rest is passed over. Of what has ended, nothing else is needed.
@@ -194,6 +198,8 @@ class Stored(Replayed, rename="camel", omit_defaults=True, kw_only=True, gc=Fals
     refusal: tuple[str, str, tuple[str, ...]] | None = None
     """Of `submitting`: VCDA's error to a repeated POST, and below the status. `busy` says which kind it is."""
     refusal_status: int | None = None
+    doubt_for: Span = 0
+    """Of `submitting`: how long a process that takes over has to wait before it may repeat the POST."""
     look_from: Moment | None = None
     passed_over: tuple[str, ...] = ()
     task_site: str | None = None
@@ -351,6 +357,7 @@ def _submitting(state: Submitting) -> dict[str, Any]:
         "http_status": state.http_status,
         "in_doubt": state.in_doubt,
         "repeats": state.repeats,
+        "doubt_for": milliseconds(state.doubt_for),
         **_of_refusal(state.refusal),
     }
 
@@ -366,6 +373,7 @@ def _read_submitting(request: Request, stored: Stored) -> Submitting:
         http_status=stored.http_status,
         repeats=stored.repeats,
         refusal=_refusal(stored),
+        doubt_for=timedelta(milliseconds=stored.doubt_for),
     )
 
 

@@ -325,6 +325,7 @@ class Driver:
             look_from=look_from,
             account=api.account(request.site),
             passed_over=self._deduplication.tasks_since(request.replication_id, look_from - CLOCKS_MARGIN),
+            policy=self._dependencies.policy,
         )
         self._become(tracked, Step(intent))
         self._journal_writer.after_commit(partial(self._post_soon, tracked))

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import msgspec
 import pytest
@@ -75,6 +75,7 @@ submitting = st.builds(
     http_status=statuses,
     repeats=attempts,
     refusal=st.none() | st.builds(Refusal, errors, statuses, st.booleans()),
+    doubt_for=st.integers(0, 10**12).map(lambda ms: timedelta(milliseconds=ms)),
 )
 running = st.builds(
     Running,
@@ -136,6 +137,20 @@ def test_a_busy_replication_is_read_from_a_record_of_a_version_that_wrote_no_ref
     assert decode(REQUEST.identity, json.dumps(earlier).encode()) == doubt
     del earlier["trouble"]
     assert getattr(decode(REQUEST.identity, json.dumps(earlier).encode()), "refusal", busy) is None
+
+
+def test_an_intent_carries_how_long_its_doubt_lasts_and_one_of_an_earlier_release_is_read_without() -> None:
+    intent = replace(SUBMITTING, doubt_for=timedelta(seconds=92))
+    record = json.loads(encode(intent))
+    assert record.pop("doubtFor") == 92_000
+    assert decode(REQUEST.identity, json.dumps(record).encode()) == SUBMITTING
+
+
+@pytest.mark.parametrize("value", [-1, 10**17])
+def test_a_doubt_that_lasts_for_no_possible_time_is_an_error(value: int) -> None:
+    record = json.loads(encode(SUBMITTING)) | {"doubtFor": value}
+    with pytest.raises(ValueError, match="doubtFor"):
+        decode(REQUEST.identity, json.dumps(record).encode())
 
 
 def test_moments_are_kept_to_the_millisecond() -> None:

@@ -4,6 +4,7 @@ In virtual time, and in a world that can go wrong. docs/protocol has the rules a
 """
 
 import asyncio
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -97,6 +98,25 @@ async def test_rule_3_a_restored_intent_is_posted_again_only_after_window_and_la
     look_up_and_intent = 0.010 + 0.010 + 0.005
     assert at == pytest.approx(opened_at + WINDOW + LATE + look_up_and_intent)
     assert p1.vcda.asked[-1][0] == opened_at + WINDOW + LATE, "the moment isn't slept past"
+
+
+@deployed
+async def test_rule_3_a_process_with_shorter_limits_waits_as_long_as_the_process_that_sent_the_post(
+    d: Deployment,
+) -> None:
+    p0 = d.owner(policy=replace(d.policy, late=timedelta(seconds=3 * LATE)))
+    d.broker.ask("C4-1", "a1")
+    p0.vcda.script["a1"] = ["lost-post"]
+    await d.until(0.047)
+    await p0.crash()
+    p1 = d.owner("P1")
+    await d.until(d.loop.time() + 1.0)
+    await p1.crash()  # what it has written still says how long
+    opened_at = d.loop.time() + 0.010
+    p2 = d.owner("P2")
+    await d.settled()
+    (at,) = sent(p2, "a1")
+    assert at == pytest.approx(opened_at + WINDOW + 3 * LATE + 0.010 + 0.010 + 0.005)
 
 
 @deployed

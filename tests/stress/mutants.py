@@ -329,6 +329,13 @@ MUTANTS: Final = (
         new="        return self.late\n",
     ),
     Mutant(
+        name="a restored doubt lasts as its new owner's limits say, not those of the process that sent the POST",
+        rule="3",
+        file="service/sync.py",
+        old="    lasts = max(state.doubt_for, policy.restored_doubt)\n",
+        new="    lasts = policy.restored_doubt\n",
+    ),
+    Mutant(
         name="blind second POST: no answer counts as not taken",
         rule="4",
         file="service/sync.py",

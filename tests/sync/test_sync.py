@@ -110,8 +110,14 @@ def lingering(of: Submitting | Running, *, seen_at: datetime | None = DEADLINE) 
 
 def test_an_intent_counts_the_attempt_and_says_where_a_look_up_would_begin() -> None:
     waiting = replace(WAITING, attempts=2, trouble=WARNING)
-    assert sync.begin(waiting, look_from=NOON, account=ME, passed_over=("task-0",)) == Submitting(
-        request=REQUEST, attempts=3, look_from=NOON, account=ME, passed_over=("task-0",), trouble=WARNING
+    assert sync.begin(waiting, look_from=NOON, account=ME, passed_over=("task-0",), policy=POLICY) == Submitting(
+        request=REQUEST,
+        attempts=3,
+        look_from=NOON,
+        account=ME,
+        passed_over=("task-0",),
+        trouble=WARNING,
+        doubt_for=timedelta(seconds=92),
     )
 
 
@@ -122,6 +128,18 @@ def test_an_intent_is_not_in_doubt_while_its_own_process_is_posting() -> None:
 def test_a_restored_intent_is_in_doubt_until_the_window_and_the_latest_post_are_over() -> None:
     state = sync.restored(SUBMITTING, opened_at=50.0, now=LATER, policy=POLICY)
     assert state == replace(SUBMITTING, conclusive_from=50.0 + 92.0)
+
+
+@pytest.mark.parametrize(("before", "lasts"), [(30.0, 92.0), (300.0, 300.0)])
+def test_a_restored_intent_is_in_doubt_for_as_long_as_the_longer_limits_of_both_processes_require(
+    before: float, lasts: float
+) -> None:
+    intent = replace(SUBMITTING, doubt_for=timedelta(seconds=before))
+    assert sync.restored(intent, opened_at=50.0, now=LATER, policy=POLICY) == replace(
+        intent, conclusive_from=50.0 + lasts
+    )
+    late = sync.restored(lingering(intent, seen_at=None), opened_at=50.0, now=LATER, policy=POLICY)
+    assert late == lingering(replace(intent, conclusive_from=50.0 + lasts), seen_at=LATER)
 
 
 def test_a_restored_lingering_intent_is_in_doubt_as_well() -> None:
@@ -236,7 +254,7 @@ def test_the_status_of_the_answer_is_kept_with_the_trouble_through_the_next_atte
     waiting = answered(SUBMITTING, NotTaken(busy, sent=True)).state
     assert isinstance(waiting, Waiting)
     assert waiting.http_status == 409
-    intent = sync.begin(waiting, look_from=NOON, account=ME, passed_over=())
+    intent = sync.begin(waiting, look_from=NOON, account=ME, passed_over=(), policy=POLICY)
     assert (intent.trouble, intent.http_status) == (busy.error, 409)
     held_back = NotTaken(Trouble(label=sync.WITHHELD, detail="Held back."), sent=False)
     assert answered(intent, held_back).state == replace(waiting, attempts=1)
@@ -338,7 +356,7 @@ def test_how_often_its_posts_came_to_nothing_goes_with_a_request() -> None:
     once = looked_up(DOUBT, NotFound(100.0, ME)).state
     assert isinstance(once, Waiting)
     assert once.repeats == 1
-    again = sync.begin(once, look_from=NOON, account=ME, passed_over=())
+    again = sync.begin(once, look_from=NOON, account=ME, passed_over=(), policy=POLICY)
     assert again.repeats == 1
     assert getattr(answered(again, NotTaken(TROUBLE, sent=True)).state, "repeats", None) == 1
     twice = looked_up(replace(again, conclusive_from=100.0), NotFound(100.0, ME)).state
@@ -361,7 +379,7 @@ def repeated() -> Submitting:
     """The intent of a POST that is repeated after look-ups found no task of the first."""
     once = looked_up(replace(DOUBT, passed_over=("task-0",)), NotFound(100.0, ME)).state
     assert isinstance(once, Waiting)
-    return sync.begin(once, look_from=NOON, account=ME, passed_over=("task-0", "task-1"))
+    return sync.begin(once, look_from=NOON, account=ME, passed_over=("task-0", "task-1"), policy=POLICY)
 
 
 def refused(answer: sync.SubmitAnswer) -> Submitting:
@@ -374,9 +392,8 @@ def refused(answer: sync.SubmitAnswer) -> Submitting:
 def test_look_ups_for_a_repeated_post_begin_no_later_than_those_for_the_first() -> None:
     assert repeated().look_from == DOUBT.look_from
     earlier = replace(WAITING, repeats=1, look_from=NOON)
-    assert sync.begin(earlier, look_from=NOON - timedelta(1), account=ME, passed_over=()).look_from == NOON - timedelta(
-        1
-    )
+    again = sync.begin(earlier, look_from=NOON - timedelta(1), account=ME, passed_over=(), policy=POLICY)
+    assert again.look_from == NOON - timedelta(1)
     assert repeated().passed_over == ("task-0", "task-1")
 
 
@@ -473,7 +490,7 @@ def test_a_replication_that_is_busy_at_the_first_post_is_so_with_somebody_elses_
 def test_where_look_ups_reach_back_to_is_kept_while_a_repeated_post_is_not_taken() -> None:
     once = looked_up(replace(DOUBT, passed_over=("task-0",)), NotFound(100.0, ME)).state
     assert isinstance(once, Waiting)
-    again = sync.begin(once, look_from=DOUBT.look_from, account=ME, passed_over=())
+    again = sync.begin(once, look_from=DOUBT.look_from, account=ME, passed_over=(), policy=POLICY)
     for sent in (True, False):
         waits = answered(again, NotTaken(TROUBLE, sent=sent)).state
         assert isinstance(waits, Waiting)
@@ -1100,7 +1117,7 @@ class Life:
         elif seen.what == "restart":
             step = Step(sync.restored(state, opened_at=1.0, now=self.now, policy=POLICY))
         elif isinstance(state, Waiting):
-            step = Step(sync.begin(state, look_from=NOON, account=ME, passed_over=()))
+            step = Step(sync.begin(state, look_from=NOON, account=ME, passed_over=(), policy=POLICY))
         else:
             step = self._hear(state, seen)
         self.state = step.state
