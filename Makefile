@@ -17,7 +17,7 @@ KAFKA_IMAGE = $(shell sed -n 's/^ *image: \(apache\/kafka:.*\)/\1/p' deploy/comp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup test check quick unit coverage format pages site demo model chaos bench bench-quick alerts soak lock image kind cluster-test release-check clean
+.PHONY: help setup test check quick unit oldest coverage format pages site demo model chaos bench bench-quick alerts soak lock image kind cluster-test release-check clean
 
 # What the documentation site needs of other projects: package, version, file in it, its SHA-256.
 SITE := build/site-scripts
@@ -65,6 +65,16 @@ unit: $(READY) ## run the tests that need seconds; with another Python: PYTHON=p
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m 'not kafka and not e2e' \
 		$(foreach part,asyncapi benchmarks cli repository sandbox stress system,--ignore=tests/$(part))
 
+# anyio's plugin for pytest is not needed, and that of old versions uses what pytest deprecates.
+oldest: $(READY) ## run the tests that need seconds with the oldest versions of packages that pyproject.toml allows
+	@mkdir -p build
+	$(BIN)/uv pip compile pyproject.toml --quiet --resolution lowest-direct --all-extras --output-file build/oldest.txt
+	$(BIN)/uv venv --quiet --clear --python $(PYTHON) build/oldest
+	$(BIN)/uv pip install --quiet --python build/oldest/bin/python --no-verify-hashes -r requirements-dev.txt --override build/oldest.txt
+	$(BIN)/uv pip install --quiet --python build/oldest/bin/python --no-deps --no-build-isolation -e .
+	build/oldest/bin/python -m pytest -q $(SIDE_BY_SIDE) -p no:anyio -m 'not kafka and not e2e' \
+		$(foreach part,benchmarks repository stress system,--ignore=tests/$(part))
+
 coverage: $(READY) ## measure which lines and branches of the package the tests reach, without those of whole processes
 	$(BIN)/coverage run -m pytest -q -m 'not e2e' --ignore=tests/repository --ignore=tests/stress --ignore=tests/benchmarks
 	$(BIN)/coverage report
@@ -98,6 +108,7 @@ chaos: $(READY) ## run the fault injection tests; options: SEED=, SEEDS=, REQUES
 	$(BIN)/python -m tests.stress.chaos
 	$(BIN)/python -m tests.stress.versions
 	$(BIN)/python -m tests.stress.upgrade
+	$(BIN)/python -m tests.stress.upgrade_states
 
 bench: $(READY) ## run the benchmark and write its pages: an hour
 	$(BIN)/python -m benchmarks

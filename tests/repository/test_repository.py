@@ -69,7 +69,7 @@ def test_the_workflows_run_what_a_contributor_runs() -> None:
     run = [text for path in WORKFLOWS for text in _run(path.name)]
 
     made = {target for text in run for target in re.findall(r"\bmake ([a-z-]+)", text)}
-    assert made == {"check", "site", "image", "release-check", "lock"}
+    assert made == {"check", "site", "image", "release-check", "lock", "oldest"}
     assert made <= targets
     assert ".ci/run" in run
     assert not [text for text in run if re.search(r"\b(pytest|ruff|mypy|pip|uv) ", text)]
