@@ -2,18 +2,23 @@
 
 Kafka says which member has which partition, and from which address it connected; the port of its operations server is
 part of its client id. Where Kafka or an instance doesn't answer, the facts are missing, and nothing fails.
+
+Something else may answer at that address. So an answer is bounded in size and time, and whoever reads a page finds in
+it what `Page` says, and nothing else of another type; texts may be anything.
 """
 
 import asyncio
 import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from io import BytesIO
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import httpx
+import msgspec
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import KafkaError
+from pydantic_core import from_json
 
 from service.cli import kafka
 from service.kafka.clients import end
@@ -25,8 +30,75 @@ V = TypeVar("V")
 PATIENCE: Final = 3.0
 """Seconds for each answer: what is asked for is a comfort."""
 
+WHOLE: Final = 2 * PATIENCE
+"""Seconds for an answer from its first byte to its last."""
+
+LONGEST: Final = 32 * 1024 * 1024
+"""Bytes of an answer: 1,000 syncs with long errors have a few millions."""
+
 PAGES: Final = 5
 """Pages of 1,000 syncs that are read of an instance: a list shows far fewer."""
+
+
+class WaitsFor(msgspec.Struct):
+    """What a request or a site waits for, as far as it is read here."""
+
+    cause: str
+    detail: str
+    until: str | None = None
+
+
+class Sync(msgspec.Struct, rename="camel"):
+    """A sync in flight."""
+
+    request_id: str
+    state: str
+    progress: Annotated[int, msgspec.Meta(ge=0, le=100)] | None
+    waits_for: WaitsFor | None = None
+
+
+class Pause(msgspec.Struct):
+    """An operator's pause of a site."""
+
+    until: str
+
+
+class Site(msgspec.Struct):
+    """A site."""
+
+    site: str | None
+    pause: Pause | None = None
+    obstacle: WaitsFor | None = None
+
+
+class Page(msgspec.Struct):
+    """A page of `/syncs`: the fields that are read here. Older releases know of no sites."""
+
+    syncs: list[Sync]
+    next: str | None
+    sites: list[Site] | None = None
+
+
+async def read_page(client: httpx.AsyncClient, url: str, parameters: Mapping[str, str]) -> Mapping[str, Any]:
+    """Ask an instance for a page of its `/syncs`, of the form of `Page`.
+
+    Raises:
+        httpx.HTTPError, TimeoutError, ValueError: it doesn't answer, or not as an instance does.
+    """
+    body = bytearray()
+    headers = {"accept": "application/json", "accept-encoding": "identity"}
+    async with (
+        asyncio.timeout(WHOLE),
+        client.stream("GET", f"{url}/syncs", params=parameters, headers=headers) as answer,
+    ):
+        async for chunk in answer.aiter_raw():
+            body += chunk
+            if len(body) > LONGEST:
+                msg = f"the answer is longer than {LONGEST} bytes"
+                raise ValueError(msg)
+    found: Mapping[str, Any] = from_json(bytes(body))
+    msgspec.convert(found, Page)
+    return found
 
 
 async def owners(place: kafka.KafkaContext) -> dict[int, str]:
@@ -80,7 +152,6 @@ async def sites(urls: Collection[str]) -> dict[str, list[Mapping[str, Any]] | No
     """
 
     def read(page: Mapping[str, Any]) -> list[Mapping[str, Any]] | None:
-        _ = page["syncs"]  # whatever else answers there is no instance
         return page.get("sites")
 
     return {url: first for url, (first, *_) in (await _ask(urls, read, limit="1")).items()}
@@ -106,9 +177,9 @@ async def _ask(
     async def of_one(url: str) -> list[T]:
         found: list[T] = []
         after: dict[str, str] = {}
-        with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
+        with contextlib.suppress(httpx.HTTPError, TimeoutError, ValueError):
             for _ in range(pages):
-                page = (await client.get(f"{url}/syncs", params=parameters | after)).json()
+                page = await read_page(client, url, parameters | after)
                 found.append(read(page))
                 if page["next"] is None:
                     break

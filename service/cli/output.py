@@ -146,18 +146,26 @@ class Answering(TyperGroup):
 
 
 def show_json(value: object) -> None:
-    """Print the answer for a program."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """Print the answer for a program; characters that could control a terminal are written as JSON escapes them."""
+    lines = json.dumps(value, indent=2, ensure_ascii=False).split("\n")
+    print("\n".join([line if line.isprintable() else _escaped(line) for line in lines]))
+
+
+def _escaped(line: str) -> str:
+    return "".join([char if char.isprintable() else json.dumps(char)[1:-1] for char in line])
 
 
 def show_facts(facts: Iterable[tuple[str, str]]) -> None:
-    """Print one object for a person, a fact in each line; a long one goes on in the next line, uncut."""
+    """Print one object for a person, a fact in each line; a long one goes on in the next line, uncut.
+
+    What could control the terminal is escaped.
+    """
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     for name, fact in facts:
-        grid.add_row(Text(name, style="bold"), Text(fact, overflow="fold"))
+        grid.add_row(Text(printable(name), style="bold"), Text(printable(fact), overflow="fold"))
     show(grid)
 
 
@@ -199,7 +207,7 @@ def moment(at: datetime | None) -> str:
 
 
 def say(text: str) -> None:
-    """Print a message to stderr that is not part of the result."""
+    """Print a message to stderr that is not part of the result; what could control the terminal is escaped."""
     if sys.stderr is not None:  # else it would go among the answers
         with suppress(OSError):  # there is nowhere else to say it
-            print(text, file=sys.stderr, flush=True)
+            print("\n".join(map(printable, text.split("\n"))), file=sys.stderr, flush=True)

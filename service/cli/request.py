@@ -243,7 +243,7 @@ async def _progress(place: kafka.KafkaContext, sent: Sent, *, url: str | None) -
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
         watching = asyncio.create_task(_watch(place, sent, bars, url=url))
         try:
@@ -271,13 +271,13 @@ async def _watch(place: kafka.KafkaContext, sent: Sent, bars: Any, *, url: str |
             if url is None and time.monotonic() >= look_again:
                 owner = (await instances.owners(place)).get(sent.place.partition, owner)
                 look_again = time.monotonic() + OWNER_AGAIN
-            with contextlib.suppress(httpx.HTTPError, ValueError, KeyError, TypeError):
-                page = (await client.get(f"{owner}/syncs", params=parameters)).json() if owner else {"syncs": []}
+            with contextlib.suppress(httpx.HTTPError, TimeoutError, ValueError):
+                page = await instances.read_page(client, owner, parameters) if owner else {"syncs": []}
                 for sync in page["syncs"]:
                     if sync["requestId"] == wanted.identity:
                         percent, waits = sync["progress"], sync.get("waitsFor")
                         said = sync["state"] + (f" ({waits['cause']})" if waits else "")
-                        bars.update(bar, description=said, completed=percent or 0, total=percent and 100)
+                        bars.update(bar, description=printable(said), completed=percent or 0, total=percent and 100)
                         shown = True
             if not shown:  # it may be with another instance by now
                 look_again = min(look_again, time.monotonic() + ASK_EVERY)

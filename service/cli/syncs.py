@@ -323,7 +323,7 @@ def entry_json(entry: JournalEntry, live: Mapping[str, Any] | None = None) -> di
         "adopted": entry.adopted,
         "error": {"code": error.code, "msg": error.msg, "httpStatus": entry.http_status} if error else None,
         "progress": live["progress"] if live else None,
-        "waitsFor": live["waitsFor"] if live else None,
+        "waitsFor": live.get("waitsFor") if live else None,
     }
 
 
@@ -385,8 +385,8 @@ def _present(entry: JournalEntry, live: Mapping[str, Any] | None) -> Iterator[tu
         return
     if live["progress"] is not None:
         yield "progress", f"{live['progress']} %"
-    if live["waitsFor"]:
-        yield "waits for", _waits_for(live["waitsFor"])
+    if waits := live.get("waitsFor"):
+        yield "waits for", _waits_for(waits)
 
 
 def _end(entry: JournalEntry) -> Iterator[tuple[str, str]]:

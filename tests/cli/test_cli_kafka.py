@@ -227,14 +227,14 @@ def test_a_request_that_is_forgotten_or_in_flight_gets_its_outcome_when_it_comes
 
 
 @pytest.fixture
-def syncs() -> Iterator[tuple[str, list[str]]]:
-    """An operations server that tells of one running sync; its address, and what it was asked."""
+def syncs(state: str) -> Iterator[tuple[str, list[str]]]:
+    """An operations server that tells of one sync in this state; its address, and what it was asked."""
     asked: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             asked.append(self.path)
-            body = {"syncs": [{"requestId": "op:C4-1:op-1", "state": "running", "progress": 42}], "next": None}
+            body = {"syncs": [{"requestId": "op:C4-1:op-1", "state": state, "progress": 42}], "next": None}
             self.send_response(200)
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
@@ -251,8 +251,9 @@ def syncs() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
+@pytest.mark.parametrize("state", ["running", "[/b] \x1b]0;title\x07"])
 def test_a_person_who_waits_sees_the_progress_that_the_service_tells(
-    scene: Scene, syncs: tuple[str, list[str]]
+    scene: Scene, syncs: tuple[str, list[str]], state: str
 ) -> None:
     url, asked = syncs
     thread = answering(scene, topic="completed", when=lambda: len(asked) > 1, taskId="t-1")
@@ -261,7 +262,8 @@ def test_a_person_who_waits_sees_the_progress_that_the_service_tells(
     shown = at_a_terminal(scene, command)
 
     thread.join()
-    assert "running" in shown
+    assert ascii(state)[1:-1] in shown
+    assert "Traceback" not in shown
     assert asked[0] == "/syncs?replicationId=C4-1&limit=1000"
 
 

@@ -1534,6 +1534,20 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_session.py", "tests/vcda/test_check.py"),
     ),
     Mutant(
+        name="an instance's answer to a command may be endless",
+        file="service/cli/instances.py",
+        old="            if len(body) > LONGEST:\n",
+        new="            if len(body) > 100 * LONGEST:\n",
+        tests=("tests/cli/test_instances.py",),
+    ),
+    Mutant(
+        name="JSON of a command controls the terminal",
+        file="service/cli/output.py",
+        old='    print("\\n".join([line if line.isprintable() else _escaped(line) for line in lines]))\n',
+        new='    print("\\n".join(lines))\n',
+        tests=("tests/cli/test_output.py",),
+    ),
+    Mutant(
         name="each site that an answer to a login names gets its own series",
         file="service/observability/metrics.py",
         old="        if site not in self._site_labels and len(self._site_labels) < MOST_SITES:\n",
