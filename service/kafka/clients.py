@@ -372,7 +372,7 @@ def _cut(client: Client) -> None:
     wire.force_metadata_update = _refused
     waiting, wire._md_update_fut = wire._md_update_fut, None
     if waiting is not None and not waiting.done():
-        _fail(waiting)
+        waiting.set_result(False)  # whoever goes on fails at the next request; not all who ask wait for the answer
     if wire._sync_task is not None:
         wire._sync_task.cancel()
     if isinstance(client, AIOKafkaProducer):
@@ -397,13 +397,9 @@ async def _stopped(*_: object, **__: object) -> NoReturn:
 
 def _refused() -> "asyncio.Future[Any]":
     waiting = asyncio.get_running_loop().create_future()
-    _fail(waiting)
-    return waiting
-
-
-def _fail(waiting: "asyncio.Future[Any]") -> None:
     waiting.set_exception(KafkaConnectionError(_STOPPED))
     waiting.exception()  # nobody may be waiting
+    return waiting
 
 
 async def rebootstrap(client: AIOKafkaClient, *, connection: Mapping[str, Any]) -> bool:

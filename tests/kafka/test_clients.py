@@ -15,7 +15,7 @@ import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.client import AIOKafkaClient, ConnectionGroup, CoordinationType
-from aiokafka.conn import AIOKafkaConnection
+from aiokafka.conn import AIOKafkaConnection, CloseReason
 from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor
 from aiokafka.errors import (
     IncompatibleBrokerVersion,
@@ -598,6 +598,22 @@ async def test_a_batch_that_fails_is_no_error_of_the_event_loop() -> None:
     sent.exception()
     del batch
 
+    assert await _collected(reported) == []
+
+
+async def test_a_client_that_is_cut_while_nobody_waits_for_its_metadata_is_no_error_of_the_event_loop() -> None:
+    """A connection that is lost asks for new metadata, and doesn't wait for the answer."""
+    reported: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["message"]))
+    client = AIOKafkaClient(bootstrap_servers="127.0.0.1:1")
+    client._on_connection_closed(None, CloseReason.CONNECTION_BROKEN)
+    waiting = client.force_metadata_update()
+
+    await end(client, within=timedelta())
+
+    assert not await waiting
+    with pytest.raises(KafkaConnectionError, match="the client was stopped"):
+        await client.force_metadata_update()
     assert await _collected(reported) == []
 
 
