@@ -60,7 +60,7 @@ def read_event(value: bytes | None) -> OutcomeEvent | None:
     """Read an event; None: it is no outcome, or one that this version can't read."""
     try:
         return _read(value or b"")
-    except (ValueError, OverflowError):  # msgspec's errors are kinds of ValueError
+    except (ValueError, OverflowError, RecursionError):  # msgspec's errors; the last one is of too many levels
         return None
 
 

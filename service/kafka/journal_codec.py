@@ -9,11 +9,11 @@ msgspec reads them, since half a million are read before a process takes up its 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from typing import Annotated, Any, Final, TypeAlias, assert_never
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, assert_never
 
 import msgspec
 
@@ -436,9 +436,25 @@ def _trouble(stored: Stored) -> ApiError | None:
 
 # ---------------------------------------------------------------- small parts
 
-_replayed = msgspec.json.Decoder(Replayed).decode
-_read = msgspec.json.Decoder(Stored).decode
-_read_cursor = msgspec.json.Decoder(_StoredCursor).decode
+Record = TypeVar("Record", bound=msgspec.Struct)
+
+
+def _reader(kind: type[Record]) -> Callable[[bytes], Record]:
+    decode = msgspec.json.Decoder(kind).decode
+
+    def read(value: bytes) -> Record:
+        try:
+            return decode(value)
+        except RecursionError:  # msgspec's word for too many levels, also in a field that it skips
+            msg = "too many levels of JSON"
+            raise ValueError(msg) from None
+
+    return read
+
+
+_replayed = _reader(Replayed)
+_read = _reader(Stored)
+_read_cursor = _reader(_StoredCursor)
 _encode: Final = msgspec.json.Encoder().encode
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from urllib.parse import quote_plus, urlsplit
 
 import aiohttp
-import msgspec
+from pydantic_core import from_json
 
 from service.certificates import distrust
 from service.clock import Clock
@@ -114,7 +114,7 @@ class ClientCredentials:
         if not isinstance(kind, str) or kind.lower() != "bearer":
             self._refuse(f"issues tokens of another type than Bearer: check {URL}")
         if isinstance(seconds, str) and seconds.isdecimal():  # some servers write it as text
-            seconds = int(seconds)
+            seconds = float(seconds)
         if isinstance(seconds, int | float) and seconds > 0:
             return Token(token, timedelta(seconds=min(seconds, timedelta(days=365).total_seconds())))
         end = jwt_end(token)
@@ -163,7 +163,7 @@ class ClientCredentials:
 
 def _object(body: bytes) -> dict[str, Any]:
     try:
-        found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = from_json(body)
+    except ValueError:  # too deep is a ValueError as well
         return {}
     return found if isinstance(found, dict) else {}

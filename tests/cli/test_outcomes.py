@@ -243,8 +243,11 @@ def test_durations_have_two_units_at_most(seconds: float | None, said: str) -> N
     assert lasted(seconds) == said
 
 
+DEEP = b'{"later":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
 @pytest.mark.parametrize(
-    "value", [None, b"", b"null", b"{}", b"[]", b"\xff", b'{"requestId": 1}', b'{"operationID": "x"}']
+    "value", [None, b"", b"null", b"{}", b"[]", b"\xff", b'{"requestId": 1}', b'{"operationID": "x"}', DEEP]
 )
 def test_what_is_no_outcome_is_none(value: bytes | None) -> None:
     assert read_event(value) is None

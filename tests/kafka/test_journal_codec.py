@@ -1,6 +1,7 @@
 """What stands in the journal: every state comes back as it was, and older or newer versions can be told apart."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.kafka.journal_codec import VERSION, Cursor, decode, decode_cursor, encode, encode_cursor, read
+from service.kafka.journal_codec import VERSION, Cursor, decode, decode_cursor, encode, encode_cursor, read, replayed
 from service.sync import (
     Account,
     ApiError,
@@ -294,6 +295,13 @@ def test_a_record_without_what_it_needs_is_an_error(missing: str) -> None:
     del record[missing]
     with pytest.raises(ValueError, match="missing required field"):
         decode("op:C4-1:sync-1", json.dumps(record).encode())
+
+
+@pytest.mark.parametrize("take", [read, replayed, decode_cursor])
+def test_a_record_with_too_many_levels_is_an_error_as_any_other(take: Callable[[bytes], object]) -> None:
+    deep = b'{"later":' + b"[" * 100_000 + b"]" * 100_000 + b"," + encode(Waiting(request=REQUEST))[1:]
+    with pytest.raises(ValueError, match="too many levels"):
+        take(deep)
 
 
 def test_what_is_no_record_at_all_is_an_error() -> None:

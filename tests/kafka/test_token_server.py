@@ -58,6 +58,7 @@ async def test_without_a_scope_none_is_sent() -> None:
         ({}, None),
         ({"expires_in": None}, None),
         ({"expires_in": "soon"}, None),
+        ({"expires_in": "9" * 5000}, timedelta(days=365)),
         ({"expires_in": -1}, None),
     ],
 )
@@ -124,6 +125,8 @@ ANSWERS: dict[str, tuple[Answer, str, bool]] = {
         "issues tokens of another type than Bearer",
         True,
     ),
+    "a deep answer": (Reply(200, b'{"access_token":' + b"[" * 100_000), "answers without a token", True),
+    "a deep refusal": (Reply(401, b"[" * 100_000), "answers 401: check VM_SYNC_KAFKA__OAUTH_CLIENT_ID and", True),
     "an endless answer": (Reply(200, b" " * (token_server.LONGEST + 1)), "answers with more than 262144 bytes", True),
     "a connection that is closed": (Cut(), "the connection was closed without a complete answer: check", False),
     "half an answer": (Cut(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{"), "without a complete answer", False),

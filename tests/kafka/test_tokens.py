@@ -1,6 +1,7 @@
 """One token for all clients: when it is renewed, what happens while it can't be, and where the file comes in."""
 
 import asyncio
+import base64
 import logging
 import os
 import threading
@@ -395,6 +396,11 @@ async def test_whether_a_token_of_the_file_has_expired_is_for_kafka_to_say(clock
     assert await tokens.token() == token
 
 
-@pytest.mark.parametrize("token", ["opaque", "a.b.c", "a.e30.c", "a.bnVsbA.c", "a.eyJleHAiOiJ4In0.c", "", "a.!.c"])
+DEEP = base64.urlsafe_b64encode(b"[" * 60_000 + b"]" * 60_000).decode()
+
+
+@pytest.mark.parametrize(
+    "token", [f"a.{DEEP}.c", "opaque", "a.b.c", "a.e30.c", "a.bnVsbA.c", "a.eyJleHAiOiJ4In0.c", "", "a.!.c"]
+)
 def test_a_token_that_does_not_say_when_it_expires_is_no_error(token: str) -> None:
     assert jwt_end(token) is None
