@@ -189,6 +189,7 @@ class PartitionSupervisor:
                 lasted = await self._keep_open()
             except JournalMismatch as error:
                 await self._refuse(error)
+                await self._until_confirmed()
                 continue
             if lasted > self._timings.proven.total_seconds():
                 repeats = self.losses = 0

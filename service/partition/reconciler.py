@@ -74,6 +74,8 @@ class _Sought:
     """A POST in doubt with the moment of its next look-up (monotonic) and the pause after it."""
 
     tracked: TrackedSync
+    attempts: int
+    """The number of the POST. A round of look-ups may last: the request's next POST may be in doubt before it ends."""
     due: float
     pause: float = LOOK_AGAIN[0].total_seconds()
     failures: int = 0
@@ -141,8 +143,9 @@ class Reconciler:
         if site is None:
             site = self._sites[name] = _Site()
             self._spawn(self._search(name, site))
-        if tracked not in site.sought:
-            site.sought[tracked] = _Sought(tracked, self._clock.monotonic())
+        before, attempts = site.sought.get(tracked), 0 if tracked.doubt is None else tracked.doubt.attempts
+        if before is None or before.attempts != attempts:
+            site.sought[tracked] = _Sought(tracked, attempts, self._clock.monotonic())
             site.more.set()
 
     async def _search(self, name: str | None, site: _Site) -> None:

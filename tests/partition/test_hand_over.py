@@ -4,6 +4,8 @@ from collections import Counter
 
 import pytest
 
+from service.intake.start_position import Looked
+from service.kafka.journal_api import JournalMismatch, StopReason
 from service.sync import Running, Submitting, Waiting
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import Deployment, deployed, in_flight, run
@@ -143,3 +145,31 @@ async def test_a_partition_that_stays_goes_on_with_the_journal_it_has(d: Deploym
     await d.settled()
     assert (p0.closings, d.log.epoch) == ([], 1)
     assert d.verdicts() == [("a1", "completed"), ("a2", "completed")]
+
+
+@deployed
+async def test_a_frozen_process_fences_no_new_owner_once_a_journal_that_did_not_fit_fits(d: Deployment) -> None:
+    async def unfit(*_: object, **__: object) -> Looked:
+        msg = "the journal is not compacted"
+        raise JournalMismatch(msg, reason=StopReason.JOURNAL_NOT_COMPACTED)
+
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1")
+    await d.until(1.0)
+    supervisor = p0.supervisors[0]
+    look = supervisor._positions.look
+    supervisor._positions.look = unfit  # type: ignore[method-assign]
+    supervisor.distrust("it is looked at again")
+    await d.until(10.0)
+    assert supervisor.mismatched is not None
+    supervisor._positions.look = look  # type: ignore[method-assign]
+    p0.freeze()
+    p1 = d.process("P1")
+    d.group.hand(0, p1, learns_after=100.0)
+    await d.until(60.0)
+    p0.thaw()
+    await d.until(90.0)
+
+    assert p1.partition() is not None
+    assert p1.closings == []
+    assert d.log.epoch == 2

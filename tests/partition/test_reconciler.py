@@ -5,17 +5,20 @@ from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 from itertools import pairwise
+from random import Random
 
 import pytest
 
 from service import sync
-from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE, OWN_AFTER
-from service.sync import Lingering, Submitting
-from service.vcda.lanes import LaneLimits
+from service.partition.in_flight import TrackedSync
+from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE, OWN_AFTER, Reconciler
+from service.sync import Account, Lingering, Names, Submitting, Waiting
+from service.vcda.lanes import LaneLimits, Lanes
 from tests.support.simulated_deployment import (
     LATE,
     POLICY,
     Deployment,
+    Meter,
     Process,
     ask_at,
     deployed,
@@ -23,6 +26,7 @@ from tests.support.simulated_deployment import (
     run,
     sent,
 )
+from tests.support.virtual_time import EPOCH, VirtualClock, now, virtual
 
 
 @pytest.mark.parametrize("doubts", [ONE_BY_ONE, ONE_BY_ONE + 1])
@@ -341,3 +345,89 @@ async def test_look_ups_grow_seldom_but_the_conclusive_moment_is_never_slept_pas
     (first, second) = sent(p0, "a1")
     assert asked[-1] == pytest.approx(first + 90.0)
     assert second - first < 90.1
+
+
+@virtual
+async def test_a_second_doubt_of_a_request_does_not_inherit_the_pauses_of_the_first() -> None:
+    """A round of look-ups may last: a request may be POSTed again, and its POST be in doubt again, before it ends."""
+    loop = asyncio.get_running_loop()
+    clock, account = VirtualClock(loop), Account("us")
+    asked: list[float] = []
+    concluded: list[float] = []
+    api = SlowApi(asked, account)
+    lanes = Lanes(
+        limits=LaneLimits(max_concurrent_submits=4, max_running=0), clock=clock, metrics=Meter(), random=Random(1)
+    )
+    spawned: list[asyncio.Task[None]] = []
+
+    def looked_up(tracked: TrackedSync, seen: sync.LookUp) -> None:
+        if tracked is not first or concluded or not isinstance(seen, sync.NotFound):
+            return
+        concluded.append(loop.time())
+        first.state = Waiting(request=first.request)
+        loop.call_later(5.0, doubt_again)
+
+    def doubt_again() -> None:
+        first.state = doubt("C4-0", attempts=2, conclusive_from=loop.time() + 60.0)
+        reconciler.add(first)
+
+    reconciler = Reconciler(
+        api=api,
+        lane=lanes.lane,
+        clock=clock,
+        spawn=lambda work: spawned.append(asyncio.create_task(work)),
+        looked_up=looked_up,
+    )
+    first = TrackedSync(doubt("C4-0", attempts=1, conclusive_from=0.0))
+    others = [TrackedSync(doubt(f"C4-{number}", attempts=1, conclusive_from=1e9)) for number in range(1, 6)]
+    for tracked in (first, *others):
+        reconciler.add(tracked)
+    await asyncio.sleep(3000)
+    api.known = True
+    while not concluded:
+        await asyncio.sleep(1)
+    await asyncio.sleep(400)
+
+    again = min(at for at in asked if at > concluded[0])
+    assert again - concluded[0] < LOOK_SELDOM.total_seconds() / 2
+    spawned[0].cancel()
+
+
+class SlowApi:
+    """Answers for the list of all tasks at once, and for the list of a replication's after twenty seconds: none."""
+
+    def __init__(self, asked: list[float], account: Account) -> None:
+        self._asked = asked
+        self._account = account
+        self.known = False
+        """Whether the account is known, so that look-ups conclude."""
+
+    async def find(self, *, replication_id: str | None, **_: object) -> list[sync.Task]:
+        if replication_id is None:
+            self._asked.append(now())
+        else:
+            await asyncio.sleep(20.0)
+        return []
+
+    def account(self, _: str | None) -> Account | None:
+        return self._account if self.known else None
+
+    def names(self, *_: object) -> Names:
+        return Names(frozenset({"us"}), learnt=True)
+
+    def site_clock(self, _: str | None) -> None:
+        return None
+
+
+def doubt(replication_id: str, *, attempts: int, conclusive_from: float) -> Submitting:
+    request = sync.Request(
+        identity=f"op:{replication_id}:a",
+        operation_id="a",
+        replication_id=replication_id,
+        site=None,
+        offset=0,
+        requested_at=EPOCH,
+        accepted_at=EPOCH,
+        deadline=EPOCH + timedelta(days=7),
+    )
+    return Submitting(request=request, attempts=attempts, look_from=EPOCH, conclusive_from=conclusive_from)

@@ -721,8 +721,8 @@ MUTANTS: Final = (
     Mutant(
         name="a member that was removed opens its partitions again without asking the group",
         file="service/intake/supervisor.py",
-        old="            await self._until_confirmed()\n",
-        new="",
+        old="            repeats += 1\n            await self._until_confirmed()\n",
+        new="            repeats += 1\n",
         tests=("tests/intake/test_group.py",),
     ),
     Mutant(
@@ -2184,6 +2184,20 @@ MUTANTS: Final = (
         old="timeout(WIRE_LIMIT.total_seconds()):\n                await wire.send(",
         new="timeout(None):\n                await wire.send(",
         tests=("tests/kafka/test_progress_publisher.py",),
+    ),
+    Mutant(
+        name="a second POST in doubt is looked for as seldom as the first one was",
+        file="service/partition/reconciler.py",
+        old="        if before is None or before.attempts != attempts:\n",
+        new="        if before is None:\n",
+        tests=("tests/partition/test_reconciler.py",),
+    ),
+    Mutant(
+        name="a partition that was stopped is opened without asking the group",
+        file="service/intake/supervisor.py",
+        old="                await self._until_confirmed()\n                continue\n",
+        new="                continue\n",
+        tests=("tests/partition/test_hand_over.py",),
     ),
 )
 
