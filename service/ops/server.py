@@ -21,6 +21,7 @@ import uvicorn
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -75,7 +76,7 @@ def operations(
     clean: Callable[[str], str],
     sites: Callable[[], Awaitable[Iterable[SiteView]]] | None = None,
 ) -> Starlette:
-    """Return the application. `documents` are further paths, made for each request; `clean` hides secrets in texts.
+    """Return the application. `documents` are further paths, made once each; `clean` hides secrets in texts.
 
     Long answers are made in pieces, one answer at a time: else each turn of the event loop had a piece of each of them.
     """
@@ -102,10 +103,17 @@ def operations(
         async with one_at_a_time:
             return _answer(await exposition.write(registry, encode), media_type)
 
-    def hand_out(make: Callable[[], Document]) -> Callable[[Request], Response]:
-        def endpoint(_: Request) -> Response:
-            document = make()
-            return _answer(document.content, document.media_type)
+    def hand_out(make: Callable[[], Document]) -> Callable[[Request], Awaitable[Response]]:
+        making = asyncio.Lock()
+        made: Document | None = None
+
+        async def endpoint(_: Request) -> Response:
+            nonlocal made
+            async with making:
+                if made is None:
+                    # In a thread, so that a large document stops no loop; once, since threads that compute hold it up.
+                    made = await run_in_threadpool(make)
+            return _answer(made.content, made.media_type)
 
         return endpoint
 
@@ -116,7 +124,6 @@ def operations(
             Route("/readyz", readyz),
             Route("/metrics", metrics),
             Route("/syncs", _syncs(in_flight, sites, clock=clock, clean=clean, one_at_a_time=one_at_a_time)),
-            # Not coroutines, so that Starlette makes them in a thread: a large document stops no loop.
             *(Route(path, hand_out(make)) for path, make in documents.items()),
         ]
     )

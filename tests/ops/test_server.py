@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterable
 from datetime import timedelta
 from html import unescape
@@ -39,11 +40,12 @@ class Service:
         self.registry = CollectorRegistry()
         self.syncs: list[Shown] = []
         self.overviews = 0
+        self.makers: list[threading.Thread] = []
         self.app = operations(
             health=self.health,
             clock=self.clock,
             registry=self.registry,
-            documents={"/asyncapi.yaml": lambda: Document(b"asyncapi: 3.0.0", "application/yaml")},
+            documents={"/asyncapi.yaml": self.document},
             in_flight=self.in_flight,
             overview=self.overview,
             clean=lambda text: text.replace("hunter2", "[hidden]"),
@@ -52,6 +54,10 @@ class Service:
 
     def in_flight(self) -> Iterable[Shown]:
         return self.syncs
+
+    def document(self) -> Document:
+        self.makers.append(threading.current_thread())
+        return Document(b"asyncapi: 3.0.0", "application/yaml")
 
     async def overview(self) -> Overview:
         self.overviews += 1
@@ -115,6 +121,13 @@ async def test_documents_are_handed_out_as_they_are(service: Service) -> None:
     answer = await service.client.get("/asyncapi.yaml")
 
     assert (answer.content, answer.headers["content-type"]) == (b"asyncapi: 3.0.0", "application/yaml")
+
+
+async def test_however_many_ask_for_a_document_it_is_made_once_and_not_on_the_loop(service: Service) -> None:
+    answers = await asyncio.gather(*[service.client.get("/asyncapi.yaml") for _ in range(50)])
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert [maker is threading.main_thread() for maker in service.makers] == [False]
 
 
 async def test_syncs_are_shown_a_page_at_a_time_and_a_bad_question_gets_400(service: Service) -> None:

@@ -1548,6 +1548,13 @@ MUTANTS: Final = (
         tests=("tests/cli/test_output.py",),
     ),
     Mutant(
+        name="the AsyncAPI document is made for each request",
+        file="service/ops/server.py",
+        old="                if made is None:\n",
+        new="                if made is None or made.content:\n",
+        tests=("tests/ops/test_server.py",),
+    ),
+    Mutant(
         name="each site that an answer to a login names gets its own series",
         file="service/observability/metrics.py",
         old="        if site not in self._site_labels and len(self._site_labels) < MOST_SITES:\n",
