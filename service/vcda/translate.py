@@ -28,6 +28,13 @@ BATCH: Final = 100
 MOST_SITES: Final = 1_000
 """Sites that a session is authenticated at: there are a few."""
 
+MOST_VALUES: Final = 1_000_000
+"""Commas and opening brackets in an answer. Parsing holds up the event loop, and a value takes some 70 bytes as an
+object: 16 MiB of `{},` took 0.8 GiB. A hundred tasks with results and stack traces have a tenth of these."""
+
+MOST_TASKS: Final = 10 * BATCH
+"""Tasks in an answer, which has `BATCH` at most."""
+
 INT64: Final = 2**63 - 1
 LAST_MILLISECOND: Final = 253_402_300_799_999
 """The end of the year 9999, and of what a datetime can hold."""
@@ -47,7 +54,9 @@ class Page:
 
 
 def read_object(body: bytes) -> Object | None:
-    """Read a JSON object; None if it isn't one, or is only half of one."""
+    """Read a JSON object; None if it isn't one, is only half of one, or has more than `MOST_VALUES`."""
+    if len(body) > MOST_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        return None
     try:
         value = from_json(body, cache_strings="keys")
     except ValueError:  # too deep is a ValueError as well
@@ -91,7 +100,7 @@ def read_page(
     if value is None:
         return None
     items, total = value.get("items"), _integer(value.get("total"))
-    if not isinstance(items, list) or total is None or total < 0:
+    if not isinstance(items, list) or len(items) > MOST_TASKS or total is None or total < 0:
         return None
     tasks = [(item, _task(item, local, clean)) for item in items]
     read = [task for _, task in tasks if task is not None]

@@ -12,6 +12,8 @@ from service.sync import ApiError, Instance, Task
 from service.vcda import translate
 from service.vcda.translate import (
     MOST_SITES,
+    MOST_TASKS,
+    MOST_VALUES,
     Page,
     read_api_error,
     read_created,
@@ -201,6 +203,27 @@ def test_of_a_session_at_very_many_sites_some_are_left_out() -> None:
     assert len(sites) == MOST_SITES
     assert "x" * 255 in sites
     assert "x" * 256 not in sites
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b"1", b'{"id":"a"}'])
+def test_a_page_of_very_many_values_is_not_parsed(value: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[int] = []
+    monkeypatch.setattr(translate, "from_json", lambda body, **_: parsed.append(len(body)))
+    count = MOST_VALUES // (1 + value.count(b"{") + value.count(b"["))
+    few, many = (b'{"total":1,"items":[' + b",".join([value] * times) + b"]}" for times in (count - 2, count + 2))
+
+    assert read_page(many) is None
+    assert parsed == []
+    assert read_page(few + b" " * MOST_VALUES) is None
+    assert parsed == [len(few) + MOST_VALUES]
+
+
+def test_a_page_of_more_tasks_than_were_asked_for_is_read_within_bounds() -> None:
+    def of(count: int) -> Page | None:
+        return read_page(encode({"items": [task(id=f"t{number}") for number in range(count)], "total": count}))
+
+    assert (of(MOST_TASKS) or Page((), frozenset(), 0, 0)).count == MOST_TASKS
+    assert of(MOST_TASKS + 1) is None
 
 
 # ---------------------------------------------------------------- totality
