@@ -265,6 +265,8 @@ class Driver:
         Call `stop` before: nothing takes a step or a slot here any more, so that each is released once.
         """
         for number, tracked in enumerate(self._in_flight, 1):
+            if tracked.submitting:
+                self._lane(tracked).not_made()  # nobody waits for the answer any more
             self._leave(tracked)
             self._dependencies.metrics.moved(tracked.request.site, public_state(tracked.state), None)
             if number % self._slices.size(RELEASED_AT_ONCE) == 0:
@@ -374,7 +376,9 @@ class Driver:
         lane = self._lane(tracked)
         tracked.answered(lane)
         trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
-        if not withheld(answer):
+        if withheld(answer):
+            lane.not_made()
+        else:
             lane.record_result(_missing_credentials(answer) or trouble)
         if isinstance(tracked.state, Ended) and isinstance(answer, sync.Accepted) and not self._stopped:
             self._answered_late(tracked, sync.answered_late(tracked.state, answer))

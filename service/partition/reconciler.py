@@ -246,13 +246,17 @@ class Reconciler:
             if lane.try_acquire():
                 break
         began, account = self._clock.monotonic(), api.account(name)
-        tasks = await api.find(
-            site=name,
-            replication_id=replication_id,
-            since=min(doubt.look_from for doubt in doubts),
-            until=self._latest_start(name, doubts),
-            operation_id=doubts[0].request.operation_id if len(doubts) == 1 else None,
-        )
+        try:
+            tasks = await api.find(
+                site=name,
+                replication_id=replication_id,
+                since=min(doubt.look_from for doubt in doubts),
+                until=self._latest_start(name, doubts),
+                operation_id=doubts[0].request.operation_id if len(doubts) == 1 else None,
+            )
+        except asyncio.CancelledError:  # the partition is closed
+            lane.not_made()
+            raise
         self._record_result(lane, tasks if isinstance(tasks, Trouble) else None, began)
         if isinstance(tasks, Trouble):
             return tasks

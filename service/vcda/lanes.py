@@ -386,7 +386,7 @@ class Lane:
         return max(0.0, until - self._clock.monotonic())
 
     def try_acquire(self) -> bool:
-        """Ask for leave to make one call now; the result of a call that got it must be reported to `record_result`.
+        """Ask for leave to make one call now; its result must be reported to `record_result`, or `not_made` be called.
 
         In half-open state that call is the probe, and until its result is known no other call may start.
         """
@@ -394,6 +394,11 @@ class Lane:
             return False
         self._begin_probe()
         return True
+
+    def not_made(self) -> None:
+        """A call that had leave, or a slot, was not made or is given up: if it was the probe, the next call is."""
+        self._probe_until = 0.0
+        self.wake()
 
     async def wait_until_open(self) -> None:
         """Wait until a call may go. That isn't yet leave for it: `try_acquire` it, without an await in between.

@@ -1,13 +1,14 @@
 """Who may POST when: slots of a site, the order of those that wait, busy replications, and slots given back."""
 
+import asyncio
 from itertools import pairwise
 
 import pytest
 
 from service.partition.driver import OWN_BACKOFF
-from service.sync import Submitting
-from service.vcda.lanes import LaneLimits
-from tests.support.simulated_deployment import Deployment, deployed, in_flight, sent
+from service.sync import Submitting, Trouble
+from service.vcda.lanes import BREAKER_AFTER, Lane, LaneLimits
+from tests.support.simulated_deployment import Deployment, Process, deployed, in_flight, run, sent
 
 
 @deployed
@@ -220,3 +221,62 @@ async def test_requests_that_spell_a_replication_in_two_letter_cases_run_one_aft
     await d.settled()
     assert d.world.tasks_of() == {"a1": 1, "b1": 1}
     assert p0.meter.counts["adopted"] == 0
+
+
+async def half_open(d: Deployment, process: Process) -> Lane:
+    """Open the circuit breaker of the local site, and wait until it lets a probe through."""
+    lane = process.lanes.lane(None)
+    for _ in range(BREAKER_AFTER):
+        await asyncio.sleep(lane.held_for())
+        lane.record_result(Trouble(label="5xx", detail="down"))
+    await asyncio.sleep(lane.held_for())
+    assert lane.open_breaker() is not None
+    return lane
+
+
+@deployed
+async def test_a_probe_that_was_not_sent_after_all_leaves_the_probe_to_the_next_call(d: Deployment) -> None:
+    """The first POST's intent is written before the first login, so that it names no account, and is not sent."""
+    p0 = d.owner()
+    await d.until(0.1)
+    lane = await half_open(d, p0)
+    p0.vcda.user = None
+    asked_at = d.loop.time()
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+
+    (sent_at,) = sent(p0, "a1")
+    assert sent_at - asked_at < 1.0
+    assert lane.open_breaker() is None
+
+
+@pytest.mark.parametrize("probe", ["POST", "look-up"])
+def test_a_probe_of_a_partition_that_is_closed_leaves_the_probe_to_the_next_call(probe: str) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.lasts = lambda _: 1.0
+            p0, p1 = d.process("P0"), d.process("P1")
+            if probe == "look-up":
+                p2 = d.owner("P2")
+                p2.vcda.script["a1"] = ["lost-post"]
+                d.broker.ask("C4-1", "a1")
+                await d.until(0.1)
+                await p2.crash()
+            await half_open(d, p0)
+            p0.vcda.script["a1"] = ["hang"]
+            p0.vcda.latency = 20.0
+            for number in (0, 1):
+                d.group.hand(number, p0)
+            d.broker.ask("C4-1", "a1")
+            await asyncio.sleep(0.5)
+            assert p0.vcda.finds == (probe == "look-up")
+            p0.vcda.latency = 0.01
+            d.broker.ask("C4-2", "b1", number=1)
+            await asyncio.sleep(1.0)
+            assert sent(p0, "b1") == []
+            d.group.hand(0, p1, learns_after=0.0)
+            await asyncio.sleep(2.0)
+            assert len(sent(p0, "b1")) == 1
+            await d.settled()
+
+    run(play())

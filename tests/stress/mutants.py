@@ -2213,6 +2213,27 @@ MUTANTS: Final = (
         new="                continue\n",
         tests=("tests/partition/test_hand_over.py",),
     ),
+    Mutant(
+        name="a probe that is not sent after all holds its site back for a minute",
+        file="service/partition/driver.py",
+        old="        if withheld(answer):\n            lane.not_made()\n        else:\n",
+        new="        if not withheld(answer):\n",
+        tests=("tests/partition/test_slots.py",),
+    ),
+    Mutant(
+        name="the probe of a partition that is closed holds its site back for a minute",
+        file="service/partition/driver.py",
+        old="                self._lane(tracked).not_made()  #",
+        new="                pass  #",
+        tests=("tests/partition/test_slots.py",),
+    ),
+    Mutant(
+        name="a look-up of a partition that is closed stays the site's probe for a minute",
+        file="service/partition/reconciler.py",
+        old="            lane.not_made()\n            raise\n",
+        new="            raise\n",
+        tests=("tests/partition/test_slots.py",),
+    ),
 )
 
 
