@@ -97,6 +97,12 @@ UNSEEN_LIMIT = timedelta(minutes=45)
 replication further. Several times the longest pause between two polls of a task whose polls fail (10 min), and less
 than the hour after which a replication without a visible task has to be free."""
 
+CLOCK_SET: Final = timedelta(hours=1)
+"""By how much VCDA's clock may be set while a task runs, for the end that it gives the task to be believed."""
+
+CLOCKS_APART: Final = timedelta(days=1)
+"""By how much VCDA's clock and ours may differ, likewise, where VCDA doesn't say when the task began."""
+
 
 # ---------------------------------------------------------------- observations
 
@@ -930,8 +936,22 @@ def _words(trouble: Trouble) -> ApiError:
     return trouble.error or ApiError(trouble.label, trouble.detail)
 
 
+def _end_of(state: Running, task: Task, *, now: datetime) -> datetime:
+    """Return when a task ended, as VCDA says; `now` where VCDA doesn't, or says what can't be.
+
+    No task ends before it began, nor runs for longer than its request is known. The beginning is by the same clock as
+    the end, which may be hours from ours.
+    """
+    if task.ended_at is None:
+        return now
+    began = state.submitted_at or task.started_at
+    ran, known = task.ended_at - (began or state.request.accepted_at), now - state.request.accepted_at
+    possible = timedelta() <= ran <= known + CLOCK_SET if began else -CLOCKS_APART <= ran <= known + CLOCKS_APART
+    return task.ended_at if possible else now
+
+
 def _completed(state: Running, task: Task, *, now: datetime, policy: Policy) -> Step:
-    ended_at = task.ended_at or now
+    ended_at = _end_of(state, task, now=now)
     submitted_at = state.submitted_at or task.started_at
     return Step(
         _ended(replace(state, submitted_at=submitted_at), None, ended_at=ended_at, now=now, policy=policy),
@@ -972,7 +992,7 @@ def _unfinished(state: Running, task: Task, *, now: datetime, policy: Policy) ->
 
 
 def _task_failed(state: Running, task: Task, error: ApiError | None, *, now: datetime, policy: Policy) -> Step:
-    ended_at = task.ended_at or now
+    ended_at = _end_of(state, task, now=now)
     return _failed(
         state, Reason.TASK_FAILED, now=now, ended_at=ended_at, policy=policy, error=error, warnings=task.warnings
     )

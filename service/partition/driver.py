@@ -24,6 +24,7 @@ from service.messages.outcomes import describe_error, write_outcome
 from service.messages.requests import SyncCancelRequested
 from service.messages.trace_context import context_of
 from service.messages.wait_cause import WaitCause
+from service.moments import rfc3339
 from service.partition.deadlines import Deadlines
 from service.partition.deduplication import Deduplication
 from service.partition.dependencies import Dependencies
@@ -460,6 +461,8 @@ class Driver:
             if self._journal_writer.behind:
                 return Verdict.GO_ON  # its outcome waits at VCDA until there is room: the task is asked after again
             tracked.watch = None
+            if isinstance(seen, Task) and step.outcome is not None:
+                _warn_of_impossible_end(tracked, seen, step.outcome)
             self._become(tracked, step)
             self._move_on(tracked.request.replication_id)
             return Verdict.DONE
@@ -771,3 +774,16 @@ def _missing_credentials(answer: sync.SubmitAnswer) -> sync.Trouble | None:
     if isinstance(answer, sync.Refused) and answer.error.code == sync.WITHOUT_CREDENTIALS:
         return sync.Trouble(label=sync.NO_CREDENTIALS, detail=answer.error.msg, own=True)
     return None
+
+
+def _warn_of_impossible_end(tracked: TrackedSync, seen: Task, outcome: sync.Outcome) -> None:
+    """Log the end that VCDA gives a task where the outcome has another one."""
+    if seen.ended_at not in {None, outcome.ended_at}:
+        log.warning(
+            "VCDA reported an impossible end of task %s: %s, although it began at %s; the outcome contains the time at "
+            "which vm-sync saw the end",
+            seen.id,
+            rfc3339(seen.ended_at),
+            rfc3339(outcome.submitted_at) or "an unknown time",
+            extra=tracked.ids,
+        )

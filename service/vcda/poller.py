@@ -61,6 +61,9 @@ HEAD_START = timedelta(seconds=1)
 OWN_PAUSE = (timedelta(seconds=10), timedelta(minutes=10))
 """How long a task that breaks its calls is left alone while its site answers others: at first, doubling, at most."""
 
+LONGEST_SYNC = timedelta(days=7)
+"""A task that VCDA says ran for longer than any deadline, or ended before it began, tells nothing of other tasks."""
+
 CREDENTIALS_PAUSE = timedelta(seconds=10)
 """How long no task of a site is asked for that has no credentials here. It costs no call to see whether it has now."""
 
@@ -513,5 +516,7 @@ class Poller:
 
 def _duration(task: Task, elapsed: float) -> float:
     if task.started_at is not None and task.ended_at is not None:
-        return (task.ended_at - task.started_at).total_seconds()
+        ran = task.ended_at - task.started_at
+        if timedelta() <= ran <= LONGEST_SYNC:
+            return ran.total_seconds()
     return elapsed

@@ -6,6 +6,7 @@ have to bring it about, through restarts, in virtual time.
 
 import asyncio
 import math
+import re
 from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
@@ -251,6 +252,26 @@ async def test_tens_of_thousands_that_expire_at_once_hold_the_event_loop_for_mom
     one = [operation for operation, _ in d.verdicts() if operation.startswith("one")]
     assert one == [f"one{n}" for n in range(many)], "one replication's in order"
     assert Counter(verdict for _, verdict in d.verdicts()) == {"not-started": 2 * many}
+
+
+def test_an_end_of_a_task_that_can_not_be_is_not_told_and_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    @deployed
+    async def play(d: Deployment) -> None:
+        d.owner()
+        d.world.ends_off = timedelta(days=-3_650)
+        d.broker.ask("C4-1", "sync-1")
+        await d.settled()
+
+        (told,) = (told.data for told in d.log.told)
+        assert told["submittedAt"] < told["endedAt"]
+
+    play()
+    (said,) = (record.getMessage() for record in caplog.records if "impossible end" in record.getMessage())
+    assert re.fullmatch(
+        r"VCDA reported an impossible end of task task-1: [\dT:.-]+Z, although it began at [\dT:.-]+Z; the outcome "
+        r"contains the time at which vm-sync saw the end",
+        said,
+    )
 
 
 def test_a_task_that_has_ended_in_an_unknown_state_frees_its_replication(caplog: pytest.LogCaptureFixture) -> None:

@@ -791,6 +791,13 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_journal_replay.py",),
     ),
     Mutant(
+        name="an outcome has the end of 1970 that VCDA gives a task",
+        file="service/sync.py",
+        old="    return task.ended_at if possible else now\n",
+        new="    return task.ended_at\n",
+        tests=("tests/sync/test_sync.py", "tests/partition/test_exits.py"),
+    ),
+    Mutant(
         name="a process that opens a journal takes up all expired identities at once",
         file="service/kafka/journal_replay.py",
         old="                if len(self._expired) < EXPIRED_AT_MOST:\n",

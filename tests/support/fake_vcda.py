@@ -81,6 +81,8 @@ class World:
     """The clocks of sites that have their own."""
     dates: Clock | None = None
     """The clock of the `Date` headers; None: VCDA's."""
+    ends_off: timedelta = timedelta()
+    """By how much the ends that VCDA gives its tasks are wrong."""
     user: str = "admin@org"
     spelled: Callable[[str], str | None] = lambda user: user
     """How tasks name a user."""
@@ -114,7 +116,7 @@ class World:
             return replace(made.task, state="ABORTED")
         if now < made.ends:
             return replace(made.task, progress=int(100 * (now - made.begun) / made.lasts))
-        ended_at = (made.task.started_at or datetime.now(UTC)) + timedelta(seconds=made.lasts)
+        ended_at = (made.task.started_at or datetime.now(UTC)) + timedelta(seconds=made.lasts) + self.ends_off
         error = made.error or (sync.ApiError("Boom", "It broke.") if made.fate == "FAILED" else None)
         return replace(made.task, state=made.fate, progress=100, ended_at=ended_at, error=error)
 

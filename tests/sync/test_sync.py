@@ -534,6 +534,36 @@ def test_where_vcda_gives_no_end_the_moment_of_seeing_it_is_taken() -> None:
     assert (step.outcome.submitted_at, step.outcome.ended_at) == (NOON, LATER)
 
 
+HOURS_3, DAY = timedelta(hours=3), timedelta(days=1)
+
+
+@pytest.mark.parametrize("state", ["SUCCEEDED", "FAILED"])
+@pytest.mark.parametrize(
+    ("began", "ended", "possible"),
+    [
+        (NOON, NOON, True),
+        (NOON, NOON - SECOND, False),
+        (NOON, LATER + timedelta(minutes=61), True),  # VCDA's clock was set
+        (NOON, LATER + timedelta(minutes=61) + SECOND, False),
+        (NOON, datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), False),
+        (NOON, datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC), False),
+        (NOON + HOURS_3, LATER + HOURS_3, True),  # VCDA's clock is ahead
+        (NOON - HOURS_3, LATER - HOURS_3, True),
+        (None, ACCEPTED_AT - DAY, True),
+        (None, ACCEPTED_AT - DAY - SECOND, False),
+        (None, LATER + DAY, True),
+        (None, LATER + DAY + SECOND, False),
+    ],
+)
+def test_an_end_that_can_not_be_is_not_believed(
+    state: str, began: datetime | None, ended: datetime, possible: bool
+) -> None:
+    seen = replace(TASK, state=state, started_at=began, ended_at=ended)
+    step = polled(replace(RUNNING, submitted_at=None), seen)
+    assert isinstance(step.outcome, Completed | Failed)
+    assert step.outcome.ended_at == (ended if possible else LATER)
+
+
 def test_a_task_that_failed_fails_the_request_with_its_error_and_warnings() -> None:
     error = ApiError("DiskFull", "No space.")
     step = polled(RUNNING, replace(TASK, state="FAILED", ended_at=NOON, error=error, warnings=(WARNING,)))

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from random import Random
 
@@ -13,7 +13,7 @@ import pytest
 
 from service.sync import NO_CREDENTIALS, Absent, Account, Gone, PollAnswer, Task, Trouble
 from service.vcda.lanes import Lane, LaneLimits, Lanes
-from service.vcda.poller import CALLS_AT_ONCE, TOLD_AT_ONCE, Poller, Verdict, Watch
+from service.vcda.poller import CALLS_AT_ONCE, TOLD_AT_ONCE, Poller, Verdict, Watch, _duration
 from tests.support.virtual_time import Longest, VirtualClock, now, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
@@ -653,3 +653,11 @@ async def test_a_bug_in_whoever_watches_ends_the_run_instead_of_being_swallowed(
     with pytest.raises(ExceptionGroup) as raised:
         await poller.run()
     assert raised.group_contains(ZeroDivisionError)
+
+
+@pytest.mark.parametrize(("ran", "learnt"), [(-1, 300), (0, 0), (604_800, 604_800), (604_801, 300)])
+def test_what_a_task_says_of_its_duration_is_believed_where_it_can_be(ran: float, learnt: float) -> None:
+    began = datetime(2030, 1, 1, tzinfo=UTC)
+    task = Task(id="task-1", state="SUCCEEDED", started_at=began, ended_at=began + timedelta(seconds=ran))
+
+    assert _duration(task, elapsed=300) == learnt
