@@ -18,6 +18,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,16 +219,28 @@ def test_commands_do_what_their_document_says(block: Block, demo: Demo) -> None:
 
 
 def _shell(commands: list[str], demo: Demo) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    with subprocess.Popen(
         [BASH, "-euo", "pipefail", "-c", "\n".join(commands)],
         cwd=ROOT,
         env=demo.environment(),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=PATIENCE,
-        check=False,
-    )
+        start_new_session=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=PATIENCE)
+        except BaseException:
+            _end_session(process.pid)
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
+
+
+def _end_session(leader: int) -> None:
+    """End a process and all that it has started, such as Maven."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _run_until_it_works(commands: list[str], demo: Demo) -> None:
@@ -311,10 +324,34 @@ async def _example(language: str, *arguments: str, env: Mapping[str, str]) -> tu
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=True,
     )
-    output = (await asyncio.wait_for(process.communicate(), PATIENCE))[0].decode()
+    try:
+        output = (await asyncio.wait_for(process.communicate(), PATIENCE))[0].decode()
+    except BaseException:
+        _end_session(process.pid)
+        await process.communicate()
+        raise
     go = re.search(r"^exit status (\d+)$", output, re.MULTILINE)
     return int(go[1]) if go else process.returncode, output
+
+
+async def test_an_example_that_does_not_end_in_time_leaves_nothing_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(tmp_path / "lives")
+    script = f"(echo yes; exec sleep 100) >{tmp_path / 'lives'} & wait"  # as Maven and `go run` have children
+    monkeypatch.setitem(EXAMPLES, "kcat", (["sh", "-c", script, "{}"], "python"))
+    example = asyncio.create_task(_example("kcat", env=os.environ))
+
+    with await asyncio.to_thread((tmp_path / "lives").open) as lives:
+        assert await asyncio.to_thread(lives.readline) == "yes\n"
+        example.cancel()  # as the time limit does
+        await asyncio.wait([example])
+        began = time.monotonic()
+        assert await asyncio.to_thread(lives.readline) == "", "the child has ended"
+
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.e2e
