@@ -12,6 +12,7 @@ or topics.
 """
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -75,6 +76,9 @@ KAFKA_SILENT = timedelta(seconds=12)
 KEEP_LOGGED_IN = timedelta(seconds=1)
 """How often it is looked whether the session stands. A call is made only where a login or an extension is due."""
 
+SIGNALS = signal.SIGTERM, signal.SIGINT
+"""The signals that stop a process cleanly."""
+
 OPS_SHARE = timedelta(seconds=2)
 """Of the drain's limit, what is kept for closing VCDA's session and the operations server."""
 
@@ -87,6 +91,8 @@ def serve(settings: Settings) -> int:
     """Run the service until a stop signal, and return the exit code."""
     hidden = secrets(settings) | header_secrets(os.environ)
     output = logs.configure(form=settings.log.format, level=settings.log.level, secrets=hidden)
+    with suppress(RuntimeError, OSError, ValueError):  # standard error is closed
+        faulthandler.enable()  # of a crash in native code, the log has at least where; it prints no values
     garbage.configure()
     with asyncio.Runner(loop_factory=loop.factory()) as runner:
         runner.get_loop().set_exception_handler(loop.report)
@@ -96,13 +102,15 @@ def serve(settings: Settings) -> int:
             log.critical("Internal error; the process ends", exc_info=True)  # now: there may be no later
             code = 1
         loop.end_soon(code)
+    for number in SIGNALS:  # the loop has removed its handlers, and a second signal is to change nothing
+        signal.signal(number, signal.SIG_IGN)
     return code
 
 
 async def _serve(settings: Settings, output: logs.Output) -> int:
     app = App(settings, output=output)
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         code = await app.run(stop)

@@ -123,4 +123,8 @@ def end_soon(code: int) -> None:
     """
     timer = threading.Timer(END_LIMIT, os._exit, [code])
     timer.daemon = True
-    timer.start()
+    try:
+        timer.start()
+    except RuntimeError:  # the system has no thread to give, so nothing would end a wait
+        logging.shutdown()
+        os._exit(code)

@@ -38,6 +38,8 @@ def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None =
         # The first process of a container ignores a signal that it has no handler for, and Kubernetes sends only one.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _leave)
+        # A parent that blocks signals passes that on, and a blocked one would wait until Kubernetes kills the process.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
     sys.modules.setdefault(LEFT_OUT, None)  # type: ignore[arg-type] # this is how an import is made to fail
     given = os.environ if environ is None else environ
     for name in IGNORED:

@@ -10,6 +10,7 @@ A token's text is in no log line, no exception and no `repr`.
 import asyncio
 import base64
 import binascii
+import errno
 import logging
 import re
 import threading
@@ -169,8 +170,12 @@ class TokenFile:
         """
         if self._reading is None:
             loop = asyncio.get_running_loop()
-            self._reading = loop.create_future()
-            threading.Thread(target=self._read, args=(loop, self._reading), name="token file", daemon=True).start()
+            begun: asyncio.Future[str] = loop.create_future()
+            try:
+                threading.Thread(target=self._read, args=(loop, begun), name="token file", daemon=True).start()
+            except RuntimeError:
+                raise OSError(errno.EAGAIN, "no thread can be started") from None
+            self._reading = begun
         reading = self._reading
         await asyncio.wait({reading}, timeout=self._limit.total_seconds())
         if not reading.done():

@@ -27,6 +27,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import accumulate
 from types import TracebackType
 from typing import Final, Literal, NamedTuple
 from urllib.parse import quote, quote_plus
@@ -282,6 +283,8 @@ class _Queued(NamedTuple):
     text: bytes
     lines: int
     """How many of the service's own lines it is: 1, or 0 for the notice that some were dropped."""
+    notice_of: int = 0
+    """How many dropped lines it is the notice of."""
 
 
 class Writer(logging.Handler):
@@ -289,7 +292,10 @@ class Writer(logging.Handler):
 
     A full pipe blocks its writer; here that is the thread alone, never the event loop. `QUEUED` bytes of lines may
     wait. What doesn't fit is dropped and counted; once half of the room is free again, one line says how many were
-    dropped, and lines are accepted again. `file` None: there is nowhere to write to, so all lines are dropped.
+    dropped, and lines are accepted again. The same for lines that can't be written, on a full disk say. `file` None:
+    there is nowhere to write to, so all lines are dropped.
+
+    To log never fails the code that does it: where no thread can be started, lines wait until one can.
     """
 
     def __init__(self, file: int | None) -> None:
@@ -298,6 +304,8 @@ class Writer(logging.Handler):
         """Lines that were never written, since the start."""
         self._file = file
         self._unreported = 0
+        self._failure = ""  # of the last writing that failed, until it is reported
+        self._torn = False  # the last writing ended within a line
         self._queue: deque[_Queued] = deque()
         self._size = 0  # in bytes, with what is being written
         # The handler's own lock, which `emit` is called with, and which survives a fork.
@@ -308,16 +316,15 @@ class Writer(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             line = _Queued(f"{self.format(record)}\n".encode(errors="backslashreplace"), lines=1)
-        except Exception:  # noqa: BLE001 - a line that can't be made must not fail what it is about
+            room = QUEUED // 2 if self._unreported else QUEUED
+            # However long a line is, there is room for it where nothing waits.
+            if self._file is None or (self._size and self._size + len(line.text) > room):
+                self._drop(line)
+                return
+            self._report_dropped()
+            self._put(line)
+        except Exception:  # noqa: BLE001 - a line that can't be made or kept must not fail what it is about
             self.handleError(record)
-            return
-        room = QUEUED // 2 if self._unreported else QUEUED
-        # However long a line is, there is room for it where nothing waits.
-        if self._file is None or (self._size and self._size + len(line.text) > room):
-            self._drop(1)
-            return
-        self._report_dropped()
-        self._put(line)
 
     @override
     def handle(self, record: logging.LogRecord) -> bool:
@@ -332,12 +339,13 @@ class Writer(logging.Handler):
     def flush(self) -> None:
         """Wait until all lines are written, or for `LAST_LINES`. Python calls it at the end of the process."""
         with self._changed:
+            self._start_thread()
             self._changed.wait_for(lambda: not self._size, timeout=LAST_LINES.total_seconds())
 
     @override
     def handleError(self, record: logging.LogRecord) -> None:
         """Count it: what the standard library would do is print to the very pipe that may be full."""
-        self._drop(1)
+        self._drop(_Queued(b"", lines=1))
 
     def _put(self, line: _Queued) -> None:
         size = len(line.text)
@@ -345,36 +353,48 @@ class Writer(logging.Handler):
         # Computed before: Python may collect garbage during a call, and what that logs changes the size, too.
         self._size += size
         self._changed.notify_all()
-        # None at first, and after a fork the child has the queue but not the thread.
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._work, name="log writer", daemon=True)
-            self._thread.start()
+        self._start_thread()
 
-    def _drop(self, lines: int) -> None:
-        self.dropped += lines
-        self._unreported += lines
+    def _start_thread(self) -> None:
+        # None at first, and after a fork the child has the queue but not the thread.
+        if self._queue and (self._thread is None or not self._thread.is_alive()):
+            thread = threading.Thread(target=self._work, name="log writer", daemon=True)
+            with suppress(RuntimeError):  # the system has none to give: the next line tries again
+                thread.start()
+                self._thread = thread
+
+    def _drop(self, *lines: _Queued) -> None:
+        dropped = sum([line.lines for line in lines])
+        self.dropped += dropped
+        self._unreported += dropped + sum([line.notice_of for line in lines])
 
     def _report_dropped(self) -> None:
         if not self._unreported:
             return
-        text = "Dropped %d log lines: the reader of standard error was too slow, or has closed it"
-        notice = logging.LogRecord(__name__, logging.WARNING, __file__, 0, text, (self._unreported,), None)
-        notice.log_lines_dropped = self._unreported
-        self._unreported = 0
-        self._put(_Queued(f"{self.format(notice)}\n".encode(), lines=0))
+        why = f"writing to standard error failed ({self._failure})" if self._failure else "their reader was too slow"
+        dropped, self._unreported, self._failure = self._unreported, 0, ""
+        notice = logging.LogRecord(
+            __name__, logging.WARNING, __file__, 0, "Dropped %d log lines: %s", (dropped, why), None
+        )
+        notice.log_lines_dropped = dropped
+        self._put(_Queued(f"{self.format(notice)}\n".encode(), lines=0, notice_of=dropped))
 
     def _work(self) -> None:
         while True:
             batch = self._next_batch()
-            written = self._write(b"".join([line.text for line in batch]))
-            size = sum([len(line.text) for line in batch])
-            with self._changed:
-                self._size -= size
-                if not written:
-                    self._drop(sum([line.lines for line in batch]))
-                elif not self._queue:
-                    self._report_dropped()
-                self._changed.notify_all()
+            lost = batch
+            try:
+                written = self._write(b"".join([line.text for line in batch]))
+                ends = accumulate([len(line.text) for line in batch])
+                lost = [line for line, end in zip(batch, ends, strict=True) if end > written]
+            finally:
+                with self._changed:
+                    self._size -= sum([len(line.text) for line in batch])
+                    if lost:
+                        self._drop(*lost)
+                    elif not self._queue:
+                        self._report_dropped()
+                    self._changed.notify_all()
 
     def _next_batch(self) -> list[_Queued]:
         """Wait for lines, and take `BYTES_AT_ONCE` bytes of them, at least one."""
@@ -387,18 +407,26 @@ class Writer(logging.Handler):
                 size += len(batch[-1].text)
             return batch
 
-    def _write(self, data: bytes) -> bool:
-        """Write all of it, without a time limit. Returns False when the reader has closed the pipe."""
+    def _write(self, data: bytes) -> int:
+        """Write all of it, without a time limit. Returns how many bytes were written: all, unless writing fails."""
         assert self._file is not None  # noqa: S101 - without one, nothing is ever queued
-        rest = memoryview(data)
+        # What follows a line that was cut off must not be read as its end.
+        begin = b"\n" if self._torn else b""
+        rest = memoryview(begin + data)
+        written = -len(begin)
         while rest:
             try:
-                rest = rest[os.write(self._file, rest) :]
+                count = os.write(self._file, rest)
             except BlockingIOError:  # somebody who has the same pipe made it so
                 select.select([], [self._file], [])
-            except OSError:
-                return False
-        return True
+            except OSError as error:
+                self._failure = error.strerror or type(error).__name__
+                break
+            else:
+                self._torn = rest[count - 1] != ord("\n")
+                rest = rest[count:]
+                written += count
+        return max(written, 0)
 
 
 def handler(redactor: Redactor, *, form: Literal["json", "text"], to: logging.Handler) -> logging.Handler:

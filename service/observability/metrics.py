@@ -284,7 +284,7 @@ METRICS: Final = (
     Metric(
         "vm_sync_log_lines_dropped_total",
         "counter",
-        "Log lines dropped because the reader of standard error was too slow or closed it.",
+        "Log lines dropped because their reader was too slow, or standard error could not be written.",
         at_scrape=True,
     ),
     Metric(

@@ -144,7 +144,12 @@ class Spans(Tracing):
 
         # OpenTelemetry waits for half a minute for a collector that hangs. At their ends, neither the event loop nor
         # Python waits for a daemon thread, as both would for a thread of the loop's own.
-        threading.Thread(target=close, name="tracing's end", daemon=True).start()
+        thread = threading.Thread(target=close, name="tracing's end", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            log.warning("The last spans are not sent: no thread can be started")
+            return
         await done.wait()
 
     def _read(self, where: TraceContext | None) -> "Context":

@@ -108,12 +108,23 @@ class JournalWriter:
         self._stopped = False
         self.confirmed_at = opened_at
         """The moment (monotonic) before the sending of the last successful commit."""
+        self._confirmed_at_wall = clock.now()
         self.took = 0.0
         """How long that commit took, in seconds."""
         self.cursor: Cursor | None = None
         """The last cursor that was added. It is committed no later than anything added after it."""
         self.committed: Cursor | None = None
         """The last cursor that a commit of this process contained."""
+
+    @property
+    def unconfirmed_for(self) -> float:
+        """The seconds since the sending of the last successful commit, by the clock that shows more of them.
+
+        The monotonic clock stands still while the machine is suspended or hibernates; the wall clock is corrected before
+        this process goes on. One that was merely set forward costs another commit.
+        """
+        by_wall = (self._clock.now() - self._confirmed_at_wall).total_seconds()
+        return max(self._clock.monotonic() - self.confirmed_at, by_wall)
 
     def put(self, identity: str, state: Sync | None) -> None:
         """Add a change to the next batch; None: a tombstone."""
@@ -192,7 +203,7 @@ class JournalWriter:
             JournalLost: the result of the commit is unknown.
         """
         batch = self._committing = self._take()
-        began = self._clock.monotonic()
+        began, began_at_wall = self._clock.monotonic(), self._clock.now()
         if batch.empty:
             # Kafka's client commits a transaction without records by itself, also for a producer that was fenced
             # (read in the source): it proves nothing. It comes where all that gathered was cut off.
@@ -200,7 +211,7 @@ class JournalWriter:
             return
         await self._journal.commit(batch)
         self._committing = None
-        self.confirmed_at = began
+        self.confirmed_at, self._confirmed_at_wall = began, began_at_wall
         self._waiting -= batch.size
         self.committed = batch.cursor or self.committed
         self.took = self._clock.monotonic() - began

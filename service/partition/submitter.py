@@ -143,7 +143,7 @@ class Submitter:
         return isinstance(tracked.state, Submitting) and tracked.state.account == account
 
     def _may_leave(self, tracked: TrackedSync, account: Account | None) -> bool:
-        if not self._may_begin(tracked) or self._clock.monotonic() - self._journal_writer.confirmed_at > self._window:
+        if not self._may_begin(tracked) or self._journal_writer.unconfirmed_for > self._window:
             return False
         if not self._is_intended(tracked, account):
             return False

@@ -337,6 +337,24 @@ async def test_a_file_without_a_token_is_said_by_the_setting_that_names_it(
     assert await tokens.token() == "token"
 
 
+async def test_a_file_that_could_not_be_read_for_want_of_a_thread_is_read_once_there_are_threads_again(
+    clock: HandClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    path, tokens = file_of(clock, tmp_path)
+    path.write_text("token")
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(TokenUnavailable) as raised:
+            await tokens.token()
+
+    assert "can't be read (no thread can be started)" in str(raised.value)
+    assert await tokens.token() == "token"
+
+
 async def test_while_the_file_cannot_be_read_its_last_token_is_used_until_it_expires(
     clock: HandClock, tmp_path: Path
 ) -> None:

@@ -466,7 +466,7 @@ def test_lines_that_a_slow_reader_leaves_no_room_for_are_dropped_counted_and_rep
     for _ in range(9):
         pipe.log.info(line)
     before = pipe.writer.dropped
-    lines = pipe.read_until("Dropped 10 log lines: the reader of standard error was too slow, or has closed it")
+    lines = pipe.read_until("Dropped 10 log lines: their reader was too slow")
     pipe.log.info("afterwards")
     last = pipe.read_until("afterwards")
 
@@ -500,6 +500,66 @@ def test_without_a_reader_lines_are_dropped_and_counted_and_nothing_waits_for_th
     nowhere = logs.Writer(None)
     nowhere.emit(record("service", "for nobody", 0.0))
     assert nowhere.dropped == 1
+
+
+def test_a_system_that_has_no_thread_to_give_fails_nobody_who_logs_and_costs_no_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_: threading.Thread) -> None:
+        msg = "can't start new thread"
+        raise RuntimeError(msg)
+
+    pipe = Pipe()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        pipe.log.info("without a thread")
+        pipe.log.info("still without")
+    pipe.log.info("with one")
+
+    lines = [line["message"] for line in pipe.read_until("with one")]
+    assert lines == ["without a thread", "still without", "with one"]
+    assert pipe.writer.dropped == 0
+
+
+FULL_DISK = """
+from resource import RLIMIT_FSIZE, RLIM_INFINITY, setrlimit
+handler = logging.getLogger().handlers[0]
+setrlimit(RLIMIT_FSIZE, (5000, RLIM_INFINITY))  # as on a disk that becomes full, a part of a line is written
+for number in range(60):
+    logging.info("%d", number, extra={"padding": "z" * 200})
+    if number % 7 == 0:
+        handler.flush()
+handler.flush()
+setrlimit(RLIMIT_FSIZE, (RLIM_INFINITY, RLIM_INFINITY))
+logging.info("there is room again")
+handler.flush()
+assert handler.dropped, "the disk was never full"
+print(handler.dropped)
+"""
+
+
+def test_lines_that_a_full_disk_takes_no_more_are_counted_and_no_line_is_glued_to_one_that_was_cut_off(
+    tmp_path: Path,
+) -> None:
+    begin = (
+        "import logging, os, sys; from service.observability import logs; logs.configure(form='json', level='INFO')\n"
+    )
+    with (tmp_path / "log").open("wb") as log:
+        done = subprocess.run([sys.executable, "-c", begin + FULL_DISK], stderr=log, stdout=subprocess.PIPE, check=True)
+    dropped = int(done.stdout)
+    whole, torn = [], []
+    for text in (tmp_path / "log").read_text().splitlines():
+        try:
+            whole.append(json.loads(text)["message"])
+        except ValueError:
+            torn.append(text)
+
+    assert whole[-2:] == [
+        f"Dropped {dropped} log lines: writing to standard error failed (File too large)",
+        "there is room again",
+    ]
+    assert whole[:-2] == [str(number) for number in range(60 - dropped)]
+    assert [text[:8] for text in torn] == ['{"time":']
 
 
 def test_a_pipe_that_somebody_made_non_blocking_loses_nothing() -> None:

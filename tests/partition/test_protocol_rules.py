@@ -71,6 +71,51 @@ async def test_rule_2_a_zombie_that_wakes_with_a_commit_in_hand_finds_its_window
 
 
 @deployed
+async def test_rule_2_a_zombie_on_a_machine_that_was_suspended_finds_its_window_closed_though_its_clock_stood_still(
+    d: Deployment,
+) -> None:
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1")
+    await d.until(0.041)  # the intent is known to stand, and its POST about to leave
+    p0.freeze()
+    p1 = d.process("P1")
+    d.group.hand(0, p1, learns_after=60.0)
+    await d.until(10.0)
+    partition = p0.partition()
+    assert partition is not None
+    partition._journal_writer.confirmed_at += 10.0 - 0.041  # as long ago as before, on a clock that stood still
+    p0.thaw()
+    await d.until(10.05)
+    assert p0.vcda.sent == []
+    await d.settled()
+    assert p0.closings == ["fenced"]
+    assert (len(p1.vcda.sent), d.verdicts()) == (1, [("a1", "completed")])
+
+
+@deployed
+async def test_rule_2_a_wall_clock_that_is_set_forward_costs_a_commit_and_one_that_is_set_back_nothing(
+    d: Deployment,
+) -> None:
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1")
+    await d.until(0.039)
+    p0.clock.set = timedelta(hours=1)
+    await d.settled()
+    (at,) = sent(p0, "a1")
+    assert at == pytest.approx(0.045 + 0.010 + 0.005), "withheld once, proved by a commit, and gone"
+
+    p0.clock.set = timedelta(hours=-1)
+    began = d.loop.time()
+    d.broker.ask("C4-2", "a2")
+    await d.until(began + 0.039)
+    p0.clock.set = timedelta(hours=-2)
+    await d.settled()
+    (at,) = sent(p0, "a2")
+    assert at < began + 0.06
+    assert d.verdicts() == [("a1", "completed"), ("a2", "completed")]
+
+
+@deployed
 async def test_rule_2_the_window_counts_from_the_sending_of_the_commit_not_from_its_answer(d: Deployment) -> None:
     p0 = d.owner()
     await d.until(0.021)

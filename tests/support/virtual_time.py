@@ -86,16 +86,18 @@ class HandClock(Clock):
 
 
 class VirtualClock(Clock):
-    """Both times taken from a loop's `time()`; `skew` moves the wall clock alone."""
+    """Both times taken from a loop's `time()`; `skew` and `set` move the wall clock alone."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, skew: timedelta = timedelta()) -> None:
         super().__init__(skew=skew)
         self._loop = loop
+        self.set = timedelta()
+        """By how much the wall clock was set."""
 
     @override
     def now(self) -> datetime:
         """Return the virtual wall time."""
-        return EPOCH + timedelta(seconds=self._loop.time()) + self._skew
+        return EPOCH + timedelta(seconds=self._loop.time()) + self._skew + self.set
 
     @override
     def monotonic(self) -> float:

@@ -183,6 +183,57 @@ def test_a_thread_that_hangs_does_not_keep_a_process_from_ending(ends: str, code
     assert [text for text in said if text not in done.stderr] == []
 
 
+ENDS: Final = """
+import atexit, logging, os, signal, sys, threading
+from service import app
+from service.settings import load
+
+def refuse(_):
+    raise RuntimeError("can't start new thread")
+
+async def served(*_):
+    logging.warning("last words")
+    {ends}
+
+app._serve = served
+sys.exit(app.serve(load()))
+"""
+
+
+@pytest.mark.parametrize(
+    "ends",
+    ["threading.Thread.start = refuse; return 7", "atexit.register(os.kill, os.getpid(), signal.SIGTERM); return 7"],
+    ids=["without a thread to watch its end", "with one more signal at its end"],
+)
+def test_a_process_ends_with_its_own_exit_code(ends: str) -> None:
+    command = [sys.executable, "-c", ENDS.format(ends=ends)]
+    done = subprocess.run(command, env=os.environ | LEAST, capture_output=True, text=True, check=False, timeout=240)
+
+    assert done.returncode == 7
+    assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == ["last words"]
+
+
+def test_a_crash_in_native_code_leaves_where_it_happened_in_the_log() -> None:
+    command = [sys.executable, "-c", ENDS.format(ends="os.abort()")]
+    done = subprocess.run(command, env=os.environ | LEAST, capture_output=True, text=True, check=False, timeout=240)
+
+    assert done.returncode == -signal.SIGABRT
+    assert "Fatal Python error: Aborted" in done.stderr
+    assert re.search(r"line \d+ in served", done.stderr)
+
+
+async def test_a_stop_signal_that_the_parent_blocks_stops_the_process_all_the_same() -> None:
+    port = free_port()
+    blocks = "import os, signal, sys; signal.pthread_sigmask(0, [15, 2]); os.execv(sys.argv[1], sys.argv[1:])"
+    assert signal.SIG_BLOCK == 0
+    command = (sys.executable, "-c", blocks)
+    with running({"VM_SYNC_OPS__PORT": str(port)}, stderr=subprocess.DEVNULL, command=command) as process:
+        await alive(port)
+        process.send_signal(signal.SIGTERM)
+
+        assert await asyncio.to_thread(process.wait, 30) == 0
+
+
 def test_the_service_imports_nothing_that_only_commands_need() -> None:
     code = (
         "import sys; from service.cli.process import prepare; prepare(['vm-sync', 'run']);"
