@@ -120,8 +120,8 @@ class JournalWriter:
     def unconfirmed_for(self) -> float:
         """The seconds since the sending of the last successful commit, by the clock that shows more of them.
 
-        The monotonic clock stands still while the machine is suspended or hibernates; the wall clock is corrected before
-        this process goes on. One that was merely set forward costs another commit.
+        The monotonic clock stands still while the machine is suspended or hibernates; the wall clock is right again
+        before this process goes on. A wall clock that was merely set forward costs another commit.
         """
         by_wall = (self._clock.now() - self._confirmed_at_wall).total_seconds()
         return max(self._clock.monotonic() - self.confirmed_at, by_wall)
