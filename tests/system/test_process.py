@@ -213,6 +213,13 @@ def test_a_process_ends_with_its_own_exit_code(ends: str) -> None:
     assert [json.loads(line)["message"] for line in done.stderr.splitlines()] == ["last words"]
 
 
+BLOCKS_SIGNALS: Final = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 def test_a_crash_in_native_code_leaves_where_it_happened_in_the_log() -> None:
     command = [sys.executable, "-c", ENDS.format(ends="os.abort()")]
     done = subprocess.run(command, env=os.environ | LEAST, capture_output=True, text=True, check=False, timeout=240)
@@ -224,9 +231,7 @@ def test_a_crash_in_native_code_leaves_where_it_happened_in_the_log() -> None:
 
 async def test_a_stop_signal_that_the_parent_blocks_stops_the_process_all_the_same() -> None:
     port = free_port()
-    blocks = "import os, signal, sys; signal.pthread_sigmask(0, [15, 2]); os.execv(sys.argv[1], sys.argv[1:])"
-    assert signal.SIG_BLOCK == 0
-    command = (sys.executable, "-c", blocks)
+    command = (sys.executable, "-c", BLOCKS_SIGNALS)
     with running({"VM_SYNC_OPS__PORT": str(port)}, stderr=subprocess.DEVNULL, command=command) as process:
         await alive(port)
         process.send_signal(signal.SIGTERM)
