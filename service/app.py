@@ -383,9 +383,9 @@ class App:
         if intake.died.is_set():
             self._health.died("intake", "see the log")
         for name, task in essential.items():
-            if task.done() and not task.cancelled():
-                log.critical("Internal error in %s; the process ends", name, exc_info=task.exception())
-                self._health.died(name, repr(task.exception()))
+            if task.done() and (error := loop.error_of(task)) is not None:
+                log.critical("Internal error in %s; the process ends", name, exc_info=error)
+                self._health.died(name, repr(error))
         return 1
 
     async def _watch(self, intake: Intake, tokens: Tokens | None) -> None:

@@ -1,8 +1,8 @@
 """The event loop that the service runs on: uvloop where it is installed, without its slow closing of TLS connections.
 
 Also `Slices`, which divides long work between the turns of the loop, `to_its_end`, which waits for work that must not
-be cancelled half-way, `log_death` and `report`, for errors that no caller gets, `settle`, which ends a wait, and
-`end_soon`, for processes that must not wait for their threads.
+be cancelled half-way, `error_of`, `log_death` and `report`, for errors that no caller gets, `settle`, which ends a
+wait, and `end_soon`, for processes that must not wait for their threads.
 """
 
 import asyncio
@@ -98,6 +98,26 @@ async def to_its_end(work: Coroutine[Any, Any, None], *, expected: tuple[type[Ex
     task.result()
 
 
+class CancelledFromWithin(Exception):
+    """A task has ended as if it had been cancelled, and nobody has cancelled it."""
+
+    def __init__(self) -> None:
+        super().__init__("a library has cancelled something of its own that a task waited for")
+
+
+def is_cancelled() -> bool:
+    """Whether the cancellation that has just arrived was meant for this task: a library may have raised its own."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def error_of(task: "asyncio.Task[Any]") -> BaseException | None:
+    """Return the error that has ended a task; None: it has ended well, or was cancelled by those who own it."""
+    if not task.cancelled():
+        return task.exception()
+    return None if task.cancelling() else CancelledFromWithin()
+
+
 def log_death(task: "asyncio.Task[T]", what: str) -> "asyncio.Task[T]":
     """Log the error that ends a task which nothing awaits; return the task. `what` it does, as a noun."""
     task.add_done_callback(partial(_log_death, what))
@@ -105,7 +125,7 @@ def log_death(task: "asyncio.Task[T]", what: str) -> "asyncio.Task[T]":
 
 
 def _log_death(what: str, task: "asyncio.Task[Any]") -> None:
-    if not task.cancelled() and (error := task.exception()) is not None:
+    if (error := error_of(task)) is not None:
         log.error("Internal error in %s, which has ended", what, exc_info=error)
 
 

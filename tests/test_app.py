@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Coroutine
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,11 +30,18 @@ async def fail() -> None:
     raise ZeroDivisionError
 
 
+async def wait_for_what_is_cancelled() -> None:
+    theirs = asyncio.get_running_loop().create_future()
+    theirs.cancel()
+    await theirs
+
+
+@pytest.mark.parametrize("end", [fail, wait_for_what_is_cancelled])
 async def test_a_task_that_must_not_end_ends_the_process_with_its_error_in_the_log_and_on_livez(
-    app: App, caplog: pytest.LogCaptureFixture
+    app: App, caplog: pytest.LogCaptureFixture, end: Callable[[], Coroutine[None, None, None]]
 ) -> None:
     intake = cast("Any", SimpleNamespace(died=asyncio.Event()))
-    tasks = {"the poller": asyncio.create_task(forever()), "the check": asyncio.create_task(fail())}
+    tasks = {"the poller": asyncio.create_task(forever()), "the check": asyncio.create_task(end())}
     async with asyncio.timeout(60):
         code = await app._until_over(asyncio.Event(), intake, tasks)
     tasks["the poller"].cancel()

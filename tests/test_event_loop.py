@@ -128,3 +128,20 @@ async def test_the_end_of_a_task_that_nothing_awaits_is_logged_if_it_is_an_error
     await asyncio.sleep(0)
 
     assert [record.getMessage() for record in caplog.records] == ["Internal error in a test, which has ended"]
+
+
+async def test_a_task_that_ends_as_cancelled_although_nobody_has_cancelled_it_has_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def wait_for_what_a_library_cancels() -> None:
+        theirs = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(theirs.cancel)
+        await theirs
+
+    task = loop.log_death(asyncio.create_task(wait_for_what_a_library_cancels()), "a test")
+    await asyncio.wait([task])
+    await asyncio.sleep(0)
+
+    assert task.cancelled()
+    assert isinstance(loop.error_of(task), loop.CancelledFromWithin)
+    assert [record.getMessage() for record in caplog.records] == ["Internal error in a test, which has ended"]

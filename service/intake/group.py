@@ -25,6 +25,7 @@ from aiokafka.errors import CommitFailedError, KafkaError
 from typing_extensions import override
 
 from service.clock import Clock
+from service.event_loop import error_of
 from service.intake.journal_comparison import JournalComparison
 from service.intake.reading import Arrivals, BackPressure, ReadingWatch
 from service.intake.start_position import StartPositions
@@ -233,7 +234,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 task.cancel()
 
     def _note_death(self, task: "asyncio.Task[None]") -> None:
-        if task.cancelled() or (error := task.exception()) is None:
+        if (error := error_of(task)) is None:
             return
         log.error("A background task that must not end has failed; the process ends", exc_info=error)
         self.died.set()

@@ -21,7 +21,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from service import sync
-from service.event_loop import to_its_end
+from service.event_loop import error_of, to_its_end
 from service.kafka.journal_api import Batch, JournalLost, Opened
 from service.kafka.journal_codec import WITHDRAWN, Cursor
 from service.kafka.journal_replay import EndedSyncs
@@ -464,7 +464,7 @@ class Partition:
         Failures after the partition is closed are looked at too: a lost journal is expected then, a bug never is.
         """
         self._tasks.discard(task)
-        if task.cancelled() or (error := task.exception()) is None:
+        if (error := error_of(task)) is None:
             return
         if isinstance(error, JournalLost):
             self.fail(str(error))

@@ -29,6 +29,7 @@ import httpx
 from service import certificates
 from service.certificates import Certificates, Current
 from service.clock import Clock
+from service.event_loop import is_cancelled
 from service.observability.logs import Redactor
 from service.sync import MAX_TEXT
 from service.vcda.address import checked_thumbprint, checked_url
@@ -273,6 +274,11 @@ class Wire:
         # UnicodeError: of a host's name.
         except (aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError, UnicodeError) as error:
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
+        except asyncio.CancelledError as error:
+            if is_cancelled():
+                raise
+            logger.exception("A call to VCDA was cancelled from within")
+            return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
         except Exception as error:
             if departure.at is None:
                 raise
@@ -368,7 +374,7 @@ SENTENCES: Final[tuple[tuple[type[Exception], str], ...]] = (
 """What aiohttp says by the class of its errors alone, or in words of the other side."""
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     """Describe a failure without text of the other side: an undecodable answer to a login would contain its token."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return distrust(error.certificate_error)

@@ -10,6 +10,7 @@ from aiokafka import TopicPartition
 
 from service.intake.group import Intake
 from service.intake.timings import DEFAULT_TIMINGS
+from service.kafka.journal_api import Opened
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
 from tests.intake.test_supervisor import Swallowing, intake_of
@@ -115,3 +116,16 @@ async def test_partitions_are_reopened_at_new_addresses_and_the_process_ends_whe
     await asyncio.sleep(1)
     with pytest.raises(RuntimeError, match="Kafka has answered new clients, but not the consumer"):
         await look(False)
+
+
+@virtual
+async def test_a_supervisor_that_a_library_cancels_by_itself_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:
+    async def cancelled(_: int) -> Opened:
+        raise asyncio.CancelledError
+
+    intake = intake_of(cast("Any", SimpleNamespace(open=cancelled)))
+    await intake._assign({PLACE})
+    await asyncio.sleep(1)
+
+    assert intake.died.is_set()
+    assert "A background task that must not end has failed; the process ends" in caplog.text

@@ -11,11 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from service import sync
 from service.partition.driver import EXPIRED_AT_ONCE
 from service.sync import LINGER_LIMIT, MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Lingering, Running
 from service.vcda.lanes import LaneLimits
@@ -294,3 +296,23 @@ def test_a_task_that_has_ended_in_an_unknown_state_frees_its_replication(caplog:
         "VCDA reported task task-1 in the unknown state 'CANCELLED'; since it has an end, its request fails if the "
         "state is still unknown after 30 s"
     )
+
+
+@deployed
+async def test_a_request_whose_post_a_library_cancels_by_itself_gets_its_outcome(d: Deployment) -> None:
+    p0 = d.owner()
+    submit, left = p0.vcda.submit, [True]
+
+    async def cancelled_once(**asked: Any) -> sync.SubmitAnswer:
+        if left:
+            left.pop()
+            raise asyncio.CancelledError
+        return await submit(**asked)
+
+    p0.vcda.submit = cancelled_once  # type: ignore[method-assign]
+    d.broker.ask("C4-1", "a1")
+    d.broker.ask("C4-1", "a2")
+    await d.settled()
+
+    assert d.verdicts() == [("a1", "completed"), ("a2", "completed")]
+    assert p0.closings == ["internal error: CancelledFromWithin"]

@@ -282,15 +282,15 @@ MUTANTS: Final = (
     Mutant(
         name="an internal error of a closed partition's task is dropped",
         file="service/partition/partition.py",
-        old="        if task.cancelled() or (error := task.exception()) is None:\n",
-        new="        if task.cancelled() or (error := task.exception()) is None or self._closed:\n",
+        old="        if (error := error_of(task)) is None:\n",
+        new="        if (error := error_of(task)) is None or self._closed:\n",
         tests=("tests/partition/test_closing.py",),
     ),
     Mutant(
         name="an error of a closed partition's task is not looked at",
         file="service/partition/partition.py",
-        old="        if task.cancelled() or (error := task.exception()) is None:\n",
-        new="        if self._closed or task.cancelled() or (error := task.exception()) is None:\n",
+        old="        if (error := error_of(task)) is None:\n",
+        new="        if self._closed or (error := error_of(task)) is None:\n",
         tests=(SIMULATION,),
     ),
     Mutant(
@@ -2289,6 +2289,20 @@ MUTANTS: Final = (
         old="            lane.not_made()\n            raise\n",
         new="            raise\n",
         tests=("tests/partition/test_slots.py",),
+    ),
+    Mutant(
+        name="a task that a library cancels by itself ends without a word",
+        file="service/event_loop.py",
+        old="    return None if task.cancelling() else CancelledFromWithin()\n",
+        new="    return None\n",
+        tests=("tests/partition/test_exits.py",),
+    ),
+    Mutant(
+        name="a call that a library cancels by itself is taken for one that nobody wants any more",
+        file="service/vcda/http.py",
+        old="            if is_cancelled():\n                raise\n",
+        new="            raise\n",
+        tests=("tests/vcda/test_http.py",),
     ),
 )
 

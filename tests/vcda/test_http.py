@@ -8,7 +8,9 @@ import ssl
 import struct
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
+import httpx
 import pytest
 import trustme
 
@@ -16,6 +18,7 @@ from service.clock import Clock
 from service.sync import Accepted, Account, NotTaken, Trouble, Unanswered
 from service.vcda import http as transport
 from service.vcda.http import SMALL, Tls, Wire, status_label
+from service.vcda.transport import BEFORE_THE_FIRST_BYTE
 from tests.support.scripted_http_server import (
     REPLICATION_ID,
     TASK_ID,
@@ -279,6 +282,26 @@ async def test_an_unforeseen_error_over_an_answer_leaves_the_post_in_doubt(monke
         with monkeypatch.context() as patched:
             patched.setattr(transport, "_read", broken)
             assert isinstance(await us.submit(), Unanswered)
+
+
+@pytest.mark.parametrize("sent", [False, True])
+async def test_a_call_that_a_library_cancels_by_itself_has_no_answer(
+    sent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        assert isinstance(await us.submit(), Accepted)  # logged in
+        way = us.vcda._wire._ways["submit"]
+
+        async def exchange(request: httpx.Request) -> httpx.Response:
+            if sent:
+                request.extensions[BEFORE_THE_FIRST_BYTE](SimpleNamespace(transport=None))
+            raise asyncio.CancelledError
+
+        monkeypatch.setattr(way, "handle_async_request", exchange)
+        answer = await us.submit()
+
+    assert isinstance(answer, Unanswered if sent else NotTaken)
+    assert answer.trouble.detail == "CancelledError"
 
 
 async def test_a_caller_who_gives_up_takes_nobody_along() -> None:
