@@ -79,11 +79,13 @@ WORDS: Final = ("auth", "password", "passwd", "secret", "token", "cookie")
 """What every name that the two patterns below know contains; most texts contain none, and asking is cheap."""
 
 HEADERS: Final = re.compile(
-    r"""((?:x-vcav-auth|(?:proxy-)?authorization|(?:set-)?cookie|x-vmware-vcloud-access-token)["']?\s*[:=,]\s*)"""
+    r"""((?:x-vcav-auth|(?:proxy-)?authorization|(?:set-)?cookie|x-vmware-vcloud-access-token|sasl_auth_bytes)"""
+    r"""["']?\s*[:=,]\s*)"""
     r"""(b?"(?:[^"\\]|\\.)*"|b?'(?:[^'\\]|\\.)*'|(?:(?:bearer|basic)\s+)?[^\s,;"']+)""",
     re.IGNORECASE,
 )
-"""A header known to hold a secret, as on the wire, in a dict's text, or in a list of pairs."""
+"""A header known to hold a secret, as on the wire, in a dict's text, or in a list of pairs; and the bytes of a login at
+Kafka, which its client logs at level DEBUG: a password, a token, or what a password can be guessed from."""
 
 BEARER: Final = re.compile(r"(auth=bearer )[A-Za-z0-9\-._~+/=]+", re.IGNORECASE)
 """A token in a login at Kafka, which aiokafka logs at level DEBUG."""
@@ -515,7 +517,7 @@ def _spellings(secret: str) -> Iterator[str]:
         yield from (text, json.dumps(text)[1:-1])  # twice: JSON in a text of JSON
     # `repr` escapes single quotes where the text beside the secret has both kinds.
     yield from (repr(secret)[1:-1], repr(f"'\"{secret}")[4:-1])
-    # As bytes: Kafka's client logs its requests so at level DEBUG, a password of SASL/PLAIN among them.
+    # As bytes, in the text of a request or an error.
     data = secret.encode(errors="surrogatepass")
     yield from (repr(data)[2:-1], repr(b"'\"" + data)[5:-1])
 

@@ -214,7 +214,7 @@ class Broker:
 
     def format(self, *, scram: Mapping[str, str]) -> "subprocess.Popen[str]":
         """Begin to make its storage; `scram` are users of the whole Kafka."""
-        self._home.mkdir(parents=True)
+        self._home.mkdir()
         properties = self._home / "server.properties"
         _write(properties, self._properties())
         tool = ["format", "--config", str(properties), "--cluster-id", self._plan.cluster_id]
@@ -469,6 +469,7 @@ class EmbeddedKafka:
         self.close()
 
     def _format(self) -> None:
+        self._home.mkdir(mode=0o700)  # passwords are in the properties, and records in the data
         try:
             tools = [broker.format(scram=self._scram) for broker in self.brokers.values()]
             for tool in tools:

@@ -19,7 +19,11 @@ from urllib.parse import quote_plus
 
 import pytest
 from aiokafka.errors import ProducerFenced
-from aiokafka.protocol.admin import SaslAuthenticateRequest, SaslAuthenticateRequest_v1
+from aiokafka.protocol.admin import (
+    SaslAuthenticateRequest,
+    SaslAuthenticateRequest_v1,
+    SaslAuthenticateResponse_v1,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typing_extensions import override
@@ -217,13 +221,26 @@ def test_a_secret_of_a_few_characters_is_hidden_as_a_word_of_its_own_and_leaves_
 
 @pytest.mark.parametrize("secret", [SECRET, "pässwörd", "it's mine", 'he said "it\'s"', "back\\slash", "tab\tand\x00"])
 def test_a_secret_is_hidden_however_python_and_json_write_it(secret: str) -> None:
-    login = SaslAuthenticateRequest(b"\0us\"er's\0" + secret.encode()).build(SaslAuthenticateRequest_v1)
     twice = json.dumps({"error": json.dumps({"a": [secret]})})
-    written = [repr([secret]), repr(f"us\"er's {secret}"), str(login), repr(secret.encode()), twice]
+    written = [repr([secret]), repr(f"us\"er's {secret}"), repr(secret.encode()), twice]
+    written += [repr(b"\0us\"er's\0" + secret.encode())]
 
     cleaned = [Redactor([secret]).clean(text) for text in written]
 
     assert [text.count(HIDDEN) for text in cleaned] == [1] * len(written)
+
+
+@pytest.mark.parametrize(
+    "data", [b"\0us\"er\0pa'ss, word=1", b"n,,n=user,r=7c44", b"c=biws,r=7c44,p=QmFzZTY0IG9mIGEgcHJvb2Y=", b"\\'\""]
+)
+def test_of_a_login_at_kafka_nothing_is_logged_that_a_password_could_be_guessed_from(data: bytes) -> None:
+    asked = SaslAuthenticateRequest(data).build(SaslAuthenticateRequest_v1)
+    answered = SaslAuthenticateResponse_v1(0, None, data, 3600)
+
+    cleaned = [Redactor().clean(f"kafka:9092 {message}") for message in (asked, answered)]
+
+    assert cleaned[0] == f"kafka:9092 SaslAuthenticateRequest_v1(sasl_auth_bytes={HIDDEN})"
+    assert cleaned[1].endswith(f"sasl_auth_bytes={HIDDEN}, session_lifetime_ms=3600)")
 
 
 def test_a_secret_that_begins_another_does_not_leave_its_end_in_sight() -> None:

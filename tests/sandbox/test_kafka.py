@@ -4,8 +4,10 @@ import asyncio
 import os
 import select
 import ssl
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ import trustme
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from service.sandbox.kafka import EmbeddedKafka
+from service.sandbox.kafka import Broker, EmbeddedKafka
 from service.sandbox.kafka_jars import KafkaError, jars, trusting_the_system
 
 HOLDER = """
@@ -141,6 +143,23 @@ def test_a_start_that_fails_shows_the_end_of_the_log() -> None:
 
     with pytest.raises(KafkaError, match=r"num\.io\.threads"), broken:
         pytest.fail("it must not start")
+
+
+def test_what_it_stores_is_for_its_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    modes: list[int] = []
+
+    def format_(broker: Broker, *, scram: object) -> subprocess.Popen[str]:
+        del scram
+        modes.append(stat.S_IMODE(broker.log.parent.parent.stat().st_mode))
+        raise KafkaError
+
+    monkeypatch.setattr(Broker, "format", format_)
+    with pytest.raises(KafkaError):
+        EmbeddedKafka(users={"alice": "password"}).start()
+
+    assert modes == [0o700]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_processes_at_once_download_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
