@@ -146,7 +146,10 @@ class ConnectionTransport(AiohttpTransport):
             msg = "the transport is closed"
             raise aiohttp.ClientConnectionError(msg)
         while True:
-            connection = await connector.connect(self._goal, [], _NO_LIMIT)
+            try:
+                connection = await connector.connect(self._goal, [], _NO_LIMIT)
+            except RuntimeError as error:  # of a socket: uvloop's, which aiohttp passes on
+                raise OSError(str(error)) from error
             protocol = connection.protocol
             if protocol is None or protocol not in self._kept:
                 return connection

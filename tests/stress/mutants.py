@@ -2304,6 +2304,13 @@ MUTANTS: Final = (
         new="            raise\n",
         tests=("tests/vcda/test_http.py",),
     ),
+    Mutant(
+        name="a socket that the event loop refuses ends the process",
+        file="service/vcda/transport.py",
+        old="            except RuntimeError as error:  # of a socket",
+        new="            except LookupError as error:  # of a socket",
+        tests=("tests/vcda/test_http.py",),
+    ),
 )
 
 

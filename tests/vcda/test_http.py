@@ -78,6 +78,26 @@ async def test_a_host_name_that_does_not_exist_names_the_setting() -> None:
     assert "check VM_SYNC_VCDA__URL and DNS" in answer.trouble.detail
 
 
+async def test_a_socket_that_the_event_loop_refuses_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fast loop has a RuntimeError for a socket that it takes for one in use, and aiohttp passes it on."""
+
+    async def refused(*_: object, **__: object) -> socket.socket:
+        msg = "File descriptor 7 is used by transport <TCPTransport closed=True>"
+        raise RuntimeError(msg)
+
+    async with appliance(script()) as there, ours(there.url) as us:
+        await us.vcda._session.admit(None)
+        with monkeypatch.context() as patched:
+            patched.setattr("aiohttp.connector.aiohappyeyeballs.start_connection", refused)
+            answer, polled = await us.submit(), await us.vcda.poll(site=None, ids=[TASK_ID])
+
+        assert isinstance(answer, NotTaken)
+        assert not answer.sent
+        assert "File descriptor 7 is used by transport" in answer.trouble.detail
+        assert isinstance(polled, Trouble)
+        assert isinstance(await us.submit(), Accepted)
+
+
 async def test_a_post_cut_after_the_server_has_read_it_is_unanswered() -> None:
     async with appliance(script(submit=Cut())) as there, ours(there.url) as us:
         answer = await us.submit()
