@@ -185,7 +185,7 @@ SUBMITS: Final = (
         then="The request waits until its deadline.",
         ends=End(outcome="not-started", code="TooManyRequests", tasks=0),
         faults=_submit(answer="status", status=429, retry_after=600),
-        deadline=5,
+        deadline=12,
     ),
     Row(
         answer="500 with an ApiError, and no task",
@@ -349,7 +349,7 @@ LOOK_UPS: Final = (
         ends=End(outcome="timed-out", code="error"),
         faults=_after_a_cut(answer="status", status=503, html=True),
         plan={"duration": 120},
-        deadline=6,
+        deadline=13,
     ),
 )
 
@@ -402,7 +402,7 @@ POLLS: Final = (
         then="VCDA has no cancel: the replication is held until the task has ended.",
         ends=End(outcome="timed-out"),
         plan=RUNS,
-        deadline=5,
+        deadline=12,
     ),
     Row(answer="500, three times", then=ASKED_AGAIN, ends=DONE, faults=_poll(answer="status", status=500, times=3)),
     Row(
@@ -455,7 +455,7 @@ POLLS: Final = (
         ends=End(outcome="timed-out"),
         faults=(*_poll(answer="empty page"), Fault(operation="ask", answer="status", status=404, html=True)),
         plan=RUNS,
-        deadline=8,
+        deadline=14,
     ),
 )
 
