@@ -115,6 +115,14 @@ def _close(writer: asyncio.StreamWriter) -> None:
 # ---------------------------------------------------------------- in words
 
 
+OUT_OF_DESCRIPTORS: Final = "this process may open no more files and connections: raise its limit (ulimit -n)"
+
+
+def lacks_descriptors(error: BaseException) -> bool:
+    """Whether a connection could not be opened since the process, or the machine, has no file descriptor left."""
+    return isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE}
+
+
 def why(error: OSError) -> str:
     """Say why an address can't be reached, without the words of a library."""
     match error:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import MutableMapping, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Final
 
@@ -27,6 +28,10 @@ LEFT_OUT: Final = "httpx._main"
 imports of the service take."""
 
 
+MOST_FILES: Final = 65_536
+"""Files and connections that the process may have open, if the hard limit allows so many."""
+
+
 def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None = None) -> None:
     """Set signal handlers, remove variables from the environment, and open a standard input that was closed.
 
@@ -40,6 +45,7 @@ def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None =
             signal.signal(number, _leave)
         # A parent that blocks signals passes that on, and a blocked one would wait until Kubernetes kills the process.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        _allow_connections()
     sys.modules.setdefault(LEFT_OUT, None)  # type: ignore[arg-type] # this is how an import is made to fail
     given = os.environ if environ is None else environ
     for name in IGNORED:
@@ -47,6 +53,21 @@ def prepare(arguments: Sequence[str], environ: MutableMapping[str, str] | None =
     # An empty variable is how manifests spell "not set"; OpenTelemetry takes some for an invalid number.
     for name in [name for name, text in given.items() if name.startswith("OTEL_") and not text]:
         del given[name]
+
+
+def _allow_connections() -> None:
+    """Raise the limit of open files to the hard limit, as programs in Go and Java do.
+
+    The soft limit, often 1024, is for programs that call `select` with any descriptor. Each partition's producer may
+    have a connection to each broker, and one more to its coordinator: 840 with 120 partitions and 6 brokers.
+    """
+    import resource  # here: not on every platform
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MOST_FILES if hard == resource.RLIM_INFINITY else min(MOST_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _leave(_number: int, _frame: FrameType | None) -> None:

@@ -23,6 +23,7 @@ from aiokafka.errors import (
 from typing_extensions import override
 
 from service.certificates import distrust
+from service.endpoints import OUT_OF_DESCRIPTORS, lacks_descriptors
 from service.kafka.denials import Account, MissingRight, Operation, explain
 from service.kafka.tokens import MECHANISM, TokenUnavailable
 
@@ -87,6 +88,8 @@ def diagnosis(
     speaks = f"whether the brokers' listener uses VM_SYNC_KAFKA__SECURITY_PROTOCOL={kafka.security_protocol}"
     if not any(map(_hung_up, overheard)):
         where = kafka.bootstrap_servers
+        if any(map(lacks_descriptors, overheard)):
+            return f"Kafka can't be reached at {where}: {OUT_OF_DESCRIPTORS}."
         if any(isinstance(error, socket.gaierror) for error in overheard):
             why = "the name of a broker can't be resolved"
             return f"Kafka can't be reached at {where}, {why}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and DNS."

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import (
     IllegalOperation,
+    KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
     MessageSizeTooLargeError,
@@ -38,6 +39,7 @@ from service.event_loop import Slices, to_its_end
 from service.kafka.clients import end
 from service.kafka.consumer import LOOK_WAIT_MS, leave_bare
 from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, explain
+from service.kafka.diagnosis import overheard
 from service.kafka.journal_api import Batch, Entry, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, encode, encode_cursor, is_sync, replayed
 from service.kafka.journal_replay import Replay
@@ -213,8 +215,7 @@ class KafkaJournal:
             # Before the start: a client that follows no topic asks for all topics of the cluster while it looks for the
             # coordinator of its transactions.
             journal._producer.client.add_topic(topic)
-            async with asyncio.timeout(START_LIMIT.total_seconds()):
-                await journal._producer.start()
+            await journal._start_producer()
             opened_at = clock.monotonic()
             async with asyncio.timeout(REQUEST_TIMEOUT.total_seconds()):
                 partitions = await journal._partitions(topic)
@@ -252,6 +253,18 @@ class KafkaJournal:
             begin=journal.end - 1,
             journal_start=journal._start,
         )
+
+    async def _start_producer(self) -> None:
+        """Start the producer. Why no server could be reached at all, aiokafka says in its log alone."""
+        with overheard() as errors:
+            try:
+                async with asyncio.timeout(START_LIMIT.total_seconds()):
+                    await self._producer.start()
+            except KafkaConnectionError as error:
+                if not errors:
+                    raise
+                msg = f"no bootstrap server can be reached, {explain(errors[-1])}"
+                raise KafkaConnectionError(msg) from error
 
     async def commit(self, batch: Batch) -> None:
         """Write the batch in one transaction.

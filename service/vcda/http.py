@@ -29,6 +29,7 @@ import httpx
 from service import certificates
 from service.certificates import Certificates, Current
 from service.clock import Clock
+from service.endpoints import OUT_OF_DESCRIPTORS, lacks_descriptors
 from service.event_loop import is_cancelled
 from service.observability.logs import Redactor
 from service.sync import MAX_TEXT
@@ -393,6 +394,8 @@ def _describe(error: BaseException) -> str:
 def _unreachable(error: aiohttp.ClientConnectorError) -> str:
     where, why = f"{error.host}:{error.port}", error.os_error
     said = why.strerror or type(why).__name__
+    if lacks_descriptors(why):
+        return f"No connection to {where} ({said}): {OUT_OF_DESCRIPTORS}"
     if isinstance(error, aiohttp.ClientConnectorDNSError):
         return f"The host name {error.host} can't be resolved ({said}): check {URL} and DNS"
     if isinstance(why, ConnectionRefusedError):

@@ -1,6 +1,8 @@
 """What Kafka's client raises and logs becomes a sentence; with a real Kafka, see test_kafka_security.py."""
 
+import errno
 import logging
+import os
 import socket
 
 import pytest
@@ -70,6 +72,14 @@ def test_a_name_that_can_not_be_resolved_is_the_reason_that_is_given() -> None:
 
     where = "kafka.example:9092, the name of a broker can't be resolved"
     assert said == f"Kafka can't be reached at {where}: check VM_SYNC_KAFKA__BOOTSTRAP_SERVERS, and DNS."
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE])
+def test_a_process_without_file_descriptors_is_the_reason_that_is_given(code: int) -> None:
+    said = diagnosis(BOOTSTRAP, [OSError(code, os.strerror(code))], kafka=KAFKA)
+
+    why = "this process may open no more files and connections: raise its limit (ulimit -n)"
+    assert said == f"Kafka can't be reached at kafka.example:9092: {why}."
 
 
 def test_somebody_who_hangs_up_is_told_from_nobody() -> None:

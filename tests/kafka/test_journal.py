@@ -52,6 +52,17 @@ async def station(kafka: Kafka, topic_name: TopicNamer) -> AsyncIterator[Station
         yield station
 
 
+async def test_an_opening_says_why_no_server_can_be_reached() -> None:
+    with pytest.raises(JournalLost, match=r"no bootstrap server can be reached, .+Connect call failed"):
+        await KafkaJournal.open(
+            topic="journal",
+            partition=0,
+            connection={"bootstrap_servers": "127.0.0.1:1"},
+            clock=Clock(),
+            refusals=Refusals(),
+        )
+
+
 async def opened(station: Station, *, partition: int = 0, slices: Slices | None = None) -> Opened:
     return await KafkaJournal.open(
         topic=station.topics.journal,

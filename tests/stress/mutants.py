@@ -2116,6 +2116,27 @@ MUTANTS: Final = (
         tests=(TOKENS,),
     ),
     Mutant(
+        name="the limit of open files stays at the soft limit",
+        file="service/cli/process.py",
+        old="            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))\n",
+        new="            pass\n",
+        tests=("tests/system/test_process.py",),
+    ),
+    Mutant(
+        name="without file descriptors, VCDA's address is what to check",
+        file="service/vcda/http.py",
+        old="    if lacks_descriptors(why):\n",
+        new="    if False:\n",
+        tests=("tests/vcda/test_http.py",),
+    ),
+    Mutant(
+        name="why no bootstrap server can be reached is not said when a partition is opened",
+        file="service/kafka/journal.py",
+        old="                if not errors:\n                    raise\n",
+        new="                raise\n",
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
         name="a process without threads fails at its end",
         file="service/event_loop.py",
         old="    except RuntimeError:  # the system has no thread to give, so nothing would end a wait\n",

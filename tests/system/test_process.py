@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import socket
@@ -237,6 +238,22 @@ async def test_a_stop_signal_that_the_parent_blocks_stops_the_process_all_the_sa
         process.send_signal(signal.SIGTERM)
 
         assert await asyncio.to_thread(process.wait, 30) == 0
+
+
+LIMITS_FILES: Final = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 2345))
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+async def test_the_process_may_open_as_many_connections_as_the_hard_limit_allows() -> None:
+    port = free_port()
+    command = (sys.executable, "-c", LIMITS_FILES)
+    with running({"VM_SYNC_OPS__PORT": str(port)}, stderr=subprocess.DEVNULL, command=command) as process:
+        await alive(port)
+
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (2345, 2345)
 
 
 def test_the_service_imports_nothing_that_only_commands_need() -> None:

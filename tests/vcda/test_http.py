@@ -3,9 +3,13 @@
 import asyncio
 import hashlib
 import json
+import os
+import resource
 import socket
 import ssl
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +22,7 @@ from service.clock import Clock
 from service.sync import Accepted, Account, NotTaken, Trouble, Unanswered
 from service.vcda import http as transport
 from service.vcda.http import SMALL, Tls, Wire, status_label
-from service.vcda.transport import BEFORE_THE_FIRST_BYTE
+from service.vcda.transport import BEFORE_THE_FIRST_BYTE, ConnectionTransport
 from tests.support.scripted_http_server import (
     REPLICATION_ID,
     TASK_ID,
@@ -67,6 +71,35 @@ async def test_a_refused_connection_of_the_post_alone_means_that_nothing_left() 
     assert not answer.sent
     assert us.meter.requests[-1] == ("submit", "error")
     assert "refuses connections: check VM_SYNC_VCDA__URL" in answer.trouble.detail
+
+
+@contextmanager
+def no_more_descriptors() -> Iterator[None]:
+    """Let this process open no file and no connection."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Path(os.devnull).open("rb") as lowest:
+        free = lowest.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+async def test_a_post_for_which_no_descriptor_was_left_has_not_left_and_the_next_one_goes() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        assert isinstance(await us.submit(), Accepted)  # logged in
+        ways = us.vcda._wire._ways
+        await ways["submit"].aclose()
+        ways["submit"] = ConnectionTransport(httpx.URL(there.url), ssl.create_default_context(), timedelta(seconds=5))
+        with no_more_descriptors():
+            answer = await us.submit()
+        then = await us.submit()
+
+    assert isinstance(answer, NotTaken)
+    assert not answer.sent
+    assert "(Too many open files): this process may open no more files" in answer.trouble.detail
+    assert isinstance(then, Accepted)
 
 
 async def test_a_host_name_that_does_not_exist_names_the_setting() -> None:
