@@ -8,7 +8,7 @@ import typer
 from service import asyncapi as document
 from service.cli import interrupts, kafka
 from service.cli.options import Format
-from service.cli.output import Exit, say, show_json
+from service.cli.output import Exit, printable, say, show_json
 from service.cli.tables import Column, show_table
 from service.kafka import topics as needed
 from service.settings import SettingsError, describe, load
@@ -32,7 +32,7 @@ def topics(*, create: bool, as_json: bool) -> None:
         show_json({"fits": fits, "topics": list(place.names.all()), "findings": told})
     else:
         for finding in findings:
-            print(f"{words[type(finding)]}: {finding.text}")
+            print(printable(f"{words[type(finding)]}: {finding.text}"))
         print("The topics fit." if fits else "The service can't work with these topics.")
     if not fits:
         unsupported = any(isinstance(finding, needed.Unsupported) for finding in findings)

@@ -71,19 +71,25 @@ class Endless(httpx.AsyncByteStream):
 
     def __init__(self, *, silent: bool) -> None:
         self.silent = silent
+        self.given = 0
 
     @override
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while True:
             await asyncio.sleep(3600 if self.silent else 0)
+            self.given += 100_000
             yield b" " * 100_000
 
 
 async def test_an_answer_that_never_ends_is_given_up_by_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(instances, "LONGEST", 1_000_000)
 
+    endless = Endless(silent=False)
+
     with pytest.raises(ValueError, match="longer than 1000000 bytes"):
-        await read(httpx.Response(200, stream=Endless(silent=False)))
+        await read(httpx.Response(200, stream=endless))
+
+    assert endless.given <= 1_100_000
 
 
 async def test_an_answer_that_never_ends_is_given_up_by_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

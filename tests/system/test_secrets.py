@@ -68,9 +68,14 @@ async def test_a_password_that_changes_is_read_again_and_nobody_ever_sees_it(
         await ledger.spoil(partition=0, key=b"C4-1", value=json.dumps({"password": 1}).encode())
         assert counts(await ledger.wait(within=60)) == {"completed": 2}
         tokens = set(vcda.world.sessions)
+        # VCDA, or something before it, repeats what it was sent.
+        vcda.fault(operation="submit", answer="status", status=403, msg=f"Not with {' '.join(tokens)}.", times=1)
+        await ledger.ask("op-repeated", _replication())
+        assert counts(await ledger.wait(within=60)) == {"completed": 2, "rejected": 1}
         seen = [await _answers(process)]
 
         vcda.world.user(name=USER, password=NEW_PASSWORD)
+        vcda.fault(operation="login", answer="status", status=401, msg=f"Nobody has {PASSWORD}.", times=1)
         vcda.world.expire(what="sessions")
         before = _logins(vcda)
         await ledger.ask("op-3", _replication())
@@ -86,7 +91,7 @@ async def test_a_password_that_changes_is_read_again_and_nobody_ever_sees_it(
         assert "Login answered with 401" in process.text()
 
         (files / "VCDA__CREDENTIALS__PASSWORD").write_text(NEW_PASSWORD, encoding="utf-8")
-        assert counts(await ledger.wait(within=90)) == {"completed": 3}
+        assert counts(await ledger.wait(within=90)) == {"completed": 3, "rejected": 1}
         tokens |= set(vcda.world.sessions)
         seen.append(await _answers(process))
         topics = await _everything(ledger)
@@ -96,6 +101,8 @@ async def test_a_password_that_changes_is_read_again_and_nobody_ever_sees_it(
         assert verdict.violations == []
         assert len(tokens) >= 2
         text = "\n".join((process.text(), *seen, topics))
+        assert "Not with [hidden]." in topics
+        assert "Nobody has [hidden]" in text
         for secret in chain((PASSWORD, NEW_PASSWORD, SITE_TOKEN, GUEST_SECRET), tokens):
             for spelled in (
                 secret,
