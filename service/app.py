@@ -188,7 +188,7 @@ class App:
                 )
                 raise Misfit(msg) from None
             log.info("Operations server listens on port %d", port, extra={"port": port})
-            probe = health.probe_loop(self._clock, lag=self._metrics.loop_lag)
+            probe = health.probe_loop(self._clock, lag=self._lagged)
             lag = loop.log_death(asyncio.create_task(probe), "the measuring of the event loop's lag")
             collector = garbage.GarbageCollector(self._clock, partitions=self._partitions)
             collecting = loop.log_death(asyncio.create_task(collector.run()), "the collecting of garbage")
@@ -479,6 +479,10 @@ class App:
             self._instance.settings_hash,
             extra={"version": self._version},
         )
+
+    def _lagged(self, seconds: float) -> None:
+        self._metrics.loop_lag(seconds)
+        self._health.late(seconds)
 
     async def _sites(self) -> list[SiteView]:
         if self._parts is None:

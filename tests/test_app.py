@@ -51,6 +51,15 @@ async def test_a_task_that_must_not_end_ends_the_process_with_its_error_in_the_l
     assert "the check" in str(app._health.not_alive(0.0))
 
 
+def test_a_late_event_loop_is_named_where_posts_are_held_back(app: App) -> None:
+    app._health.posts_held(0.0)
+    app._lagged(3.0)
+
+    assert "this process gets too little CPU time: its event loop is up to 3.0 s late" in str(
+        app._health.not_ready(100.0)
+    )
+
+
 @virtual
 async def test_a_process_is_ready_as_soon_as_its_partitions_are_and_is_looked_at_less_often_then() -> None:
     output = logs.Output(redactor=logs.Redactor(), dropped=lambda: 0)

@@ -15,6 +15,7 @@ from aiokafka.errors import (
     BrokerResponseError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    InvalidTimestampError,
     KafkaError,
     TopicAuthorizationFailedError,
     TransactionalIdAuthorizationFailed,
@@ -108,6 +109,8 @@ def explain(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, BrokerResponseError):
         text = " ".join(map(str, error.args)) or error.description.partition(". ")[0].removesuffix(".")
+    if isinstance(error, InvalidTimestampError):
+        text += ": compare this machine's clock with the brokers'"
     name, text = type(error).__name__, " ".join(text.split())
     return f"{name}: {text.removeprefix(f'{name}: ')}" if text and text != name else name
 

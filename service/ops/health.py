@@ -17,6 +17,10 @@ LAG_INTERVAL: Final = timedelta(milliseconds=500)
 """Between two looks at the event loop: often enough to see a hiccup of a second, too seldom to cost anything."""
 
 
+LATE: Final = 1.0
+"""Seconds by which the event loop is late that explain why POSTs are held back: half of their submit window."""
+
+
 # ---------------------------------------------------------------- alive, and ready
 
 
@@ -49,6 +53,7 @@ class Health:
         self._degraded: tuple[str, ...] = ()
         self._away_since: float | None = None
         self._held_since: float | None = None
+        self._late = 0.0
         self._joined = self._restored = self._draining = False
 
     def watch(self, loop: str, *, limit: timedelta, now: float) -> None:
@@ -96,6 +101,13 @@ class Health:
     def posts_held(self, since: float | None) -> None:
         """POSTs are held back as Kafka's commits take too long, since that moment; None: none is."""
         self._held_since = since
+        if since is None:
+            self._late = 0.0
+
+    def late(self, seconds: float) -> None:
+        """The event loop was late by so much: while POSTs are held back, commits seem to take that much longer."""
+        if self._held_since is not None:
+            self._late = max(self._late, seconds)
 
     def stopped(self, partition: int, reason: str) -> None:
         """A partition is stopped until an operator acts."""
@@ -155,9 +167,11 @@ class Health:
         reasons += self._unopened
         reasons += self._unreadable
         if self._held_since is not None and now - self._held_since > self._away_for_long:
-            held = now - self._held_since
+            held = f"that a POST has been held back for {now - self._held_since:.0f} s"
             reasons.append(
-                f"Kafka is too slow: its commits take so long that a POST has been held back for {held:.0f} s"
+                f"this process gets too little CPU time: its event loop is up to {self._late:.1f} s late, so {held}"
+                if self._late >= LATE
+                else f"Kafka is too slow: its commits take so long {held}"
             )
         reasons += [f"partition {partition} is stopped: {why}" for partition, why in sorted(self._stopped.items())]
         return reasons

@@ -3,6 +3,7 @@
 import pytest
 from aiokafka.errors import (
     InvalidProducerIdMapping,
+    InvalidTimestampError,
     KafkaConnectionError,
     KafkaError,
     NotEnoughReplicasError,
@@ -37,6 +38,13 @@ def wrapped(cause: Exception) -> Exception:
             (
                 "InvalidProducerIdMapping: The producer attempted to use a producer id which is not currently assigned "
                 "to its transactional id"
+            ),
+        ),
+        (
+            InvalidTimestampError(),
+            (
+                "InvalidTimestampError: The timestamp of the message is out of acceptable range: compare this "
+                "machine's clock with the brokers'"
             ),
         ),
         (wrapped(KeyError("a bug")), "KafkaError: Unexpected error during batch delivery"),

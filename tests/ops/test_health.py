@@ -122,6 +122,27 @@ def test_posts_may_be_held_back_by_a_slow_kafka_for_a_minute() -> None:
     assert health.not_ready(72.0) == []
 
 
+def test_posts_that_a_late_event_loop_holds_back_are_not_put_down_to_kafka() -> None:
+    health = ready()
+    health.late(5.0)  # before: it says nothing of what is held back now
+    health.posts_held(10.0)
+    for seconds in (0.2, 3.84, 0.1):
+        health.late(seconds)
+
+    (reason,) = health.not_ready(71.0)
+    assert reason == (
+        "this process gets too little CPU time: its event loop is up to 3.8 s late, so that a POST has been held back "
+        "for 61 s"
+    )
+
+    health.posts_held(None)
+    health.posts_held(80.0)
+    health.late(0.9)
+    assert health.not_ready(141.0) == [
+        "Kafka is too slow: its commits take so long that a POST has been held back for 61 s"
+    ]
+
+
 def test_kafka_may_be_away_for_a_minute_counted_from_the_first_miss() -> None:
     health = ready()
     health.away(10.0)

@@ -2137,6 +2137,13 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_journal.py",),
     ),
     Mutant(
+        name="a process without CPU time blames Kafka",
+        file="service/app.py",
+        old="        self._health.late(seconds)\n",
+        new="",
+        tests=("tests/test_app.py",),
+    ),
+    Mutant(
         name="a process without threads fails at its end",
         file="service/event_loop.py",
         old="    except RuntimeError:  # the system has no thread to give, so nothing would end a wait\n",
