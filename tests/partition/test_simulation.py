@@ -106,6 +106,10 @@ class Schedule:
         self.stuck = dice.choice([0.0, 0.0, 0.3])
         """How often a task never ends by itself."""
         self.policy = replace(POLICY, late=timedelta(seconds=dice.choice([3, 8])))
+        self.rollout = Random(f"rollout {self.seed}")
+        """Dice of their own, so that all else stays as it was."""
+        self.changing = self.rollout.choice([False, True])
+        """Whether processes have limits of their own, as while changed settings are rolled out."""
         self.scattered = dice.choice([None, None, 0.01, 0.1])
         """How far apart slices of one piece lie at most; None: slices are of the usual size, and nothing comes between
         them."""
@@ -186,6 +190,7 @@ class Schedule:
             d.world.shows = lambda task: replace(task, replication_id=str(task.replication_id).lower())
         self.met[f"users spelled {self.spelling}"] += 1
         self.met[f"replications named {self.naming}"] += 1
+        self.met["limits of each process" if self.changing else "the same limits"] += 1
         self.met["slices scattered" if self.scattered else "slices as usual"] += 1
         d.world.fate = lambda _: dice.choice(["SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "FAILED"])
         self._start(d, "P0")
@@ -199,6 +204,9 @@ class Schedule:
             seed=self.dice.randrange(1_000_000),
             limits=self.limits,
             meets=self.call,
+            policy=replace(self.policy, late=timedelta(seconds=self.dice.choice([3, 8])))
+            if self.changing
+            else self.policy,
             slices=None if self.scattered is None else ScatteredSlices(self._apart),
         )
         process.vcda.latency = self.dice.choice([0.005, 0.1, 1.0])
@@ -447,6 +455,7 @@ def test_whatever_goes_wrong_the_promises_hold() -> None:
         *(f"users spelled {how}" for how in ("as in sessions", "in its own way", "not at all")),
         "replications named in lower case",
         *("find down", "poll down", "adopted", "refused"),
+        *("limits of each process", "the same limits"),
         *("forgotten", "forgotten together", "poison", "stuck"),
         *("pause", "pause again", "resume"),
         *("completed", "task-failed", "task-lost", "rejected", "not-started", "timed-out", "cancelled"),
