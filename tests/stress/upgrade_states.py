@@ -15,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,11 +35,14 @@ CHAINS: Final = (("now", "before", "now"), ("before", "now", "before"))
 LONG: Final = 30.0
 """Seconds that a sync takes which is to be handed over while it runs."""
 
-UNLISTED: Final = 18.0
-"""Seconds for which VCDA doesn't list a task whose POST had no answer: longer than D, and until after the hand-over."""
+UNLISTED: Final = 600.0
+"""Seconds for which VCDA doesn't list a task whose POST had no answer: it does so at the hand-over."""
 
 REPEATED: Final = 13.0
-"""Seconds after which a POST whose task isn't listed was repeated: D, a look-up and a busy machine."""
+"""Seconds after which a POST whose task isn't listed was repeated: D and a look-up."""
+
+REPEATED_WITHIN: Final = 60.0
+"""The same on a busy machine. It lasts for D, until look-ups find no task once more."""
 
 SOON: Final = 1.5
 """Seconds for what is to happen, but not to end, before the hand-over."""
@@ -71,13 +77,14 @@ class Syncs:
         replication = self._replications.get(name) or self.plan(name, duration=LONG)
         await self._ledger.ask(f"{name}-{number}", replication, **fields)
 
-    async def bring_into_states(self, *, cancels: bool) -> None:
-        """Begin what takes a while to get where it is to be handed over, then what doesn't."""
+    async def bring_into_states(self, *, cancels: bool, reached: Callable[[], Awaitable[None]]) -> None:
+        """Begin the syncs that take a while to get into their states, await `reached`, then begin the others."""
         vcda, ledger = self._vcda, self._ledger
         self.plan("short", duration=0.5)
         await self.ask("short")
         await self.ask("running")
         await self.ask("running", number=2)  # and waits
+        self.plan("lost", duration=2 * LONG)
         await self.ask("lost")
         await self.ask("lingering", deadlineSeconds=4)
         await self.ask("lingering", number=2)
@@ -92,7 +99,7 @@ class Syncs:
             await self.ask("cancelled", number=2)
             await (await ledger.begin_to_cancel("cancelled-2", self._replications["cancelled"]))
         await ledger.spoil(partition=0, key=b"k", value=b"not JSON")
-        await asyncio.sleep(REPEATED)
+        await reached()
         silent = self.plan("posting", duration=LONG)
         vcda.fault(operation="submit", replication=silent, answer="silent", effect="first", times=1)
         await self.ask("posting")
@@ -107,14 +114,16 @@ class Syncs:
 
     async def refused(self, name: str) -> None:
         """Have a POST repeated, since its task isn't listed, and refused, since it runs."""
-        replication = self.plan(name, duration=LONG, listed_after=UNLISTED, refuses=409)
+        replication = self.plan(name, duration=2 * LONG, listed_after=UNLISTED, refuses=409)
         self._ledger.foreseen[replication] = "VCDA listed the task of a POST later than D"
         self._vcda.fault(operation="submit", replication=replication, answer="cut", effect="first", times=1)
         await self.ask(name)
 
     async def after_the_first(self) -> None:
-        """Let look-ups succeed, lose a task, and ask again for what was asked before."""
+        """Let look-ups succeed, list all tasks, lose one, and ask again for what was asked before."""
         self._vcda.faults.remove()
+        for task in self._vcda.world.tasks_of(self._replications["refused"], "refused-1"):
+            task.plan = replace(task.plan, listed_after=0.0)
         self._vcda.world.forget(replication=self._replications["lost"])
         for name in ("short", "running", "posting", "taken", "lingering"):
             await self.ask(name)
@@ -123,7 +132,8 @@ class Syncs:
 async def hand_over(chain: Sequence[str], *, before: Path, console: Console) -> list[str]:
     """Go through a chain of releases, and return what is wrong."""
     folders = {"now": ROOT, "before": before}
-    cancels = chain[0] == "now" or knows_cancels(before)
+    today = chain[0] == "now"
+    cancels = today or knows_cancels(before)
     wrong: list[str] = []
     with EmbeddedKafka() as kafka:
         async with (
@@ -132,10 +142,11 @@ async def hand_over(chain: Sequence[str], *, before: Path, console: Console) -> 
         ):
             syncs = Syncs(ledger, vcda)
             process = await _started(ledger, folders, chain[0])
-            await syncs.bring_into_states(cancels=cancels)
-            reached = [_state(record) for record in (await _journal(ledger)).values()]
-            console.print(f"{chain[0]} hands over: {', '.join(sorted(reached))}")
-            missed = [state for state in REACHED if state not in reached and chain[0] == "now"]
+            reached = partial(_until_refused, ledger) if today else partial(asyncio.sleep, REPEATED)
+            await syncs.bring_into_states(cancels=cancels, reached=reached)
+            states = await _states(ledger)
+            console.print(f"{chain[0]} hands over: {', '.join(sorted(states))}")
+            missed = [state for state in REACHED if state not in states and today]
             wrong.extend(f"no sync was {state} at the hand-over: this shows nothing" for state in missed)
             for number, release in enumerate(chain[1:]):
                 await process.kill()
@@ -149,7 +160,7 @@ async def hand_over(chain: Sequence[str], *, before: Path, console: Console) -> 
             verdict = await ledger.judge(foreign=foreign)
             console.print(f"{' -> '.join(chain)}: {dict(counts(told))}")
             wrong += [*verdict.violations, *ledger.tracebacks()]
-            if chain[0] == "now":  # the earlier release may have forgotten the first POST of a repeated one
+            if today:  # the earlier release may have forgotten the first POST of a repeated one
                 wrong += [case for case in verdict.not_promised if case.startswith("two tasks")]
             left = [key for key, record in (await _journal(ledger)).items() if record["state"] != "ended"]
             if left:
@@ -167,6 +178,18 @@ async def _journal(ledger: Ledger) -> dict[str, dict[str, Any]]:
     """Return the syncs' last records."""
     last = {(one.key or b"").decode(): one.value for one in await ledger.read("journal")}
     return {key: json.loads(value) for key, value in last.items() if value and key.startswith(("op:", "ce:"))}
+
+
+async def _states(ledger: Ledger) -> list[str]:
+    return [_state(record) for record in (await _journal(ledger)).values()]
+
+
+async def _until_refused(ledger: Ledger) -> None:
+    """Wait until a repeated POST was refused, for a while."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(REPEATED_WITHIN):
+            while "repeated and refused" not in await _states(ledger):
+                await asyncio.sleep(0.5)
 
 
 def _state(record: Mapping[str, Any]) -> str:
