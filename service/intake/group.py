@@ -211,7 +211,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 "%d partitions are closed with POSTs in doubt; their next owners will look up the tasks",
                 done.count(False),
             )
-        await self._report()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit * 0.2):
+                await self._report()
         for task in self._tasks:
             task.cancel()
         self._outage.close()

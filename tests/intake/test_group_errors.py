@@ -14,7 +14,7 @@ from service.kafka.journal_api import Opened
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
 from tests.intake.test_supervisor import Swallowing, intake_of
-from tests.support.virtual_time import virtual
+from tests.support.virtual_time import now, virtual
 
 PLACE = TopicPartition("requests", 7)
 RECORDS = [
@@ -129,3 +129,23 @@ async def test_a_supervisor_that_a_library_cancels_by_itself_ends_the_process(ca
 
     assert intake.died.is_set()
     assert "A background task that must not end has failed; the process ends" in caplog.text
+
+
+@virtual
+@pytest.mark.parametrize("limit", [3.0, 23.0])
+async def test_stopping_ends_in_time_where_kafka_does_not_answer(limit: float) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    intake = intake_of(Swallowing())
+    consumer = SimpleNamespace(
+        assignment=set,
+        pause=lambda *_: None,
+        partitions_for_topic=lambda _: {7},
+        may_see=lambda _: True,
+        partitions_of=never,
+    )
+    intake._subscriber = cast("Any", SimpleNamespace(started=True, consumer=consumer, stop=never))
+    await intake.stop(limit)
+
+    assert now() == limit

@@ -2339,6 +2339,13 @@ MUTANTS: Final = (
         new="            except LookupError as error:  # of a socket",
         tests=("tests/vcda/test_http.py",),
     ),
+    Mutant(
+        name="the last report to the group takes as long as any, however short the time for a clean stop is",
+        file="service/intake/group.py",
+        old="            async with asyncio.timeout(limit * 0.2):\n",
+        new="            async with asyncio.timeout(None):\n",
+        tests=("tests/intake/test_group_errors.py",),
+    ),
 )
 
 
