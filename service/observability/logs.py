@@ -4,8 +4,8 @@ Fields come from `extra=`; their names are the metrics' and the events' words (`
 The code that logs keeps secrets out; the `Redactor` is an additional safeguard: it hides known secret values, in their
 usual encodings, and the values of headers and fields that usually contain secrets.
 
-Libraries that log the same message hundreds of times a minute while Kafka is unreachable are limited to one line in
-`QUIET`; the next line has the number of suppressed ones.
+Libraries that log the same message hundreds of times a minute, while Kafka is unreachable say, are limited to one line
+in `QUIET`; the next line has the number of suppressed ones.
 
 This module reads no settings. A record with a wrong format string is still logged. A slow reader of the log never
 blocks the service: a thread writes the lines, and lines that exceed its queue are dropped and counted, see `Writer`.
@@ -39,9 +39,10 @@ from service.moments import rfc3339
 QUIET: Final = timedelta(seconds=30)
 """How long a flooding message of one kind stays silent: two lines a minute show that it goes on."""
 
-FLOODING: Final = ("aiokafka", "faststream", "opentelemetry")
-"""aiokafka repeats `Unable connect` and `NotEnoughReplicas` for each attempt of each connection and batch, and
-OpenTelemetry for each batch of spans that its collector is away."""
+FLOODING: Final = ("aiokafka", "faststream", "opentelemetry", "uvicorn")
+"""aiokafka repeats `Unable connect` and `NotEnoughReplicas` for each attempt of each connection and batch.
+OpenTelemetry has a line for each batch of spans while its collector is away, and uvicorn a line for each request that
+isn't HTTP, of which a scan of ports makes many."""
 
 KINDS: Final = 500
 """How many kinds of messages are remembered at most; beyond that, all are forgotten."""

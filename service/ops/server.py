@@ -99,7 +99,10 @@ def operations(
         return _condition("ready", map(clean, reasons), degraded=list(map(clean, degraded)))
 
     async def metrics(request: Request) -> Response:
-        encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, media_type = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):  # a version in it that is no number
+            encode, media_type = choose_encoder("")
         async with one_at_a_time:
             return _answer(await exposition.write(registry, encode), media_type)
 

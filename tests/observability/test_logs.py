@@ -343,6 +343,8 @@ def test_another_message_and_another_logger_are_not_held_back_by_it() -> None:
     assert flood.filter(record("aiokafka.client", "Unable connect", 0.0))
     assert flood.filter(record("aiokafka.client", "NotEnoughReplicas", 1.0))
     assert flood.filter(record("aiokafka.producer", "Unable connect", 1.0))
+    assert flood.filter(record("uvicorn.error", "Invalid HTTP request received.", 1.0))
+    assert not flood.filter(record("uvicorn.error", "Invalid HTTP request received.", 2.0))
 
 
 def test_our_own_messages_are_never_held_back() -> None:

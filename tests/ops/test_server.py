@@ -103,6 +103,9 @@ async def test_readyz_says_503_and_why_while_draining_and_livez_stays(service: S
     [
         ("", "text/plain", "x_total 1.0\n"),
         ("application/openmetrics-text; version=1.0.0", "application/openmetrics-text", "# EOF\n"),
+        ("application/openmetrics-text; version=x", "text/plain", "x_total 1.0\n"),
+        ("text/plain; version=1.x.0", "text/plain", "x_total 1.0\n"),
+        (f"application/openmetrics-text; version={'9' * 5000}", "text/plain", "x_total 1.0\n"),
     ],
 )
 async def test_metrics_come_as_text_or_as_openmetrics(service: Service, accept: str, media_type: str, end: str) -> None:
