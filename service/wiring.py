@@ -227,7 +227,7 @@ def _connected(
     refusals = Refusals(clock)
     account = topics.account(connection, group=tuning.group_id)
     denials = Denials(account, clock=clock)
-    progress = _progress(topics, connection, clock=clock)
+    progress = _progress(topics, connection, clock=clock, metrics=metrics)
     pauses = _control(topics, connection, account=account, clock=clock, lanes=lanes)
     metrics.set_site_pauses(
         lambda: SitePausesSeen(
@@ -301,10 +301,15 @@ def _connected(
     )
 
 
-def _progress(topics: TopicNames, connection: Mapping[str, Any], *, clock: Clock) -> Progress:
+def _progress(topics: TopicNames, connection: Mapping[str, Any], *, clock: Clock, metrics: Metrics) -> Progress:
     if topics.progress is None:
         return Progress()
-    return Progressing(topic=topics.progress, wire=lambda: KafkaWire(connection), clock=clock)
+    return Progressing(
+        topic=topics.progress,
+        wire=lambda: KafkaWire(connection),
+        clock=clock,
+        dropped=metrics.progress_dropped,
+    )
 
 
 def _control(
@@ -378,11 +383,15 @@ def _vcda(
 
 def _login(reader: CredentialsReader, redactor: Redactor) -> Callable[[], Credentials]:
     """Return what reads the credentials as they are now; the log knows new secrets before they are used."""
+    logged: tuple[str, ...] = ()
 
     def read() -> Credentials:
+        nonlocal logged
         logins = reader()
-        for line in reader.trouble:
-            log.warning("New credentials are invalid (%s); continuing with the previous ones", line)
+        if reader.trouble != logged:  # they are read each second while VCDA refuses the previous ones
+            logged = reader.trouble
+            for line in logged:
+                log.warning("New credentials are invalid (%s); continuing with the previous ones", line)
         redactor.hide(secrets_of(logins))
         return _credentials(logins)
 

@@ -17,7 +17,7 @@ from service.messages.requests import DeadLetterReason
 from service.observability.logs import Redactor
 from service.observability.metrics import Metrics
 from service.observability.tracing import Tracing
-from service.settings import load
+from service.settings import CredentialsReader, load
 from service.sync import Policy, Trouble
 from service.vcda.lanes import LaneLimits
 from tests.support.fake_vcda import ScriptedVcda, World
@@ -146,3 +146,22 @@ async def test_tests_get_the_same_parts_around_what_stands_for_vcda() -> None:
 
     assert type(parts.progress) is Progress
     assert isinstance(parts.make_intake(), Intake)
+
+
+def test_new_credentials_that_are_invalid_are_logged_once_for_each_change(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While VCDA refuses a login, they are read each second."""
+    password = tmp_path / "vcda__credentials__password"
+    password.write_text("first")
+    given = {name: text for name, text in ENVIRONMENT.items() if not name.endswith("PASSWORD")}
+    environ = given | {"VM_SYNC_SECRETS_DIR": str(tmp_path)}
+    read = wiring._login(CredentialsReader(load(environ), environ=environ), Redactor())
+
+    for text in ("first", "", "second", ""):
+        password.write_text(text)
+        for _ in range(3):
+            read()
+
+    said = "New credentials are invalid (VM_SYNC_VCDA__CREDENTIALS__PASSWORD: required for TYPE vcdCredentials);"
+    assert [message.startswith(said) for message in caplog.messages] == [True, True]

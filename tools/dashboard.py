@@ -650,6 +650,13 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncLogLinesDropped",
             ),
             Graph(
+                title="Progress events dropped",
+                about="Events for the progress topic that could not be published; outcomes are not affected.",
+                queries=((f"increase(vm_sync_progress_dropped_total{{{HERE}}}[$__rate_interval])", "{{instance}}"),),
+                warn=1,
+                alert="VmSyncProgressDropped",
+            ),
+            Graph(
                 title="CPU",
                 about="Cores in use. One is all that a process can use.",
                 queries=((f"rate(process_cpu_seconds_total{{{JOB}}}[$__rate_interval])", "{{instance}}"),),

@@ -99,12 +99,21 @@ class _Told(NamedTuple):
 
 
 class Progressing(Progress):
-    """Publishes progress on a topic."""
+    """Publishes progress on a topic. `dropped` is called with the number of events that were dropped."""
 
-    def __init__(self, *, topic: str, wire: Callable[[], Wire], clock: Clock, capacity: int = CAPACITY) -> None:
+    def __init__(
+        self,
+        *,
+        topic: str,
+        wire: Callable[[], Wire],
+        clock: Clock,
+        dropped: Callable[[int], None],
+        capacity: int = CAPACITY,
+    ) -> None:
         self._topic = topic
         self._wire = wire
         self._clock = clock
+        self._dropped = dropped
         self._told: dict[str, _Told] = {}
         self._queue: asyncio.Queue[Progressed] = asyncio.Queue(capacity)
         self._left_out = 0
@@ -142,6 +151,7 @@ class Progressing(Progress):
         """Queue an event, unless the queue is full; then the next poll's progress is published instead."""
         if self._queue.full():
             self._left_out += 1
+            self._dropped(1)
             return
         self._queue.put_nowait(progressed)
         self._told[progressed.request.identity] = _Told(progressed.percent, self._clock.monotonic())
@@ -152,27 +162,28 @@ class Progressing(Progress):
         """Connect once there is something to publish, and again after each failure, which costs the lot on its way."""
         repeats = 0
         while True:
-            first = await self._queue.get()
+            lot = [await self._queue.get()]
             try:
                 wire = self._wire()
                 try:
                     async with asyncio.timeout(WIRE_LIMIT.total_seconds()):
                         await wire.open()
                     while True:
-                        await self._send_lot(wire, first)
+                        await self._send_lot(wire, lot)
                         repeats = 0
-                        first = await self._queue.get()
+                        lot = [await self._queue.get()]
                 finally:
                     await wire.close()
             except Exception as error:  # noqa: BLE001 - whatever it is may cost progress, and nothing else
                 log.warning(
                     "Publishing progress failed, trying again in %.0f s: %s", BACKOFF.pause(repeats), _why(error)
                 )
+                self._dropped(len(lot))
             await asyncio.sleep(BACKOFF.pause(repeats))
             repeats += 1
 
-    async def _send_lot(self, wire: Wire, first: Progressed) -> None:
-        lot = [first]
+    async def _send_lot(self, wire: Wire, lot: list[Progressed]) -> None:
+        """Send a lot, after filling it up with what else is queued."""
         while len(lot) < EVENTS_AT_ONCE and not self._queue.empty():
             lot.append(self._queue.get_nowait())
         events = [write_progress(one, topic=self._topic) for one in lot if one.request.identity in self._told]

@@ -288,6 +288,11 @@ METRICS: Final = (
         at_scrape=True,
     ),
     Metric(
+        "vm_sync_progress_dropped_total",
+        "counter",
+        "Progress events dropped because publishing them failed, or Kafka was too slow.",
+    ),
+    Metric(
         "vm_sync_config_hash",
         "gauge",
         "Always 1; `hash` is that of the settings that must be equal on all instances, without secrets.",
@@ -393,9 +398,13 @@ class Metrics:
         self._owned = gauges["vm_sync_partitions_owned"][()]
         self._stopped = gauges["vm_sync_partitions_stopped"].having((r,) for r in stop_reasons)
         self._reopened = counters["vm_sync_partitions_reopened_total"][()]
-        self._rewritten, self._records_deleted = (
+        self._rewritten, self._records_deleted, self._progress_dropped = (
             counters[name][()]
-            for name in ("vm_sync_journals_rewritten_total", "vm_sync_journals_with_deleted_records_total")
+            for name in (
+                "vm_sync_journals_rewritten_total",
+                "vm_sync_journals_with_deleted_records_total",
+                "vm_sync_progress_dropped_total",
+            )
         )
         self._kafka = gauges["vm_sync_kafka_connected"][()]
         self._token_failing = gauges["vm_sync_kafka_token_failing_seconds"][()]
@@ -592,6 +601,10 @@ class Metrics:
     def kafka_connected(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Set whether Kafka answers."""
         self._kafka.set(value)
+
+    def progress_dropped(self, count: int) -> None:
+        """Count progress events that were dropped."""
+        self._progress_dropped.inc(count)
 
     def token_failing(self, seconds: float) -> None:
         """Set how long the OAuth token for Kafka could not be renewed, or Kafka has refused it."""

@@ -56,6 +56,7 @@ class Brokers:
         self.opened: list[float] = []
         self.closed = 0
         self.lots: list[int] = []
+        self.dropped: list[int] = []
         self.refuses_to_open = False
         self.refuses_lots = 0
         self.hangs = False
@@ -95,7 +96,13 @@ class Brokers:
 
 
 def telling(brokers: Brokers, *, capacity: int = CAPACITY) -> Progressing:
-    told = Progressing(topic="progress", wire=brokers.wire, clock=VirtualClock(brokers.loop), capacity=capacity)
+    told = Progressing(
+        topic="progress",
+        wire=brokers.wire,
+        clock=VirtualClock(brokers.loop),
+        dropped=brokers.dropped.append,
+        capacity=capacity,
+    )
     told.open()
     return told
 
@@ -205,6 +212,7 @@ async def test_a_full_queue_leaves_events_out_and_the_next_look_makes_up_for_the
     await look(told, (0.0, 0), of=request("op-0"))
     assert [operation_id for _, operation_id, *_ in brokers.told] == ["op-0", "op-1", "op-2"]
     assert [record.message for record in caplog.records] == ["Kafka is too slow: 2 progress events were dropped"]
+    assert sum(brokers.dropped) == 2
     for name in names:
         await look(told, (1.0, 2), of=request(name))
     assert [(name, percent) for _, name, state, percent in brokers.told if state == "running"] == [
@@ -235,6 +243,7 @@ async def test_while_kafka_is_away_it_is_tried_less_and_less_often(caplog: pytes
     await asyncio.sleep(200)
     assert brokers.opened == [0, 1, 3, 7, 15, 31, 63, 123, 183]
     assert brokers.closed == len(brokers.opened)
+    assert brokers.dropped == [1] * len(brokers.opened)
     assert {record.levelno for record in caplog.records} == {logging.WARNING}
     brokers.refuses_to_open = False
     await asyncio.sleep(60)
@@ -248,8 +257,9 @@ async def test_a_failed_lot_is_given_up_and_the_next_goes_over_a_new_wire() -> N
     brokers.refuses_lots = 1
     told = telling(brokers)
     told.started(request(), "task-1")
+    told.started(request("op-2"), "task-2")
     await look(told, (0.5, 10))
-    assert brokers.told == []
+    assert (brokers.told, brokers.dropped) == ([], [2])
     await asyncio.sleep(1)
     assert brokers.told == [(1.0, "op-1", "running", 10)]
     assert brokers.opened == [0.0, 1.0]

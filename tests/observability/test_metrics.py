@@ -61,6 +61,7 @@ vm_sync_reading_stalled_seconds gauge
 vm_sync_open_transaction_seconds gauge
 vm_sync_event_loop_lag_seconds histogram
 vm_sync_log_lines_dropped_total counter
+vm_sync_progress_dropped_total counter
 vm_sync_config_hash gauge hash
 vm_sync_build_info gauge version python
 """
@@ -357,6 +358,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.rewritten()
     metrics.journal_records_deleted()
     metrics.kafka_connected(True)
+    metrics.progress_dropped(4)
     metrics.token_failing(7.5)
     metrics.unread(61.5)
     metrics.open_transaction(91.5)
@@ -383,6 +385,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_journals_rewritten_total": ({}, 1),
         "vm_sync_journals_with_deleted_records_total": ({}, 1),
         "vm_sync_kafka_connected": ({}, 1),
+        "vm_sync_progress_dropped_total": ({}, 4),
         "vm_sync_kafka_token_failing_seconds": ({}, 7.5),
         "vm_sync_reading_stalled_seconds": ({}, 61.5),
         "vm_sync_open_transaction_seconds": ({}, 91.5),

@@ -19,6 +19,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -673,6 +674,32 @@ async def crowd(stage: Stage) -> None:
         await here.over("VmSyncLogLinesDropped")
 
 
+async def progress_refused(stage: Stage) -> None:
+    """Have the progress topic take no event, since each is too large for it."""
+    async with stage.deployment("progress") as here:
+        topic = f"{here.name}.progress"
+        await here.start({"TOPICS__PROGRESS": topic})
+        admin = AIOKafkaAdminClient(bootstrap_servers=stage.kafka.bootstrap)
+        await admin.start()
+
+        async def asked() -> None:
+            for number in count():
+                await here.requests(f"told-{number}", 1)
+                await asyncio.sleep(1.0)
+
+        asking = asyncio.create_task(asked())
+        try:
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "64"})])
+            began = time.monotonic()
+            await here.fires("VmSyncProgressDropped", "the progress topic refuses each event as too large", since=began)
+            await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "65536"})])
+            await here.over("VmSyncProgressDropped")
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+            await admin.close()
+
+
 async def paused_by_an_operator(stage: Stage) -> None:
     """Pause a site, and leave what is no pause on the control topic."""
     async with stage.deployment("paused") as here:
@@ -730,6 +757,7 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
     old_requests: ("VmSyncRequestNearDeadline", "VmSyncNothingEnds", "VmSyncReplicationHeld"),
     wrong_password: ("VmSyncLoginFailing", "VmSyncNotLoggedIn"),
     look_ups_refused: ("VmSyncLookUpsFailing",),
+    progress_refused: ("VmSyncProgressDropped",),
     crowd: ("VmSyncSiteFillsCapacity", "VmSyncLogLinesDropped"),
     nothing_left: ("VmSyncAbsent",),
 }
