@@ -27,6 +27,11 @@ MISNAMED: Final = (62, 64)
 class Unusable(ValueError):
     """Certificates can't be used; the text names the setting."""
 
+    def __init__(self, text: str, error: OSError) -> None:
+        super().__init__(f"{text} ({_why(error)})")
+        self.unread = not isinstance(error, ssl.SSLError)
+        """A file could not be read at all, so the same file may be valid later."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Certificates:
@@ -48,15 +53,15 @@ class Certificates:
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
-            msg = f"{self.prefix}CA_FILE: no certificates could be read from it ({_why(error)})"
-            raise Unusable(msg) from None
+            msg = f"{self.prefix}CA_FILE: no certificates could be read from it"
+            raise Unusable(msg, error) from None
         if self.cert_file is not None:
             try:
                 # Without a password, OpenSSL would ask for one at the terminal.
                 context.load_cert_chain(self.cert_file, self.key_file, password="")
             except OSError as error:
-                msg = f"{self.prefix}CERT_FILE: no certificate with an unencrypted key could be read ({_why(error)})"
-                raise Unusable(msg) from None
+                msg = f"{self.prefix}CERT_FILE: no certificate with an unencrypted key could be read"
+                raise Unusable(msg, error) from None
         _verify_alike_on_each_python(context)
         return context
 
@@ -65,7 +70,7 @@ class Current(ssl.SSLContext):
     """A TLS context that uses, for each new connection, the certificates in the files at that moment.
 
     An event loop makes a connection's TLS with `wrap_bio`; that is passed on to a context that was made when the files
-    changed last. Nothing is read as long as the files are the same.
+    changed last. Nothing is read as long as the files are the same, unless they could not be read.
 
     Raises:
         Unusable: at the start; later that is a warning, one for each change, and the last good files stay in force.
@@ -79,22 +84,27 @@ class Current(ssl.SSLContext):
     def __init__(self, certificates: Certificates) -> None:
         self._certificates = certificates
         self._seen = certificates.stamp()
+        self._unread = False
         self._latest = certificates.load()
 
     def latest(self) -> ssl.SSLContext:
         """Return the context of this moment."""
         # Before they are read: what changes meanwhile is a change for the next connection.
         stamp = self._certificates.stamp()
-        if stamp != self._seen:
+        changed = stamp != self._seen
+        if changed or self._unread:
             self._seen = stamp
             prefix = self._certificates.prefix
             try:
                 self._latest = self._certificates.load()
             except Unusable as error:
-                log.warning(
-                    "Certificate files have changed and are invalid; continuing with the previous ones: %s", error
-                )
+                self._unread = error.unread
+                if changed:
+                    log.warning(
+                        "Certificate files have changed and are invalid; continuing with the previous ones: %s", error
+                    )
             else:
+                self._unread = False
                 log.info("Certificate files of %s*_FILE have changed; new connections use the new certificates", prefix)
         return self._latest
 

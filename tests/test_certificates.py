@@ -22,6 +22,7 @@ from cryptography.x509.oid import NameOID
 
 from service import event_loop as loop
 from service.certificates import Certificates, Current, Unusable, distrust
+from tests.support.descriptors import no_more_descriptors
 
 PREFIX = "VM_SYNC_KAFKA__SSL_"
 LOOPS = pytest.mark.parametrize("factory", [None, loop.factory()], ids=["asyncio", "the service's loop"])
@@ -146,6 +147,25 @@ def test_nothing_is_read_while_the_files_are_the_same(tmp_path: Path) -> None:
     assert context.latest() is first
     os.utime(file, ns=(0, 0))
     assert context.latest() is not first
+
+
+def test_new_files_that_cannot_be_read_for_want_of_descriptors_are_read_once_they_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    context = Current(Certificates(prefix=PREFIX, ca_file=file))
+    first = context.latest()
+    replace(file, trustme.CA().cert_pem)
+    with no_more_descriptors():
+        for _ in range(3):
+            assert context.latest() is first
+    second = context.latest()
+
+    assert second is not first
+    assert context.latest() is second
+    assert [record.levelname for record in caplog.records if record.levelname == "WARNING"] == ["WARNING"]
+    assert "Too many open files" in caplog.messages[0]
 
 
 @pytest.mark.parametrize(

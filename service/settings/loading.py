@@ -132,16 +132,22 @@ def _of_kubernetes(name: str, text: str) -> bool:
 
 def _files(folder: Given | None) -> tuple[dict[str, Given], list[str]]:
     path = Path(folder.text) if folder and folder.text else Settings.model_fields["secrets_dir"].default
-    if not path.is_dir():
-        # Nobody has to have the default one.
-        return {}, [f"{SECRETS_DIR}: there is no folder {path}"] if folder and folder.text else []
+    try:
+        if not path.is_dir():
+            # Nobody has to have the default one.
+            return {}, [f"{SECRETS_DIR}: there is no folder {path}"] if folder and folder.text else []
+        found = sorted(path.iterdir())
+    except OSError as error:
+        return {}, [f"{SECRETS_DIR}: the folder {path} can't be read: {error.strerror}"]
     files, lines = {}, []
-    for file in sorted(path.iterdir()):
+    for file in found:
         # Without a `__` it can't be meant as a setting: certificates may well lie beside the passwords.
-        if BETWEEN not in file.name or file.name.startswith(".") or not file.is_file():
+        if BETWEEN not in file.name or file.name.startswith("."):
             continue
         name = PREFIX + file.name.upper()
         try:
+            if not file.is_file():
+                continue
             files[name] = Given(_text(file.read_text(encoding="utf-8")), "file", file)
         except (OSError, UnicodeDecodeError) as error:
             lines.append(f"{name}: the file {file} can't be read: {type(error).__name__}")

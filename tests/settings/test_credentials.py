@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import CredentialsReader, SettingsError, describe, load, secrets, secrets_of
+from tests.support.descriptors import no_more_descriptors
 from tests.support.some_settings import LEAST, SECRET
 
 
@@ -69,5 +70,8 @@ def test_credentials_are_read_again_and_a_half_written_change_leaves_the_last_go
     assert secrets_of(read()) == {"old"}
     assert read.trouble == ("VM_SYNC_VCDA__CREDENTIALS__PASSWORD: required for TYPE vcdCredentials",)
     password.write_text("new")
+    with no_more_descriptors():
+        assert secrets_of(read()) == {"old"}
+    assert f"VM_SYNC_SECRETS_DIR: the folder {tmp_path} can't be read: Too many open files" in read.trouble
     assert secrets_of(read()) == {"new"}
     assert not read.trouble

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from service.settings import describe, load, secrets
+from tests.support.descriptors import no_more_descriptors
 from tests.support.some_settings import LEAST, SECRET, refusal
 
 
@@ -106,6 +107,13 @@ def test_a_misspelt_file_and_an_unreadable_one_stop_the_start(tmp_path: Path) ->
             "did you mean VM_SYNC_VCDA__CREDENTIALS__PASSWORD?"
         ),
     ]
+
+
+def test_a_folder_that_cannot_be_read_is_said_by_the_setting_that_names_it(tmp_path: Path) -> None:
+    with no_more_descriptors():
+        lines = refusal({"VM_SYNC_SECRETS_DIR": str(tmp_path)})
+
+    assert lines == [f"VM_SYNC_SECRETS_DIR: the folder {tmp_path} can't be read: Too many open files"]
 
 
 def test_a_folder_that_was_named_has_to_be_there(tmp_path: Path) -> None:

@@ -2151,6 +2151,20 @@ MUTANTS: Final = (
         tests=("tests/test_app.py",),
     ),
     Mutant(
+        name="certificate files that could not be read are never read again",
+        file="service/certificates.py",
+        old="        if changed or self._unread:\n",
+        new="        if changed:\n",
+        tests=("tests/test_certificates.py",),
+    ),
+    Mutant(
+        name="a folder of secrets that can't be read is an internal error",
+        file="service/settings/loading.py",
+        old='    except OSError as error:\n        return {}, [f"{SECRETS_DIR}: the folder',
+        new='    except KeyError as error:\n        return {}, [f"{SECRETS_DIR}: the folder',
+        tests=("tests/settings/test_credentials.py",),
+    ),
+    Mutant(
         name="a process without threads fails at its end",
         file="service/event_loop.py",
         old="    except RuntimeError:  # the system has no thread to give, so nothing would end a wait\n",

@@ -3,13 +3,9 @@
 import asyncio
 import hashlib
 import json
-import os
-import resource
 import socket
 import ssl
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +19,7 @@ from service.sync import Accepted, Account, NotTaken, Trouble, Unanswered
 from service.vcda import http as transport
 from service.vcda.http import SMALL, Tls, Wire, status_label
 from service.vcda.transport import BEFORE_THE_FIRST_BYTE, ConnectionTransport
+from tests.support.descriptors import no_more_descriptors
 from tests.support.scripted_http_server import (
     REPLICATION_ID,
     TASK_ID,
@@ -71,19 +68,6 @@ async def test_a_refused_connection_of_the_post_alone_means_that_nothing_left() 
     assert not answer.sent
     assert us.meter.requests[-1] == ("submit", "error")
     assert "refuses connections: check VM_SYNC_VCDA__URL" in answer.trouble.detail
-
-
-@contextmanager
-def no_more_descriptors() -> Iterator[None]:
-    """Let this process open no file and no connection."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with Path(os.devnull).open("rb") as lowest:
-        free = lowest.fileno()
-    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 async def test_a_post_for_which_no_descriptor_was_left_has_not_left_and_the_next_one_goes() -> None:
