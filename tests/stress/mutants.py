@@ -1869,8 +1869,8 @@ MUTANTS: Final = (
     Mutant(
         name="certificates are read once",
         file="service/certificates.py",
-        old="        if stamp != self._seen:\n",
-        new="        if False:\n",
+        old="        changed = stamp != self._seen\n",
+        new="        changed = False\n",
         tests=("tests/test_certificates.py",),
     ),
     Mutant(
