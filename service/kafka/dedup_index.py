@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from functools import partial
 from hashlib import blake2b
-from itertools import islice, takewhile
+from itertools import islice
 from struct import Struct
 from typing import Final
 
@@ -32,7 +32,7 @@ class DedupIndex:
 
     They are kept in the order in which they were added last, which is that of their expiry unless a clock or the time
     of deduplication is set. So what has expired is at the front, and a look at it is short; what a later expiry keeps
-    behind it stays in memory a little longer, and doesn't count as remembered.
+    behind it stays in memory until the next look, and doesn't count as remembered.
     """
 
     def __init__(self) -> None:
@@ -61,10 +61,23 @@ class DedupIndex:
         return expiry is not None and expiry > now
 
     def forget_expired(self, now: int, *, most: int) -> int:
-        """Drop what has expired, the first of it, and return how many; 0: nothing is left of it at the front."""
-        expired = [digest for digest, _ in takewhile(lambda one: one[1] <= now, islice(self._expiry.items(), most))]
+        """Drop what has expired, the first of it, and return how many; 0: nothing is left of it at the front.
+
+        What expires later than the latest was added by a clock that was ahead: it goes to the end.
+        """
+        expired: list[bytes] = []
+        ahead: list[bytes] = []
+        for digest, expiry in islice(self._expiry.items(), most):
+            if expiry <= now:
+                expired.append(digest)
+            elif expiry > self._latest:
+                ahead.append(digest)
+            else:
+                break
         for digest in expired:
             del self._expiry[digest]
+        for digest in ahead:
+            self._expiry[digest] = self._expiry.pop(digest)
         return len(expired)
 
 

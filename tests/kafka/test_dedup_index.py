@@ -56,6 +56,18 @@ def test_expired_identities_are_forgotten_and_counted() -> None:
     assert remembered.holds(b"op:C4-1:sync-3", NOON + 2 * SECOND)
 
 
+def test_an_identity_that_a_clock_ahead_has_added_keeps_no_other_in_memory() -> None:
+    remembered = DedupIndex()
+    remembered.add(b"op:C4-1:ahead", NOON + 500 * HOUR)
+    for n in range(3):
+        remembered.add(b"op:C4-1:sync-%d" % n, NOON + n * SECOND)
+    assert remembered.forget_expired(NOON + SECOND, most=10) == 2
+    assert remembered.forget_expired(NOON + 2 * SECOND, most=10) == 1
+    assert len(remembered) == 1
+    assert remembered.holds(b"op:C4-1:ahead", NOON + 499 * HOUR)
+    assert remembered.forget_expired(NOON + 500 * HOUR, most=10) == 1
+
+
 def test_those_that_expire_together_share_one_moment_in_memory() -> None:
     def memory(*, apart: int) -> int:
         tracemalloc.start()

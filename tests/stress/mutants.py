@@ -805,6 +805,13 @@ MUTANTS: Final = (
         tests=("tests/sync/test_sync.py", "tests/partition/test_exits.py"),
     ),
     Mutant(
+        name="one identity that a clock ahead has added keeps all later ones in memory",
+        file="service/kafka/dedup_index.py",
+        old="            elif expiry > self._latest:\n",
+        new="            elif False:\n",
+        tests=("tests/kafka/test_dedup_index.py",),
+    ),
+    Mutant(
         name="a process that opens a journal takes up all expired identities at once",
         file="service/kafka/journal_replay.py",
         old="                if len(self._expired) < EXPIRED_AT_MOST:\n",
