@@ -251,6 +251,20 @@ async def _look_up_or_try_again(self: AIOKafkaClient, *arguments: Any) -> Any:  
         raise
 
 
+_to_controller = AIOKafkaAdminClient._send_to_controller
+
+
+async def _to_controller_if_there_is_one(self: AIOKafkaAdminClient, request: Any) -> Any:  # noqa: ANN401 - aiokafka's
+    """Send a request, such as to create topics, to the controller. While one is being elected, brokers name none."""
+    try:
+        return await _to_controller(self, request)
+    except AttributeError as error:  # aiokafka takes it for granted
+        if self._client.cluster.controller is not None:
+            raise
+        msg = "Kafka has no controller at the moment"
+        raise KafkaError(msg) from error
+
+
 def _heard(fail: Callable[..., None], waiter: str) -> Callable[..., None]:
     """Return a method that fails what is on its way, and takes note itself of the failure of one of its futures.
 
@@ -308,6 +322,7 @@ TransactionManager.fatal_error = _heard(TransactionManager.fatal_error, "_transa
 aiokafka.conn.AIOKafkaConnection = _Connection
 AIOKafkaClient.send = _send_or_time_out
 AIOKafkaClient.coordinator_lookup = _look_up_or_try_again
+AIOKafkaAdminClient._send_to_controller = _to_controller_if_there_is_one
 
 _stopping: set["asyncio.Task[None]"] = set()
 """Kept from the garbage collector until they end, also where nobody waits for them any more."""

@@ -11,12 +11,14 @@ from aiokafka.errors import (
     IncompatibleBrokerVersion,
     KafkaError,
     NodeNotReadyError,
+    NotControllerError,
     RequestTimedOutError,
     TopicAuthorizationFailedError,
 )
 
 from service.kafka import topics
 from service.kafka.connection import KafkaConnection
+from service.kafka.denials import Account
 from service.kafka.topic_descriptions import Topic, cleanup_policy, describe, partitions_of
 from service.kafka.topics import Advice, Created, Finding, Refusal, TopicNames, ensure_topics, judge
 from service.sandbox.kafka import Kafka
@@ -385,3 +387,22 @@ async def test_where_no_broker_answers_that_is_known_within_one_time_out_and_a_s
     assert now() == 22.0
     with pytest.raises(NodeNotReadyError):
         await partitions_of(Brokers(), "requests")
+
+
+@pytest.mark.parametrize("left", [False, True])
+async def test_a_topic_that_cannot_be_created_for_want_of_a_controller_is_a_failure_of_kafka(left: bool) -> None:
+    """Metadata name none while one is being elected, and Kafka's client takes it for granted."""
+    admin = AIOKafkaAdminClient(bootstrap_servers="127.0.0.1:1")
+
+    async def update() -> bool:
+        admin._client.cluster.controller = None
+        return True
+
+    async def refuse(*_: object) -> None:
+        raise NotControllerError
+
+    admin._client.force_metadata_update, admin._send_request_to_node = update, refuse
+    admin._client.cluster.controller = SimpleNamespace(nodeId=0) if left else None
+
+    with pytest.raises(KafkaError, match="no controller"):
+        await topics._create(admin, [NewTopic("requests", 1, 1)], names=NAMES, account=Account())

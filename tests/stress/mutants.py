@@ -2374,6 +2374,13 @@ MUTANTS: Final = (
         new="            async with asyncio.timeout(None):\n",
         tests=("tests/intake/test_group_errors.py",),
     ),
+    Mutant(
+        name="a Kafka without a controller ends the process at its start",
+        file="service/kafka/clients.py",
+        old="AIOKafkaAdminClient._send_to_controller = _to_controller_if_there_is_one\n",
+        new="",
+        tests=("tests/kafka/test_topics.py",),
+    ),
 )
 
 
