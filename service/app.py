@@ -42,7 +42,7 @@ from service.messages.wait_cause import without_credentials
 from service.observability import logs
 from service.observability.metrics import Metrics
 from service.observability.tracing import header_secrets, tracing
-from service.ops import health, overview, server
+from service.ops import descriptors, health, overview, server
 from service.ops.sites_view import SiteView, site_views
 from service.partition.in_flight_view import in_flight_views, oldest_accepted
 from service.partition.partition import Partition
@@ -94,14 +94,20 @@ def serve(settings: Settings) -> int:
     with suppress(RuntimeError, OSError, ValueError):  # standard error is closed
         faulthandler.enable()  # of a crash in native code, the log has at least where; it prints no values
     garbage.configure()
-    with asyncio.Runner(loop_factory=loop.factory()) as runner:
-        runner.get_loop().set_exception_handler(loop.report)
-        try:
-            code = runner.run(_serve(settings, output))
-        except Exception:
-            log.critical("Internal error; the process ends", exc_info=True)  # now: there may be no later
-            code = 1
-        loop.end_soon(code)
+    code: int | None = None
+    try:
+        with asyncio.Runner(loop_factory=loop.factory()) as runner:
+            runner.get_loop().set_exception_handler(loop.report)
+            try:
+                code = runner.run(_serve(settings, output))
+            except Exception:
+                log.critical("Internal error; the process ends", exc_info=True)  # now: there may be no later
+                code = 1
+            loop.end_soon(code)
+    except Exception:
+        if code is None:
+            raise
+        log.debug("The event loop could not be closed", exc_info=True)  # uvloop's needs file descriptors for that
     for number in SIGNALS:  # the loop has removed its handlers, and a second signal is to change nothing
         signal.signal(number, signal.SIG_IGN)
     return code
@@ -192,11 +198,13 @@ class App:
             lag = loop.log_death(asyncio.create_task(probe), "the measuring of the event loop's lag")
             collector = garbage.GarbageCollector(self._clock, partitions=self._partitions)
             collecting = loop.log_death(asyncio.create_task(collector.run()), "the collecting of garbage")
+            watching = asyncio.create_task(descriptors.watch(self._clock))
+            loop.log_death(watching, "the watch over file descriptors")
             try:
                 return await self._work(stop, ops_port=port)
             finally:
-                lag.cancel()
-                collecting.cancel()
+                for task in (lag, collecting, watching):
+                    task.cancel()
 
     async def _work(self, stop: asyncio.Event, *, ops_port: int) -> int:
         parts = wiring.for_service(

@@ -2069,8 +2069,8 @@ MUTANTS: Final = (
     Mutant(
         name="a process that has failed waits for its threads",
         file="service/app.py",
-        old="        except Exception:\n            log.critical(",
-        new="        except ImportError:\n            log.critical(",
+        old="            except Exception:\n                log.critical(",
+        new="            except ImportError:\n                log.critical(",
         tests=("tests/system/test_process.py",),
     ),
     Mutant(
@@ -2172,6 +2172,20 @@ MUTANTS: Final = (
         tests=("tests/settings/test_credentials.py",),
     ),
     Mutant(
+        name="a clean stop without a file descriptor left is a failure",
+        file="service/app.py",
+        old="        if code is None:\n            raise\n",
+        new="        raise\n",
+        tests=("tests/system/test_process.py",),
+    ),
+    Mutant(
+        name="nobody says that no file descriptor is left",
+        file="service/ops/descriptors.py",
+        old="        return lacks_descriptors(error)\n",
+        new="        return False\n",
+        tests=("tests/ops/test_descriptors.py",),
+    ),
+    Mutant(
         name="a process without threads fails at its end",
         file="service/event_loop.py",
         old="    except RuntimeError:  # the system has no thread to give, so nothing would end a wait\n",
@@ -2188,7 +2202,7 @@ MUTANTS: Final = (
     Mutant(
         name="a process that has stopped waits for its threads",
         file="service/app.py",
-        old="        loop.end_soon(code)\n",
+        old="            loop.end_soon(code)\n",
         new="",
         tests=("tests/system/test_process.py",),
     ),

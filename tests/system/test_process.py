@@ -203,8 +203,12 @@ sys.exit(app.serve(load()))
 
 @pytest.mark.parametrize(
     "ends",
-    ["threading.Thread.start = refuse; return 7", "atexit.register(os.kill, os.getpid(), signal.SIGTERM); return 7"],
-    ids=["without a thread to watch its end", "with one more signal at its end"],
+    [
+        "threading.Thread.start = refuse; return 7",
+        "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3)); return 7",
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM); return 7",
+    ],
+    ids=["without a thread to watch its end", "without a file descriptor left", "with one more signal at its end"],
 )
 def test_a_process_ends_with_its_own_exit_code(ends: str) -> None:
     command = [sys.executable, "-c", ENDS.format(ends=ends)]
