@@ -198,8 +198,8 @@ class App:
             lag = loop.log_death(asyncio.create_task(probe), "the measuring of the event loop's lag")
             collector = garbage.GarbageCollector(self._clock, partitions=self._partitions)
             collecting = loop.log_death(asyncio.create_task(collector.run()), "the collecting of garbage")
-            watching = asyncio.create_task(descriptors.watch(self._clock))
-            loop.log_death(watching, "the watch over file descriptors")
+            watch = descriptors.watch(self._clock)
+            watching = loop.log_death(asyncio.create_task(watch), "the watch over file descriptors")
             try:
                 return await self._work(stop, ops_port=port)
             finally:
