@@ -189,7 +189,6 @@ class PartitionSupervisor:
                 lasted = await self._keep_open()
             except JournalMismatch as error:
                 await self._refuse(error)
-                await self._until_confirmed()
                 continue
             if lasted > self._timings.proven.total_seconds():
                 repeats = self.losses = 0
@@ -235,13 +234,14 @@ class PartitionSupervisor:
                 self._memory = partition.memory()
 
     async def _refuse(self, error: JournalMismatch) -> None:
-        """Log why the partition is stopped, and wait until the next check."""
+        """Log why the partition is stopped, and wait until the next check, which only a member of the group makes."""
         if self.mismatched is None or str(self.mismatched) != str(error):
             log.error("Partition %d is stopped: %s", self.place.partition, error)
         self.mismatched = error
         self._member.supervised()
         try:
             await asyncio.sleep(self._timings.mismatch_recheck.total_seconds())
+            await self._until_confirmed()
         except asyncio.CancelledError:
             self.mismatched = None
             self._member.supervised()

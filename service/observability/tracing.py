@@ -41,6 +41,10 @@ tracing on; its other OTEL_ variables work as usual."""
 HEADERS = ("OTEL_EXPORTER_OTLP_HEADERS", "OTEL_EXPORTER_OTLP_TRACES_HEADERS")
 """Where the keys of a collector are: `name=value,...`. OpenTelemetry logs a part of another form as it is."""
 
+SHORTEST_KEY = 8
+"""Characters of the shortest value of a header that is taken for a key. Headers also name tenants and teams: `1` would
+be hidden in each line about one request, partition or second."""
+
 NUMBERS = re.compile(r"OTEL_BSP_\w+|OTEL_\w+_LIMIT")
 """The variables that OpenTelemetry takes for whole numbers, with a traceback where they aren't."""
 
@@ -189,10 +193,10 @@ def tracing(environ: Mapping[str, str] | None = None) -> Tracing:
 
 
 def header_secrets(environ: Mapping[str, str]) -> frozenset[str]:
-    """Return the values of the headers that are sent to the collector, for the redaction of logs."""
+    """Return the values of the headers that are sent to the collector, for the redaction of logs; no short ones."""
     parts = [part for name in HEADERS for part in environ.get(name, "").split(",")]
     texts = {re.sub(r"^[^=:]*[=:]", "", part).strip() for part in parts}
-    return frozenset((texts | set(map(unquote, texts))) - {""})
+    return frozenset(text for text in texts | set(map(unquote, texts)) if len(text) >= SHORTEST_KEY)
 
 
 def _traced(name: str) -> Tracing:

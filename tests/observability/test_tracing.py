@@ -20,7 +20,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from typing_extensions import override
 
 from service.messages.trace_context import TraceContext, context_of
-from service.observability.tracing import Spans, Tracing, tracing
+from service.observability.tracing import Spans, Tracing, header_secrets, tracing
 from service.sandbox.kafka import Kafka
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Durations, Plan
@@ -192,6 +192,12 @@ def test_a_key_of_the_collector_is_in_no_line_even_where_it_is_misspelt(variable
     assert run.returncode == 1
     assert "Header format invalid" in run.stderr
     assert "s3cret" not in run.stderr
+
+
+def test_the_tenant_at_the_collector_is_no_secret() -> None:
+    given = {"OTEL_EXPORTER_OTLP_HEADERS": "X-Scope-OrgID=1,x-team=prod,authorization=Basic%20s3cret"}
+
+    assert header_secrets(given) == {"Basic%20s3cret", "Basic s3cret"}
 
 
 async def test_without_traces_the_outcome_continues_what_the_request_brought() -> None:

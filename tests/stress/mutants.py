@@ -2335,9 +2335,30 @@ MUTANTS: Final = (
     Mutant(
         name="a partition that was stopped is opened without asking the group",
         file="service/intake/supervisor.py",
-        old="                await self._until_confirmed()\n                continue\n",
-        new="                continue\n",
+        old="            await self._until_confirmed()\n        except asyncio.CancelledError:\n",
+        new="        except asyncio.CancelledError:\n",
         tests=("tests/partition/test_hand_over.py",),
+    ),
+    Mutant(
+        name="a stopped partition that goes elsewhere is counted as stopped here",
+        file="service/intake/supervisor.py",
+        old="            self.mismatched = None\n            self._member.supervised()\n            raise\n",
+        new="            raise\n",
+        tests=("tests/partition/test_hand_over.py",),
+    ),
+    Mutant(
+        name="secrets are looked for in a text however long it is",
+        file="service/vcda/translate.py",
+        old="_text(clean(value[:CLEANED]))",
+        new="_text(clean(value))",
+        tests=("tests/vcda/test_translate.py",),
+    ),
+    Mutant(
+        name="the name of a tenant at the collector is hidden in each line of the log",
+        file="service/observability/tracing.py",
+        old="if len(text) >= SHORTEST_KEY)",
+        new="if text)",
+        tests=("tests/observability/test_tracing.py",),
     ),
     Mutant(
         name="a probe that is not sent after all holds its site back for a minute",
