@@ -267,7 +267,7 @@ class Driver:
         """
         for number, tracked in enumerate(self._in_flight, 1):
             if tracked.submitting:
-                self._lane(tracked).not_made()  # nobody waits for the answer any more
+                self._lane(tracked).not_made(since=tracked.pauses)  # nobody waits for the answer any more
             self._leave(tracked)
             self._dependencies.metrics.moved(tracked.request.site, public_state(tracked.state), None)
             if number % self._slices.size(RELEASED_AT_ONCE) == 0:
@@ -378,7 +378,7 @@ class Driver:
         tracked.answered(lane)
         trouble = answer.trouble if isinstance(answer, sync.NotTaken | sync.Unanswered) else None
         if withheld(answer):
-            lane.not_made()
+            lane.not_made(since=tracked.pauses)
         else:
             lane.record_result(_missing_credentials(answer) or trouble)
         if isinstance(tracked.state, Ended) and isinstance(answer, sync.Accepted) and not self._stopped:

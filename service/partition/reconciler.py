@@ -245,7 +245,7 @@ class Reconciler:
                 return _Seen((), began=0.0, account=None, settled=False)
             if lane.try_acquire():
                 break
-        began, account = self._clock.monotonic(), api.account(name)
+        began, account, pauses = self._clock.monotonic(), api.account(name), lane.pauses
         try:
             tasks = await api.find(
                 site=name,
@@ -255,7 +255,7 @@ class Reconciler:
                 operation_id=doubts[0].request.operation_id if len(doubts) == 1 else None,
             )
         except asyncio.CancelledError:  # the partition is closed
-            lane.not_made()
+            lane.not_made(since=pauses)
             raise
         self._record_result(lane, tasks if isinstance(tasks, Trouble) else None, began)
         if isinstance(tasks, Trouble):

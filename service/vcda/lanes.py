@@ -183,6 +183,8 @@ class Lane:
         self._asked_until = 0.0
         """Until when VCDA has asked for a pause (Retry-After)."""
         self._probe_until = 0.0
+        self._probe_since = 0
+        """How many pauses had begun when the last probe began."""
         self._reported_paused = False
         self._granting = False
         self._callers: list[asyncio.Future[None]] = []
@@ -395,10 +397,14 @@ class Lane:
         self._begin_probe()
         return True
 
-    def not_made(self) -> None:
-        """A call that had leave, or a slot, was not made or is given up: if it was the probe, the next call is."""
-        self._probe_until = 0.0
-        self.wake()
+    def not_made(self, *, since: int | None) -> None:
+        """A call that had leave, or a slot, was not made or is given up: if it was the probe, the next call is.
+
+        `since` is what `pauses` was when it had it. Slots from before the circuit breaker opened are not the probe's.
+        """
+        if since == self._probe_since:
+            self._probe_until = 0.0
+            self.wake()
 
     async def wait_until_open(self) -> None:
         """Wait until a call may go. That isn't yet leave for it: `try_acquire` it, without an await in between.
@@ -450,6 +456,7 @@ class Lane:
 
     def _begin_probe(self) -> None:
         if self._half_open:
+            self._probe_since = self.pauses
             self._probe_until = self._clock.monotonic() + PROBE_PATIENCE.total_seconds()
             self._set_timer(self._probe_until)
 

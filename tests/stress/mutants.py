@@ -2363,23 +2363,30 @@ MUTANTS: Final = (
     Mutant(
         name="a probe that is not sent after all holds its site back for a minute",
         file="service/partition/driver.py",
-        old="        if withheld(answer):\n            lane.not_made()\n        else:\n",
+        old="        if withheld(answer):\n            lane.not_made(since=tracked.pauses)\n        else:\n",
         new="        if not withheld(answer):\n",
         tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="the probe of a partition that is closed holds its site back for a minute",
         file="service/partition/driver.py",
-        old="                self._lane(tracked).not_made()  #",
+        old="                self._lane(tracked).not_made(since=tracked.pauses)  #",
         new="                pass  #",
         tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="a look-up of a partition that is closed stays the site's probe for a minute",
         file="service/partition/reconciler.py",
-        old="            lane.not_made()\n            raise\n",
+        old="            lane.not_made(since=pauses)\n            raise\n",
         new="            raise\n",
         tests=("tests/partition/test_slots.py",),
+    ),
+    Mutant(
+        name="a slot from before the circuit breaker opened that is given up lets a second probe go",
+        file="service/vcda/lanes.py",
+        old="        if since == self._probe_since:\n            self._probe_until = 0.0\n            self.wake()\n",
+        new="        self._probe_until = 0.0\n        self.wake()\n",
+        tests=("tests/vcda/test_lanes.py",),
     ),
     Mutant(
         name="a task that a library cancels by itself ends without a word",

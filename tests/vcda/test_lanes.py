@@ -516,6 +516,23 @@ async def test_in_half_open_state_only_one_of_many_callers_gets_leave() -> None:
 
 
 @virtual
+async def test_giving_up_a_slot_from_before_the_breaker_opened_lets_no_second_probe_go() -> None:
+    lane = some_lanes().lane(None)
+    before = lane.pauses
+    await open_breaker(lane)
+    assert lane.try_acquire()
+    probe = lane.pauses
+
+    lane.not_made(since=before)
+    assert not lane.try_acquire()
+
+    lane.hold(now() + 10.0)  # a pause that begins meanwhile changes nothing
+    lane.not_made(since=probe)
+    await asyncio.sleep(10.0)
+    assert lane.try_acquire()
+
+
+@virtual
 async def test_a_poll_is_the_probe_where_there_is_one() -> None:
     lane, book = some_lanes().lane(None), Book()
     for _ in range(BREAKER_AFTER):
