@@ -403,7 +403,7 @@ class Vcda:
 
         The newest tasks come first, so that tasks that begin meanwhile only move others to the next page, where they
         are seen twice. Tasks deleted meanwhile move others to earlier pages, where they are missed; hence the count at
-        the end. A page that is too long is requested again with fewer tasks.
+        the end. A page that is too long, or has too many values, is requested again with fewer tasks.
         """
         query += f"&sort={NEWEST_FIRST}" + ("" if site is None else f"&{site_parameter(site)}")
         limit = BATCH
@@ -427,6 +427,9 @@ class Vcda:
                 return replace(trouble, own=True) if operation == "find" and _barred(reply.seen) else trouble
             if (old := _from_a_cache(reply.seen)) is not None:
                 return old
+            if limit > 1 and translate.has_too_many_values(reply.seen.body):
+                limit //= SMALLER
+                continue
             page = translate.read_page(reply.seen.body, local=reply.local, kind=kind, clean=reply.seen.clean)
             if page is None:
                 return _unreadable(reply.seen)

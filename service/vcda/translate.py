@@ -57,9 +57,14 @@ class Page:
     total: int
 
 
+def has_too_many_values(body: bytes) -> bool:
+    """Whether a body has more than `MOST_VALUES`, so that it is not parsed."""
+    return len(body) > MOST_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES
+
+
 def read_object(body: bytes) -> Object | None:
     """Read a JSON object; None if it isn't one, is only half of one, or has more than `MOST_VALUES`."""
-    if len(body) > MOST_VALUES and sum(map(body.count, (b",", b"[", b"{"))) > MOST_VALUES:
+    if has_too_many_values(body):
         return None
     try:
         value = from_json(body, cache_strings="keys")

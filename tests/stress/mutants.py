@@ -1585,8 +1585,8 @@ MUTANTS: Final = (
     Mutant(
         name="an answer of VCDA may have any number of values",
         file="service/vcda/translate.py",
-        old="    if len(body) > MOST_VALUES and ",
-        new="    if len(body) > 100 * MOST_VALUES and ",
+        old="    return len(body) > MOST_VALUES and ",
+        new="    return len(body) > 100 * MOST_VALUES and ",
         tests=("tests/vcda/test_translate.py",),
     ),
     Mutant(
@@ -2345,6 +2345,13 @@ MUTANTS: Final = (
         old="            self.mismatched = None\n            self._member.supervised()\n            raise\n",
         new="            raise\n",
         tests=("tests/partition/test_hand_over.py",),
+    ),
+    Mutant(
+        name="a page of too many values is never asked for with fewer tasks",
+        file="service/vcda/client.py",
+        old="            if limit > 1 and translate.has_too_many_values(reply.seen.body):\n",
+        new="            if False:\n",
+        tests=("tests/vcda/test_client.py",),
     ),
     Mutant(
         name="secrets are looked for in a text however long it is",

@@ -20,6 +20,7 @@ from service.sync import (
     Trouble,
     Unanswered,
 )
+from service.vcda import translate
 from service.vcda.client import ApiLimits
 from service.vcda.site_clocks import SiteClock
 from service.vcda.spellings import EACH
@@ -378,6 +379,21 @@ async def test_a_page_that_is_too_long_is_asked_for_again_with_fewer_tasks(each:
         return page(*tasks[offset : offset + limit] * (9 if limit > 12 else 1), total=12)
 
     async with appliance(script(tasks=shown)) as there, ours(there.url, limits=limits) as us:
+        found = await us.vcda.find(site=None, replication_id=None, since=SINCE)
+
+    assert isinstance(found, list)
+    assert {one.id for one in found} == {f"t{n}" for n in range(12)}
+
+
+async def test_a_page_of_too_many_values_is_asked_for_again_with_fewer_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(translate, "MOST_VALUES", 2_000)
+    tasks = [task(id=f"t{n}", result={"parts": [0] * 500}) for n in range(12)]
+
+    def shown(call: Call) -> Answer:
+        offset, limit = int(call.query.get("offset", "0")), int(call.query["limit"])
+        return page(*tasks[offset : offset + limit], total=12)
+
+    async with appliance(script(tasks=shown)) as there, ours(there.url) as us:
         found = await us.vcda.find(site=None, replication_id=None, since=SINCE)
 
     assert isinstance(found, list)
