@@ -4,6 +4,8 @@ import asyncio
 import contextlib
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -145,3 +147,22 @@ async def test_a_task_that_ends_as_cancelled_although_nobody_has_cancelled_it_ha
     assert task.cancelled()
     assert isinstance(loop.error_of(task), loop.CancelledFromWithin)
     assert [record.getMessage() for record in caplog.records] == ["Internal error in a test, which has ended"]
+
+
+WITHOUT_A_THREAD = """
+import threading, time
+from service import event_loop
+
+def refuse(_):
+    raise RuntimeError("can't start new thread")
+
+threading.Thread(target=time.sleep, args=[3_600]).start()
+threading.Thread.start = refuse
+event_loop.end_soon(7)
+"""
+
+
+def test_a_process_that_gets_no_thread_to_watch_its_end_waits_for_none_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", WITHOUT_A_THREAD], capture_output=True, check=False, timeout=60)
+
+    assert done.returncode == 7

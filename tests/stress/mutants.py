@@ -2190,7 +2190,7 @@ MUTANTS: Final = (
         file="service/event_loop.py",
         old="    except RuntimeError:  # the system has no thread to give, so nothing would end a wait\n",
         new="    except KeyError:\n",
-        tests=("tests/system/test_process.py",),
+        tests=("tests/test_event_loop.py",),
     ),
     Mutant(
         name="a crash in native code leaves nothing in the log",
