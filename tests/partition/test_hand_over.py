@@ -147,12 +147,13 @@ async def test_a_partition_that_stays_goes_on_with_the_journal_it_has(d: Deploym
     assert d.verdicts() == [("a1", "completed"), ("a2", "completed")]
 
 
+async def unfit(*_: object, **__: object) -> Looked:
+    msg = "the journal is not compacted"
+    raise JournalMismatch(msg, reason=StopReason.JOURNAL_NOT_COMPACTED)
+
+
 @deployed
 async def test_a_frozen_process_fences_no_new_owner_once_a_journal_that_did_not_fit_fits(d: Deployment) -> None:
-    async def unfit(*_: object, **__: object) -> Looked:
-        msg = "the journal is not compacted"
-        raise JournalMismatch(msg, reason=StopReason.JOURNAL_NOT_COMPACTED)
-
     p0 = d.owner()
     d.broker.ask("C4-1", "a1")
     await d.until(1.0)
@@ -177,10 +178,6 @@ async def test_a_frozen_process_fences_no_new_owner_once_a_journal_that_did_not_
 
 @deployed
 async def test_a_stopped_partition_that_goes_elsewhere_is_no_longer_counted_as_stopped_here(d: Deployment) -> None:
-    async def unfit(*_: object, **__: object) -> Looked:
-        msg = "the journal is not compacted"
-        raise JournalMismatch(msg, reason=StopReason.JOURNAL_NOT_COMPACTED)
-
     p0 = d.owner()
     await d.until(1.0)
     supervisor = p0.supervisors[0]

@@ -16,7 +16,7 @@ import sys
 import tarfile
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -168,6 +168,20 @@ def extract(revision: str, folder: Path) -> None:
         subprocess.run([*install, "--require-hashes", "-r", needs, "--target", folder / PACKAGES], check=True)
 
 
+def judged(revision: str, console: Console, play: Callable[[Path], list[str]]) -> int:
+    """Play with the package of an earlier revision, print what was wrong, and return the exit code."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            extract(revision, Path(folder))
+        except subprocess.CalledProcessError as error:
+            console.print(f"The revision {revision} can't be had: {(error.stderr or b'').decode().strip()}")
+            return 1
+        wrong = play(Path(folder))
+    for sentence in wrong:
+        console.print(sentence, style="bold red", markup=False)
+    return 1 if wrong else 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Upgrade, roll back, and twice again."""
     parser = argparse.ArgumentParser(prog="python -m tests.stress.upgrade", description=__doc__.splitlines()[0])
@@ -175,16 +189,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--requests", type=int, default=2_000)
     given = parser.parse_args(arguments)
     console = Console()
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            extract(given.before, Path(folder))
-        except subprocess.CalledProcessError as error:
-            console.print(f"The revision {given.before} can't be had: {(error.stderr or b'').decode().strip()}")
-            return 1
-        wrong = asyncio.run(upgrade(before=Path(folder), requests=given.requests, console=console))
-    for sentence in wrong:
-        console.print(sentence, style="bold red", markup=False)
-    return 1 if wrong else 0
+    return judged(
+        given.before,
+        console,
+        lambda before: asyncio.run(upgrade(before=before, requests=given.requests, console=console)),
+    )
 
 
 if __name__ == "__main__":

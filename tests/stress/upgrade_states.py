@@ -11,9 +11,7 @@ nothing left in flight. `upgrade` does the same under load, with two processes o
 import argparse
 import asyncio
 import json
-import subprocess
 import sys
-import tempfile
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +25,7 @@ from rich.console import Console
 from service.sandbox.kafka import EmbeddedKafka
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Durations, Plan
-from tests.stress.upgrade import BEFORE, ROOT, extract, knows_cancels, start
+from tests.stress.upgrade import BEFORE, ROOT, judged, knows_cancels, start
 from tests.support.process_harness import Ledger, Process, appliance, counts
 
 CHAINS: Final = (("now", "before", "now"), ("before", "now", "before"))
@@ -206,18 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", default=BEFORE, help="the revision of the earlier release")
     given = parser.parse_args(arguments)
     console = Console()
-    wrong: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            extract(given.before, Path(folder))
-        except subprocess.CalledProcessError as error:
-            console.print(f"The revision {given.before} can't be had: {(error.stderr or b'').decode().strip()}")
-            return 1
-        for chain in CHAINS:
-            wrong += asyncio.run(hand_over(chain, before=Path(folder), console=console))
-    for sentence in wrong:
-        console.print(sentence, style="bold red", markup=False)
-    return 1 if wrong else 0
+
+    def play(before: Path) -> list[str]:
+        return [
+            sentence for chain in CHAINS for sentence in asyncio.run(hand_over(chain, before=before, console=console))
+        ]
+
+    return judged(given.before, console, play)
 
 
 if __name__ == "__main__":
