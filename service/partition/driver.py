@@ -33,7 +33,6 @@ from service.partition.journal_writer import JournalWriter
 from service.partition.outcome_log import record_outcome
 from service.partition.reconciler import Reconciler
 from service.partition.submitter import Submitter, withheld
-from service.partition.waiting import WaitsFor
 from service.sync import KNOWN_STATES, Ended, Lingering, Running, Step, Submitting, Task, Waiting
 from service.vcda.lanes import Lane
 from service.vcda.poller import Verdict, Watch
@@ -704,69 +703,6 @@ class Driver:
             self.alone[counted] -= 1
             if not self.alone[counted]:
                 del self.alone[counted]
-
-    # ------------------------------------------------------------ what a request waits for
-
-    def waits_for(self, tracked: TrackedSync) -> WaitsFor | None:
-        """Return what a request waits for before its POST, or while its task is unknown; None: nothing."""
-        if not isinstance(tracked.state, Waiting):
-            return self._unasked_for(tracked)
-        eldest = self._in_flight.eldest(tracked.request.replication_id)
-        if eldest is not None and eldest is not tracked:
-            elder = eldest.request.operation_id
-            detail = f"request {elder} of the same replication is {public_state(eldest.state)}"
-            return WaitsFor(WaitCause.ELDER, detail, behind=elder)
-        if tracked.alone is not None:
-            what = (
-                "VCDA said that the replication is busy (409)"
-                if tracked.alone is WaitCause.BUSY
-                else "VCDA shows no task for its earlier POSTs, so the next POST waits"
-            )
-            return WaitsFor(tracked.alone, what, until=self._moment_of(tracked.not_before))
-        if self.quiescing:
-            return WaitsFor(WaitCause.OTHER, f"partition {self._number} is being handed over to another instance")
-        obstacle = self._lane(tracked).obstacle()
-        if obstacle is None:
-            return WaitsFor(WaitCause.OTHER, "it is submitted next")
-        return WaitsFor(obstacle.cause, obstacle.detail, until=self._in(obstacle.seconds))
-
-    def _unasked_for(self, tracked: TrackedSync) -> WaitsFor | None:
-        """Return why VCDA is not asked for the task of a sync that may be there, or does not say; None: neither.
-
-        Or what a POST that was repeated and refused waits for.
-        """
-        lane = self._lane(tracked)
-        if lane.without_credentials:
-            detail = "this process has no credentials for its site (VM_SYNC_VCDA__SITES), so VCDA is not asked for it"
-            return WaitsFor(WaitCause.NO_CREDENTIALS, detail)
-        if isinstance(tracked.state, Ended) or (isinstance(tracked.state, Submitting) and not tracked.state.in_doubt):
-            return None
-        what = "its task is not polled" if tracked.doubt is None else "its POST is in doubt, and no look-up is made"
-        if (obstacle := lane.obstacle_of_calls()) is not None:
-            detail = f"{what}: {obstacle.detail}"
-            return WaitsFor(obstacle.cause, detail, until=self._in(obstacle.seconds))
-        if tracked.doubt is not None and lane.look_ups.rest_until > self._dependencies.clock.monotonic():
-            detail = f"{what}: each look-up at its site fails, and asks for a pause (Retry-After)"
-            return WaitsFor(WaitCause.SITE_PAUSED, detail, until=self._moment_of(lane.look_ups.rest_until))
-        if tracked.doubt is not None and lane.look_ups.failing_since is not None:
-            detail = f"its POST is in doubt, and look-ups at its site fail ({lane.look_ups.trouble})"
-            return WaitsFor(WaitCause.OTHER, detail)
-        if (doubt := tracked.doubt) is not None and doubt.refusal is not None:
-            detail = "VCDA refused its repeated POST: look-ups have to show that there is no task of an earlier POST"
-            return WaitsFor(WaitCause.OTHER, detail, until=self._conclusive_at(doubt))
-        return None
-
-    def _conclusive_at(self, doubt: Submitting) -> datetime | None:
-        """Return from when on look-ups can conclude that there is no task; None: they can already."""
-        left = (doubt.conclusive_from or 0.0) - self._dependencies.clock.monotonic()
-        return self._in(left) if left > 0.0 else None
-
-    def _in(self, seconds: float | None) -> datetime | None:
-        return None if seconds is None else self._dependencies.clock.now() + timedelta(seconds=seconds)
-
-    def _moment_of(self, monotonic: float) -> datetime:
-        clock = self._dependencies.clock
-        return clock.now() + timedelta(seconds=monotonic - clock.monotonic())
 
 
 def _missing_credentials(answer: sync.SubmitAnswer) -> sync.Trouble | None:

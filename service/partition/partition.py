@@ -36,7 +36,7 @@ from service.partition.dependencies import Dependencies
 from service.partition.driver import Driver
 from service.partition.in_flight import InFlight, TrackedSync
 from service.partition.journal_writer import JournalWriter
-from service.partition.waiting import WaitsFor
+from service.partition.waiting import WaitsFor, waits_for
 
 log = logging.getLogger(__name__)
 
@@ -304,7 +304,13 @@ class Partition:
 
     def waits_for(self, tracked: TrackedSync) -> WaitsFor | None:
         """Return what a request waits for before its POST, or why its sync is not polled; None: neither."""
-        return self._driver.waits_for(tracked)
+        return waits_for(
+            tracked,
+            in_flight=self._in_flight,
+            lane=self._dependencies.lanes.lane(tracked.request.site),
+            clock=self._dependencies.clock,
+            handing_over=self.number if self.quiescing else None,
+        )
 
     def waiting(self) -> Iterator[tuple[str | None, WaitCause, int]]:
         """Yield how many requests wait here for something else than their site: by the request's site and cause."""

@@ -365,16 +365,16 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a POST in doubt does not say that the circuit breaker holds back its look-up",
-        file="service/partition/driver.py",
-        old='        if (obstacle := lane.obstacle_of_calls()) is not None:\n            detail = f"{what}',
-        new='        if (obstacle := None) is not None:\n            detail = f"{what}',
+        file="service/partition/waiting.py",
+        old="    if (obstacle := lane.obstacle_of_calls()) is not None:\n",
+        new="    if (obstacle := None) is not None:\n",
         tests=("tests/partition/test_waiting.py",),
     ),
     Mutant(
         name="a POST in doubt does not say that look-ups fail",
-        file="service/partition/driver.py",
-        old="        if tracked.doubt is not None and lane.look_ups.failing_since is not None:\n",
-        new="        if False:\n",
+        file="service/partition/waiting.py",
+        old="    if lane.look_ups.failing_since is not None:\n",
+        new="    if False:\n",
         tests=("tests/partition/test_waiting.py",),
     ),
     Mutant(
