@@ -11,7 +11,6 @@ is handed to the journal writer in the same iteration of the event loop.
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
@@ -19,11 +18,9 @@ from functools import cache, partial
 from typing import TypeAlias
 
 from service import sync
-from service.backoff import Backoff
 from service.messages.outcomes import describe_error, write_outcome
 from service.messages.requests import SyncCancelRequested
 from service.messages.trace_context import context_of
-from service.messages.wait_cause import WaitCause
 from service.moments import rfc3339
 from service.partition.deadlines import Deadlines
 from service.partition.deduplication import Deduplication
@@ -31,6 +28,7 @@ from service.partition.dependencies import Dependencies
 from service.partition.in_flight import InFlight, TrackedSync, public_state
 from service.partition.journal_writer import JournalWriter
 from service.partition.outcome_log import record_outcome
+from service.partition.postponements import Postponements
 from service.partition.reconciler import Reconciler
 from service.partition.submitter import Submitter, withheld
 from service.sync import KNOWN_STATES, Ended, Lingering, Running, Step, Submitting, Task, Waiting
@@ -47,15 +45,6 @@ and the appliances behind one address may differ."""
 UNCALIBRATED_MARGIN = timedelta(minutes=15)
 """The same while the site's clock is unknown: before VCDA's first answer, and for a remote site, which has a clock of
 its own, before the first answer to a POST there."""
-
-OWN_BACKOFF = Backoff(first=timedelta(seconds=10), longest=timedelta(minutes=5))
-"""Pauses before the POST to a busy replication (409) is repeated: the first, doubling, and the longest; with jitter. A
-sync that another user started takes minutes at least, and other replications of the site must not wait."""
-
-REPEAT_BACKOFF = Backoff(first=timedelta(seconds=30), longest=timedelta(minutes=10))
-"""How long a request waits before its second POST after a doubt, and at most before the later ones: its first such POST
-goes at once. If the POSTs of a request repeatedly lead to no visible task, VCDA may create tasks later than look-ups
-expect: each further POST may start another sync."""
 
 RESTORED_AT_ONCE = 250
 """Syncs restored between two turns of the event loop while a partition starts, some milliseconds."""
@@ -100,8 +89,12 @@ class Driver:
     ) -> None:
         self.quiescing = False
         """No POST begins; polls and outcomes go on."""
-        self.alone: Counter[tuple[str | None, WaitCause]] = Counter()
-        """How many requests of a site wait by themselves, and why. Only what is above 0."""
+        self.postponements = Postponements(
+            clock=dependencies.clock,
+            random=dependencies.random,
+            spawn=spawn,
+            over=lambda tracked: self._move_on(tracked.request.replication_id),
+        )
         self._number = number
         self._in_flight = in_flight
         self._journal_writer = journal_writer
@@ -179,7 +172,7 @@ class Driver:
         site_clock = cache(self._dependencies.api.site_clock)
         for tracked, state in restored:
             if isinstance(state, Waiting) and state.repeats > 1:
-                self._wait_to_repeat(tracked, state)
+                self.postponements.repeat(tracked, state)
         for number, (tracked, state) in enumerate(restored, 1):
             if self._stopped:
                 return
@@ -292,11 +285,7 @@ class Driver:
         tracked = self._in_flight.eldest(replication_id)
         if tracked is None or not told or self.quiescing:
             return
-        if (
-            isinstance(tracked.state, Waiting)
-            and tracked.slot_request is None
-            and tracked.not_before <= self._dependencies.clock.monotonic()
-        ):
+        if isinstance(tracked.state, Waiting) and tracked.slot_request is None and tracked.postponed is None:
             # One that its site turned away, or that was held back, keeps its place before those that never had a
             # slot; one that was turned away for its own sake goes behind them.
             tried = tracked.pauses is not None or tracked.state.attempts > 0
@@ -389,7 +378,7 @@ class Driver:
         )
         self._become(tracked, step)
         if isinstance(step.state, Waiting) and trouble is not None and trouble.own:
-            self._wait_busy(tracked)
+            self.postponements.busy(tracked)
             return
         if (doubt := tracked.doubt) is not None and (refusal := doubt.refusal) is not None:
             log.warning(
@@ -439,9 +428,9 @@ class Driver:
             case _:
                 pass
         if isinstance(step.state, Waiting) and isinstance(before, Submitting) and before.refusal is not None:
-            self._wait_busy(tracked)
+            self.postponements.busy(tracked)
         elif isinstance(step.state, Waiting) and step.state.repeats > 1:
-            self._wait_to_repeat(tracked, step.state)
+            self.postponements.repeat(tracked, step.state)
         else:
             self._take_up(tracked)
 
@@ -665,7 +654,7 @@ class Driver:
         if tracked.slot_request is not None:
             lane.withdraw(tracked.slot_request)
             tracked.slot_request = None
-        self._no_longer_alone(tracked)
+        self.postponements.end(tracked)
         if tracked.held:
             tracked.held = False
             self._dependencies.metrics.replication_held(tracked.request.site, held=False)
@@ -673,36 +662,6 @@ class Driver:
     def _occupy(self, tracked: TrackedSync) -> None:
         if not tracked.occupies and sync.occupies(tracked.state, now=self._dependencies.clock.now()):
             tracked.occupy(self._lane(tracked))
-
-    def _wait_to_repeat(self, tracked: TrackedSync, waiting: Waiting) -> None:
-        """Delay the next POST of a request whose POSTs lead to no visible task, longer each time."""
-        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)
-
-    def _wait_busy(self, tracked: TrackedSync) -> None:
-        """Delay the next POST to a busy replication, longer each time; the site's other requests don't wait."""
-        self._wait_alone(tracked, OWN_BACKOFF.pause(tracked.busy), cause=WaitCause.BUSY)
-        tracked.busy += 1
-
-    def _wait_alone(self, tracked: TrackedSync, seconds: float, *, cause: WaitCause) -> None:
-        pause = seconds * self._dependencies.random.uniform(0.5, 1.5)
-        tracked.not_before = self._dependencies.clock.monotonic() + pause
-        tracked.alone = cause
-        self.alone[tracked.request.site, cause] += 1
-
-        async def then() -> None:
-            await asyncio.sleep(pause)
-            self._no_longer_alone(tracked)
-            tracked.not_before = 0.0  # a loop's timer may be a millisecond early
-            self._move_on(tracked.request.replication_id)
-
-        _ = self._spawn(then())
-
-    def _no_longer_alone(self, tracked: TrackedSync) -> None:
-        if tracked.alone is not None:
-            counted, tracked.alone = (tracked.request.site, tracked.alone), None
-            self.alone[counted] -= 1
-            if not self.alone[counted]:
-                del self.alone[counted]
 
 
 def _missing_credentials(answer: sync.SubmitAnswer) -> sync.Trouble | None:

@@ -20,6 +20,15 @@ LONG = 16
 """From so many requests of one replication on their queue is a deque."""
 
 
+@dataclass(frozen=True, slots=True)
+class Postponement:
+    """A request's next POST is postponed for a reason of its own."""
+
+    cause: WaitCause
+    until: float
+    """The moment (monotonic) until which it is."""
+
+
 @dataclass(slots=True, eq=False)
 class TrackedSync:
     """A sync as a partition works with it: its state, and what this process is doing about it.
@@ -44,11 +53,8 @@ class TrackedSync:
     """The request timed out LINGER_LIMIT ago, and VCDA still shows its task as unfinished: the replication is held."""
     busy: int = 0
     """Number of consecutive answers that the replication is busy (409)."""
-    not_before: float = 0.0
-    """The replication is busy (409), or its POSTs led to no visible task: no slot is requested until then
-    (monotonic)."""
-    alone: WaitCause | None = None
-    """Why it waits by itself until `not_before`; counted as such meanwhile."""
+    postponed: Postponement | None = None
+    """While it is set, no slot is requested."""
     repeats: int = 0
     """The number of doubts for which a repeated POST was logged."""
     behind: str | None = None

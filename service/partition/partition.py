@@ -316,7 +316,7 @@ class Partition:
         """Yield how many requests wait here for something else than their site: by the request's site and cause."""
         for site, count in self._in_flight.behind.items():
             yield site, WaitCause.ELDER, count
-        for (site, cause), count in self._driver.alone.items():
+        for (site, cause), count in self._driver.postponements.counts.items():
             yield site, cause, count
 
     # ------------------------------------------------------------ admission

@@ -50,13 +50,13 @@ def waits_for(
         elder = eldest.request.operation_id
         detail = f"request {elder} of the same replication is {public_state(eldest.state)}"
         return WaitsFor(WaitCause.ELDER, detail, behind=elder)
-    if tracked.alone is not None:
+    if (postponed := tracked.postponed) is not None:
         what = (
             "VCDA said that the replication is busy (409)"
-            if tracked.alone is WaitCause.BUSY
+            if postponed.cause is WaitCause.BUSY
             else "VCDA shows no task for its earlier POSTs, so the next POST waits"
         )
-        return WaitsFor(tracked.alone, what, until=_moment_of(tracked.not_before, clock))
+        return WaitsFor(postponed.cause, what, until=_moment_of(postponed.until, clock))
     if handing_over is not None:
         return WaitsFor(WaitCause.OTHER, f"partition {handing_over} is being handed over to another instance")
     obstacle = lane.obstacle()

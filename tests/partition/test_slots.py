@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from service.partition.driver import OWN_BACKOFF
+from service.partition.postponements import BUSY_BACKOFF
 from service.sync import Submitting, Trouble
 from service.vcda.lanes import BREAKER_AFTER, Lane, LaneLimits
 from tests.support.simulated_deployment import Deployment, Process, deployed, in_flight, run, sent
@@ -107,7 +107,7 @@ async def test_a_replication_that_is_busy_waits_alone(d: Deployment) -> None:
     d.broker.ask("C4-2", "b1")
     await d.settled()
     first, second = sent(p0, "a1")
-    pause = OWN_BACKOFF.first.total_seconds()
+    pause = BUSY_BACKOFF.first.total_seconds()
     assert 0.5 * pause < second - first < 1.5 * pause + 0.1
     (at,) = sent(p0, "b1")
     assert at < 0.1, "the site's other requests go on"

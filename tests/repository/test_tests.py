@@ -34,6 +34,7 @@ ELSEWHERE: Final = {
     "kafka/topic_descriptions.py": "tests/kafka/test_topics.py",
     "live_view.py": "tests/system/test_demo.py",
     "partition/journal_writer.py": "tests/partition/test_backlog.py",
+    "partition/postponements.py": "tests/partition/test_slots.py",
     "sandbox/child_processes.py": "tests/sandbox/test_kafka.py",
     "sandbox/demo/demo.py": "tests/system/test_demo.py",
     "sandbox/demo/seen.py": "tests/system/test_demo.py",

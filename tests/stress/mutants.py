@@ -1382,9 +1382,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="repeated POSTs wait for nothing",
-        file="service/partition/driver.py",
-        old="        self._wait_alone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)\n",
-        new="        self._take_up(tracked)\n",
+        file="service/partition/postponements.py",
+        old="        self._postpone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)\n",
+        new="        self._over(tracked)\n",
         tests=("tests/partition/test_driver.py",),
     ),
     Mutant(
@@ -2041,7 +2041,7 @@ MUTANTS: Final = (
     Mutant(
         name="a request that ends while it waits by itself stays counted",
         file="service/partition/driver.py",
-        old="        self._no_longer_alone(tracked)\n        if tracked.held:",
+        old="        self.postponements.end(tracked)\n        if tracked.held:",
         new="        if tracked.held:",
         tests=("tests/partition/test_waiting.py",),
     ),
