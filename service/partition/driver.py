@@ -12,8 +12,7 @@ is handed to the journal writer in the same iteration of the event loop.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cache, partial
 from typing import TypeAlias
 
@@ -22,9 +21,9 @@ from service.messages.outcomes import describe_error, write_outcome
 from service.messages.requests import SyncCancelRequested
 from service.messages.trace_context import context_of
 from service.moments import rfc3339
-from service.partition.deadlines import Deadlines
 from service.partition.deduplication import Deduplication
 from service.partition.dependencies import Dependencies
+from service.partition.expiry import Expiry
 from service.partition.in_flight import InFlight, TrackedSync, public_state
 from service.partition.journal_writer import JournalWriter
 from service.partition.outcome_log import record_outcome
@@ -55,18 +54,6 @@ TAKEN_UP_AT_ONCE = 250
 RELEASED_AT_ONCE = 500
 """Syncs of a closed partition whose slots and polls are given back between two turns of the event loop."""
 
-EXPIRED_AT_ONCE = 50
-"""Expired requests whose outcomes are written between two turns of the event loop, some 4 ms: 75 us each (measured)."""
-
-EXPIRED_BEHIND = 2
-"""The same of those that waited behind a sync that has ended; the rest is next. One poll may end 100 such syncs."""
-
-LINGERING = 10
-"""More syncs of one replication than can linger: those before the first request whose outcome is to be written."""
-
-CHECKED_AT_ONCE = 500
-"""Syncs that are due and need no outcome, or have ended, between two turns of the event loop."""
-
 SiteClockOf: TypeAlias = Callable[[str | None], SiteClock | None]
 """Returns what is known of the clock that stamps a site's tasks."""
 
@@ -85,7 +72,7 @@ class Driver:
         journal_writer: JournalWriter,
         deduplication: Deduplication,
         dependencies: Dependencies,
-        spawn: Callable[[Coroutine[None, None, None]], "asyncio.Task[None]"],
+        spawn: Callable[[Coroutine[None, None, None]], asyncio.Task[None]],
     ) -> None:
         self.quiescing = False
         """No POST begins; polls and outcomes go on."""
@@ -105,11 +92,13 @@ class Driver:
         self._stopped = False
         self._restored: list[tuple[TrackedSync, sync.Sync]] = []
         """What was restored, each with its state then, until it is taken up."""
-        self._expired = 0
-        """How many expired requests were given their outcomes so far."""
-        self._more_expired = asyncio.Event()
-        """Set where a replication has more of them than were written at once."""
-        self._deadlines: Deadlines[TrackedSync] = Deadlines(wanted=in_flight.holds)
+        self._expiry = Expiry(
+            in_flight=in_flight,
+            journal_writer=journal_writer,
+            dependencies=dependencies,
+            become=self._become,
+            move_on=self._move_on,
+        )
         self._submitter = Submitter(
             number,
             api=dependencies.api,
@@ -158,7 +147,7 @@ class Driver:
 
     async def _drive(self) -> None:
         await self._take_up_restored()
-        await self._deadline_loop()
+        await self._expiry.run()
 
     async def _take_up_restored(self) -> None:
         """Take up the restored syncs in slices, first those that have to wait before their next POST.
@@ -251,6 +240,7 @@ class Driver:
     def stop(self) -> None:
         """Ignore all further events: no sync takes another step."""
         self._stopped = True
+        self._expiry.stop()
 
     async def release(self) -> None:
         """Release what these syncs hold in the process: slots and queue entries in lanes, polls, progress, counts.
@@ -268,22 +258,18 @@ class Driver:
     def _enter(self, state: sync.InFlight) -> TrackedSync:
         tracked = TrackedSync(state)
         self._in_flight.add(tracked)
-        self._remind(tracked)
+        self._expiry.remind(tracked)
         self._dependencies.metrics.moved(state.request.site, None, public_state(state))
         return tracked
 
     # ------------------------------------------------------------ one after another
 
-    def _move_on(self, replication_id: str, *, most: int = EXPIRED_BEHIND) -> None:
-        """Write the outcomes of expired requests, and let the replication's next request queue for a slot.
-
-        If more than `most` have expired, the deadlines' loop goes on with them, and no request queues before.
-        """
-        if self._stopped:
+    def _move_on(self, replication_id: str) -> None:
+        """Write the outcomes of expired requests, and let the replication's next request queue for a slot."""
+        if self._stopped or not self._expiry.write_outcomes(replication_id) or self.quiescing:
             return
-        told = self._tell_expired(replication_id, most=most)
         tracked = self._in_flight.eldest(replication_id)
-        if tracked is None or not told or self.quiescing:
+        if tracked is None:
             return
         if isinstance(tracked.state, Waiting) and tracked.slot_request is None and tracked.postponed is None:
             # One that its site turned away, or that was held back, keeps its place before those that never had a
@@ -516,96 +502,6 @@ class Driver:
         )
         self._dependencies.poller.watch(tracked.watch)
 
-    # ------------------------------------------------------------ deadlines
-
-    def _remind(self, tracked: TrackedSync) -> None:
-        """Schedule the next check of a sync: at its deadline, or at the end of its lingering."""
-        told = isinstance(tracked.state, Lingering)
-        moment = tracked.request.deadline + (sync.LINGER_LIMIT if told else timedelta())
-        self._deadlines.add(moment, tracked)
-
-    async def _deadline_loop(self) -> None:
-        """Check syncs that are due, in slices: tens of thousands may expire within a second.
-
-        A slice counts the outcomes that it writes, since one check may write those of many requests of a replication.
-        """
-        while True:
-            now = self._dependencies.clock.now()
-            checked, enough = 0, 0
-            for tracked in self._deadlines.due(now):
-                while self._journal_writer.behind:  # noqa: ASYNC110 - Kafka is slow, and takes these outcomes later
-                    await asyncio.sleep(self._dependencies.tick.total_seconds())
-                if checked == 0 or checked == self._slices.size(CHECKED_AT_ONCE) or self._expired >= enough:
-                    await self._slices.turn()
-                    checked, enough = 0, self._expired + self._slices.size(EXPIRED_AT_ONCE)
-                checked += 1
-                if tracked is not None and self._in_flight.holds(tracked):
-                    self._check(tracked, now)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._dependencies.tick.total_seconds()):
-                    await self._more_expired.wait()
-            self._more_expired.clear()
-
-    def _check(self, tracked: TrackedSync, now: datetime) -> None:
-        lingers = isinstance(tracked.state, Lingering)
-        self._move_on(tracked.request.replication_id, most=self._slices.size(EXPIRED_AT_ONCE))
-        if lingers and isinstance(tracked.state, Lingering):
-            self._outstay(tracked, now)
-
-    def _outstay(self, tracked: TrackedSync, now: datetime) -> None:
-        """Release the slot of a sync that lingers past the limit; its task may continue at VCDA."""
-        state = tracked.state
-        if self._stopped or not isinstance(state, Lingering) or sync.occupies(state, now=now):
-            return
-        tracked.vacate(self._lane(tracked))
-        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)
-        if not tracked.held:
-            tracked.held = True
-            self._dependencies.metrics.replication_held(tracked.request.site, held=True)
-            log.warning(
-                "Replication %s is still held: a day after the deadline of request %s VCDA still shows task %s as "
-                "unfinished",
-                tracked.request.replication_id,
-                tracked.request.identity,
-                state.of.task_id if isinstance(state.of, Running) else None,
-                extra=tracked.ids,
-            )
-
-    def _tell_expired(self, replication_id: str, *, most: int) -> bool:
-        """Write the outcomes of expired requests, the oldest first, and none before those of earlier requests.
-
-        At most so many at a time, so that the event loop can run other tasks. Returns False if there may be more.
-        """
-        now = self._dependencies.clock.now()
-        policy = self._dependencies.policy
-        eldest = self._in_flight.eldest(replication_id)
-        if eldest is None or (eldest.request.deadline > now and not isinstance(eldest.state, Lingering)):
-            return True  # the usual case, whatever waits behind it
-        elder: str | None = None
-        written = 0
-        for tracked in self._in_flight.of(replication_id, most=most + LINGERING):
-            if written == most:
-                self._deadlines.add(eldest.request.deadline, tracked)
-                self._more_expired.set()
-                return False
-            if isinstance(tracked.state, Ended):
-                continue
-            if isinstance(tracked.state, Submitting) and not tracked.state.in_doubt and not tracked.left:
-                break  # its POST has not begun and now won't: the answer will say so, and it comes back here
-            elder = elder or tracked.behind
-            behind = None if elder is None else f"The request waited behind {elder} of the same replication."
-            if behind is None and (pause := self._lane(tracked).operator_pause()) is not None:
-                behind = f"The deadline passed while {pause}."
-            step = sync.expired(tracked.state, now=now, policy=policy, behind=behind)
-            if step.state is not tracked.state:
-                written += 1
-                self._expired += 1
-                self._become(tracked, step)
-            if not isinstance(step.state, Lingering | Ended):
-                break
-            elder = tracked.request.operation_id
-        return True
-
     # ------------------------------------------------------------ taking a step
 
     def _become(self, tracked: TrackedSync, step: Step) -> None:
@@ -632,7 +528,7 @@ class Driver:
                 if isinstance(step.state.of, Running):
                     self._dependencies.progress.ended(tracked.request)
                 if not isinstance(before, Lingering):
-                    self._remind(tracked)
+                    self._expiry.remind(tracked)
             case Waiting():
                 tracked.vacate(self._lane(tracked))
             case _:
@@ -655,9 +551,7 @@ class Driver:
             lane.withdraw(tracked.slot_request)
             tracked.slot_request = None
         self.postponements.end(tracked)
-        if tracked.held:
-            tracked.held = False
-            self._dependencies.metrics.replication_held(tracked.request.site, held=False)
+        self._expiry.forget(tracked)
 
     def _occupy(self, tracked: TrackedSync) -> None:
         if not tracked.occupies and sync.occupies(tracked.state, now=self._dependencies.clock.now()):

@@ -14,7 +14,7 @@ from service.kafka.journal_codec import encode
 from service.kafka.journal_replay import EXPIRED_AT_MOST
 from service.messages.kafka_record import Event
 from service.messages.record_fate import Fate
-from service.partition.driver import EXPIRED_AT_ONCE
+from service.partition.expiry import EXPIRED_AT_ONCE
 from service.partition.journal_writer import BEHIND, CHANGE_BYTES, CUT, TOMBSTONE_BYTES
 from service.partition.partition import Partition
 from service.sandbox.kafka import Kafka

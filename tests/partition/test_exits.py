@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service import sync
-from service.partition.driver import EXPIRED_AT_ONCE
+from service.partition.expiry import EXPIRED_AT_ONCE
 from service.sync import LINGER_LIMIT, MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Lingering, Running
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import POLICY, Deployment, Process, deployed, run, sent, tracked_syncs

@@ -52,7 +52,7 @@ async def test_what_has_ended_is_not_kept_until_its_deadline(d: Deployment) -> N
             await d.settled()
     partition = p0.partition()
     assert partition is not None
-    assert len(partition._driver._deadlines) <= 2000
+    assert len(partition._driver._expiry._deadlines) <= 2000
 
 
 @deployed

@@ -33,6 +33,7 @@ ELSEWHERE: Final = {
     "kafka/rights.py": "tests/kafka/test_check.py",
     "kafka/topic_descriptions.py": "tests/kafka/test_topics.py",
     "live_view.py": "tests/system/test_demo.py",
+    "partition/expiry.py": "tests/partition/test_exits.py",
     "partition/journal_writer.py": "tests/partition/test_backlog.py",
     "partition/postponements.py": "tests/partition/test_slots.py",
     "sandbox/child_processes.py": "tests/sandbox/test_kafka.py",

@@ -492,16 +492,16 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="what lingers is never looked at again",
-        file="service/partition/driver.py",
+        file="service/partition/expiry.py",
         old="        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)\n",
         new="",
         tests=("tests/partition/test_exits.py",),
     ),
     Mutant(
         name="a place at the site is not given back a day after the deadline",
-        file="service/partition/driver.py",
-        old="        tracked.vacate(self._lane(tracked))\n        self._deadlines.add(max(",
-        new="        self._deadlines.add(max(",
+        file="service/partition/expiry.py",
+        old="        tracked.vacate(self._dependencies.lanes.lane(tracked.request.site))\n",
+        new="",
         tests=("tests/partition/test_exits.py",),
     ),
     Mutant(
@@ -513,14 +513,14 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="the outcomes of all expired requests are recorded in one turn of the event loop",
-        file="service/partition/driver.py",
+        file="service/partition/expiry.py",
         old="                    await self._slices.turn()\n                    checked, enough = ",
         new="                    checked, enough = ",
         tests=("tests/partition/test_exits.py",),
     ),
     Mutant(
         name="the expired requests of one replication count as one piece of work",
-        file="service/partition/driver.py",
+        file="service/partition/expiry.py",
         old=" or self._expired >= enough:\n",
         new=":\n",
         tests=("tests/partition/test_exits.py",),
@@ -618,7 +618,7 @@ MUTANTS: Final = (
     Mutant(
         name="a deadline's outcome is recorded before those of older requests",
         rule="9",
-        file="service/partition/driver.py",
+        file="service/partition/expiry.py",
         old="            if not isinstance(step.state, Lingering | Ended):\n                break\n",
         new="",
     ),
@@ -1693,7 +1693,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="outcomes of deadlines are recorded however much waits for its commit",
-        file="service/partition/driver.py",
+        file="service/partition/expiry.py",
         old="                while self._journal_writer.behind:",
         new="                while False:",
         tests=("tests/partition/test_backlog.py",),
@@ -2041,8 +2041,8 @@ MUTANTS: Final = (
     Mutant(
         name="a request that ends while it waits by itself stays counted",
         file="service/partition/driver.py",
-        old="        self.postponements.end(tracked)\n        if tracked.held:",
-        new="        if tracked.held:",
+        old="        self.postponements.end(tracked)\n",
+        new="",
         tests=("tests/partition/test_waiting.py",),
     ),
     Mutant(
