@@ -460,7 +460,7 @@ class App:
                 reasons.append(failing)
         if tokens and tokens.warning:
             reasons.append(tokens.warning)
-        reasons += map(str, lanes.operator_pauses())
+        reasons += map(str, lanes.operator_pauses.current())
         reasons += parts.syncs.control.trouble()
         if self._intake is not None:
             reasons += self._intake.held_back()

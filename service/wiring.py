@@ -231,7 +231,7 @@ def _connected(
     pauses = _control(topics, connection, account=account, clock=clock, lanes=lanes)
     metrics.set_site_pauses(
         lambda: SitePausesSeen(
-            [pause.site for pause in lanes.operator_pauses()], pauses.unreadable_for(), pauses.invalid()
+            [pause.site for pause in lanes.operator_pauses.current()], pauses.unreadable_for(), pauses.invalid()
         )
     )
 
@@ -322,7 +322,7 @@ def _control(
         wire=lambda: control.KafkaWire(topic, connection),
         clock=clock,
         account=account,
-        changed=lanes.pause_by_operator,
+        changed=lanes.operator_pauses.replace,
     )
 
 

@@ -92,8 +92,7 @@ async def test_look_ups_that_fail_while_the_site_answers_other_calls_are_degrade
         return []
 
     class Lanes(list[Any]):
-        def operator_pauses(self) -> list[object]:
-            return []
+        operator_pauses = SimpleNamespace(current=list)
 
     said = "POSTs to site local stay in doubt"
     lane = SimpleNamespace(lacks_credentials=False, open_breaker=lambda: None, failing_look_ups=lambda: said)
@@ -114,19 +113,17 @@ async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_
     async def unusable() -> list[str]:
         return []
 
-    def operator_pauses() -> list[object]:
+    def current() -> list[object]:
         if caplog.records:
             looked.set()
         raise ZeroDivisionError
 
     class Lanes(list[Any]):
-        pass
+        operator_pauses = SimpleNamespace(current=current)
 
-    lanes = Lanes()
-    lanes.operator_pauses = operator_pauses  # type: ignore[attr-defined]
     parts = SimpleNamespace(
         vcda=SimpleNamespace(unusable=unusable),
-        syncs=SimpleNamespace(lanes=lanes),
+        syncs=SimpleNamespace(lanes=Lanes()),
         kafka=SimpleNamespace(tokens=None),
     )
     monkeypatch.setattr(application, "KEEP_LOGGED_IN", application.KEEP_LOGGED_IN / 1000)

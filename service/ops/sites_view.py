@@ -83,7 +83,7 @@ async def hindrances(lanes: Lanes, clock: Clock) -> dict[str | None, tuple[Hindr
             found[lane.site] = some
         if number % LANES_AT_ONCE == 0:
             await asyncio.sleep(0)
-    for pause in lanes.operator_pauses():  # of sites without a lane, too
+    for pause in lanes.operator_pauses.current():  # of sites without a lane, too
         found.setdefault(None if pause.site == LOCAL else pause.site, (_ordered(pause),))
     return found
 
@@ -114,14 +114,14 @@ async def site_views(lanes: Lanes, configured: Iterable[str], clock: Clock) -> l
             used.add(public_name(lane.site))
         if number % LANES_AT_ONCE == 0:
             await asyncio.sleep(0)
-    pauses = {pause.site for pause in lanes.operator_pauses()}
+    pauses = {pause.site for pause in lanes.operator_pauses.current()}
     names = {LOCAL, *configured, *pauses, *map(public_name, held), *used}
     ordered = sorted(names, key=lambda name: (name not in pauses, name != LOCAL, name))
     return [_view(lanes, None if name == LOCAL else name, held) for name in ordered[:MOST]]
 
 
 def _view(lanes: Lanes, site: str | None, held: Mapping[str | None, tuple[Hindrance, ...]]) -> SiteView:
-    return SiteView(name=public_name(site), pause=lanes.operator_pause(site), hindrances=held.get(site, ()))
+    return SiteView(name=public_name(site), pause=lanes.operator_pauses.of(site), hindrances=held.get(site, ()))
 
 
 def sites_json(sites: Iterable[SiteView]) -> list[dict[str, object]]:

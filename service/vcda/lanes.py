@@ -21,7 +21,7 @@ on POSTs don't touch polls. Everything happens on the event loop, without thread
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -29,9 +29,10 @@ from random import Random
 from typing import Protocol
 
 from service.clock import Clock
-from service.messages.site_pause import SitePause, public_name
+from service.messages.site_pause import SitePause
 from service.messages.wait_cause import WaitCause
 from service.sync import NO_CREDENTIALS, Trouble
+from service.vcda.operator_pauses import OperatorPauses
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +60,6 @@ in one request would be said until the restart. As long as the runbook's query l
 
 PROBE_PATIENCE = timedelta(minutes=1)
 """How long a probe without a reported result holds back other calls. Longer than a call with a login takes."""
-
-
-LOOK_AT_CLOCK = timedelta(seconds=30)
-"""How often it is looked whether operators' pauses are over. They end by the wall clock, which may be set meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -570,10 +567,7 @@ class Lanes:
         self._random = random
         self._lanes: dict[str | None, Lane] = {}
         self._forget_at = FEW
-        self._pauses: Mapping[str, SitePause] = {}
-        self._lasting: dict[str, SitePause] = {}
-        """Those of them that are in effect, as the log has it."""
-        self._timer: asyncio.TimerHandle | None = None
+        self.operator_pauses = OperatorPauses(clock=clock, canonical_site=canonical_site, changed=self._wake_all)
 
     def lane(self, site: str | None) -> Lane:
         """Return the site's lane; None: the local site."""
@@ -588,7 +582,7 @@ class Lanes:
                 metrics=self._metrics,
                 random=self._random,
                 told_to_wait=partial(self._hold_namesakes, site),
-                operator_pause=partial(self.operator_pause, site),
+                operator_pause=partial(self.operator_pauses.of, site),
             )
         return lane
 
@@ -598,64 +592,14 @@ class Lanes:
             if self._canonical_site(lane.site) == self._canonical_site(site):
                 lane.retry()
 
-    # ------------------------------------------------------------ operators' pauses
-
-    def pause_by_operator(self, pauses: Mapping[str, SitePause]) -> None:
-        """Take all pauses that operators have ordered, by the sites' public names, instead of those before."""
-        self._pauses = dict(pauses)
-        self._look_at_pauses()
-
-    def operator_pause(self, site: str | None) -> SitePause | None:
-        """Return the operator's pause of a site that is in effect; the longest, of a site with two names."""
-        if not self._pauses:
-            return None
-        now, names = self._clock.now(), {public_name(site), public_name(self._canonical_site(site))}
-        found = [
-            pause
-            for pause in self._pauses.values()
-            if pause.lasts(now) and (pause.site in names or public_name(self._canonical_site(pause.site)) in names)
-        ]
-        return max(found, key=lambda pause: pause.until, default=None)
-
-    def operator_pauses(self) -> list[SitePause]:
-        """Return the operators' pauses that are in effect."""
-        now = self._clock.now()
-        return [pause for pause in self._pauses.values() if pause.lasts(now)]
-
-    def _look_at_pauses(self) -> None:
-        """Log what has begun and ended, let go on what waits, and look again when the next pause ends."""
-        before, now = self._lasting, self._clock.now()
-        self._lasting = {pause.site: pause for pause in self.operator_pauses()}
-        self._plan_look(now)  # before all else: an error must not keep a pause's end from being seen
-        for site, pause in self._lasting.items():
-            if before.get(site) != pause:
-                text = "Site pause in effect: %s; no POST is sent to the site, polls go on"
-                log.warning(text, pause, extra={"site": site})
-        for site, pause in before.items():
-            if site not in self._lasting:
-                # Resumed by an operator, or replaced by an invalid record.
-                how = (
-                    "has no pause in the control topic any more" if pause.lasts(now) else "has reached its pause's end"
-                )
-                log.warning("Site pause over: site %s %s; POSTs are sent again", site, how, extra={"site": site})
-        for lane in self:
-            lane.wake()
-
-    def _plan_look(self, now: datetime) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._lasting:
-            left = min((pause.until - now).total_seconds() for pause in self._lasting.values())
-            seconds = min(left, LOOK_AT_CLOCK.total_seconds())
-            self._timer = asyncio.get_running_loop().call_later(max(seconds, 0.001), self._look_at_pauses)
-
-    # ------------------------------------------------------------ all lanes
-
     def _forget_idle(self) -> None:
         for site in [lane.site for lane in self if lane.idle]:
             self._lanes.pop(site).close()
         self._forget_at = 2 * len(self._lanes) + FEW
+
+    def _wake_all(self) -> None:
+        for lane in self:
+            lane.wake()
 
     def _hold_namesakes(self, site: str | None, until: float) -> None:
         for lane in self:
@@ -672,9 +616,7 @@ class Lanes:
 
     def close(self) -> None:
         """Close every lane."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self.operator_pauses.close()
         for lane in self:
             lane.close()
 

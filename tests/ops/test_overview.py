@@ -107,7 +107,7 @@ async def test_a_site_that_an_operator_has_paused_says_so_whether_or_not_it_has_
     lanes.lane("busy").record_result(Trouble(label="429", detail="It said 429.", retry_after=timedelta(seconds=60)))
     until = moment(1_000.0)
     names = ("local", "broken", "busy", "nothing-there")
-    lanes.pause_by_operator(
+    lanes.operator_pauses.replace(
         {name: SitePause(site=name, until=until, since=moment(1.0), by="alice", reason="move") for name in names}
         | {"bare": SitePause(site="bare", until=until)}
     )

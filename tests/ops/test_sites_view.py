@@ -27,7 +27,7 @@ def some_lanes() -> Lanes:
 async def test_paused_sites_come_first_then_the_local_one_and_all_that_are_configured_or_in_use() -> None:
     lanes, clock = some_lanes(), VirtualClock(asyncio.get_running_loop())
     pause = SitePause(site="site2", until=EPOCH + timedelta(hours=2), since=EPOCH, by="alice", reason="upgrade")
-    lanes.pause_by_operator({"site2": pause})
+    lanes.operator_pauses.replace({"site2": pause})
     lanes.lane("site3").record_result(Trouble(label="5xx", detail="It said 500."))
     lanes.lane("idle")
 
@@ -63,7 +63,7 @@ async def test_paused_sites_come_first_then_the_local_one_and_all_that_are_confi
 async def test_of_many_sites_the_paused_ones_are_shown() -> None:
     lanes = some_lanes()
     names = [f"site{number}" for number in range(MOST)]
-    lanes.pause_by_operator({"zzz": SitePause(site="zzz", until=EPOCH + timedelta(hours=2))})
+    lanes.operator_pauses.replace({"zzz": SitePause(site="zzz", until=EPOCH + timedelta(hours=2))})
 
     shown = await site_views(lanes, names, VirtualClock(asyncio.get_running_loop()))
 

@@ -626,7 +626,7 @@ class Process:
         """Read the control topic, whole, as a process does at its start and whenever something is added."""
         if not self.dead:
             self.control_read = len(self._broker.control)
-            self.lanes.pause_by_operator(self._broker.pauses(self.control_read).by_site())
+            self.lanes.operator_pauses.replace(self._broker.pauses(self.control_read).by_site())
 
     # ------------------------------------------------------------ what the group wants
 

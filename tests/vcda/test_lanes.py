@@ -21,7 +21,6 @@ from service.vcda.lanes import (
     CREDENTIALS_MISSED,
     FEW,
     GRANTED_AT_ONCE,
-    LOOK_AT_CLOCK,
     PROBE_PATIENCE,
     Lane,
     LaneLimits,
@@ -29,6 +28,7 @@ from service.vcda.lanes import (
     Obstacle,
     SlotRequest,
 )
+from service.vcda.operator_pauses import LOOK_AT_CLOCK
 from tests.support.virtual_time import EPOCH, Longest, VirtualClock, now, run_virtual, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
@@ -767,7 +767,7 @@ async def test_missing_credentials_are_no_longer_shown_a_while_after_the_last_ca
 def ordered(lanes: Lanes, site: str, seconds: float) -> SitePause:
     """Pause a site for so long, and no other."""
     pause = SitePause(site=site, until=EPOCH + timedelta(seconds=now() + seconds), by="alice")
-    lanes.pause_by_operator({site: pause})
+    lanes.operator_pauses.replace({site: pause})
     return pause
 
 
@@ -786,7 +786,7 @@ async def test_an_operators_pause_holds_slots_back_until_its_end_and_no_calls() 
     assert lane.obstacle() == Obstacle(WaitCause.SITE_PAUSED, 3590.0, str(pause))
     await asyncio.sleep(3600.0)
     assert book.turns[1] == ("held", 3600.0)
-    assert (lane.obstacle(), lanes.operator_pauses()) == (None, [])
+    assert (lane.obstacle(), lanes.operator_pauses.current()) == (None, [])
 
 
 @virtual
@@ -795,7 +795,7 @@ async def test_a_lifted_pause_lets_slots_go_at_once() -> None:
     ordered(lanes, "b", 3600.0)
     lanes.lane("b").queue(book.turn("held"))
     await asyncio.sleep(10.0)
-    lanes.pause_by_operator({})
+    lanes.operator_pauses.replace({})
     await asyncio.sleep(0)
 
     assert book.turns == [("held", 10.0)]
@@ -825,7 +825,7 @@ async def test_an_error_while_a_pause_is_logged_keeps_nobody_from_seeing_its_end
         if said[0] == 1:
             raise ZeroDivisionError
 
-    monkeypatch.setattr("service.vcda.lanes.log.warning", fail_once)
+    monkeypatch.setattr("service.vcda.operator_pauses.log.warning", fail_once)
     with pytest.raises(ZeroDivisionError):
         ordered(lanes, "b", 60.0)
     lanes.lane("b").queue(book.turn("held"))
@@ -865,11 +865,11 @@ async def test_the_open_breaker_is_told_in_a_pause_as_well() -> None:
 async def test_the_log_has_the_beginning_and_the_end_of_a_pause_once(caplog: pytest.LogCaptureFixture) -> None:
     lanes = some_lanes()
     pause = ordered(lanes, "b", 3600.0)
-    lanes.pause_by_operator({"b": pause})  # read once more
+    lanes.operator_pauses.replace({"b": pause})  # read once more
     await asyncio.sleep(4000.0)
-    lanes.pause_by_operator({"b": pause})
+    lanes.operator_pauses.replace({"b": pause})
     ordered(lanes, "c", 60.0)
-    lanes.pause_by_operator({})
+    lanes.operator_pauses.replace({})
 
     other = "site c is paused by alice until 2030-01-01 01:07:40Z"
     assert [record.getMessage() for record in caplog.records] == [
