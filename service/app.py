@@ -456,7 +456,7 @@ class App:
                 reasons.append(without_credentials(public_name(lane.site)))
             elif (breaker := lane.open_breaker()) is not None:
                 reasons.append(breaker.detail)
-            if (failing := lane.failing_look_ups()) is not None:
+            if (failing := lane.look_ups.complaint()) is not None:
                 reasons.append(failing)
         if tokens and tokens.warning:
             reasons.append(tokens.warning)

@@ -95,7 +95,9 @@ async def test_look_ups_that_fail_while_the_site_answers_other_calls_are_degrade
         operator_pauses = SimpleNamespace(current=list)
 
     said = "POSTs to site local stay in doubt"
-    lane = SimpleNamespace(lacks_credentials=False, open_breaker=lambda: None, failing_look_ups=lambda: said)
+    lane = SimpleNamespace(
+        lacks_credentials=False, open_breaker=lambda: None, look_ups=SimpleNamespace(complaint=lambda: said)
+    )
     parts = SimpleNamespace(
         vcda=SimpleNamespace(unusable=unusable),
         syncs=SimpleNamespace(lanes=Lanes([lane]), control=SimpleNamespace(trouble=list)),

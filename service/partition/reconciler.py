@@ -22,6 +22,7 @@ from service.clock import Clock
 from service.partition.in_flight import TrackedSync
 from service.sync import Account, Found, LookUp, Names, Submitting, Task, Trouble
 from service.vcda.lanes import Lane
+from service.vcda.look_ups import OWN_AFTER
 from service.vcda.site_clocks import SiteClock
 
 log = logging.getLogger(__name__)
@@ -39,10 +40,6 @@ ONE_BY_ONE = 20
 LATEST_START = timedelta(hours=1)
 """How long after VCDA can no longer take a POST its task may have begun, by the site's clock, which may have been set.
 An end is needed: without one there are more and more tasks to page through while a doubt lasts."""
-
-OWN_AFTER = 3
-"""So many look-ups that fail in a row, whichever they are, are a trouble of look-ups, not the site's: the site's other
-calls need not wait for it. The second is already, where the site has answered another call since the first."""
 
 
 class FindApi(Protocol):
@@ -150,15 +147,8 @@ class Reconciler:
 
     async def _search(self, name: str | None, site: _Site) -> None:
         """Make look-ups for the POSTs in doubt at a site until none is left."""
-        look_ups = self._lane(name).look_ups
-        look_ups.searches += 1
-        try:
+        with self._lane(name).look_ups.searching():
             await self._search_until_none(name, site)
-        finally:
-            look_ups.searches -= 1
-            if look_ups.failing_since is not None and not look_ups.searches:
-                look_ups.failing_since = None
-                log.warning("Site %s: no POST is in doubt here any more, so no look-up fails", name or "local")
 
     async def _search_until_none(self, name: str | None, site: _Site) -> None:
         while True:
@@ -285,44 +275,20 @@ class Reconciler:
             self._looked_up(one.tracked, look_up)
 
     def _record_result(self, lane: Lane, trouble: Trouble | None, began: float) -> None:
-        """Report a look-up's result to the lane, and decide whether its trouble is the site's or that of look-ups.
-
-        Look-ups that fail together, of several partitions, count once: otherwise a site that answers nothing would be
-        taken for one that answers all but look-ups.
+        """Report a look-up's result to the lane: its trouble is the site's, or that of look-ups alone.
 
         A pause that an answer asks for (Retry-After) is obeyed in any case. Look-ups that keep asking for one would
         begin the next pause at the end of each, so they rest then for as long again, and other calls come first.
         """
-        look_ups = lane.look_ups
+        own = lane.look_ups.record_result(trouble, began=began, good_answers=lane.good_answers)
         if trouble is None:
-            look_ups.failed = 0
             lane.record_result(None)
-            if look_ups.failing_since is not None:
-                seconds = self._clock.monotonic() - look_ups.failing_since
-                look_ups.failing_since = None
-                name = lane.site or "local"
-                log.warning("Site %s: look-ups for POSTs in doubt succeed again, after %.0f s", name, seconds)
             return
-        if look_ups.failed == 0:
-            look_ups.good_answers = lane.good_answers
-        if began >= look_ups.failed_at:
-            look_ups.failed += 1
-            look_ups.failed_at = self._clock.monotonic()
-        own = look_ups.failed >= OWN_AFTER or lane.good_answers > look_ups.good_answers
-        look_ups.trouble = f"{trouble.label}: {trouble.detail}"
-        lane.record_result(replace(trouble, own=trouble.own or (own and trouble.retry_after is None)))
-        if own and look_ups.failing_since is None:
-            look_ups.failing_since = self._clock.monotonic()
-            log.warning(
-                "Site %s: look-ups for POSTs in doubt fail (%s); the POSTs stay in doubt until one succeeds, other "
-                "calls to the site do not wait for them",
-                lane.site or "local",
-                look_ups.trouble,
-                extra={"site": lane.site},
-            )
-        if own and trouble.retry_after is not None:
+        asked = trouble.retry_after is not None
+        lane.record_result(replace(trouble, own=trouble.own or (own and not asked)))
+        if own and asked:
             paused = lane.held_for()
-            look_ups.rest_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())
+            lane.look_ups.rest_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())
 
     def _look_again(self, one: _Sought, *, seldom: bool) -> None:
         """Set the time of the next look-up."""

@@ -81,7 +81,7 @@ def _unasked_for(tracked: TrackedSync, *, lane: Lane, clock: Clock) -> WaitsFor 
     if lane.look_ups.rest_until > clock.monotonic():
         detail = f"{what}: each look-up at its site fails, and asks for a pause (Retry-After)"
         return WaitsFor(WaitCause.SITE_PAUSED, detail, until=_moment_of(lane.look_ups.rest_until, clock))
-    if lane.look_ups.failing_since is not None:
+    if lane.look_ups.failing:
         detail = f"its POST is in doubt, and look-ups at its site fail ({lane.look_ups.trouble})"
         return WaitsFor(WaitCause.OTHER, detail)
     if doubt.refusal is not None:

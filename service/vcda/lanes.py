@@ -32,6 +32,7 @@ from service.clock import Clock
 from service.messages.site_pause import SitePause
 from service.messages.wait_cause import WaitCause
 from service.sync import NO_CREDENTIALS, Trouble
+from service.vcda.look_ups import LookUps
 from service.vcda.operator_pauses import OperatorPauses
 
 log = logging.getLogger(__name__)
@@ -95,29 +96,6 @@ class LaneMetrics(Protocol):
         """Count a call that was not made, since there are no credentials for the site."""
 
 
-@dataclass(slots=True)
-class LookUps:
-    """The state of a site's look-ups for POSTs in doubt, shared by all partitions.
-
-    The lane only keeps it; `partition.reconciler` decides by it.
-    """
-
-    failed: int = 0
-    """How many failed in a row; those that fail together count once."""
-    failed_at: float = 0.0
-    """When the last of these failed (monotonic): look-ups begun before don't add to it."""
-    good_answers: int = 0
-    """How many good answers the site had given when the first of them failed."""
-    rest_until: float = 0.0
-    """No look-up begins before this moment: the end of the site's pause is left to other calls."""
-    failing_since: float | None = None
-    """Since when (monotonic) their trouble counts as their own, and no longer as the site's; the log has it."""
-    trouble: str = ""
-    """The last trouble, while they fail."""
-    searches: int = 0
-    """In how many partitions POSTs in doubt are looked up."""
-
-
 class SlotRequest:
     """A slot to POST that was asked for; the request waits until the lane grants it, or the asker withdraws it."""
 
@@ -167,7 +145,7 @@ class Lane:
         """How many have begun: what was to be POSTed before one began is not to be POSTed in it, or right after it."""
         self.good_answers = 0
         """How many calls of the site went well: whether it answered others while one call failed again and again."""
-        self.look_ups = LookUps()
+        self.look_ups = LookUps(site, clock=clock)
         self._troubles = 0
         self._trouble: Trouble | None = None
         """The last trouble of the site, while a pause or the circuit breaker lasts."""
@@ -334,21 +312,6 @@ class Lane:
         since = "" if self._opened_at is None else f" since {self._opened_at:%Y-%m-%d %H:%M:%SZ}"
         detail = f"the circuit breaker of site {self.site or 'local'} has been open{since}{self._said}"
         return Obstacle(WaitCause.CIRCUIT_OPEN, self.held_for() or None, detail)
-
-    @property
-    def look_ups_failing_for(self) -> float:
-        """For how many seconds look-ups for POSTs in doubt have failed although other calls succeed; 0: they don't."""
-        since = self.look_ups.failing_since
-        return 0.0 if since is None else self._clock.monotonic() - since
-
-    def failing_look_ups(self) -> str | None:
-        """Say that look-ups fail; None: they don't. See `look_ups_failing_for`."""
-        if (seconds := self.look_ups_failing_for) == 0.0:
-            return None
-        return (
-            f"POSTs to site {self.site or 'local'} stay in doubt: look-ups have failed for {seconds:.0f} s although "
-            f"other calls succeed ({self.look_ups.trouble})"
-        )
 
     def obstacle_of_calls(self) -> Obstacle | None:
         """Return what holds back polls and look-ups, but for an operator's pause, which does not; None: nothing."""
@@ -608,7 +571,7 @@ class Lanes:
 
     def look_ups_failing(self) -> dict[str | None, float]:
         """Return for how many seconds look-ups have failed, of the sites where they do."""
-        return {lane.site: seconds for lane in self if (seconds := lane.look_ups_failing_for)}
+        return {lane.site: seconds for lane in self if (seconds := lane.look_ups.failing_for)}
 
     def __iter__(self) -> Iterator[Lane]:
         """Iterate over the lanes there are now."""

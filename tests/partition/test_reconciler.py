@@ -11,9 +11,10 @@ import pytest
 
 from service import sync
 from service.partition.in_flight import TrackedSync
-from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE, OWN_AFTER, Reconciler
+from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE, Reconciler
 from service.sync import Account, Lingering, Names, Submitting, Waiting
 from service.vcda.lanes import LaneLimits, Lanes
+from service.vcda.look_ups import OWN_AFTER
 from tests.support.simulated_deployment import (
     LATE,
     POLICY,
@@ -286,8 +287,7 @@ def test_look_ups_that_fail_until_no_post_is_in_doubt_any_more_are_logged_as_ove
 
 
 def look_up_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    lines = [record.getMessage() for record in caplog.records if record.name == "service.partition.reconciler"]
-    return [line for line in lines if "list of all sync tasks" not in line]
+    return [record.getMessage() for record in caplog.records if record.name == "service.vcda.look_ups"]
 
 
 def test_the_list_of_all_tasks_that_can_be_read_again_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -248,7 +248,7 @@ async def test_a_post_in_doubt_says_that_look_ups_fail_until_they_succeed(d: Dep
     assert said.detail == "its POST is in doubt, and look-ups at its site fail (403: VCDA answered with 403.)"
     (since,) = p0.lanes.look_ups_failing().values()
     assert 540.0 < since < 600.0
-    assert p0.lanes.lane(None).failing_look_ups() == (
+    assert p0.lanes.lane(None).look_ups.complaint() == (
         f"POSTs to site local stay in doubt: look-ups have failed for {since:.0f} s although other calls succeed (403: "
         "VCDA answered with 403.)"
     )
@@ -256,5 +256,5 @@ async def test_a_post_in_doubt_says_that_look_ups_fail_until_they_succeed(d: Dep
     p0.vcda.find = find  # type: ignore[method-assign]
     await d.until(1000.0)
     assert p0.lanes.look_ups_failing() == {}
-    assert p0.lanes.lane(None).failing_look_ups() is None
+    assert p0.lanes.lane(None).look_ups.complaint() is None
     assert waits(p0).get("doubted") is None

@@ -50,6 +50,7 @@ ELSEWHERE: Final = {
     "sandbox/vcda/world.py": "tests/sandbox/test_vcda_simulator.py",
     "settings/describe.py": "tests/settings/test_loading.py",
     "sync.py": "tests/sync/test_sync.py",
+    "vcda/look_ups.py": "tests/partition/test_reconciler.py",
     "vcda/operator_pauses.py": "tests/vcda/test_lanes.py",
 }
 """Modules that only show what they do together with others, and where they do: the commands by what they print, with
