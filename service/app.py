@@ -450,6 +450,10 @@ class App:
     async def _degraded_by(self, parts: wiring.ServiceParts) -> list[str]:
         """Log in to VCDA where that is due, and return what is degraded, and why."""
         lanes, tokens = parts.syncs.lanes, parts.kafka.tokens
+        for one in parts.certificates:
+            one.latest()  # connections may last longer than the certificates
+        invalid = [one.trouble for one in parts.certificates if one.trouble is not None]
+        self._metrics.certificates_invalid(len(invalid))
         reasons = await parts.vcda.unusable()
         for lane in lanes:
             if lane.lacks_credentials:
@@ -460,6 +464,7 @@ class App:
                 reasons.append(failing)
         if tokens and tokens.warning:
             reasons.append(tokens.warning)
+        reasons += [f"new certificate files are invalid, so the previous ones are used: {why}" for why in invalid]
         reasons += map(str, lanes.operator_pauses.current())
         reasons += parts.syncs.control.trouble()
         if self._intake is not None:

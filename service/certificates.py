@@ -50,20 +50,26 @@ class Certificates:
 
     def load(self) -> ssl.SSLContext:
         """Read them. Raises `Unusable`."""
+        # First alone: to read the system's authorities takes 0.1 s, and files that can't be read are tried often.
+        self._load_own(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
         try:
             context = ssl.create_default_context(cafile=self.ca_file)
         except OSError as error:
             msg = f"{self.prefix}CA_FILE: no certificates could be read from it"
             raise Unusable(msg, error) from None
-        if self.cert_file is not None:
-            try:
-                # Without a password, OpenSSL would ask for one at the terminal.
-                context.load_cert_chain(self.cert_file, self.key_file, password="")
-            except OSError as error:
-                msg = f"{self.prefix}CERT_FILE: no certificate with an unencrypted key could be read"
-                raise Unusable(msg, error) from None
+        self._load_own(context)
         _verify_alike_on_each_python(context)
         return context
+
+    def _load_own(self, context: ssl.SSLContext) -> None:
+        if self.cert_file is None:
+            return
+        try:
+            # Without a password, OpenSSL would ask for one at the terminal.
+            context.load_cert_chain(self.cert_file, self.key_file, password="")
+        except OSError as error:
+            msg = f"{self.prefix}CERT_FILE: no certificate with an unencrypted key could be read"
+            raise Unusable(msg, error) from None
 
 
 class Current(ssl.SSLContext):
@@ -86,6 +92,8 @@ class Current(ssl.SSLContext):
         self._seen = certificates.stamp()
         self._unread = False
         self._latest = certificates.load()
+        self.trouble: str | None = None
+        """Why the files can't be used as they were at the last look, and the setting; None: they are in use."""
 
     def latest(self) -> ssl.SSLContext:
         """Return the context of this moment."""
@@ -98,14 +106,15 @@ class Current(ssl.SSLContext):
             try:
                 self._latest = self._certificates.load()
             except Unusable as error:
-                self._unread = error.unread
+                self._unread, self.trouble = error.unread, str(error)
                 if changed:
                     log.warning(
                         "Certificate files have changed and are invalid; continuing with the previous ones: %s", error
                     )
             else:
-                self._unread = False
-                log.info("Certificate files of %s*_FILE have changed; new connections use the new certificates", prefix)
+                self._unread, self.trouble = False, None
+                what = "have changed" if changed else "can be read now"
+                log.info("Certificate files of %s*_FILE %s; new connections use their certificates", prefix, what)
         return self._latest
 
     @override

@@ -5,7 +5,7 @@ limits, and shares the construction code; `for_checks` makes what `vm-sync check
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from random import Random
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from pydantic import SecretStr
 
-from service.certificates import Unusable
+from service.certificates import Current, Unusable
 from service.clock import Clock
 from service.event_loop import Slices
 from service.intake.group import Intake, Plan
@@ -99,6 +99,8 @@ class ServiceParts:
     account: Account
     topics: TopicNames
     syncs: Parts
+    certificates: Sequence[Current]
+    """All that were read from files."""
 
 
 # ---------------------------------------------------------------- the three doors
@@ -139,7 +141,8 @@ def for_service(
         opening=_unheard,
     )
     account = topics.account(kafka.arguments(), group=settings.kafka.group_id)
-    return ServiceParts(vcda=vcda, kafka=kafka, account=account, topics=topics, syncs=syncs)
+    certificates = [*kafka.certificates, *vcda.certificates]
+    return ServiceParts(vcda=vcda, kafka=kafka, account=account, topics=topics, syncs=syncs, certificates=certificates)
 
 
 def for_checks(settings: Settings, *, clock: Clock, version: str) -> tuple[KafkaChecks, VcdaChecks]:

@@ -3,13 +3,16 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trustme
 
 from service import app as application
 from service.app import App
+from service.certificates import Certificates, Current
 from service.observability import logs
 from service.settings import load
 from tests.support.some_settings import LEAST
@@ -102,9 +105,43 @@ async def test_look_ups_that_fail_while_the_site_answers_other_calls_are_degrade
         vcda=SimpleNamespace(unusable=unusable),
         syncs=SimpleNamespace(lanes=Lanes([lane]), control=SimpleNamespace(trouble=list)),
         kafka=SimpleNamespace(tokens=None),
+        certificates=(),
     )
 
     assert await app._degraded_by(cast("Any", parts)) == [said]
+
+
+async def test_new_certificate_files_that_are_invalid_are_degraded_and_counted_before_a_connection_needs_them(
+    app: App, tmp_path: Path
+) -> None:
+    async def unusable() -> list[str]:
+        return []
+
+    class Lanes(list[Any]):
+        operator_pauses = SimpleNamespace(current=list)
+
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    parts = SimpleNamespace(
+        vcda=SimpleNamespace(unusable=unusable),
+        syncs=SimpleNamespace(lanes=Lanes(), control=SimpleNamespace(trouble=list)),
+        kafka=SimpleNamespace(tokens=None),
+        certificates=[Current(Certificates(prefix="VM_SYNC_VCDA__", ca_file=file))],
+    )
+
+    def counted() -> float | None:
+        return app._registry.get_sample_value("vm_sync_certificates_invalid")
+
+    assert (await app._degraded_by(cast("Any", parts)), counted()) == ([], 0)
+    good = file.read_text()
+    file.write_text("no certificate")
+    (said,) = await app._degraded_by(cast("Any", parts))
+    assert counted() == 1
+    assert said.startswith(
+        "new certificate files are invalid, so the previous ones are used: VM_SYNC_VCDA__CA_FILE: no certificates"
+    )
+    file.write_text(good)
+    assert (await app._degraded_by(cast("Any", parts)), counted()) == ([], 0)
 
 
 async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_and_ends_nothing(
@@ -127,6 +164,7 @@ async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_
         vcda=SimpleNamespace(unusable=unusable),
         syncs=SimpleNamespace(lanes=Lanes()),
         kafka=SimpleNamespace(tokens=None),
+        certificates=(),
     )
     monkeypatch.setattr(application, "KEEP_LOGGED_IN", application.KEEP_LOGGED_IN / 1000)
     keeping = asyncio.create_task(app._keep_logged_in(cast("Any", parts)))

@@ -129,13 +129,16 @@ def test_a_file_that_cannot_be_used_is_one_warning_and_leaves_the_last_good_one_
             BROKEN[how](file)
             for _ in range(3):
                 assert await greeted(port, context)
+            assert str(context.trouble).startswith("VM_SYNC_KAFKA__SSL_CA_FILE: no certificate")
             replace(file, authority.cert_pem)
             assert await greeted(port, context)
+            assert context.trouble is None
 
     run(work(), factory)
 
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "VM_SYNC_KAFKA__SSL_CA_FILE: no certificate" in caplog.messages[0]
+    assert "have changed" in caplog.messages[1]
 
 
 def test_nothing_is_read_while_the_files_are_the_same(tmp_path: Path) -> None:
@@ -152,6 +155,7 @@ def test_nothing_is_read_while_the_files_are_the_same(tmp_path: Path) -> None:
 def test_new_files_that_cannot_be_read_for_want_of_descriptors_are_read_once_they_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "service.certificates")
     file = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(file))
     context = Current(Certificates(prefix=PREFIX, ca_file=file))
@@ -160,12 +164,35 @@ def test_new_files_that_cannot_be_read_for_want_of_descriptors_are_read_once_the
     with no_more_descriptors():
         for _ in range(3):
             assert context.latest() is first
+        meanwhile = str(context.trouble)
     second = context.latest()
 
     assert second is not first
     assert context.latest() is second
-    assert [record.levelname for record in caplog.records if record.levelname == "WARNING"] == ["WARNING"]
+    assert context.trouble is None
+    assert "Too many open files" in meanwhile
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     assert "Too many open files" in caplog.messages[0]
+    assert caplog.messages[1] == (
+        "Certificate files of VM_SYNC_KAFKA__SSL_*_FILE can be read now; new connections use their certificates"
+    )
+
+
+def test_the_systems_authorities_are_not_read_again_while_an_own_certificate_cannot_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They take a tenth of a second, in which the event loop stands still."""
+    file = tmp_path / "client.pem"
+    trustme.CA().issue_cert("vm-sync").private_key_and_cert_chain_pem.write_to_path(str(file))
+    context = Current(Certificates(prefix=PREFIX, cert_file=file))
+    read: list[dict[str, Any]] = []
+    monkeypatch.setattr(ssl, "create_default_context", lambda **given: read.append(given))
+    file.unlink()
+    for _ in range(3):
+        context.latest()
+
+    assert str(context.trouble).startswith("VM_SYNC_KAFKA__SSL_CERT_FILE: no certificate")
+    assert read == []
 
 
 @pytest.mark.parametrize(

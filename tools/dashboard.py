@@ -643,6 +643,21 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncEventLoopLagging",
             ),
             Graph(
+                title="Invalid certificate files",
+                about="Sets of changed certificate files that are invalid; the previous certificates are used.",
+                queries=((f"vm_sync_certificates_invalid{{{HERE}}}", "{{instance}}"),),
+                warn=1,
+                alert="VmSyncCertificatesInvalid",
+            ),
+            Graph(
+                title="File descriptors in use",
+                about="Share of the files and connections that the process may have open.",
+                queries=((f"process_open_fds{{{JOB}}} / process_max_fds{{{JOB}}}", "{{instance}}"),),
+                unit=SHARE,
+                warn=0.8,
+                alert="VmSyncOpenFilesNearLimit",
+            ),
+            Graph(
                 title="Log lines dropped",
                 about="Log lines dropped, since their reader was too slow.",
                 queries=((f"increase(vm_sync_log_lines_dropped_total{{{HERE}}}[$__rate_interval])", "{{instance}}"),),

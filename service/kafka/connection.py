@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from service.certificates import Current
 from service.kafka.clients import MAX_IDLE
 from service.kafka.tokens import Tokens
 from service.moments import milliseconds
@@ -21,6 +22,12 @@ class KafkaConnection:
     def tokens(self) -> Tokens | None:
         """What gives all clients their OAuth token; None: they log in with something else, or not at all."""
         return self.security.get("sasl_oauth_token_provider")
+
+    @property
+    def certificates(self) -> list[Current]:
+        """The certificates from files, those for the token server included."""
+        used = self.security.get("ssl_context"), None if self.tokens is None else self.tokens.source.tls
+        return [one for one in used if isinstance(one, Current)]
 
     def arguments(self) -> dict[str, Any]:
         """Return what any aiokafka client takes; a list, since it takes one string with commas for one host."""

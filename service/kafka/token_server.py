@@ -58,7 +58,7 @@ class ClientCredentials:
         login = f"{quote_plus(client_id)}:{quote_plus(client_secret)}".encode()
         self._headers = {"Authorization": f"Basic {b64encode(login).decode()}", "Accept": "application/json"}
         self._form = {"grant_type": "client_credentials"} | ({"scope": scope} if scope else {})
-        self._tls = tls
+        self.tls = tls
         self._clock = clock
 
     @property
@@ -94,7 +94,7 @@ class ClientCredentials:
         """Return status and body; None: the body is longer than `LONGEST`."""
         async with (
             aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=self._tls, force_close=True), cookie_jar=aiohttp.DummyCookieJar()
+                connector=aiohttp.TCPConnector(ssl=self.tls, force_close=True), cookie_jar=aiohttp.DummyCookieJar()
             ) as session,
             session.post(self._url, data=self._form, headers=self._headers, allow_redirects=False) as response,
         ):

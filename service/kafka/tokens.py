@@ -13,6 +13,7 @@ import binascii
 import errno
 import logging
 import re
+import ssl
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -95,6 +96,10 @@ class TokenSource(Protocol):
         """Whether a token is kept; if not, it is read at each use."""
 
     @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What verifies the server's certificate; None: there is no server."""
+
+    @property
     def where(self) -> str:
         """Where tokens come from, with the setting's name: `the file ... (VM_SYNC_...)`."""
 
@@ -127,6 +132,7 @@ class TokenFile:
     """A file that something else keeps current, such as a projected service-account token of Kubernetes."""
 
     kept: Final = False
+    tls: Final = None
 
     def __init__(self, path: Path, clock: Clock, *, limit: timedelta = READ_LIMIT) -> None:
         """`limit` is for reading the file."""

@@ -293,6 +293,12 @@ METRICS: Final = (
         "Progress events dropped because publishing them failed, or Kafka was too slow.",
     ),
     Metric(
+        "vm_sync_certificates_invalid",
+        "gauge",
+        "Sets of certificate files (of Kafka, the OAuth token server, VCDA) that have changed and are invalid; the "
+        "previous certificates are used.",
+    ),
+    Metric(
         "vm_sync_config_hash",
         "gauge",
         "Always 1; `hash` is that of the settings that must be equal on all instances, without secrets.",
@@ -388,7 +394,9 @@ class Metrics:
         self._adopted = counters["vm_sync_tasks_adopted_total"][()]
         self._posts_repeated = counters["vm_sync_posts_repeated_total"]
         self._unknown_states = counters["vm_sync_unknown_task_states_total"][()]
-        self._session_open = gauges["vm_sync_session_open"][()]
+        self._session_open, self._certificates_invalid = (
+            gauges[name][()] for name in ("vm_sync_session_open", "vm_sync_certificates_invalid")
+        )
         self._logins = counters["vm_sync_session_logins_total"].having((r,) for r in LOGINS)
         self._commit_seconds = histograms["vm_sync_journal_commit_seconds"][()]
         self._commit_records = histograms["vm_sync_journal_commit_records"][()]
@@ -509,6 +517,10 @@ class Metrics:
     def login(self, result: str) -> None:
         """Count a login."""
         self._logins[result,].inc()
+
+    def certificates_invalid(self, count: int) -> None:
+        """Set how many sets of certificate files have changed and are invalid."""
+        self._certificates_invalid.set(count)
 
     def session_open(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Set whether there is a session at VCDA."""

@@ -33,6 +33,7 @@ from urllib.parse import quote
 
 import httpx
 
+from service.certificates import Current
 from service.clock import Clock
 from service.messages.schemas import MAX_ID, OPERATION_ID, REPLICATION_ID
 from service.sync import (
@@ -320,6 +321,11 @@ class Vcda:
     async def unusable(self) -> list[str]:
         """Log in, and extend the session to each configured site, where that is due; return what fails, and why."""
         return await self._session.unusable()
+
+    @property
+    def certificates(self) -> list[Current]:
+        """The certificates from files."""
+        return self._wire.certificates
 
     def session_status(self) -> SessionStatus:
         """Return what is known of the session."""

@@ -169,6 +169,7 @@ class Wire:
         # Loopback by plain http has no certificate; this context has no store, so it would believe none.
         secure = self._base.scheme == "https"
         verification = tls.verification() if secure else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        self.certificates = [verification] if isinstance(verification, Current) else []
         # Without an `httpx.AsyncClient` around: what it adds is cookies, redirects and proxies from the environment,
         # none of which may be here.
         ways = {

@@ -24,6 +24,7 @@ class Source:
     """Numbers its tokens, and fails or waits as a test says."""
 
     kept = True
+    tls = None
     where = "a test (VM_SYNC_TEST_SOURCE)"
     if_refused = "check the test"
 

@@ -35,6 +35,8 @@ TABLE = {metric.name: metric for metric in metrics.table()}
 ELSEWHERE = {
     "up": {"job"},
     "process_cpu_seconds_total": {"job"},
+    "process_max_fds": {"job"},
+    "process_open_fds": {"job"},
     "process_resident_memory_bytes": {"job"},
     "process_start_time_seconds": {"job"},
     "kafka_consumergroup_lag": {"consumergroup", "topic", "partition"},

@@ -11,7 +11,9 @@ hour of waiting for each of them shows no more. Thresholds are untouched: what h
 import asyncio
 import os
 import re
+import resource
 import signal
+import ssl
 import sys
 import time
 import traceback
@@ -23,6 +25,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+import trustme
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -134,11 +137,18 @@ class Stage:
 
     @asynccontextmanager
     async def deployment(
-        self, name: str, *, plan: Plan | None = None, partitions: int = 4, door: str | None = None, **more: Any
+        self,
+        name: str,
+        *,
+        plan: Plan | None = None,
+        partitions: int = 4,
+        door: str | None = None,
+        tls: ssl.SSLContext | None = None,
+        **more: Any,
     ) -> AsyncIterator["Deployment"]:
-        """Open a deployment without a process."""
+        """Open a deployment without a process; `tls` is for VCDA."""
         async with (
-            Simulator(appliance(plan or Plan(duration=Durations.of("uniform:0.5:2")), **more)) as vcda,
+            Simulator(appliance(plan or Plan(duration=Durations.of("uniform:0.5:2")), **more), tls=tls) as vcda,
             Ledger(
                 bootstrap=self.kafka.bootstrap, simulator=vcda, prefix=name, partitions=partitions, door=door
             ) as ledger,
@@ -595,6 +605,30 @@ async def token_refused(stage: Stage) -> None:
         await here.over("VmSyncKafkaTokenFailing")
 
 
+async def broken_resources(stage: Stage) -> None:
+    """Replace a certificate file with one that is cut, and take away most of the file descriptors."""
+    authority, file = trustme.CA(), stage.folder / "vcda-ca.pem"
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    async with stage.deployment("files", tls=tls) as here:
+        good = authority.cert_pem.bytes()
+        file.write_bytes(good)
+        process = await here.start({"VCDA__CA_FILE": str(file)})
+        began = time.monotonic()
+        file.write_bytes(good[:100])
+        await here.fires("VmSyncCertificatesInvalid", "a new certificate file is cut after 100 bytes", since=began)
+        file.write_bytes(good)
+        await here.over("VmSyncCertificatesInvalid")
+        limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
+        used = process.open_files()
+        began = time.monotonic()
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (used + used // 10, limits[1]))
+        how = "the limit of open files is lowered to 1.1 times those in use"
+        await here.fires("VmSyncOpenFilesNearLimit", how, since=began)
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, limits)
+        await here.over("VmSyncOpenFilesNearLimit")
+
+
 async def transaction_left_open(stage: Stage) -> None:
     """Have a sender leave a transaction open on the requests topic."""
     async with stage.deployment("held", partitions=1) as here:
@@ -737,6 +771,7 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
     ),
     rights_denied: ("VmSyncReadingStalled", "VmSyncPartitionsReopened"),
     token_refused: ("VmSyncKafkaTokenFailing",),
+    broken_resources: ("VmSyncCertificatesInvalid", "VmSyncOpenFilesNearLimit"),
     transaction_left_open: ("VmSyncTransactionOpen",),
     kafka_far_away: ("VmSyncRestoreSlow", "VmSyncCommitsSlow", "VmSyncKafkaDisconnected"),
     site_away: ("VmSyncSitePaused", "VmSyncOutcomesLateFast", "VmSyncOutcomesLateSlow"),
@@ -793,8 +828,9 @@ def faults(finding: Finding) -> list[str]:
     if not any(finding.asked[query] for query in diagnosis) and finding.alert != "VmSyncAbsent":
         found.append("no query under Diagnosis yields anything")
     for ran in finding.ran:
-        # 1 and 3 are what `vm-sync check` and `topics check` say while something is wrong.
-        allowed = {0, 1, 3} if re.search(r"check( |$)", ran.command) else {0}
+        # 1 and 3 are what `vm-sync check` and `topics check` say while something is wrong, 2 where it is a setting.
+        wrong_setting = {2} if finding.alert == "VmSyncCertificatesInvalid" else set[int]()
+        allowed = {0, 1, 3} | wrong_setting if re.search(r"check( |$)", ran.command) else {0}
         if ran.code not in allowed or not ran.output or "Traceback" in ran.output:
             found.append(f"{ran.command} ended with {ran.code}: {ran.output[-500:]}")
         elif ran.wanted is not None and ran.wanted not in ran.output:

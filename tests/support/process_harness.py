@@ -116,6 +116,10 @@ class Process:
     def signal(self, number: int) -> None:
         self.child.send_signal(number)
 
+    def open_files(self) -> int:
+        """Return how many file descriptors it has."""
+        return sum(1 for _ in Path(f"/proc/{self.pid}/fd").iterdir())
+
     async def kill(self) -> None:
         self.child.send_signal(signal.SIGKILL)
         await self.ended(within=60.0)

@@ -52,6 +52,7 @@ RARE: Mapping[str, str] = {
     "vm_sync_open_transaction_seconds": "tests/intake/test_reading.py",
     "vm_sync_kafka_token_failing_seconds": "tests/system/test_kafka_oauth.py",
     "vm_sync_log_lines_dropped_total": "tests/observability/test_logs.py",
+    "vm_sync_certificates_invalid": "tests/test_app.py",
     "vm_sync_progress_dropped_total": "tests/observability/test_metrics.py",
 }
 """What a bad day of a minute can't bring about: a day must pass, a bug be there, or a topic be replaced. Each with the
