@@ -86,7 +86,7 @@ class Answer:
     body: bytes
     sent_at: float
     clean: Callable[[str], str] = field(repr=False)
-    """Hides in a text of the answer what the call has sent in secret."""
+    """Hides in a text of the answer what the call has sent in secret; of a long text, only the beginning is left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,7 @@ class Wire:
             extensions={"target": target.encode("ascii"), BEFORE_THE_FIRST_BYTE: departure.leave},
         )
         began = self._clock.monotonic()
-        clean = _redactor(secrets if token is None else (*secrets, token)).clean
+        clean = _redactor(secrets if token is None else (*secrets, token)).clean_beginning
         seen = await self._exchange(self._ways[operation], request, departure, limit=limit, clean=clean)
         ended = self._clock.monotonic()
         if departure.certificate_ends is not None:

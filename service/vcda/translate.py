@@ -35,10 +35,6 @@ object: 16 MiB of `{},` took 0.8 GiB. A hundred tasks with results and stack tra
 MOST_TASKS: Final = 10 * BATCH
 """Tasks in an answer, which has `BATCH` at most."""
 
-CLEANED: Final = 16 * MAX_TEXT
-"""Characters of a text that secrets are taken out of, before it is cut at `MAX_TEXT`. In one of 16 MiB they were looked
-for during 8 s, in which the event loop stood still (measured)."""
-
 INT64: Final = 2**63 - 1
 LAST_MILLISECOND: Final = 253_402_300_799_999
 """The end of the year 9999, and of what a datetime can hold."""
@@ -169,7 +165,7 @@ def _api_error(value: Json, clean: Clean) -> ApiError:
         # A word of VCDA's own stays as it is, whatever words the secrets are.
         (_text(code) if isinstance(code, str) and code.isalnum() else _said(code, clean)) or "Unknown",
         _said(msg, clean) or "",
-        tuple(clean(str(arg)[:CLEANED])[:MAX_TEXT] for arg in args[:MAX_LIST] if isinstance(arg, (str, int, float)))
+        tuple(clean(str(arg))[:MAX_TEXT] for arg in args[:MAX_LIST] if isinstance(arg, (str, int, float)))
         if isinstance(args, list)
         else (),
     )
@@ -204,7 +200,7 @@ def _text(value: Json) -> str | None:
 
 def _said(value: Json, clean: Clean) -> str | None:
     """Return a text without secrets; they are taken out before the text is cut, which might cut one."""
-    return _text(clean(value[:CLEANED])) if isinstance(value, str) else None
+    return _text(clean(value)) if isinstance(value, str) else None
 
 
 def _number(value: Json) -> float | None:

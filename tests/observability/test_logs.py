@@ -247,6 +247,51 @@ def test_a_secret_that_begins_another_does_not_leave_its_end_in_sight() -> None:
     assert Redactor(["abcd", "abcdefgh"]).clean("abcdefgh") == HIDDEN
 
 
+@given(st.text("ab", min_size=logs.SHORT, max_size=20), st.lists(st.text("ab ", max_size=20)), st.integers(0, 200))
+def test_no_part_of_a_secret_stays_where_a_long_text_is_cut(secret: str, others: list[str], length: int) -> None:
+    """The secret is of capitals, so that each of its characters in what is left is one too many."""
+    secret = secret.upper()
+    text = secret.join(others)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logs, "LONG", length)
+        left = Redactor([secret]).clean_beginning(text)
+
+    assert not set(left) & set("AB")
+    assert Redactor([secret]).clean(text).startswith(left)
+
+
+def test_a_long_secret_that_is_repeated_until_a_long_text_is_cut_leaves_nothing() -> None:
+    token = "".join(f"{number:x}." for number in range(600))[:2000]
+    text = f"{'.' * 20}{token * 9}"
+
+    assert Redactor([token]).clean_beginning(text) == f"{'.' * 20}{HIDDEN * 7}"
+
+
+def test_a_secret_that_is_longer_than_a_long_text_leaves_nothing() -> None:
+    secret = "abcdefghij" * 2000
+
+    assert Redactor([secret]).clean_beginning(f"said: {secret}") == "said: "
+
+
+def test_secrets_are_looked_for_in_no_more_of_a_text_from_outside_than_could_be_shown() -> None:
+    looked_at: list[int] = []
+
+    class Pattern:
+        def finditer(self, text: str) -> Iterator[Any]:
+            looked_at.append(len(text))
+            return iter(())
+
+        def sub(self, _: str, text: str) -> str:
+            looked_at.append(len(text))
+            return text
+
+    redactor = Redactor(["a" * 2000])
+    redactor._values = Pattern()  # type: ignore[assignment]
+
+    assert len(redactor.clean_beginning("x" * 1_000_000)) == logs.LONG
+    assert looked_at == [logs.LONG + 2000, logs.LONG]
+
+
 @pytest.mark.parametrize(
     "text",
     [
