@@ -252,6 +252,7 @@ class PartitionSupervisor:
 
         A member that was removed would otherwise fence its successor: its own transactions can still commit (measured).
         """
+        number, logged = self.place.partition, ""
         while True:
             self._check()
             self._returned.clear()
@@ -262,9 +263,9 @@ class PartitionSupervisor:
                 if offset is not None:  # without an offset no process has ever read here: there is no owner to fence
                     await self._member.commit(self.place, offset)
             except KafkaError as error:
-                log.info(
-                    "Partition %d waits for the consumer group to accept a commit: %r", self.place.partition, error
-                )
+                again, logged = _same(repr(error), logged), repr(error)
+                level = logging.DEBUG if again else logging.INFO  # as where opening fails
+                log.log(level, "Partition %d waits for the consumer group to accept a commit: %r", number, error)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(ASK_GROUP_AGAIN):
                         await self._returned.wait()

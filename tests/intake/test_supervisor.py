@@ -1,6 +1,7 @@
 """A partition's supervisor: it opens, opens again, and ends when it is let go of, whatever Kafka's client does."""
 
 import asyncio
+import logging
 from contextlib import suppress
 from datetime import timedelta
 from random import Random
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.errors import CommitFailedError, KafkaConnectionError, KafkaError
+from typing_extensions import override
 
 from service.intake.group import Intake, Plan
 from service.intake.start_position import Looked, Start
@@ -271,6 +273,33 @@ def test_a_partition_whose_journal_can_not_be_opened_for_long_is_named_with_its_
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         assert runner.run(play()) == ([], ["partition 7 has not been open for 180 s: Kafka is away"])
+
+
+def test_a_group_that_goes_on_refusing_is_logged_once_for_each_cause(caplog: pytest.LogCaptureFixture) -> None:
+    """It is asked each second, for each partition."""
+    causes = [CommitFailedError("no member")] * 50 + [KafkaConnectionError("away")] * 50
+
+    class Refused(Member):
+        @override
+        async def committed(self, place: TopicPartition) -> int | None:
+            if causes:
+                raise causes.pop(0)
+            return await super().committed(place)
+
+    async def play() -> None:
+        supervisor = supervisor_of(Swallowing())
+        supervisor._member = Refused()
+        await supervisor._until_confirmed()
+
+    caplog.set_level(logging.INFO, "service")
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
+
+    assert causes == []
+    assert [text.partition(": ")[2].partition("(")[0] for text in caplog.messages] == [
+        "CommitFailedError",
+        "KafkaConnectionError",
+    ]
 
 
 class ThrownOut:
