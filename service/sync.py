@@ -977,8 +977,6 @@ def _unfinished(state: Running, task: Task, *, now: datetime, policy: Policy) ->
     over_since = (state.over_since or now) if is_over(task) else None
     if over_since is not None and now - over_since >= policy.lost_after:
         return _task_failed(state, task, task.error or _unknown_end(task), now=now, policy=policy)
-    if state.absent_since is None and state.submitted_at is not None and state.over_since == over_since:
-        return Step(state)
     return Step(
         replace(
             state,

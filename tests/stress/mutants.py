@@ -1443,6 +1443,13 @@ MUTANTS: Final = (
         tests=("tests/sync/test_sync.py",),
     ),
     Mutant(
+        name="a task that is seen again keeps its absences together with others",
+        file="service/sync.py",
+        old="            absent_together=0,\n",
+        new="",
+        tests=("tests/sync/test_sync.py",),
+    ),
+    Mutant(
         name="tasks that vanish together are lost",
         file="service/vcda/poller.py",
         old="        together = absent >= VANISHED_TOGETHER and 2 * absent > len(batch)\n",

@@ -641,8 +641,9 @@ def test_absences_are_counted_from_the_first() -> None:
     assert polled(once, Absent(20.0)) == Step(replace(RUNNING, absent_since=10.0, absent_answers=2))
 
 
-def test_a_task_that_is_seen_again_was_never_lost() -> None:
-    assert polled(LOST, TASK) == Step(RUNNING)
+@pytest.mark.parametrize("together", [0, 1, LOST_ANSWERS])
+def test_a_task_that_is_seen_again_was_never_lost(together: int) -> None:
+    assert polled(replace(LOST, absent_together=together), TASK) == Step(RUNNING)
 
 
 @pytest.mark.parametrize(
