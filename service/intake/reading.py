@@ -20,7 +20,7 @@ from service.intake.silent_leaders import SilentLeaders
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import IntakeTimings
-from service.kafka.consumer import Offsets
+from service.kafka.leader_offsets import Offsets
 from service.messages.kafka_record import Record
 from service.partition.partition import Partition
 

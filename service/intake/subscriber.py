@@ -20,7 +20,8 @@ from faststream.kafka.message import FAKE_CONSUMER
 
 from service.clock import Clock
 from service.intake.timings import IntakeTimings
-from service.kafka.consumer import Refused, SteadyConsumer, UnreadableRecord
+from service.kafka.consumer import Refused, SteadyConsumer
+from service.kafka.salvage import UnreadableRecord
 from service.messages.kafka_record import Record
 from service.moments import milliseconds
 

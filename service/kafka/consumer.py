@@ -3,8 +3,8 @@
 aiokafka decodes header names while records are handed out, and decompresses batches then, too. A name that isn't
 UTF-8, or an unknown codec, makes `getmany` raise: for ever, for all partitions, while records of the others that were
 handed out in the same call are never seen (measured). Here each partition is asked on its own; one that raises is
-read again, record by record, up to the bad one. Its batch is then taken apart here, since aiokafka reads a batch from
-its beginning whatever is asked of it: the bad record is handed on as an `UnreadableRecord`, its neighbours as they are.
+read again, record by record, up to the bad one. Its batch is then taken apart (`salvage`): the bad record is handed on
+as an `UnreadableRecord`, its neighbours as they are.
 
 A broker that refuses something for a moment (a right was missing) leaves errors behind in aiokafka: one for each
 partition, and tasks that end with an exception and are started again only by the group's next rebalance, if ever.
@@ -17,9 +17,8 @@ It never decides a record's fate, and never skips a record silently.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeAlias
 
@@ -28,40 +27,21 @@ from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import FetchError, FetchResult
 from aiokafka.consumer.group_coordinator import GroupCoordinator
 from aiokafka.consumer.subscription_state import TopicPartitionState
-from aiokafka.errors import (
-    ConsumerStoppedError,
-    CorruptRecordException,
-    KafkaError,
-    KafkaTimeoutError,
-    LeaderNotAvailableError,
-    OffsetOutOfRangeError,
-    TopicAuthorizationFailedError,
-    UnsupportedCodecError,
-    for_code,
-)
-from aiokafka.protocol.fetch import FetchRequest
-from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
-from aiokafka.record.default_records import _DefaultRecordBatchPy as DefaultRecordBatch
+from aiokafka.errors import ConsumerStoppedError, KafkaError, KafkaTimeoutError, OffsetOutOfRangeError
+from aiokafka.protocol.offset import OffsetResetStrategy
 from aiokafka.record.default_records import _DefaultRecordPy as DefaultRecord
-from aiokafka.record.util import decode_varint
 from typing_extensions import override
 
 from service.clock import Clock
-from service.kafka.clients import broker, end
-from service.kafka.decompression import LARGEST, TooLargeDecompressed
-from service.kafka.denials import explain
+from service.kafka.clients import end
+from service.kafka.leader_offsets import Offsets, ask_leaders, silence
+from service.kafka.salvage import UnreadableRecord, salvaged
 from service.kafka.topic_descriptions import cleanup_policy, partitions_of, topic_id
 
 log = logging.getLogger(__name__)
 
-SALVAGE_BYTES = 1024 * 1024
-"""What is fetched of a batch that aiokafka can't read. A broker returns a whole batch, however long it is."""
-
 SALVAGE_AT_ONCE = 500
-"""Records handed out of such a batch in one go, where the caller sets no limit."""
-
-CURRENT_FORMAT = 2
-"""The only format of batches that Kafka has written since 0.11."""
+"""Records handed out in one go of a batch that was taken apart, where the caller sets no limit."""
 
 LOOK_MS = 1_000
 """How long a single record is waited for. It comes at once, but for one that was compacted away."""
@@ -74,27 +54,10 @@ requests one after another, so each question behind such a fetch takes as long: 
 RETRY = timedelta(seconds=1)
 """How long after a refusal it is tried again. A broker refuses at once, and a client that asked at once would spin."""
 
-LEADER_LIMIT = timedelta(seconds=5)
-"""How long the leader of partitions may take to say where they begin, or end; then it counts as silent."""
-
 Records = dict[TopicPartition, list[ConsumerRecord]]
 
 Refused: TypeAlias = Callable[[TopicPartition | None, Exception], None]
 """Takes what a broker refuses: of a partition, or of the group (None). Called once for each answer."""
-
-
-@dataclass(frozen=True, slots=True)
-class Offsets:
-    """What the leaders of partitions say: offsets; and of each partition of which none is known, why, in words."""
-
-    known: dict[TopicPartition, int]
-    unknown: dict[TopicPartition, str]
-
-
-class UnreadableRecord(ConsumerRecord):  # type: ignore[misc] # aiokafka is untyped
-    """Stands for a record that exists at its offset and can't be handed over; `key` and `value` are None."""
-
-    unreadable: str
 
 
 class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is untyped
@@ -243,68 +206,22 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
 
     def _not_said(self, partitions: Iterable[TopicPartition]) -> KafkaTimeoutError:
         """Return an error that says whom aiokafka has asked in vain; its own says how long."""
-        said = "; ".join(f"{place.topic}-{place.partition}: {self._silent(place)}" for place in partitions)
+        said = "; ".join(
+            f"{place.topic}-{place.partition}: {silence(place, client=self._client)}" for place in partitions
+        )
         return KafkaTimeoutError(said)
 
-    def _silent(self, place: TopicPartition) -> str:
-        """Say why nothing is known of a partition's offsets: it has no leader, or its leader does not answer."""
-        leader = self._client.cluster.leader_for_partition(place)
-        if leader is None or leader < 0:
-            return "no broker leads it"
-        return f"its leader, {broker(self._client, leader)}, does not answer"
-
-    async def first_offsets(self, partitions: Iterable[TopicPartition]) -> "Offsets":
+    async def first_offsets(self, partitions: Iterable[TopicPartition]) -> Offsets:
         """Return where partitions begin, as far as their leaders say it."""
         return await self._ask_leaders(partitions, OffsetResetStrategy.EARLIEST)
 
-    async def end_of_committed(self, partitions: Iterable[TopicPartition]) -> "Offsets":
+    async def end_of_committed(self, partitions: Iterable[TopicPartition]) -> Offsets:
         """Return where partitions end for a read_committed reader, as far as their leaders say it."""
         return await self._ask_leaders(partitions, OffsetResetStrategy.LATEST)
 
-    async def _ask_leaders(self, partitions: Iterable[TopicPartition], which: int) -> "Offsets":
-        """Ask the leader of each partition, once and within `LEADER_LIMIT`.
-
-        aiokafka's own questions fail as a whole: one broker that can't be reached, or one partition without a leader,
-        would leave all others unknown for as long as that lasts.
-        """
-        partitions = list(partitions)
-        for topic in {place.topic for place in partitions}:
-            await self._client.add_topic(topic)
-        offsets = Offsets({}, {})
-        by_leader: dict[int, list[TopicPartition]] = {}
-        for place in partitions:
-            leader = self._client.cluster.leader_for_partition(place)
-            if leader is None or leader < 0:
-                offsets.unknown[place] = self._silent(place)
-                self.refresh()
-            else:
-                by_leader.setdefault(leader, []).append(place)
-        await asyncio.gather(*(self._ask_leader(one, some, which, offsets) for one, some in by_leader.items()))
-        return offsets
-
-    async def _ask_leader(self, leader: int, places: list[TopicPartition], which: int, offsets: "Offsets") -> None:
-        """Ask one broker about the partitions that it leads, and add what it says."""
-        by_topic: dict[str, list[tuple[int, int]]] = {}
-        for place in places:
-            by_topic.setdefault(place.topic, []).append((place.partition, which))
-        request = OffsetRequest(-1, self._fetcher._isolation_level, list(by_topic.items()))
-        try:
-            async with asyncio.timeout(LEADER_LIMIT.total_seconds()):
-                response = await self._client.send(leader, request)
-        except (KafkaError, TimeoutError) as error:
-            log.debug("Asking broker %d for offsets failed: %r", leader, error)
-            offsets.unknown.update({place: self._silent(place) for place in places})
-            return
-        for topic, answers in response.topics:
-            for number, code, _, offset in answers:
-                place, refusal = TopicPartition(topic, number), for_code(code)
-                if not code:
-                    offsets.known[place] = offset
-                    continue
-                if refusal.invalid_metadata:
-                    self.refresh()
-                if refusal is not TopicAuthorizationFailedError:  # which reading itself reports
-                    offsets.unknown[place] = f"its leader, {broker(self._client, leader)}, says {explain(refusal())}"
+    async def _ask_leaders(self, partitions: Iterable[TopicPartition], which: int) -> Offsets:
+        level = self._fetcher._isolation_level
+        return await ask_leaders(partitions, which, isolation_level=level, client=self._client)
 
     @override
     async def getmany(
@@ -475,7 +392,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             return []
         under = self.seeks[place]
         try:
-            records = await self._salvaged(place, offset, error)
+            records = await salvaged(place, offset, error, client=self._client, now=self._clock.now())
         except KafkaError as trouble:
             log.info("Fetching the batch at offset %d of %s a second time failed: %r", offset, place, trouble)
             records = []
@@ -490,102 +407,9 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
                 log.warning("The record at offset %d of %s is unreadable: %s", record.offset, place, record.unreadable)
         return records
 
-    async def _salvaged(self, place: TopicPartition, offset: int, error: Exception) -> list[ConsumerRecord]:
-        """Return the records from `offset` to the end of its batch, one by one: aiokafka gives up the whole batch.
-
-        Records that can't be read are among them, as such; at least the one at `offset` is there.
-        """
-        batch = await self._batch_at(place, offset)
-        records: list[ConsumerRecord] = []
-        end = offset + 1
-        if batch is not None and batch.validate_crc():
-            end = max(end, batch.next_offset)
-            try:
-                iter(batch)  # decompresses
-                for number, record in _each(batch):
-                    if number >= offset:
-                        records.append(
-                            self._unreadable(place, error, number) if record is None else self._fetched(place, record)
-                        )
-            except Exception as trouble:  # noqa: BLE001 - whatever a codec makes of bytes that may be anything
-                log.debug("Parsing the batch at offset %d of %s failed: %r", offset, place, trouble)
-        begin = records[-1].offset + 1 if records else offset
-        return records + [self._unreadable(place, error, number) for number in range(begin, end)]
-
-    async def _batch_at(self, place: TopicPartition, offset: int) -> DefaultRecordBatch | None:
-        """Fetch the batch that holds `offset`, as it is; None where it is not of the current format.
-
-        Raises:
-            KafkaError: it can't be had now.
-        """
-        leader = self._client.cluster.leader_for_partition(place)
-        if leader is None or leader < 0:
-            raise LeaderNotAvailableError
-        request = FetchRequest(0, 1, SALVAGE_BYTES, 0, [(place.topic, [(place.partition, offset, SALVAGE_BYTES)])])
-        response = await self._client.send(leader, request)
-        ((_, ((_, code, *_, fetched),)),) = response.topics
-        if code:
-            raise for_code(code)
-        head = DefaultRecordBatch.HEADER_STRUCT
-        if len(fetched) < head.size:
-            return None
-        _, length, _, magic, *_ = head.unpack_from(fetched)
-        whole = DefaultRecordBatch.AFTER_LEN_OFFSET + length
-        return DefaultRecordBatch(fetched[:whole]) if magic == CURRENT_FORMAT and len(fetched) >= whole else None
-
-    def _unreadable(self, place: TopicPartition, error: Exception, offset: int) -> "UnreadableRecord":
-        record = UnreadableRecord(
-            topic=place.topic,
-            partition=place.partition,
-            offset=offset,
-            timestamp=int(self._clock.now().timestamp() * 1000),
-            timestamp_type=0,
-            key=None,
-            value=None,
-            checksum=None,
-            serialized_key_size=-1,
-            serialized_value_size=-1,
-            headers=(),
-        )
-        record.unreadable = _sentence(error)
-        return record
-
-    def _fetched(self, place: TopicPartition, record: DefaultRecord) -> ConsumerRecord:
-        return ConsumerRecord(
-            topic=place.topic,
-            partition=place.partition,
-            offset=record.offset,
-            timestamp=record.timestamp,
-            timestamp_type=record.timestamp_type,
-            key=record.key,
-            value=record.value,
-            checksum=None,
-            serialized_key_size=len(record.key or b""),
-            serialized_value_size=len(record.value or b""),
-            headers=tuple(record.headers),
-        )
-
 
 def _failed(task: "asyncio.Task[None] | None") -> bool:
     return task is not None and task.done() and not task.cancelled() and task.exception() is not None
-
-
-def _each(batch: DefaultRecordBatch) -> Iterator[tuple[int, DefaultRecord | None]]:
-    """Yield each record of a decompressed batch with its offset; None where it can't be read.
-
-    Records say their length first, so that one can be passed over whatever is in it.
-    """
-    for _ in range(batch._num_records):
-        length, begin = decode_varint(batch._buffer, batch._pos)
-        _, at = decode_varint(batch._buffer, begin)
-        _, at = decode_varint(batch._buffer, at)
-        delta, _ = decode_varint(batch._buffer, at)
-        try:
-            record = batch._read_msg()
-        except (ValueError, IndexError, CorruptRecordException):
-            record = None
-        batch._pos = begin + length
-        yield batch.base_offset + delta, record
 
 
 @asynccontextmanager
@@ -642,16 +466,3 @@ def leave_bare(consumer: AIOKafkaConsumer) -> None:
 
 def _as_it_is(_: TopicPartition, record: DefaultRecord) -> DefaultRecord:
     return record
-
-
-def _sentence(error: Exception) -> str:
-    """Describe the error without the record's content."""
-    if isinstance(error, UnicodeDecodeError):
-        return "A header's name is not UTF-8."
-    if isinstance(error, UnsupportedCodecError):
-        return "It is compressed with a codec that this client does not have."
-    if isinstance(error, TooLargeDecompressed):
-        return f"Its batch is larger than {LARGEST // 1024**2} MiB when it is decompressed."
-    if isinstance(error, CorruptRecordException):
-        return "Its checksum does not match its bytes."
-    return f"Kafka's client could not decode it ({type(error).__name__})."

@@ -12,7 +12,7 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import KafkaConnectionError
 from aiokafka.protocol.offset import OffsetRequest
 
-from service.kafka import consumer
+from service.kafka import leader_offsets
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 from tests.conftest import TopicNamer
 from tests.support.kafka_harness import Service, Station, good, until
@@ -196,7 +196,7 @@ async def firewalled(prefix: str) -> AsyncIterator[tuple[Station, Callable[[int]
 async def test_a_broker_that_only_this_process_cannot_reach_is_named_and_hides_nothing_of_the_others(
     topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consumer, "LEADER_LIMIT", timedelta(seconds=1))
+    monkeypatch.setattr(leader_offsets, "LEADER_LIMIT", timedelta(seconds=1))
     async with firewalled(topic_name("firewalled")) as (station, hide):
         station.set_timings(
             report=timedelta(seconds=4),

@@ -11,10 +11,11 @@ from aiokafka import TopicPartition
 
 from service.clock import Clock
 from service.intake.start_position import KafkaStartPositions
-from service.kafka.consumer import Offsets, SteadyConsumer, probe_consumer
+from service.kafka.consumer import SteadyConsumer, probe_consumer
 from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened, StopReason
 from service.kafka.journal_codec import Cursor, encode_cursor
+from service.kafka.leader_offsets import Offsets
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 from tests.conftest import TopicNamer, started
 from tests.support.kafka_harness import Service, Station, until

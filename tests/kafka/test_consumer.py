@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.errors import ConsumerStoppedError, LeaderNotAvailableError
 
 from service.clock import Clock
+from service.kafka import salvage
 from service.kafka.consumer import LOOK_WAIT_MS, SteadyConsumer, probe_consumer, timestamp_of
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
@@ -258,12 +259,12 @@ async def test_a_batch_that_cannot_be_fetched_a_second_time_is_read_again_and_no
     monkeypatch.setattr(AIOKafkaConsumer, "seek", lambda _, __, offset: state.seek(offset))
     consumer.seek(place, 5)
 
-    async def away(*_: object) -> None:
+    async def away(*_: object, **__: object) -> None:
         if moved:
             consumer.seek(place, 9)
         raise LeaderNotAvailableError
 
-    monkeypatch.setattr(consumer, "_batch_at", away)
+    monkeypatch.setattr(salvage, "batch_at", away)
     for _ in range(2):  # the first time, the records before the bad one are read again
         assert await consumer._stumbled(place, 5, ValueError(), at_most=10) == []
 

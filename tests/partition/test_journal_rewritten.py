@@ -12,7 +12,7 @@ from aiokafka import TopicPartition
 
 from service.intake.journal_comparison import JournalComparison
 from service.intake.timings import DEFAULT_TIMINGS
-from service.kafka.consumer import Offsets
+from service.kafka.leader_offsets import Offsets
 from service.partition.partition import Partition
 from service.sync import Ended, Running
 from tests.support.simulated_deployment import (

@@ -1123,9 +1123,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a broker's refusal of one partition hides where the others end",
-        file="service/kafka/consumer.py",
-        old="                if refusal.invalid_metadata:\n                    self.refresh()\n",
-        new="                raise refusal\n",
+        file="service/kafka/leader_offsets.py",
+        old="            if refusal.invalid_metadata:\n                client.force_metadata_update()\n",
+        new="            raise refusal\n",
         tests=("tests/intake/test_reading.py",),
     ),
     Mutant(
