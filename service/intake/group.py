@@ -21,23 +21,23 @@ from datetime import timedelta
 from typing import Any, Final, Protocol
 
 from aiokafka import ConsumerRebalanceListener, TopicPartition
-from aiokafka.errors import CommitFailedError, KafkaError
+from aiokafka.errors import KafkaError
 from typing_extensions import override
 
 from service.clock import Clock
 from service.event_loop import error_of
+from service.intake.group_commits import GroupCommits
 from service.intake.journal_comparison import JournalComparison
+from service.intake.reachability import Reachability
 from service.intake.reading import Arrivals, BackPressure, ReadingWatch
 from service.intake.start_position import StartPositions
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor, SupervisorMeter
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.intake.topic_comparison import TopicComparison
-from service.kafka.clients import rebootstrap
 from service.kafka.consumer import SteadyConsumer
 from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, Resource, explain
 from service.kafka.journal_api import Opened, StopReason
-from service.kafka.outage import Outage
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
 from service.partition.dependencies import Dependencies
@@ -48,11 +48,6 @@ log = logging.getLogger(__name__)
 LOOK: Final = 0.2
 """Seconds between two checks of the partitions: the longest delay until a partition that is no longer full reads
 again."""
-
-
-REBALANCE_LIMIT: Final = 60.0
-"""Seconds after the beginning of a rebalance after which an offset is committed although no assignment has come: longer
-than a rebalance takes."""
 
 
 class Meter(SupervisorMeter, Protocol):
@@ -97,7 +92,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def __init__(
         self, *, connection: Mapping[str, Any], plan: Plan, dependencies: Dependencies, metrics: Meter, clock: Clock
     ) -> None:
-        self._connection = connection
         self._plan = plan
         self._timings = plan.timings
         self._dependencies = dependencies
@@ -113,19 +107,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         """Partitions of the requests topic, as far as is known."""
         self._stopping = False
         self._missing = False
-        self._answers_others_since: float | None = None
         self.joined = False
         """Whether the group has made an assignment to this member, even an empty one."""
-        self._settled = asyncio.Event()
-        """Set while the member has its assignment, and knows of no rebalance."""
-        self._unsettled_at = clock.monotonic()
-        """When it was last cleared."""
-        self._committing = asyncio.Lock()
-        self.kafka_seen_at = clock.monotonic()
         self.died = asyncio.Event()
         """Set when a task that must not end has ended; the log names the task."""
         self._denials = plan.denials
-        self._outage = Outage(servers=",".join(connection["bootstrap_servers"]), clock=clock)
         self._subscriber = Subscriber(
             dependencies.requests,
             connection=connection if plan.client_id is None else {**connection, "client_id": plan.client_id},
@@ -137,6 +123,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             take=self._take,
             read=metrics.records_read,
             refused=self._refused,
+        )
+        self._commits = GroupCommits(self._subscriber, clock=clock)
+        self._reachability = Reachability(
+            connection=connection, subscriber=self._subscriber, timings=plan.timings, clock=clock
         )
         self._arrivals = Arrivals(self._subscriber)
         self._pressure = BackPressure(
@@ -190,7 +180,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         joining = asyncio.create_task(self._subscriber.start())
         try:
             while not (await asyncio.wait([joining], timeout=self._timings.ask_bootstrap.total_seconds()))[0]:
-                if self._subscriber.started and await self._ask_bootstrap_servers():
+                if self._subscriber.started and await self._reachability.ask_bootstrap_servers():
                     log.warning("The addresses of Kafka's brokers have changed; joining the group with the new ones")
             await joining
         finally:
@@ -216,7 +206,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 await self._report()
         for task in self._tasks:
             task.cancel()
-        self._outage.close()
+        self._reachability.close()
         await self._leave(max(1.0, deadline - self._clock.monotonic()))
 
     async def _leave(self, limit: float) -> None:
@@ -251,6 +241,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def read_at(self) -> float:
         """When the reading loop last polled for records (monotonic); the current time once reading was stopped."""
         return self._clock.monotonic() if self._stopping else self._consumer.asked_at
+
+    @property
+    def kafka_seen_at(self) -> float:
+        """When Kafka has answered last (monotonic)."""
+        return self._reachability.answered_at
 
     def refused(self) -> list[str]:
         """Return the rights that Kafka refuses at present, as sentences."""
@@ -319,7 +314,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     @override
     async def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Quiesce the partitions, so that POSTs in flight are answered. aiokafka revokes all at each rebalance."""
-        self._unsettle()
+        self._commits.rebalancing()
         await self._crash_on_error(self._revoke(revoked))
 
     async def _revoke(self, revoked: Iterable[TopicPartition]) -> None:
@@ -334,7 +329,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         places = set(assigned)
         if places:
             self._consumer.park(*places)
-        self._settled.set()
+        self._commits.assigned()
         await self._crash_on_error(self._assign(places))
 
     async def _assign(self, places: set[TopicPartition]) -> None:
@@ -385,32 +380,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     async def commit(self, place: TopicPartition, offset: int) -> None:
         """Commit an offset, which the group takes from members only."""
-        await self._commit({place: offset})
-
-    async def _commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commit offsets, one call at a time, and none during a rebalance.
-
-        A refused commit makes aiokafka join the group again, mostly as a new member. A commit that is sent meanwhile is
-        refused, too, and makes it join once more: where a thawed process asked for four partitions at the same time,
-        the whole group rebalanced for 50 s (seen).
-
-        Where no assignment follows for a minute, the next commit finds out: if the group accepts it, this process is a
-        member, and no commit waits any more; if not, the minute begins again.
-        """
-        async with self._committing:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._unsettled_at + REBALANCE_LIMIT - self._clock.monotonic()):
-                    await self._settled.wait()
-            try:
-                await self._consumer.commit(offsets)
-            except CommitFailedError:
-                self._unsettle()  # until the next assignment
-                raise
-
-    def _unsettle(self) -> None:
-        """Let commits wait for the next assignment."""
-        self._settled.clear()
-        self._unsettled_at = self._clock.monotonic()
+        await self._commits.commit({place: offset})
 
     def read_from(self, place: TopicPartition, offset: int) -> int | None:
         """Read on from there; a seek drops what was fetched before."""
@@ -509,15 +479,11 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                     if supervisor.partition is not None and supervisor.reading is not None
                 }
                 if reached:
-                    await self._commit(reached)
+                    await self._commits.commit(reached)
         except (TimeoutError, KafkaError) as error:
             # An error of the commit is the group's answer, so Kafka is reachable.
             log.debug("Committing the cursors to the consumer group failed: %r", error)
-        if seen:
-            self.kafka_seen_at = self._clock.monotonic()
-            self._outage.answered()
-        else:
-            self._outage.silent(self.kafka_seen_at)
+        self._reachability.note(answered=seen)
         self._metrics.kafka_connected(seen)
 
     def _refused(self, place: TopicPartition | None, error: Exception) -> None:
@@ -556,8 +522,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         return max(cursor, self._consumer.reached(place) or cursor)
 
     async def _watch_reading(self) -> None:
-        silent_for = self._clock.monotonic() - self.kafka_seen_at
-        await self._watch.look(self._supervisors, kafka_is_there=silent_for < self._timings.report.total_seconds())
+        kafka_is_there = self._reachability.silent_for < self._timings.report.total_seconds()
+        await self._watch.look(self._supervisors, kafka_is_there=kafka_is_there)
         # What Kafka denies can't be counted: without the right to read, nobody says where the partitions end.
         denied = self._denials.lasting(self._plan.group_id, self._dependencies.requests)
         self._metrics.unread(max(self._watch.unread_for(), denied))
@@ -574,42 +540,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 log.debug("Comparing %s failed: %r", what, error)
 
     async def _watch_kafka(self) -> None:
-        """Look for new broker addresses if Kafka has not answered for long."""
-        if self._clock.monotonic() - self.kafka_seen_at > self._timings.ask_bootstrap.total_seconds():
-            await self._look_elsewhere()
-        else:
-            self._answers_others_since = None
-
-    async def _ask_bootstrap_servers(self) -> bool | None:
-        """Update the consumer's broker addresses. Returns whether they changed; None: no answer."""
-        try:
-            return await rebootstrap(self._consumer.client, connection=self._connection)
-        except Exception as error:  # noqa: BLE001 - a source of tokens may raise anything, and Kafka is away already
-            log.debug("Asking the bootstrap servers for the brokers' addresses failed: %r", error)
-            return None
-
-    async def _look_elsewhere(self) -> None:
-        """Ask the bootstrap servers where the brokers are: aiokafka knows only the addresses that it has heard last.
-
-        If the addresses have changed, the consumer uses the new ones; journals are reopened, since otherwise each of
-        their producers would first have to fail in a commit.
+        """Reopen all partitions if Kafka's brokers have moved: else each producer would first have to fail in a commit.
 
         Raises:
             RuntimeError: Kafka answers a new client, but has not answered this process's client for long.
         """
-        moved = await self._ask_bootstrap_servers()
-        if moved is None:
-            return
-        if moved:
-            log.warning("The addresses of Kafka's brokers have changed; all partitions are reopened with the new ones")
+        if await self._reachability.moved():
             for partition in list(self.partitions()):
                 partition.fail("the addresses of Kafka's brokers have changed")
-        now = self._clock.monotonic()
-        if self._answers_others_since is None:
-            self._answers_others_since = now
-        if now - self._answers_others_since > self._timings.give_up.total_seconds():
-            msg = f"Kafka has answered new clients, but not the consumer, for {now - self._answers_others_since:.0f} s"
-            raise RuntimeError(msg)
 
 
 def _forget(task: "asyncio.Task[None]") -> None:

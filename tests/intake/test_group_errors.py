@@ -8,7 +8,6 @@ from typing import Any, cast
 import pytest
 from aiokafka import TopicPartition
 
-from service.intake.group import Intake
 from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka.journal_api import Opened
 from service.messages.kafka_record import Record
@@ -104,11 +103,12 @@ async def test_partitions_are_reopened_at_new_addresses_and_the_process_ends_whe
         async def ask() -> bool | None:
             return moved
 
-        cast("Any", intake)._ask_bootstrap_servers = ask
-        await Intake._look_elsewhere(intake)
+        intake._reachability.ask_bootstrap_servers = ask
+        await intake._watch_kafka()
 
+    await asyncio.sleep(DEFAULT_TIMINGS.ask_bootstrap.total_seconds() + 1)
     await look(None)
-    assert intake._answers_others_since is None, "nobody answers"
+    assert intake._reachability._answers_others_since is None, "nobody answers"
     await look(True)
     assert supervisor.failed == ["the addresses of Kafka's brokers have changed"]
     await asyncio.sleep(DEFAULT_TIMINGS.give_up.total_seconds())

@@ -15,6 +15,7 @@ from typing_extensions import override
 
 from service.intake.group import Intake, Plan
 from service.intake.start_position import Looked, Start
+from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka.denials import Account, Denials
@@ -348,7 +349,7 @@ def test_partitions_that_ask_for_the_membership_together_make_the_member_join_ag
     async def scene() -> ThrownOut:
         intake = intake_of(Swallowing())
         consumer = ThrownOut(intake)
-        monkeypatch.setattr(Intake, "_consumer", property(lambda _: consumer))
+        monkeypatch.setattr(Subscriber, "consumer", property(lambda _: consumer))
         await intake.on_partitions_assigned([])
         coordination = asyncio.create_task(consumer.coordinate())
         async with asyncio.timeout(60):
@@ -382,7 +383,7 @@ class Unassigned:
 async def unassigned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Intake, Unassigned]:
     """Return a member that has its assignment, and whose next commits are refused."""
     intake, consumer = intake_of(Swallowing()), Unassigned(**given)
-    monkeypatch.setattr(Intake, "_consumer", property(lambda _: consumer))
+    monkeypatch.setattr(Subscriber, "consumer", property(lambda _: consumer))
     await intake.on_partitions_assigned([])
     return intake, consumer
 

@@ -26,6 +26,8 @@ ELSEWHERE: Final = {
     "cli/request.py": "tests/cli/test_cli_kafka.py",
     "cli/run.py": "tests/cli/test_cli.py",
     "cli/syncs.py": "tests/cli/test_cli_kafka.py",
+    "intake/group_commits.py": "tests/intake/test_supervisor.py",
+    "intake/reachability.py": "tests/intake/test_group_errors.py",
     "intake/start_position.py": "tests/intake/test_topics_replaced.py",
     "intake/subscriber.py": "tests/intake/test_group.py",
     "intake/topic_comparison.py": "tests/intake/test_topics_replaced.py",

@@ -734,15 +734,15 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a refused commit is followed by others while the member joins again",
-        file="service/intake/group.py",
-        old="                self._unsettle()  # until the next assignment\n",
+        file="service/intake/group_commits.py",
+        old="                self.rebalancing()  # until the next assignment\n",
         new="",
         tests=("tests/intake/test_supervisor.py",),
     ),
     Mutant(
         name="offsets are committed during a rebalance",
-        file="service/intake/group.py",
-        old="                    await self._settled.wait()\n",
+        file="service/intake/group_commits.py",
+        old="                    await self._assigned.wait()\n",
         new="                    pass\n",
         tests=("tests/intake/test_supervisor.py",),
     ),
@@ -954,7 +954,7 @@ MUTANTS: Final = (
     Mutant(
         name="a Kafka that moves while a process joins is not looked for",
         file="service/intake/group.py",
-        old="if self._subscriber.started and await self._ask_bootstrap_servers():",
+        old="if self._subscriber.started and await self._reachability.ask_bootstrap_servers():",
         new="if not joining:",
         tests=("tests/kafka/test_clients.py",),
     ),
@@ -1159,8 +1159,8 @@ MUTANTS: Final = (
     Mutant(
         name="a Kafka that has moved is not looked for",
         file="service/intake/group.py",
-        old="            await self._look_elsewhere()\n",
-        new="            pass\n",
+        old="        if await self._reachability.moved():\n",
+        new="        if False:\n",
         tests=("tests/kafka/test_clients.py",),
     ),
     Mutant(
@@ -2103,8 +2103,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="each commit waits a minute for an assignment, however long ago the rebalance began",
-        file="service/intake/group.py",
-        old="asyncio.timeout(self._unsettled_at + REBALANCE_LIMIT - self._clock.monotonic())",
+        file="service/intake/group_commits.py",
+        old="asyncio.timeout(self._rebalancing_since + REBALANCE_LIMIT - self._clock.monotonic())",
         new="asyncio.timeout(REBALANCE_LIMIT)",
         tests=("tests/intake/test_supervisor.py",),
     ),

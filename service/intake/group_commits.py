@@ -1,0 +1,58 @@
+"""Commits offsets to the consumer group: one call at a time, and none during a rebalance.
+
+A refused commit makes aiokafka join the group again, mostly as a new member. A commit that is sent meanwhile is
+refused, too, and makes it join once more: where a thawed process asked for four partitions at the same time, the whole
+group rebalanced for 50 s (seen).
+"""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Final
+
+from aiokafka import TopicPartition
+from aiokafka.errors import CommitFailedError
+
+from service.clock import Clock
+from service.intake.subscriber import Subscriber
+
+REBALANCE_LIMIT: Final = 60.0
+"""Seconds after the beginning of a rebalance after which an offset is committed although no assignment has come: longer
+than a rebalance takes."""
+
+
+class GroupCommits:
+    """The commits of one member of the group. `assigned` and `rebalancing` say where the group stands."""
+
+    def __init__(self, subscriber: Subscriber, *, clock: Clock) -> None:
+        self._subscriber = subscriber
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._assigned = asyncio.Event()
+        """Set while the member has its assignment, and knows of no rebalance."""
+        self._rebalancing_since = clock.monotonic()
+
+    def assigned(self) -> None:
+        """The member has its assignment: commits that wait for it go on."""
+        self._assigned.set()
+
+    def rebalancing(self) -> None:
+        """Let commits wait for the next assignment."""
+        self._assigned.clear()
+        self._rebalancing_since = self._clock.monotonic()
+
+    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+        """Commit offsets, which the group takes from members only.
+
+        Where no assignment follows for a minute, the next commit finds out: if the group accepts it, this process is a
+        member, and no commit waits any more; if not, the minute begins again.
+        """
+        async with self._lock:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._rebalancing_since + REBALANCE_LIMIT - self._clock.monotonic()):
+                    await self._assigned.wait()
+            try:
+                await self._subscriber.consumer.commit(offsets)
+            except CommitFailedError:
+                self.rebalancing()  # until the next assignment
+                raise
