@@ -166,12 +166,13 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._stopping = True
             await self._leave(self._timings.kafka_request_timeout.total_seconds())
             raise
-        work = (
-            self._run(),
-            self._compare("the requests topic with the cursors", self._comparison.compare),
-            self._compare("the journals' first offsets", self._journal_comparison.compare),
-        )
-        self._tasks = [asyncio.create_task(one) for one in work]
+        topic, journals = "the requests topic with the cursors", "the journals' first offsets"
+        work = {
+            "the group member's periodic work": self._run(),
+            f"the comparison of {topic}": self._compare(topic, self._comparison.compare),
+            f"the comparison of {journals}": self._compare(journals, self._journal_comparison.compare),
+        }
+        self._tasks = [asyncio.create_task(one, name=name) for name, one in work.items()]
         for task in self._tasks:
             task.add_done_callback(self._note_death)
 
@@ -228,7 +229,8 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def _note_death(self, task: "asyncio.Task[None]") -> None:
         if (error := error_of(task)) is None:
             return
-        log.error("A background task that must not end has failed; the process ends", exc_info=error)
+        name = task.get_name()
+        log.error("A background task that must not end has failed (%s); the process ends", name, exc_info=error)
         self.died.set()
 
     # ------------------------------------------------------------ for health and metrics
@@ -419,7 +421,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         try:
             partition.admit(records)
         except Exception:
-            log.exception("Admission failed on partition %d", number)
+            log.exception("Admission failed on partition %d; it is reopened, and reads these records again", number)
             supervisor.distrust("admission failed")
         else:
             self._hold_back(supervisor)
@@ -506,7 +508,10 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if hidden:
             self._denials.note(MissingRight(Operation.READ, Resource.TOPIC, topic), lasts=LASTS_AT_JOURNALS)
         elif count == 0 and not self._missing:
-            log.error("The requests topic %s does not exist; waiting for it", topic)
+            log.error(
+                "The requests topic %s does not exist; no request is read until it is created: vm-sync topics create",
+                topic,
+            )
         elif count and self._missing:
             log.warning("The requests topic %s is available again", topic)
         self._missing = count == 0 and not hidden

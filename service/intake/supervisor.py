@@ -139,7 +139,7 @@ class PartitionSupervisor:
 
     def start(self, *, after: "asyncio.Task[None] | None" = None) -> "asyncio.Task[None]":
         """Begin, once the partition's earlier supervisor has ended; return the task, which ends by `let_go` alone."""
-        self._task = asyncio.create_task(self._run(after))
+        self._task = asyncio.create_task(self._run(after), name=f"the supervisor of partition {self.place.partition}")
         self._task.add_done_callback(lambda _: self._balance.give_up())
         return self._task
 

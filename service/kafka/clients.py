@@ -357,7 +357,11 @@ async def _end(client: Client, stop: Callable[[], Awaitable[None]], within: time
         await asyncio.wait([stopping], timeout=CUT_LIMIT.total_seconds())
     _cut(client)  # stopping leaves connections open where it fails
     if not stopping.done():
-        log.warning("A Kafka client did not stop within %.0f s; no longer waiting for it", within.total_seconds())
+        log.warning(
+            "A Kafka client (%s) did not stop within %.0f s; its connections are closed; no longer waiting for it",
+            type(client).__name__,
+            within.total_seconds(),
+        )
     elif not stopping.cancelled() and (error := stopping.exception()) is not None:
         log.debug("Stopping a Kafka client failed: %r", error)
 

@@ -346,13 +346,13 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         coordinator = self._coordinator
         # Before the error is forgotten: coordination goes on then, and would only find the tasks' old errors again.
         if _failed(coordinator._heartbeat_task):
-            log.info("aiokafka's heartbeat task has failed; restarting it")
+            log.info("aiokafka's heartbeat to the consumer group has failed; restarting it")
             coordinator._heartbeat_task = None
             coordinator._start_heartbeat_task()
         subscription = self._subscription.subscription
         assignment = subscription.assignment if subscription is not None else None
         if _failed(coordinator._commit_refresh_task) and assignment is not None and assignment.active:
-            log.info("aiokafka's refresh of committed offsets has failed; restarting it")
+            log.info("aiokafka's refresh of the group's committed offsets has failed; restarting it")
             coordinator.start_commit_offsets_refresh_task(assignment)
         with suppress(Exception):  # it has been reported; a coordination that has ended is found by `dead`
             coordinator.check_errors()
@@ -394,7 +394,13 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         try:
             records = await salvaged(place, offset, error, client=self._client, now=self._clock.now())
         except KafkaError as trouble:
-            log.info("Fetching the batch at offset %d of %s a second time failed: %r", offset, place, trouble)
+            log.info(
+                "Fetching the unreadable batch at offset %d of partition %d of %s failed; it is fetched again: %r",
+                offset,
+                place.partition,
+                place.topic,
+                trouble,
+            )
             records = []
         if self.seeks[place] != under or place not in self.assignment():
             return []
@@ -404,7 +410,13 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
             self._bad.pop(place, None)
         for record in records:
             if isinstance(record, UnreadableRecord):
-                log.warning("The record at offset %d of %s is unreadable: %s", record.offset, place, record.unreadable)
+                log.warning(
+                    "The record at offset %d of partition %d of %s is unreadable: %s",
+                    record.offset,
+                    place.partition,
+                    place.topic,
+                    record.unreadable,
+                )
         return records
 
 

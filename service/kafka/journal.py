@@ -438,7 +438,8 @@ class KafkaJournal:
                     if is_sync(record.key) and record.value is not None:
                         yield record.key.decode(), replayed(record.value).expires_at
         except TROUBLE as error:
-            raise JournalLost(self._why(error)) from error
+            msg = f"reading the journal {self._place.topic}-{self._place.partition} failed: {self._why(error)}"
+            raise JournalLost(msg) from error
 
     async def _records(self) -> AsyncIterator[Sequence[ConsumerRecord]]:
         """Read all records up to this process's mark, and let the event loop run other tasks meanwhile.

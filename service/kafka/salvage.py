@@ -53,7 +53,7 @@ async def salvaged(
                 if number >= offset:
                     records.append(_unreadable(place, error, number, now) if record is None else _read(place, record))
         except Exception as trouble:  # noqa: BLE001 - whatever a codec makes of bytes that may be anything
-            log.debug("Parsing the batch at offset %d of %s failed: %r", offset, place, trouble)
+            log.debug("Parsing the batch at offset %d of partition %d failed: %r", offset, place.partition, trouble)
     begin = records[-1].offset + 1 if records else offset
     return records + [_unreadable(place, error, number, now) for number in range(begin, end)]
 

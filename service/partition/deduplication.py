@@ -111,7 +111,7 @@ class Deduplication:
             try:
                 gone = await self._expired_by(now)
             except JournalLost as error:
-                log.warning("Reading expired identities from the journal failed; trying again later: %s", error)
+                log.warning("Expired identities stay in the journal for now; trying again later: %s", error)
                 continue
             if len(gone) >= BURIED_AT_ONCE:
                 pause = SWEEP_AT_MOST

@@ -279,13 +279,13 @@ class Wire:
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise
-            logger.exception("A call to VCDA was cancelled from within")
+            logger.exception("A library has cancelled a %s call to VCDA by itself; the call has failed", request.method)
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
         except Exception as error:
             if departure.at is None:
                 raise
             # Whatever a library makes of an answer, the request may have been received: that must not get lost.
-            logger.exception("Unexpected error while reading an answer from VCDA")
+            logger.exception("Internal error while reading VCDA's answer to a %s; the call has failed", request.method)
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
         if body is None:
             detail = f"VCDA's answer is longer than the limit of {limit // SMALL} MiB."

@@ -128,7 +128,10 @@ async def test_a_supervisor_that_a_library_cancels_by_itself_ends_the_process(ca
     await asyncio.sleep(1)
 
     assert intake.died.is_set()
-    assert "A background task that must not end has failed; the process ends" in caplog.text
+    assert (
+        "A background task that must not end has failed (the supervisor of partition 7); the process ends"
+        in caplog.text
+    )
 
 
 @virtual
