@@ -1,4 +1,4 @@
-"""One partition's life: from an opened journal until it is closed or the journal is lost, and what it admits meanwhile.
+"""One partition's life: from an opened journal until it is closed or the journal is lost.
 
 A partition admits requests, hands their syncs to the driver, and is handed over to its next owner. Every decision is
 committed to the journal before it takes effect:
@@ -13,23 +13,19 @@ time.
 
 import asyncio
 import logging
-import math
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
+from datetime import timedelta
 
-from service import sync
 from service.event_loop import error_of, to_its_end
 from service.kafka.journal_api import Batch, JournalLost, Opened
 from service.kafka.journal_codec import WITHDRAWN, Cursor
 from service.kafka.journal_replay import EndedSyncs
-from service.messages.dead_letters import write_dead_letter
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
-from service.messages.requests import InvalidRequest, SyncCancelRequested, SyncRequested, read_request
 from service.messages.wait_cause import WaitCause
+from service.partition.admission import Admission
 from service.partition.balance import Balance, Taken
 from service.partition.deduplication import Deduplication
 from service.partition.dependencies import Dependencies
@@ -47,15 +43,8 @@ CLOSING = timedelta(seconds=30)
 """How long a partition waits for its tasks before it closes its journal: a commit ends within its transaction's
 limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition next here waits for it."""
 
-
-DUPLICATES = 1_000
-"""How many identities are remembered whose duplicates were logged: of older ones it may be said once more."""
-
 REWRITTEN_AT_ONCE = 500
 """Syncs that are written to the journal again between two turns of the event loop, a millisecond."""
-
-SAY_KEY_AGAIN = timedelta(minutes=1)
-"""How often it is said of a partition that its requests have other keys than they should."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +73,8 @@ class Partition:
         topic_id: str | None = None,
     ) -> None:
         self.number = number
-        self.cursor = start_at
         self.journal_start = opened.journal_start
         """The first offset of the journal, as the next commit stores it; None: not known."""
-        self._stamp = opened.cursor.stamp if opened.cursor and opened.cursor.offset == start_at else None
         self._topic_id = topic_id
         self._journal = opened.journal
         self._dependencies = dependencies
@@ -121,14 +108,21 @@ class Partition:
             dependencies=dependencies,
             spawn=self._spawn,
         )
+        self._admission = Admission(
+            number,
+            cursor=start_at,
+            stamp=opened.cursor.stamp if opened.cursor and opened.cursor.offset == start_at else None,
+            in_flight=self._in_flight,
+            journal_writer=self._journal_writer,
+            deduplication=self._deduplication,
+            driver=self._driver,
+            balance=balance,
+            dependencies=dependencies,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._committing: asyncio.Task[None] | None = None
         self._rewriting: asyncio.Task[None] | None = None
         self._closed = False
-        self._duplicates: dict[str, None] = {}
-        """Identities whose duplicates were logged, the latest last."""
-        self._other_keys = 0
-        self._say_key_at = -math.inf
         self._bygone = opened.ended
         self._opened_at = opened.opened_at
         self._left_behind = opened.in_flight
@@ -148,7 +142,7 @@ class Partition:
         await self._driver.restore(left_behind, opened_at=self._opened_at)
         self._balance.reopened(self._opened_with)
         if (lost := self.cursor - self._opened_with) > 0:
-            self._hold(Taken(self.cursor, fates=Counter({Fate.LOST: lost})))
+            self._admission.hold(Taken(self.cursor, fates=Counter({Fate.LOST: lost})))
         self._journal_writer.advance_cursor()
         await self._journal_writer.commit()
         self._committing = self._spawn(self._journal_writer.run())
@@ -235,7 +229,7 @@ class Partition:
         Raises:
             JournalLost: the result of the commit is unknown.
         """
-        self._stamp = WITHDRAWN
+        self._admission.stamp = WITHDRAWN
         await self._journal_writer.confirm_ownership()
 
     def rewrite_journal(self, start: int) -> None:
@@ -321,125 +315,22 @@ class Partition:
 
     # ------------------------------------------------------------ admission
 
+    @property
+    def cursor(self) -> int:
+        """The offset of the next record to admit."""
+        return self._admission.cursor
+
     def admit(self, records: Sequence[Record]) -> None:
-        """Admit records in the order of the topic; records below the cursor were admitted before.
-
-        An exception is a bug: nothing of the records is committed then, and the partition must not continue.
-        """
-        now = self._dependencies.clock.now()
-        taken, held = Taken(self.cursor), 0
-        try:
-            for number, record in enumerate(records, 1):
-                self._take(record, now, taken)
-                if self._journal_writer.full or number == len(records):
-                    self._hold(taken)
-                    self._journal_writer.advance_cursor()
-                    taken, held = Taken(self.cursor), number
-                if self._journal_writer.full:
-                    self._journal_writer.cut()
-        except BaseException:
-            self._balance.reread(len(records) - held)
-            raise
-
-    def _take(self, record: Record, now: datetime, taken: Taken) -> None:
-        if record.offset < self.cursor:
-            taken.fates[Fate.REREAD] += 1
-            return
-        if record.offset > self.cursor:
-            taken.fates[Fate.NO_RECORD] += record.offset - self.cursor
-        self.cursor = taken.until = record.offset + 1
-        self._stamp = record.timestamp_ms if record.unreadable is None else None
-        asked = read_request(record)
-        if isinstance(asked, InvalidRequest):
-            taken.fates[Fate.DEAD_LETTERED] += 1
-            taken.dead[asked.reason] += 1
-            self._journal_writer.publish(write_dead_letter(record, asked, topic=self._dependencies.dead_letters))
-            log.warning(
-                "Invalid message at offset %d of partition %d was written to the dead-letter topic: %s",
-                record.offset,
-                self.number,
-                asked.detail,
-            )
-            return
-        if isinstance(asked, SyncCancelRequested):
-            taken.fates[Fate.CANCEL] += 1
-            self._driver.cancel(asked, offset=record.offset)
-            return
-        if not asked.has_key:
-            taken.without_key += 1
-        if asked.other_key:
-            taken.other_key += 1
-            self._warn_of_key(asked, record)
-        if asked.identity in self._in_flight or self._deduplication.holds(asked.identity):
-            taken.fates[Fate.DUPLICATE] += 1
-            self._log_duplicate(asked, record)
-        else:
-            taken.fates[Fate.ADMITTED] += 1
-            self._admit(asked, record, now)
-
-    def _warn_of_key(self, asked: SyncRequested, record: Record) -> None:
-        """Say that the sender sets another key; once a minute, since a sender does so with all its requests."""
-        self._other_keys += 1
-        now = self._dependencies.clock.monotonic()
-        if now < self._say_key_at:
-            return
-        self._say_key_at = now + SAY_KEY_AGAIN.total_seconds()
-        log.warning(
-            "The key of request %s at offset %d of partition %d is not its replicationId (%d such requests since the "
-            "last line): requests of one replication may be in different partitions, and run at once; the sender has "
-            "to use the replicationId as key",
-            asked.identity,
-            record.offset,
-            self.number,
-            self._other_keys,
-            extra={"operation_id": asked.operation_id, "replication_id": asked.replication_id, "site": asked.site},
-        )
-        self._other_keys = 0
-
-    def _log_duplicate(self, asked: SyncRequested, record: Record) -> None:
-        """Say once of an identity that it came again, however often it comes."""
-        if asked.identity in self._duplicates:
-            return
-        self._duplicates[asked.identity] = None
-        if len(self._duplicates) > DUPLICATES:
-            del self._duplicates[next(iter(self._duplicates))]
-        log.info(
-            "Duplicate of request %s at offset %d of partition %d was dropped: the request %s",
-            asked.identity,
-            record.offset,
-            self.number,
-            "is in flight" if asked.identity in self._in_flight else "ended within VM_SYNC_SYNC__DEDUPLICATE_FOR",
-            extra={"operation_id": asked.operation_id, "replication_id": asked.replication_id, "site": asked.site},
-        )
-
-    def _hold(self, taken: Taken) -> None:
-        """Count a record's fate after the next commit, which contains the cursor."""
-        self._balance.hold(taken)
-        self._journal_writer.after_commit(partial(self._balance.reached, taken.until))
-
-    def _admit(self, asked: SyncRequested, record: Record, now: datetime) -> None:
-        request = sync.Request(
-            identity=asked.identity,
-            operation_id=asked.operation_id,
-            replication_id=asked.replication_id,
-            site=asked.site,
-            offset=record.offset,
-            requested_at=_written_at(record, default=now),
-            accepted_at=now,
-            deadline=now + (asked.deadline or self._dependencies.deadline),
-            traceparent=asked.traceparent,
-            tracestate=asked.tracestate,
-        )
-        self._dependencies.tracing.accepted(request)
-        self._driver.accept(request)
+        """Admit records in the order of the topic; see `Admission.admit`."""
+        self._admission.admit(records)
 
     # ------------------------------------------------------------ the cursor, the tasks, the end
 
     def _here(self) -> Cursor:
         return Cursor(
             self._dependencies.requests,
-            self.cursor,
-            self._stamp,
+            self._admission.cursor,
+            self._admission.stamp,
             topic_id=self._topic_id,
             group=self._dependencies.group,
             journal_start=self.journal_start,
@@ -477,13 +368,3 @@ class Partition:
         else:
             log.error("Internal error in partition %d", self.number, exc_info=error)
             self.fail(f"internal error: {type(error).__name__}")
-
-
-def _written_at(record: Record, *, default: datetime) -> datetime:
-    """The record's timestamp. A producer may have set it to anything: -1 (none), a year that Python doesn't know."""
-    if record.timestamp_ms < 0:
-        return default
-    try:
-        return sync.EPOCH + timedelta(milliseconds=record.timestamp_ms)  # exact, unlike `fromtimestamp`
-    except OverflowError:
-        return default

@@ -37,6 +37,7 @@ ELSEWHERE: Final = {
     "kafka/salvage.py": "tests/kafka/test_consumer.py",
     "kafka/topic_descriptions.py": "tests/kafka/test_topics.py",
     "live_view.py": "tests/system/test_demo.py",
+    "partition/admission.py": "tests/partition/test_admission_log.py",
     "partition/expiry.py": "tests/partition/test_exits.py",
     "partition/journal_writer.py": "tests/partition/test_backlog.py",
     "partition/postponements.py": "tests/partition/test_slots.py",

@@ -92,7 +92,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a cancel has no fate",
-        file="service/partition/partition.py",
+        file="service/partition/admission.py",
         old="            taken.fates[Fate.CANCEL] += 1\n",
         new="",
         tests=(CANCELS,),
@@ -662,14 +662,14 @@ MUTANTS: Final = (
     Mutant(
         name="no deduplication of what is in flight",
         rule="13",
-        file="service/partition/partition.py",
+        file="service/partition/admission.py",
         old="if asked.identity in self._in_flight or self._deduplication.holds(asked.identity):",
         new="if self._deduplication.holds(asked.identity):",
     ),
     Mutant(
         name="no deduplication of what has ended",
         rule="13",
-        file="service/partition/partition.py",
+        file="service/partition/admission.py",
         old="if asked.identity in self._in_flight or self._deduplication.holds(asked.identity):",
         new="if asked.identity in self._in_flight:",
     ),
@@ -748,7 +748,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a poison message is passed over",
-        file="service/partition/partition.py",
+        file="service/partition/admission.py",
         old=(
             "            self._journal_writer.publish("
             "write_dead_letter(record, asked, topic=self._dependencies.dead_letters))\n"
@@ -863,7 +863,7 @@ MUTANTS: Final = (
     Mutant(
         name="the cursor of a replaced topic stays as it is",
         file="service/partition/partition.py",
-        old="        self._stamp = WITHDRAWN\n",
+        old="        self._admission.stamp = WITHDRAWN\n",
         new="",
         tests=(REPLACED,),
     ),
@@ -1637,7 +1637,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="what became of a record is counted before its commit stands",
-        file="service/partition/partition.py",
+        file="service/partition/admission.py",
         old="        self._journal_writer.after_commit(partial(self._balance.reached, taken.until))\n",
         new="        self._balance.reached(taken.until)\n",
         tests=("tests/partition/test_balance.py",),
@@ -1679,7 +1679,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a large read is one commit",
-        file="service/partition/partition.py",
+        file="service/partition/admission.py",
         old="                if self._journal_writer.full:\n                    self._journal_writer.cut()\n",
         new="",
         tests=("tests/partition/test_backlog.py",),
@@ -2292,7 +2292,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="each copy of a duplicate is logged",
-        file="service/partition/partition.py",
+        file="service/partition/admission.py",
         old="        self._duplicates[asked.identity] = None\n",
         new="        self._duplicates = {}\n",
         tests=("tests/partition/test_admission_log.py",),
