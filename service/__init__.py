@@ -4,8 +4,8 @@ The modules and folders, in the order in which they are best read; docs/architec
 
 - `sync`: one sync, as states, observations and transitions, with every outcome that a request can have. Pure.
 - `messages`: decodes requests, encodes outcomes and dead letters. Pure.
-- `partition`: one partition: admits requests (`partition`), deduplicates them (`deduplication`), drives their syncs
-  (`driver`), sends POSTs (`submitter`).
+- `partition`: one partition (`partition`): admits requests (`admission`), deduplicates them (`deduplication`), drives
+  their syncs (`driver`), sends POSTs (`submitter`), ends requests at their deadlines (`expiry`).
 - `intake`: the consumer group: takes records from Kafka to the assigned partitions, opens and reopens partitions
   (`supervisor`).
 - `kafka`: the consumer, which continues after unreadable records, the topics, and the journal: a partition's durable

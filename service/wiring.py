@@ -291,7 +291,6 @@ def _connected(
                 slices=slices,
             ),
             metrics=metrics,
-            clock=clock,
         )
 
     return Parts(

@@ -24,7 +24,6 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 from typing_extensions import override
 
-from service.clock import Clock
 from service.event_loop import error_of
 from service.intake.group_commits import GroupCommits
 from service.intake.journal_comparison import JournalComparison
@@ -83,26 +82,26 @@ class Plan:
 
 
 class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is untyped
-    """The member of the group. `start` and `stop` once each.
+    """The member of the group. `start` and `stop` once each; a `start` that failed may be repeated.
 
     It has one supervisor for each assigned partition, is the supervisors' interface to the group
     (`supervisor.GroupMember`), and takes records to the partitions.
     """
 
     def __init__(
-        self, *, connection: Mapping[str, Any], plan: Plan, dependencies: Dependencies, metrics: Meter, clock: Clock
+        self, *, connection: Mapping[str, Any], plan: Plan, dependencies: Dependencies, metrics: Meter
     ) -> None:
         self._plan = plan
         self._timings = plan.timings
         self._dependencies = dependencies
         self._metrics = metrics
-        self._clock = clock
+        self._clock = clock = dependencies.clock
         self._supervisors: dict[int, PartitionSupervisor] = {}
         self._closing: dict[int, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         """Tasks that must not end while the intake runs."""
         self._stop_reasons: set[StopReason] = set()
-        """Partitions that the metrics show."""
+        """The reasons of stopped partitions that the metrics show."""
         self.partition_count = 0
         """Partitions of the requests topic, as far as is known."""
         self._stopping = False
@@ -151,7 +150,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     # ------------------------------------------------------------ life
 
     async def start(self) -> None:
-        """Join the group. May be called again after a failure.
+        """Join the group.
 
         Raises:
             KafkaError: Kafka can't be reached, or refuses access.

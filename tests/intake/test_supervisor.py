@@ -78,7 +78,6 @@ def intake_of(journals: Swallowing) -> Intake:
         ),
         dependencies=dependencies(),
         metrics=Quiet(),
-        clock=VirtualClock(loop),
     )
 
 
