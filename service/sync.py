@@ -196,6 +196,9 @@ CANCELLED = "Cancelled"
 UNKNOWN_END = "UnknownTaskState"
 """The code of the error of a request whose task has ended in a state that isn't known here."""
 
+OTHER_TASK = "OtherTask"
+"""The code of the error of a request whose task's id VCDA has given to a task of another replication."""
+
 RELEASED = "Released"
 """The code of the error of a request that was released: VCDA may still work on it."""
 
@@ -342,6 +345,8 @@ class Absent:
     together: bool = False
     """Most of the polled tasks are missing from this answer, which points to a fault of VCDA rather than a lost
     task."""
+    another: str | None = None
+    """The replication whose task VCDA shows under this task's id, as after its database was restored from a backup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -661,15 +666,19 @@ def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, polic
             return _task_failed(state, seen, seen.error, now=now, policy=policy)
         case Task():
             return _unfinished(state, seen, now=now, policy=policy)
-        case Absent(at, together):
-            return Step(
-                replace(
-                    state,
-                    absent_since=at if state.absent_since is None else state.absent_since,
-                    absent_answers=state.absent_answers + 1,
-                    absent_together=state.absent_together + together,
-                )
+        case Absent(at, together, another):
+            absent = replace(
+                state,
+                absent_since=at if state.absent_since is None else state.absent_since,
+                absent_answers=state.absent_answers + 1,
+                absent_together=state.absent_together + together,
             )
+            if another is None or not absent.suspected_lost(at, policy):
+                return Step(absent)
+            # Polled alone, VCDA would never answer 404: it knows the id.
+            why = f"VCDA shows task {state.task_id} as a task of another replication, {another}."
+            error = ApiError(OTHER_TASK, why)
+            return _failed(absent, Reason.TASK_LOST, now=now, ended_at=now, policy=policy, error=error)
         case Gone(at, account):
             if not state.suspected_lost(at, policy) or account != state.account:
                 return Step(state)
@@ -743,6 +752,14 @@ def cancelled(
 def answered_late(ended: Ended, seen: Accepted) -> Ended:
     """Note the task of a POST that was answered after its request was released: the task is no other request's."""
     return replace(ended, task_id=seen.task.id, submitted_at=seen.task.started_at)
+
+
+def is_of_another(task: Task, replication_id: str) -> bool:
+    """Whether a task is another replication's. An id of another kind ("H4-..." for "C4-...") proves nothing."""
+    if task.replication_id is None or task.replication_id == replication_id:
+        return False
+    shown, sought = task.replication_id.casefold(), replication_id.casefold()
+    return shown != sought and shown.split("-")[0] == sought.split("-")[0]
 
 
 def is_over(task: Task) -> bool:

@@ -109,6 +109,7 @@ SEEN: Final = {
     "task in any other state": replace(TASK, state="WHATEVER"),
     "task in an unknown state, with an end": replace(TASK, state="WHATEVER", ended_at=EPOCH),
     "task missing in a valid answer": sync.Absent(LONG),
+    "another replication's task under its id": sync.Absent(LONG, another="C4-2"),
     "404 for the task alone": sync.Gone(LONG, WE),
     "404 for the task alone, as another user": sync.Gone(LONG, ANOTHER),
 }

@@ -30,7 +30,7 @@ from service.partition.outcome_log import record_outcome
 from service.partition.postponements import Postponements
 from service.partition.reconciler import Reconciler
 from service.partition.submitter import Submitter, withheld
-from service.sync import KNOWN_STATES, Ended, Lingering, Running, Step, Submitting, Task, Waiting
+from service.sync import KNOWN_STATES, Absent, Ended, Lingering, Running, Step, Submitting, Task, Waiting
 from service.vcda.lanes import Lane
 from service.vcda.poller import Verdict, Watch
 from service.vcda.site_clocks import SiteClock
@@ -430,6 +430,8 @@ class Driver:
             if seen.state not in KNOWN_STATES:
                 self._dependencies.metrics.unknown_task_state(tracked.request.site)
                 self._warn_of_unknown_state(tracked, seen)
+        elif isinstance(seen, Absent) and seen.another is not None:
+            self._warn_of_other_task(tracked, seen.another)
         step = sync.polled(state, seen, now=self._dependencies.clock.now(), policy=self._dependencies.policy)
         if isinstance(step.state, Ended):
             if self._journal_writer.behind:
@@ -460,6 +462,12 @@ class Driver:
             then = f"since it has an end, its request fails if the state is still unknown after {seconds:g} s"
         text = "VCDA reported task %s in the unknown state %.40r; %s"
         log.warning(text, seen.id, seen.state, then, extra=tracked.ids)
+
+    def _warn_of_other_task(self, tracked: TrackedSync, another: str) -> None:
+        of = tracked.state.of if isinstance(tracked.state, Lingering) else tracked.state
+        if isinstance(of, Running) and of.absent_since is None:
+            text = "VCDA shows task %s as a task of another replication, %s; treated as absent"
+            log.warning(text, of.task_id, another, extra=tracked.ids)
 
     def _learn_name(self, of: Running | Submitting, task: Task) -> None:
         """Learn the spelling in task lists: it may differ from the one in answers to POSTs, or change.

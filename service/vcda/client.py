@@ -52,6 +52,7 @@ from service.sync import (
     Task,
     Trouble,
     Unanswered,
+    is_of_another,
 )
 from service.vcda import translate
 from service.vcda.credentials import Credentials
@@ -499,7 +500,7 @@ class Vcda:
             if created is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
             task, kind = created
-            if _is_of_another(task, replication_id):
+            if is_of_another(task, replication_id):  # a proxy has mixed up answers
                 detail = f"VCDA answered with task {task.id} of another replication, {task.replication_id}."
                 return Unanswered(Trouble(label="unreadable", detail=detail), answer.sent_at, account)
             if task.user is not None and account is not None:
@@ -575,17 +576,6 @@ def _check(name: str, allowed: re.Pattern[str]) -> str:
 
 def _is_good(answer: Answer) -> bool:
     return 200 <= answer.status < 300  # noqa: PLR2004 - 2xx
-
-
-def _is_of_another(task: Task, replication_id: str) -> bool:
-    """Whether a task is another replication's: then the answer belongs to another POST, as proxies may mix them up.
-
-    An id of another kind ("H4-..." for "C4-...") proves nothing.
-    """
-    if task.replication_id is None:
-        return False
-    shown, sought = task.replication_id.casefold(), replication_id.casefold()
-    return shown != sought and shown.split("-")[0] == sought.split("-")[0]
 
 
 def _is_unauthorized(seen: Answer | NoAnswer) -> TypeGuard[Answer]:

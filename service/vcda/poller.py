@@ -26,7 +26,7 @@ from service.clock import Clock
 from service.event_loop import Slices
 from service.messages.trace_context import TraceContext
 from service.observability.tracing import Tracing
-from service.sync import NO_CREDENTIALS, Absent, Gone, PollAnswer, Task, TaskState, Trouble
+from service.sync import NO_CREDENTIALS, Absent, Gone, PollAnswer, Task, TaskState, Trouble, is_of_another
 from service.vcda.poll_policy import History, Pace, coalesced_due, coalescing_window, next_interval
 from service.vcda.translate import BATCH
 
@@ -402,7 +402,8 @@ class Poller:
         if isinstance(answer, list):
             await self._answered_together(site, question, answer, sent)
         else:
-            self._tell(site, watches[0], answer, sent)
+            shown = _shown(answer, watches[0], sent) if isinstance(answer, Task) else answer
+            self._tell(site, watches[0], shown, sent)
 
     async def _answered_together(self, site: _Site, question: _Question, tasks: list[Task], sent: float) -> None:
         """Hand on the answers, in slices: several calls are answered in one turn of the event loop."""
@@ -414,7 +415,8 @@ class Poller:
         elif len(batch) == site.most < BATCH:
             site.most += 1
         seen = {task.id: task for task in tasks}
-        absent = sum(watch.task_id not in seen for watch in batch)
+        shown = [_shown(seen.get(watch.task_id), watch, sent) for watch in batch]
+        absent = sum(isinstance(answer, Absent) for answer in shown)
         together = absent >= VANISHED_TOGETHER and 2 * absent > len(batch)
         if together and sent - site.missing_told >= REMIND.total_seconds():
             site.missing_told = sent
@@ -429,7 +431,8 @@ class Poller:
         for number, watch in enumerate(batch):
             if number % size == 0 and len(batch) > size:
                 await self._slices.turn()
-            self._tell(site, watch, seen.get(watch.task_id) or Absent(sent, together), sent)
+            answer = shown[number]
+            self._tell(site, watch, replace(answer, together=together) if isinstance(answer, Absent) else answer, sent)
         site.changed.set()
 
     def _failed(self, site: _Site, question: _Question, trouble: Trouble) -> None:
@@ -512,6 +515,15 @@ class Poller:
         outlook = watch.pace.outlook(elapsed, usual=usual)
         interval = next_interval(outlook, shortest=self._shortest, longest=self._longest)
         self._site(watch.site).agenda.add(watch, coalesced_due(at + interval, interval))
+
+
+def _shown(task: Task | None, watch: Watch, sent: float) -> Task | Absent:
+    """Return what an answer shows of a task: nothing, where the id is now that of another replication's."""
+    if task is None:
+        return Absent(sent)
+    if is_of_another(task, watch.replication_id):
+        return Absent(sent, another=task.replication_id)
+    return task
 
 
 def _duration(task: Task, elapsed: float) -> float:

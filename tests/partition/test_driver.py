@@ -110,6 +110,27 @@ async def test_the_pause_before_a_repeated_post_outlives_a_crash(d: Deployment) 
     assert at + 60.0 <= p1.vcda.sent[0][0] <= at + 180.0 + 1.0
 
 
+def test_a_task_whose_id_vcda_gives_to_another_replications_task_is_lost_and_not_completed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.lasts = lambda _: 10_000.0
+            d.owner()
+            d.broker.ask("C4-1", "a1")
+            await d.until(60.0)
+            d.world.forgotten.add("task-1")
+            d.world.used_again.add("task-1")
+            await d.settled()
+            assert d.verdicts() == [("a1", "task-lost")]
+            assert told_at(d, "a1") >= 60.0 + POLICY.lost_after.total_seconds()
+            (told,) = d.log.told
+            assert told.data["error"]["code"] == "OtherTask"
+
+    run(play())
+    assert caplog.text.count("a task of another replication, C4-another; treated as absent") == 1
+
+
 @deployed
 async def test_a_task_that_vcda_denies_long_enough_is_lost(d: Deployment) -> None:
     d.world.lasts = lambda _: 10_000.0

@@ -281,6 +281,9 @@ class Schedule:
         if self.rough:
             self.met["forgotten together" if len(running) >= VANISHED_TOGETHER else "forgotten"] += len(running)
             d.world.forgotten |= known
+            if self.dice.random() < 0.3:
+                self.met["ids used again"] += len(running)
+                d.world.used_again |= known
 
     def _poison(self, d: Deployment) -> None:
         """Let one task break each call that asks for it."""

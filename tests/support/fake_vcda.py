@@ -73,6 +73,8 @@ class World:
     overlaps: list[tuple[str, str]] = field(default_factory=list)
     forgotten: set[str] = field(default_factory=set)
     """Tasks that VCDA knows no more."""
+    used_again: set[str] = field(default_factory=set)
+    """Forgotten tasks whose ids VCDA has given to tasks of another replication, which have succeeded."""
     listed: Callable[[str], float] = lambda _: 0.0
     """How long after its start an operation's task is in VCDA's list; it is shown at once to who knows its id."""
     poison: set[str] = field(default_factory=set)
@@ -112,6 +114,8 @@ class World:
 
     def look(self, made: Made) -> Task:
         now = self.clock.monotonic()
+        if made.task.id in self.used_again:
+            return replace(made.task, replication_id="C4-another", state="SUCCEEDED", ended_at=self.clock.now())
         if made.ends == math.inf:
             return replace(made.task, state="ABORTED")
         if now < made.ends:
@@ -122,7 +126,8 @@ class World:
 
     def shows_to(self, user: str | None, task_id: str) -> bool:
         """Whether VCDA knows the task, and shows it to that user."""
-        return task_id in self.made and task_id not in self.forgotten and self.made[task_id].owner == user
+        known = task_id not in self.forgotten or task_id in self.used_again
+        return task_id in self.made and known and self.made[task_id].owner == user
 
     def lists(self, made: Made) -> bool:
         """Whether VCDA's list has the task by now, and still."""

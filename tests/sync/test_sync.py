@@ -687,6 +687,19 @@ def test_a_suspected_task_of_which_vcda_denies_all_knowledge_is_lost() -> None:
     assert isinstance(step.state, Ended)
 
 
+def test_a_suspected_task_whose_id_is_that_of_another_replications_task_is_lost() -> None:
+    step = polled(LOST, Absent(600.0, another="C4-9"))
+    assert isinstance(step.state, Ended)
+    assert isinstance(step.outcome, Failed)
+    assert step.outcome.reason is Reason.TASK_LOST
+    assert step.outcome.error is not None
+    assert step.outcome.error.msg == "VCDA shows task task-1 as a task of another replication, C4-9."
+
+
+def test_another_replications_task_under_the_same_id_proves_nothing_before_the_time_is_over() -> None:
+    assert polled(RUNNING, Absent(5.0, another="C4-9")) == polled(RUNNING, Absent(5.0))
+
+
 def test_a_denial_before_any_suspicion_proves_nothing() -> None:
     assert polled(RUNNING, Gone(600.0, ME)) == Step(RUNNING)
 
@@ -1103,7 +1116,11 @@ look_ups = st.one_of(
     st.builds(Unclear, st.just("Is it ours?"), moments),
     st.builds(NotFound, moments, accounts),
 )
-poll_answers = st.one_of(tasks, st.builds(Absent, moments, st.booleans()), st.builds(Gone, moments, accounts))
+poll_answers = st.one_of(
+    tasks,
+    st.builds(Absent, moments, st.booleans(), st.sampled_from([None, "C4-9"])),
+    st.builds(Gone, moments, accounts),
+)
 
 
 @dataclass(frozen=True)
@@ -1229,7 +1246,8 @@ def test_a_timed_out_sync_keeps_its_replication_until_its_task_has_ended_or_is_k
             continue
         if isinstance(before.of, Running):
             ended = isinstance(one.poll, Task) and one.poll.state in {"SUCCEEDED", "FAILED"}
-            assert ended or isinstance(one.poll, Gone) or (one.what == "time" and life.now >= sync.let_go_at(before))
+            lost = isinstance(one.poll, Gone) or (isinstance(one.poll, Absent) and one.poll.another is not None)
+            assert ended or lost or (one.what == "time" and life.now >= sync.let_go_at(before))
         elif one.what == "time":
             assert at + timedelta(hours=1) >= DEADLINE + LINGER_LIMIT
         elif before.of.in_doubt:

@@ -321,6 +321,25 @@ async def test_a_task_left_out_of_a_good_answer_is_reported_absent() -> None:
 
 
 @virtual
+async def test_a_task_of_another_replication_under_the_same_id_counts_as_absent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def suspicious(seen: PollAnswer) -> Verdict:
+        return Verdict.ASK_ALONE if len(answers.seen) == 1 else Verdict.DONE
+
+    def others(id_: str) -> Task:
+        return Task(id=id_, state="SUCCEEDED", replication_id="C4-other")
+
+    vcda, answers = FakeVcda(), Answers(verdict=suspicious)
+    monkeypatch.setattr(vcda, "task", others)
+    async with polling(vcda) as (poller, _):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(100)
+    assert answers.seen == 2 * [Absent(1.0, another="C4-other")]
+    assert vcda.asked_alone == [(1.0, "a")]
+
+
+@virtual
 async def test_tasks_that_vanish_together_are_reported_as_such(caplog: pytest.LogCaptureFixture) -> None:
     vcda, answers = FakeVcda(unknown={f"t{number}" for number in range(5)}), Answers()
     async with polling(vcda) as (poller, _):
