@@ -267,8 +267,12 @@ class KafkaStartPositions:
         return Start(max(cursor.offset, begin), identity, lost=max(0, begin - cursor.offset))
 
     async def _check_unread(self, committed: Committed) -> None:
-        """Check a journal without a cursor: the group must never have read the partition."""
-        if offset := await committed():
+        """Check a journal without a cursor: the group must never have had the partition.
+
+        Offset 0 counts, too: a process that has it was given another journal, and the group may give it the partition
+        again.
+        """
+        if (offset := await committed()) is not None:
             msg = (
                 f"the consumer group {self._group_id} has committed offset {offset}, but the journal is empty: "
                 "the requests that were in flight are unknown. Restore the journal topic; or delete the group's "

@@ -112,7 +112,8 @@ class PartitionSupervisor:
         self.closed_since = dependencies.clock.monotonic()
         """Since when (monotonic) it is not open, while it isn't."""
         self.cursor: int | None = None
-        """The last cursor that was committed to the group or opened with; committing it checks the membership."""
+        """The last cursor that was committed to the group or opened with; committing it checks the membership. None
+        while the journal has none: an offset of the group without one in the journal means that a journal was lost."""
         self.topic_id: str | None = None
         """Of the requests topic when the partition was opened; None: the brokers have no topic ids."""
         self._member = member
@@ -294,6 +295,7 @@ class PartitionSupervisor:
             raise
         try:
             await partition.start()
+            self.cursor = start.offset
             self._check()
         except BaseException:
             await partition.close()
@@ -361,7 +363,7 @@ class PartitionSupervisor:
             self._metrics.journal_records_deleted()
 
     def _make(self, opened: Opened, start: Start, lost: "asyncio.Future[str]") -> Partition:
-        self.cursor, self.topic_id = start.offset, start.topic_id
+        self.cursor, self.topic_id = None if opened.cursor is None else start.offset, start.topic_id
         return Partition(
             self.place.partition,
             opened=opened,
@@ -388,9 +390,11 @@ class PartitionSupervisor:
         process, and any process stops a partition with an empty journal.
         """
         batch = memory.batch
-        if opened.begin >= memory.end or batch.cursor is None:
-            return opened  # the usual case: it goes on where it was lost
-        if opened.cursor is not None and opened.cursor.offset > batch.cursor.offset:
+        if batch.cursor is None:
+            return opened
+        # The usual case is that it goes on where it was lost. Without a cursor it was made anew, however far marks of
+        # openings that failed have taken its end.
+        if opened.cursor is not None and (opened.begin >= memory.end or opened.cursor.offset > batch.cursor.offset):
             return opened
         changes = {state.request.identity: None for state in opened.in_flight} | batch.changes
         in_flight = [state for state in changes.values() if state is not None and not isinstance(state, Ended)]

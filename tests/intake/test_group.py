@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -12,7 +13,8 @@ from aiokafka.conn import AIOKafkaConnection
 from aiokafka.protocol.metadata import MetadataRequest
 
 from service.kafka.journal import KafkaJournal
-from service.kafka.journal_api import Batch, StopReason
+from service.kafka.journal_api import Batch, JournalLost, StopReason
+from service.kafka.topics import JOURNAL_SETTINGS
 from service.partition.partition import Partition
 from service.sandbox.kafka import Kafka
 from service.sync import SubmitAnswer
@@ -105,6 +107,48 @@ async def test_an_emptied_journal_is_refused(station: Station) -> None:
     assert "Restore the journal topic; or" in says
 
 
+async def test_another_journal_is_refused_where_the_group_has_had_the_partition_also_if_nothing_was_read(
+    station: Station,
+) -> None:
+    """While instances are replaced, one with another journal would run what one with the former runs again."""
+    station.set_timings(report=timedelta(seconds=0.2))
+    first = await station.service()
+    await until_reported(station, 0)
+    await first.stop()
+    station.topics = replace(station.topics, journal=f"{station.topics.journal}-new")
+    station.settings[station.topics.journal] = dict(JOURNAL_SETTINGS)
+    await station.make(station.topics.journal)
+
+    says = await refusal(station, StopReason.JOURNAL_EMPTY)
+
+    assert "has committed offset 0, but the journal is empty" in says
+
+
+async def test_a_journal_whose_first_commit_failed_is_not_taken_for_an_emptied_one(
+    station: Station, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requests topic is older than the service, so that reading begins at an offset above 0."""
+    commit = KafkaJournal.commit
+    failed: list[Batch] = []
+
+    async def commit_later(journal: KafkaJournal, batch: Batch) -> None:
+        if not failed:
+            failed.append(batch)
+            msg = "Kafka is away for a moment"
+            raise JournalLost(msg)
+        await commit(journal, batch)
+
+    monkeypatch.setattr(KafkaJournal, "commit", commit_later)
+    await station.ask("gone-1", "gone-2", "op-1")
+    await station.delete_before(2)
+
+    service = await station.begin()
+
+    await station.settled("op-1")
+    assert failed
+    assert service.intake.mismatched() == {}
+
+
 async def test_a_requests_topic_that_was_made_anew_is_refused(station: Station) -> None:
     station.set_timings(leader_settles=timedelta(seconds=0.2))
     first = await station.service()
@@ -185,6 +229,13 @@ async def test_the_groups_offset_is_past_what_holds_no_requests(
         while reached < 4:  # two records, and each transaction's mark
             reached = await station.group_offset()
     assert reached == 4
+
+
+async def until_reported(station: Station, offset: int) -> None:
+    """Wait until the group has committed an offset."""
+    async with asyncio.timeout(60):
+        while await station.group_offset() != offset:
+            await asyncio.sleep(0.05)
 
 
 def _reported(service: Service, since: float) -> bool:

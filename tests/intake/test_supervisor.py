@@ -240,6 +240,27 @@ def test_what_was_written_back_into_a_new_journal_is_not_published_again_if_the_
         runner.run(play())
 
 
+def test_a_new_journal_is_written_back_however_far_openings_that_failed_have_taken_its_end() -> None:
+    async def play() -> None:
+        supervisor = supervisor_of(Swallowing())
+        journal = Remade(8)
+        opened = Opened(
+            journal=journal,  # type: ignore[arg-type] # all that is asked of it
+            opened_at=0.0,
+            cursor=None,
+            in_flight=[],
+            ended=EndedSyncs(),
+            begin=7,
+        )
+        memory = Memory(Batch(cursor=Cursor("requests", 1)), EndedSyncs(), end=4)
+        opened = await supervisor._write_back(opened, memory)
+        assert len(journal.commits) == 1
+        assert opened.cursor == Cursor("requests", 1)
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
+
+
 def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too_slow_to_let_that_stand() -> None:
     async def play() -> list[str]:
         intake = intake_of(Swallowing())

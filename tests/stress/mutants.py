@@ -940,8 +940,8 @@ MUTANTS: Final = (
     Mutant(
         name="what a lost journal held is forgotten",
         file="service/intake/supervisor.py",
-        old="        if opened.begin >= memory.end or batch.cursor is None:\n",
-        new="        if opened.begin >= 0 or batch.cursor is None:\n",
+        old="        if batch.cursor is None:\n",
+        new="        if opened.begin >= 0:\n",
         tests=(REPLACED,),
     ),
     Mutant(
