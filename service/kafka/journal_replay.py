@@ -11,7 +11,7 @@ the caller decides when the event loop runs other tasks.
 from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from service.kafka.dedup_index import YOUNG, DedupIndex, YoungTasks
@@ -29,10 +29,16 @@ others have followed: of a day's tasks hardly any is, and packing one takes as l
 
 YOUNG_MS: Final = milliseconds(YOUNG)
 
+KEPT: Final = timedelta(minutes=20)
+"""How long the record of an ended sync stays in the journal after its identity has expired, so that the next owners of
+the partition know its task: longer than look-ups go back for the task of a POST, 16 min."""
+
+KEPT_MS: Final = milliseconds(KEPT)
+
 
 @dataclass(frozen=True, slots=True)
 class EndedSyncs:
-    """Identities and tasks of requests that have ended; `expired` are identities that need a tombstone, the first."""
+    """Identities and tasks of requests that have ended; `expired` are the first identities that need a tombstone."""
 
     identities: DedupIndex = field(default_factory=DedupIndex)
     young: YoungTasks = field(default_factory=YoungTasks)
@@ -75,7 +81,7 @@ class Replay:
                 self._identities.add(key, expires_at)
             else:
                 self._identities.discard(key)
-                if len(self._expired) < EXPIRED_AT_MOST:
+                if expires_at <= self._now - KEPT_MS and len(self._expired) < EXPIRED_AT_MOST:
                     self._expired[key] = None
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
             self._latest.append(stored)

@@ -1,7 +1,8 @@
 """Recognises duplicates of a partition's ended requests, and knows the tasks that belong to ended requests.
 
-An ended request's record stays in the journal for the time of deduplication, then gets a tombstone. Memory holds only
-hashes of the identities (`dedup_index`), so the journal is read again from time to time to find expired identities.
+An ended request's record stays in the journal for the time of deduplication, and 20 minutes more, since its task has to
+be known however short that time is; then it gets a tombstone. Memory holds only hashes of the identities
+(`dedup_index`), so the journal is read again from time to time to find expired identities.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from service.event_loop import Slices
 from service.kafka.dedup_index import DedupIndex
 from service.kafka.journal_api import Journal, JournalLost
 from service.kafka.journal_codec import epoch
-from service.kafka.journal_replay import EndedSyncs
+from service.kafka.journal_replay import KEPT_MS, EndedSyncs
 from service.partition.journal_writer import JournalWriter
 from service.sync import Ended
 
@@ -109,7 +110,7 @@ class Deduplication:
             pause = self._sweep_every
             now = epoch(self._clock.now())
             try:
-                gone = await self._expired_by(now)
+                gone = await self._expired_by(now - KEPT_MS)
             except JournalLost as error:
                 log.warning("Expired identities stay in the journal for now; trying again later: %s", error)
                 continue

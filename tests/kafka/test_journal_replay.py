@@ -9,7 +9,7 @@ import pytest
 
 from service.kafka import journal_replay
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, epoch
-from service.kafka.journal_replay import Replay
+from service.kafka.journal_replay import KEPT, Replay
 from service.sync import Account, Ended, InFlight, Lingering, Reason, Request, Running, Submitting, Waiting
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
@@ -39,7 +39,8 @@ ENDED = Ended(
     task_id="task-1",
     submitted_at=NOON - timedelta(minutes=2),
 )
-EXPIRED = replace(ENDED, expires_at=NOON)
+EXPIRED = replace(ENDED, expires_at=NOON - KEPT)
+JUST_EXPIRED = replace(ENDED, expires_at=NOON)
 
 
 def replay(*states: Ended | InFlight | None) -> Replay:
@@ -60,6 +61,7 @@ OUTCOMES: tuple[tuple[tuple[Ended | InFlight | None, ...], list[InFlight], int, 
     ((WAITING, SUBMITTING, RUNNING, LINGERING), [LINGERING], 0, ()),
     ((RUNNING, ENDED), [], 1, ()),
     ((RUNNING, EXPIRED), [], 0, (REQUEST.identity,)),
+    ((RUNNING, JUST_EXPIRED), [], 0, ()),
     ((RUNNING, None), [], 0, ()),
     ((ENDED, None), [], 0, ()),
     ((EXPIRED, None), [], 0, ()),

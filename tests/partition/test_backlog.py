@@ -11,7 +11,7 @@ from service import sync
 from service.kafka.journal import KafkaJournal
 from service.kafka.journal_api import Batch
 from service.kafka.journal_codec import encode
-from service.kafka.journal_replay import EXPIRED_AT_MOST
+from service.kafka.journal_replay import EXPIRED_AT_MOST, KEPT
 from service.messages.kafka_record import Event
 from service.messages.record_fate import Fate
 from service.partition.expiry import EXPIRED_AT_ONCE
@@ -204,7 +204,7 @@ def test_tombstones_that_come_by_the_hundred_thousand_are_committed_in_parts(
             accepted_at=now,
             deadline=now,
         )
-        expires = now + timedelta(minutes=-1 if away else 5)
+        expires = now + (-KEPT if away else timedelta(minutes=5))
         value = encode(sync.Ended(request=request, attempts=1, reason=None, ended_at=now, expires_at=expires))
         d.log.write({f"op:C4-1:{number}": value for number in range(count)}, None)
         d.owner()
