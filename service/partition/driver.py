@@ -354,7 +354,7 @@ class Driver:
         if withheld(answer):
             lane.not_made(since=tracked.pauses)
         else:
-            lane.record_result(_missing_credentials(answer) or trouble)
+            lane.record_result(_missing_credentials(answer) or trouble, since=tracked.pauses)
         if isinstance(tracked.state, Ended) and isinstance(answer, sync.Accepted) and not self._stopped:
             self._answered_late(tracked, sync.answered_late(tracked.state, answer))
         if self._stopped or not isinstance(tracked.state, Submitting | Lingering):

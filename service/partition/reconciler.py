@@ -247,7 +247,7 @@ class Reconciler:
         except asyncio.CancelledError:  # the partition is closed
             lane.not_made(since=pauses)
             raise
-        self._record_result(lane, tasks if isinstance(tasks, Trouble) else None, began)
+        self._record_result(lane, tasks if isinstance(tasks, Trouble) else None, began=began, since=pauses)
         if isinstance(tasks, Trouble):
             return tasks
         now = api.account(name)
@@ -274,7 +274,7 @@ class Reconciler:
         if isinstance(look_up, Found) or (conclude and seen.settled):
             self._looked_up(one.tracked, look_up)
 
-    def _record_result(self, lane: Lane, trouble: Trouble | None, began: float) -> None:
+    def _record_result(self, lane: Lane, trouble: Trouble | None, *, began: float, since: int) -> None:
         """Report a look-up's result to the lane: its trouble is the site's, or that of look-ups alone.
 
         A pause that an answer asks for (Retry-After) is obeyed in any case. Look-ups that keep asking for one would
@@ -285,7 +285,7 @@ class Reconciler:
             lane.record_result(None)
             return
         asked = trouble.retry_after is not None
-        lane.record_result(replace(trouble, own=trouble.own or (own and not asked)))
+        lane.record_result(replace(trouble, own=trouble.own or (own and not asked)), since=since)
         if own and asked:
             paused = lane.held_for()
             lane.look_ups.rest_until = self._clock.monotonic() + paused + min(paused, LOOK_SELDOM.total_seconds())

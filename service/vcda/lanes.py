@@ -243,8 +243,10 @@ class Lane:
 
     # ------------------------------------------------------------ pauses
 
-    def record_result(self, trouble: Trouble | None) -> None:
+    def record_result(self, trouble: Trouble | None, *, since: int | None = None) -> None:
         """Learn from a call's result; None: a success. Trouble that is a request's own says nothing of the site.
+
+        `since` is what `pauses` was when the call had leave, as for `not_made`: trouble of its own ends no other probe.
 
         During a pause no call begins, so what is recorded then was begun before it and is out of date: it can't shorten
         the pause nor add to the backoff. Only a Retry-After still counts, if it asks for longer.
@@ -263,8 +265,7 @@ class Lane:
         elif trouble is None:
             self._well()
         elif trouble.own:
-            self._probe_until = 0.0
-            self.wake()
+            self.not_made(since=since)  # the site is as unknown as before
         else:
             self._probe_until = 0.0
             self._troubles += 1

@@ -173,8 +173,8 @@ class PollLane(Protocol):
     def try_acquire(self) -> bool:
         """Ask for leave to make one call now."""
 
-    def record_result(self, trouble: Trouble | None) -> None:
-        """Learn from a call's result."""
+    def record_result(self, trouble: Trouble | None, *, since: int | None = None) -> None:
+        """Learn from a call's result; `since`: what `pauses` was when it had leave."""
 
     def held_for(self) -> float:
         """Return the seconds until a call may go."""
@@ -182,6 +182,10 @@ class PollLane(Protocol):
     @property
     def good_answers(self) -> int:
         """How many calls of the site went well so far."""
+
+    @property
+    def pauses(self) -> int:
+        """How many pauses of the site have begun."""
 
 
 class PollMetrics(Protocol):
@@ -202,6 +206,8 @@ class _Question:
     """Of this question, and of the one that it is a half of."""
     good_answers: int = 0
     """How many good answers the site had given when it failed first."""
+    since: int = 0
+    """How many pauses of the site had begun when its call had leave."""
     whole: "_Halved | None" = None
 
     @property
@@ -365,6 +371,7 @@ class Poller:
                 question = site.take(now, until=now + self._moment)
                 call = next(self._calls)
                 site.calls[call] = min(watch.due for watch in question.watches)
+                question.since = lane.pauses
                 tasks.create_task(self._ask(site, call, question))
 
     def _is_due(self, site: _Site) -> bool:
@@ -439,7 +446,7 @@ class Poller:
         """Decide when, and in how many parts, a failed call is repeated."""
         lane = self._lane(site.name)
         if trouble.label == NO_CREDENTIALS:
-            lane.record_result(trouble)
+            lane.record_result(trouble, since=question.since)
             self._ask_at(site, self._clock.monotonic() + CREDENTIALS_PAUSE.total_seconds(), question)
             return
         if trouble.label == "429":  # VCDA says itself that it is about the site
@@ -450,7 +457,8 @@ class Poller:
         if question.failures == 0:
             question.good_answers = lane.good_answers
         # Retry-After is obeyed; but a proxy may write it on each 503, also on those of a single task.
-        lane.record_result(replace(trouble, own=True) if own and trouble.retry_after is None else trouble)
+        judged = replace(trouble, own=True) if own and trouble.retry_after is None else trouble
+        lane.record_result(judged, since=question.since)
         question.failures += 1
         question.watches = [watch for watch in question.watches if watch.watched]
         if len(question.watches) > 1 and question.failures >= SPLIT_AFTER:

@@ -251,6 +251,39 @@ async def test_a_probe_that_was_not_sent_after_all_leaves_the_probe_to_the_next_
 
 
 @pytest.mark.parametrize("probe", ["POST", "look-up"])
+def test_a_probe_that_fails_for_a_reason_of_its_own_leaves_the_probe_to_the_next_call(probe: str) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            p0 = d.process("P0")
+            if probe == "look-up":
+                p2 = d.owner("P2")
+                p2.vcda.script["a1"] = ["lost-post"]
+                d.broker.ask("C4-1", "a1")
+                await d.until(0.1)
+                await p2.crash()
+            lane = await half_open(d, p0)
+            found: list[float] = []
+
+            async def find(**_: object) -> Trouble:
+                found.append(d.loop.time())
+                return Trouble(label="403", detail="Not this one.", own=True)
+
+            p0.vcda.find = find  # type: ignore[method-assign]
+            p0.vcda.script["a1"] = ["409"]
+            for number in (0, 1):
+                d.group.hand(number, p0)
+            d.broker.ask("C4-1", "a1")
+            await asyncio.sleep(0.5)
+            assert found if probe == "look-up" else sent(p0, "a1")
+            d.broker.ask("C4-2", "b1", number=1)
+            await asyncio.sleep(5.0)
+            assert len(sent(p0, "b1")) == 1
+            assert lane.open_breaker() is None
+
+    run(play())
+
+
+@pytest.mark.parametrize("probe", ["POST", "look-up"])
 def test_a_probe_of_a_partition_that_is_closed_leaves_the_probe_to_the_next_call(probe: str) -> None:
     async def play() -> None:
         async with Deployment() as d:

@@ -1508,8 +1508,8 @@ MUTANTS: Final = (
     Mutant(
         name="a task that breaks its calls speaks for its site",
         file="service/vcda/poller.py",
-        old="lane.record_result(replace(trouble, own=True) if own and trouble.retry_after is None else trouble)\n",
-        new="lane.record_result(trouble)\n",
+        old="        lane.record_result(judged, since=question.since)\n",
+        new="        lane.record_result(trouble, since=question.since)\n",
         tests=("tests/vcda/test_poller.py",),
     ),
     Mutant(
@@ -2464,6 +2464,41 @@ MUTANTS: Final = (
         old="        if since == self._probe_since:\n            self._probe_until = 0.0\n            self.wake()\n",
         new="        self._probe_until = 0.0\n        self.wake()\n",
         tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
+        name="what any client of Kafka logs is taken for the reason of another one",
+        file="service/kafka/diagnosis.py",
+        old="        if self not in _listening.get():\n",
+        new="        if False:\n",
+        tests=("tests/kafka/test_diagnosis.py",),
+    ),
+    Mutant(
+        name="own trouble of a call from before the circuit breaker opened lets a second probe go",
+        file="service/vcda/lanes.py",
+        old="            self.not_made(since=since)  # the site is as unknown as before\n",
+        new="            self._probe_until = 0.0\n            self.wake()\n",
+        tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
+        name="a poll that was the probe and failed by itself holds its site back for a minute",
+        file="service/vcda/poller.py",
+        old="                question.since = lane.pauses\n",
+        new="                pass\n",
+        tests=("tests/vcda/test_poller.py",),
+    ),
+    Mutant(
+        name="a POST that was the probe and was refused holds its site back for a minute",
+        file="service/partition/driver.py",
+        old="or trouble, since=tracked.pauses)",
+        new="or trouble)",
+        tests=("tests/partition/test_slots.py",),
+    ),
+    Mutant(
+        name="a look-up that was the probe and failed by itself holds its site back for a minute",
+        file="service/partition/reconciler.py",
+        old="(own and not asked)), since=since)",
+        new="(own and not asked)))",
+        tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
         name="a task that a library cancels by itself ends without a word",

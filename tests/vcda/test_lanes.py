@@ -582,10 +582,25 @@ async def test_a_probe_whose_trouble_was_its_own_lets_the_next_one_try() -> None
     await open_breaker(lane)
     lane.queue(book.turn("a"))
     lane.queue(book.turn("b"))
-    lane.record_result(OWN)
+    lane.record_result(OWN, since=lane.pauses)
     await asyncio.sleep(0)
     assert book.names == ["a", "b"]
     assert lane.paused
+
+
+@virtual
+async def test_own_trouble_of_calls_from_before_the_breaker_opened_lets_no_second_probe_go() -> None:
+    """Each would be one more POST in doubt at a site that hangs."""
+    lane, book = some_lanes(submits=16).lane(None), Book()
+    before = lane.pauses
+    await open_breaker(lane)
+    for name in "abc":
+        lane.queue(book.turn(name))
+    for _ in range(10):
+        lane.record_result(OWN, since=before)
+        await asyncio.sleep(0)
+
+    assert book.names == ["a"]
 
 
 @virtual

@@ -12,7 +12,7 @@ from random import Random
 import pytest
 
 from service.sync import NO_CREDENTIALS, Absent, Account, Gone, PollAnswer, Task, Trouble
-from service.vcda.lanes import Lane, LaneLimits, Lanes
+from service.vcda.lanes import BREAKER_AFTER, Lane, LaneLimits, Lanes
 from service.vcda.poller import CALLS_AT_ONCE, TOLD_AT_ONCE, Poller, Verdict, Watch, _duration
 from tests.support.virtual_time import Longest, VirtualClock, now, virtual
 
@@ -105,8 +105,8 @@ class LateLane:
     def try_acquire(self) -> bool:
         return self.lane.try_acquire()
 
-    def record_result(self, trouble: Trouble | None) -> None:
-        self.lane.record_result(trouble)
+    def record_result(self, trouble: Trouble | None, *, since: int | None = None) -> None:
+        self.lane.record_result(trouble, since=since)
 
     def held_for(self) -> float:
         return self.lane.held_for()
@@ -114,6 +114,10 @@ class LateLane:
     @property
     def good_answers(self) -> int:
         return self.lane.good_answers
+
+    @property
+    def pauses(self) -> int:
+        return self.lane.pauses
 
 
 @asynccontextmanager
@@ -463,6 +467,26 @@ async def test_the_probe_of_an_open_breaker_is_not_always_the_poll_of_the_only_t
         assert posts == [32.0], "the poll of 16.0 was the last to take the probe"
         assert vcda.moments[4:7] == [16.0, 33.0, 43.0]
         assert lanes.lane(None).pauses == 5, "once another call went well, the trouble is the task's own"
+
+
+@virtual
+async def test_a_poll_that_is_the_probe_and_fails_for_a_reason_of_its_own_leaves_the_probe_to_the_next_call() -> None:
+    vcda, answers = FakeVcda(poison={"a"}), Answers()
+    async with polling(vcda) as (poller, lanes):
+        lane, sound = lanes.lane(None), answers.watch("sound")
+        poller.watch(answers.watch("a"))
+        poller.watch(sound)
+        await asyncio.sleep(300.0)
+        assert not lane.paused
+        poller.unwatch(sound)
+        for _ in range(BREAKER_AFTER):
+            await asyncio.sleep(lane.held_for())
+            lane.record_result(BAD)
+        await asyncio.sleep(lane.held_for())
+        before = len(vcda.asked_alone) + len(vcda.calls)
+        while len(vcda.asked_alone) + len(vcda.calls) == before:
+            await asyncio.sleep(1.0)
+        assert (lane.open_breaker() is not None, lane.held_for()) == (True, 0.0)
 
 
 @virtual
