@@ -9,6 +9,7 @@ import socket
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final, Protocol
 
 from aiokafka.errors import (
@@ -48,6 +49,10 @@ class KafkaSettings(Protocol):
     def oauth_token_file(self) -> object: ...  # noqa: D102
 
 
+_listening: ContextVar[tuple["_Listener", ...]] = ContextVar("listening", default=())
+"""Those of this task, and of the task that has made it: a client's own tasks inherit them from where it was started."""
+
+
 class _Listener(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
@@ -55,18 +60,22 @@ class _Listener(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
+        if self not in _listening.get():
+            return  # of another client in this process
         given = record.args if isinstance(record.args, tuple) else ()
         self.errors += [part for part in given if isinstance(part, BaseException)]
 
 
 @contextmanager
 def overheard() -> Iterator[Sequence[BaseException]]:
-    """Collect the exceptions that Kafka's client logs within the context."""
+    """Collect the exceptions that clients of Kafka log which are started, or called, within the context."""
     listener, log = _Listener(), logging.getLogger("aiokafka")
     log.addHandler(listener)
+    outer = _listening.set((*_listening.get(), listener))
     try:
         yield listener.errors
     finally:
+        _listening.reset(outer)
         log.removeHandler(listener)
 
 

@@ -1,5 +1,6 @@
 """What Kafka's client raises and logs becomes a sentence; with a real Kafka, see test_kafka_security.py."""
 
+import asyncio
 import errno
 import logging
 import os
@@ -65,6 +66,26 @@ def test_what_was_logged_last_and_tells_most_is_chosen() -> None:
 
     assert len(errors) == 3
     assert "VM_SYNC_KAFKA__SASL_PASSWORD" in diagnosis(BOOTSTRAP, errors, kafka=KAFKA)
+
+
+async def test_what_another_client_of_the_process_logs_meanwhile_is_not_taken_for_the_reason() -> None:
+    log = logging.getLogger("aiokafka")
+    may_end = asyncio.Event()
+
+    async def client(reason: str) -> None:
+        log.error("Unable connect: %s", ConnectionRefusedError(reason))
+        await may_end.wait()
+        log.error("Unable connect: %s", ConnectionRefusedError(reason))
+
+    other = asyncio.create_task(client("other"))
+    with overheard() as outer, overheard() as errors:
+        own = asyncio.create_task(client("own"))
+        await asyncio.sleep(0)
+        may_end.set()
+        await asyncio.gather(own, other)
+
+    assert [str(error) for error in errors] == ["own", "own"]
+    assert outer == errors
 
 
 def test_a_name_that_can_not_be_resolved_is_the_reason_that_is_given() -> None:
