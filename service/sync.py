@@ -101,7 +101,7 @@ CLOCK_SET: Final = timedelta(hours=1)
 """By how much VCDA's clock may be set while a task runs, for the end that it gives the task to be believed."""
 
 CLOCKS_APART: Final = timedelta(days=1)
-"""By how much VCDA's clock and ours may differ, likewise, where VCDA doesn't say when the task began."""
+"""By how much VCDA's clock and ours may differ, for what VCDA says of a task's beginning and end to be believed."""
 
 
 # ---------------------------------------------------------------- observations
@@ -708,7 +708,7 @@ def expired(state: InFlight, *, now: datetime, policy: Policy, behind: str | Non
                 or ApiError("NotStarted", behind or "The deadline passed before the request was submitted."),
             )
         case Submitting() | Running():
-            outcome = _outcome(state, Reason.TIMED_OUT, ended_at=now, error=_told_error(state))
+            outcome = _outcome(state, Reason.TIMED_OUT, now=now, ended_at=now, error=_told_error(state))
             return Step(Lingering(of=state, told_at=now, seen_at=now), outcome)
         case _:
             assert_never(state)
@@ -953,18 +953,24 @@ def _words(trouble: Trouble) -> ApiError:
     return trouble.error or ApiError(trouble.label, trouble.detail)
 
 
+def _possible(moment: datetime | None, request: Request, *, now: datetime) -> datetime | None:
+    """Return what VCDA says of when a request's task began or ended; None where VCDA doesn't, or says what can't be."""
+    if moment is None or not request.accepted_at - CLOCKS_APART <= moment <= now + CLOCKS_APART:
+        return None
+    return moment
+
+
 def _end_of(state: Running, task: Task, *, now: datetime) -> datetime:
     """Return when a task ended, as VCDA says; `now` where VCDA doesn't, or says what can't be.
 
     No task ends before it began, nor runs for longer than its request is known. The beginning is by the same clock as
     the end, which may be hours from ours.
     """
-    if task.ended_at is None:
-        return now
-    began = state.submitted_at or task.started_at
-    ran, known = task.ended_at - (began or state.request.accepted_at), now - state.request.accepted_at
-    possible = timedelta() <= ran <= known + CLOCK_SET if began else -CLOCKS_APART <= ran <= known + CLOCKS_APART
-    return task.ended_at if possible else now
+    ended = _possible(task.ended_at, state.request, now=now)
+    began = _possible(state.submitted_at or task.started_at, state.request, now=now)
+    if ended is None or began is None:
+        return ended or now
+    return ended if timedelta() <= ended - began <= now - state.request.accepted_at + CLOCK_SET else now
 
 
 def _completed(state: Running, task: Task, *, now: datetime, policy: Policy) -> Step:
@@ -975,7 +981,7 @@ def _completed(state: Running, task: Task, *, now: datetime, policy: Policy) -> 
         Completed(
             request=state.request,
             task_id=state.task_id,
-            submitted_at=submitted_at,
+            submitted_at=_possible(submitted_at, state.request, now=now),
             ended_at=ended_at,
             attempts=state.attempts,
             warnings=task.warnings,
@@ -1008,8 +1014,9 @@ def _unfinished(state: Running, task: Task, *, now: datetime, policy: Policy) ->
 
 def _task_failed(state: Running, task: Task, error: ApiError | None, *, now: datetime, policy: Policy) -> Step:
     ended_at = _end_of(state, task, now=now)
+    began = replace(state, submitted_at=state.submitted_at or task.started_at)
     return _failed(
-        state, Reason.TASK_FAILED, now=now, ended_at=ended_at, policy=policy, error=error, warnings=task.warnings
+        began, Reason.TASK_FAILED, now=now, ended_at=ended_at, policy=policy, error=error, warnings=task.warnings
     )
 
 
@@ -1024,7 +1031,9 @@ def _failed(
     http_status: int | None = None,
     warnings: tuple[ApiError, ...] = (),
 ) -> Step:
-    outcome = _outcome(state, reason, ended_at=ended_at, error=error, http_status=http_status, warnings=warnings)
+    outcome = _outcome(
+        state, reason, now=now, ended_at=ended_at, error=error, http_status=http_status, warnings=warnings
+    )
     ended = _ended(state, reason, ended_at=ended_at, now=now, policy=policy)
     return Step(replace(ended, error=error, http_status=http_status), outcome)
 
@@ -1033,6 +1042,7 @@ def _outcome(
     state: Waiting | Submitting | Running,
     reason: Reason,
     *,
+    now: datetime,
     ended_at: datetime,
     error: ApiError | None = None,
     http_status: int | None = None,
@@ -1045,7 +1055,7 @@ def _outcome(
         ended_at=ended_at,
         attempts=state.attempts,
         task_id=running.task_id if running else None,
-        submitted_at=running.submitted_at if running else None,
+        submitted_at=_possible(running.submitted_at, state.request, now=now) if running else None,
         warnings=warnings,
         error=error,
         http_status=http_status,

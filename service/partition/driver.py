@@ -438,7 +438,7 @@ class Driver:
                 return Verdict.GO_ON  # its outcome waits at VCDA until there is room: the task is asked after again
             tracked.watch = None
             if isinstance(seen, Task) and step.outcome is not None:
-                _warn_of_impossible_end(tracked, seen, step.outcome)
+                _warn_of_impossible_moments(tracked, seen, step.outcome)
             self._become(tracked, step)
             self._move_on(tracked.request.replication_id)
             return Verdict.DONE
@@ -573,8 +573,15 @@ def _missing_credentials(answer: sync.SubmitAnswer) -> sync.Trouble | None:
     return None
 
 
-def _warn_of_impossible_end(tracked: TrackedSync, seen: Task, outcome: sync.Outcome) -> None:
-    """Log the end that VCDA gives a task where the outcome has another one."""
+def _warn_of_impossible_moments(tracked: TrackedSync, seen: Task, outcome: sync.Outcome) -> None:
+    """Log the beginning that VCDA gives a task where the outcome has none, and the end where it has another one."""
+    if seen.started_at is not None and outcome.submitted_at is None:
+        log.warning(
+            "VCDA reported an impossible beginning of task %s: %s; the outcome contains none",
+            seen.id,
+            rfc3339(seen.started_at),
+            extra=tracked.ids,
+        )
     if seen.ended_at not in {None, outcome.ended_at}:
         log.warning(
             "VCDA reported an impossible end of task %s: %s, although it began at %s; the outcome contains the time at "

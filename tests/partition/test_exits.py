@@ -8,8 +8,8 @@ import asyncio
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
@@ -273,6 +273,26 @@ def test_an_end_of_a_task_that_can_not_be_is_not_told_and_named_in_the_log(caplo
         r"VCDA reported an impossible end of task task-1: [\dT:.-]+Z, although it began at [\dT:.-]+Z; the outcome "
         r"contains the time at which vm-sync saw the end",
         said,
+    )
+
+
+def test_a_beginning_of_a_task_that_can_not_be_is_not_told_and_named_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @deployed
+    async def play(d: Deployment) -> None:
+        d.owner()
+        d.world.shows = lambda task: replace(task, started_at=datetime(1970, 1, 1, 1, tzinfo=UTC))
+        d.broker.ask("C4-1", "sync-1")
+        await d.settled()
+
+        (told,) = (told.data for told in d.log.told)
+        assert told["submittedAt"] is None
+
+    play()
+    (said,) = (record.getMessage() for record in caplog.records if "impossible beginning" in record.getMessage())
+    assert re.fullmatch(
+        r"VCDA reported an impossible beginning of task task-1: [\dT:.-]+Z; the outcome contains none", said
     )
 
 

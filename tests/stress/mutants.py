@@ -833,10 +833,10 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_journal_replay.py",),
     ),
     Mutant(
-        name="an outcome has the end of 1970 that VCDA gives a task",
+        name="an outcome ends before its task began, as VCDA says",
         file="service/sync.py",
-        old="    return task.ended_at if possible else now\n",
-        new="    return task.ended_at\n",
+        old="    return ended if timedelta() <= ended - began <=",
+        new="    return ended if timedelta() <= timedelta() <=",
         tests=("tests/sync/test_sync.py", "tests/partition/test_exits.py"),
     ),
     Mutant(
@@ -2464,6 +2464,20 @@ MUTANTS: Final = (
         old="        if since == self._probe_since:\n            self._probe_until = 0.0\n            self.wake()\n",
         new="        self._probe_until = 0.0\n        self.wake()\n",
         tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
+        name="an outcome has the end of 1970 that VCDA gives a task",
+        file="service/sync.py",
+        old="        return None\n    return moment\n",
+        new="        return moment\n    return moment\n",
+        tests=("tests/sync/test_sync.py", "tests/partition/test_exits.py"),
+    ),
+    Mutant(
+        name="an impossible beginning of a task is copied into the outcome",
+        file="service/sync.py",
+        old="            submitted_at=_possible(submitted_at, state.request, now=now),\n",
+        new="            submitted_at=submitted_at,\n",
+        tests=("tests/sync/test_sync.py",),
     ),
     Mutant(
         name="what any client of Kafka logs is taken for the reason of another one",

@@ -564,6 +564,37 @@ def test_an_end_that_can_not_be_is_not_believed(
     assert step.outcome.ended_at == (ended if possible else LATER)
 
 
+@pytest.mark.parametrize(
+    ("began", "possible"),
+    [
+        (ACCEPTED_AT - DAY, True),
+        (ACCEPTED_AT - DAY - SECOND, False),
+        (LATER + DAY, True),
+        (LATER + DAY + SECOND, False),
+        (datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), False),
+    ],
+)
+def test_a_beginning_that_can_not_be_is_in_no_outcome_and_stays_what_look_ups_compare(
+    began: datetime, possible: bool
+) -> None:
+    running = replace(RUNNING, submitted_at=began)
+    task = replace(TASK, started_at=began, ended_at=LATER)
+    for state in ("SUCCEEDED", "FAILED"):
+        step = polled(running, replace(task, state=state))
+        assert step.outcome is not None
+        assert step.outcome.submitted_at == (began if possible else None)
+        assert isinstance(step.state, Ended)
+        assert step.state.submitted_at == began
+        if not possible:
+            assert step.outcome.ended_at == LATER, "the end is judged by our clock then"
+
+
+def test_a_beginning_that_can_not_be_is_in_no_outcome_of_a_request_that_timed_out() -> None:
+    step = expired(replace(RUNNING, submitted_at=datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC)))
+    assert step.outcome is not None
+    assert step.outcome.submitted_at is None
+
+
 def test_a_task_that_failed_fails_the_request_with_its_error_and_warnings() -> None:
     error = ApiError("DiskFull", "No space.")
     step = polled(RUNNING, replace(TASK, state="FAILED", ended_at=NOON, error=error, warnings=(WARNING,)))
