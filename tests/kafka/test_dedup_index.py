@@ -2,11 +2,13 @@
 
 import tracemalloc
 from datetime import timedelta
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.kafka import dedup_index
 from service.kafka.dedup_index import DedupIndex, YoungTasks
 
 SECOND = 1_000
@@ -162,6 +164,15 @@ def test_after_a_clock_that_was_ahead_for_long_was_set_back_tasks_are_kept_for_a
     assert 3_600 <= how_many(young) <= 3_600 + 2 * 20
     add_each_second(young, then - 100 * HOUR, 10_000)
     assert 3_600 <= how_many(young) <= 3_600 + 2 * 20, "a second time"
+
+
+def test_old_tasks_are_not_looked_for_with_each_task_that_is_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    look = Mock(wraps=dedup_index._written)
+    monkeypatch.setattr(dedup_index, "_written", look)
+    young = YoungTasks(horizon=timedelta(hours=1), few=1_000)
+    add_each_second(young, NOON, 10_000)
+    assert how_many(young) < 3_600 + 1_000 + 250
+    assert look.call_count < 10_000 / 5
 
 
 @pytest.mark.parametrize("asked_before", [True, False])

@@ -121,16 +121,17 @@ def test_a_task_that_says_it_began_in_the_future_makes_no_other_old() -> None:
 
 
 @pytest.mark.parametrize(
-    ("minutes", "kept"),
+    ("latest", "minutes", "kept"),
     [
-        ((0, 30, 110, 120), [1, 3, 4]),  # when the fourth followed, the second was 90 minutes old
-        ((0, 10, 20, 500_000, 40), [1, 2, 3, 4, 5]),  # the clock was wrong for a moment
+        (2, (0, 30, 110, 120), [1, 3, 4]),  # when the fourth followed, the second was 90 minutes old
+        (2, (0, 10, 20, 500_000, 40), [1, 2, 3, 4, 5]),  # the clock was wrong for a moment
+        (10, range(0, 120, 10), range(3, 13)),  # half of the ten that have followed it came within an hour
     ],
 )
 def test_of_many_tasks_those_are_kept_that_are_young_when_others_have_followed(
-    minutes: Sequence[int], kept: Sequence[int], monkeypatch: pytest.MonkeyPatch
+    latest: int, minutes: Sequence[int], kept: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_replay, "LATEST", 2)
+    monkeypatch.setattr(journal_replay, "LATEST", latest)
     taken = Replay(now=NOON)
     for number, expiry in enumerate(minutes, 1):
         request = replace(REQUEST, identity=f"op:C4-1:{number}")
