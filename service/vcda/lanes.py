@@ -28,6 +28,7 @@ from functools import partial
 from random import Random
 from typing import Protocol
 
+from service.backoff import Backoff
 from service.clock import Clock
 from service.messages.site_pause import SitePause
 from service.messages.wait_cause import WaitCause
@@ -37,11 +38,9 @@ from service.vcda.operator_pauses import OperatorPauses
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE = timedelta(seconds=1)
-"""The longest pause after a single trouble. Full jitter, so half of it on average: a lone 500 costs next to nothing."""
-
-LONGEST_PAUSE = timedelta(minutes=1)
-"""The cap of the doubling: a site that comes back is noticed within a minute. Retry-After may ask for more."""
+BACKOFF = Backoff(first=timedelta(seconds=1), longest=timedelta(minutes=1), jitter=1.0)
+"""Pauses after troubles in a row. Half a second on average after the first, so that a lone 500 costs next to nothing;
+and a site that comes back is noticed within a minute. Retry-After may ask for more."""
 
 BREAKER_AFTER = 3
 """Troubles in a row that open the breaker. Few, since each round to a hanging site may leave POSTs in doubt; more than
@@ -270,8 +269,8 @@ class Lane:
             self._probe_until = 0.0
             self._troubles += 1
             self._trouble = trouble
-            longest = min(LONGEST_PAUSE.total_seconds(), FIRST_PAUSE.total_seconds() * 2 ** min(self._troubles - 1, 16))
-            self._pause(now + (asked if asked > 0 else self._random.uniform(0.0, longest)))
+            pause = asked if asked > 0 else BACKOFF.pause(self._troubles - 1, chance=self._random.random())
+            self._pause(now + pause)
             if self._troubles == BREAKER_AFTER:
                 self._opened_at = self._clock.now()
                 log.warning(

@@ -1564,8 +1564,8 @@ MUTANTS: Final = (
     Mutant(
         name="Retry-After is not obeyed",
         file="service/vcda/lanes.py",
-        old="(asked if asked > 0 else self._random.uniform(0.0, longest))",
-        new="self._random.uniform(0.0, longest)",
+        old="asked if asked > 0 else BACKOFF",
+        new="BACKOFF",
         tests=("tests/vcda/test_lanes.py",),
     ),
     Mutant(

@@ -109,8 +109,8 @@ class Longest(Random):
     """Dice that always fall on the longest pause, so that jittered moments are exact too."""
 
     @override
-    def uniform(self, a: float, b: float) -> float:
-        return b
+    def random(self) -> float:
+        return 1.0
 
 
 def now() -> float:

@@ -398,9 +398,8 @@ async def test_pauses_double_up_to_a_minute_and_a_good_answer_forgets_them() -> 
 async def test_jitter_is_full() -> None:
     class Middle(Longest):
         @override
-        def uniform(self, a: float, b: float) -> float:
-            assert a == 0.0
-            return b / 2
+        def random(self) -> float:
+            return 0.5
 
     lane = some_lanes(dice=Middle()).lane(None)
     lane.record_result(BAD)
