@@ -75,7 +75,7 @@ async def handshake(endpoint: Endpoint, context: ssl.SSLContext) -> Certificate:
 
 
 async def shown_certificate(endpoint: Endpoint) -> bytes:
-    """Return the certificate that is shown, DER-encoded, whoever has signed it: to compare it with a known one.
+    """Return the certificate that is shown, DER-encoded, whatever its signer: to compare it with a known one.
 
     Raises:
         OSError: see `handshake`.

@@ -255,7 +255,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     def stalled(self) -> list[str]:
         """Return why nothing is read, or of which partitions, though there are records; nothing when all is well.
 
-        Not where Kafka is away or refuses: a restart cures neither.
+        Not where Kafka is away or refuses: a restart would not help.
         """
         return [] if self.refused() else self._watch.stalled()
 

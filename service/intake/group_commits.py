@@ -1,8 +1,8 @@
 """Commits offsets to the consumer group: one call at a time, and none during a rebalance.
 
 A refused commit makes aiokafka join the group again, mostly as a new member. A commit that is sent meanwhile is
-refused, too, and makes it join once more: where a thawed process asked for four partitions at the same time, the whole
-group rebalanced for 50 s (seen).
+refused, too, and makes it join once more: where a process that had been suspended asked for four partitions at once,
+the whole group rebalanced for 50 s (measured).
 """
 
 import asyncio

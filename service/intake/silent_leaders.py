@@ -1,9 +1,8 @@
 """Finds partitions of the requests topic that can't be read, since no broker leads them, or the leader doesn't answer.
 
-Kafka as a whole is there then, and whatever is asked of other brokers goes on. A broker that was added, and that a
-firewall keeps from this process, looks like this; so does a partition all of whose replicas are away. Kafka's client
-tries again without end and without a word, and nobody can say whether there are records. A restart would cure neither;
-the cause can be named.
+The other brokers answer meanwhile. Causes are a firewall between this process and a broker that was added, or a
+partition all of whose replicas are down. Kafka's client tries again without end and logs nothing, and it is not known
+whether there are records. A restart would not help; so the log names the cause.
 
 It never asks Kafka for anything.
 """

@@ -391,7 +391,7 @@ def _cut(client: Client) -> None:
     wire.force_metadata_update = _refused
     waiting, wire._md_update_fut = wire._md_update_fut, None
     if waiting is not None and not waiting.done():
-        waiting.set_result(False)  # whoever goes on fails at the next request; not all who ask wait for the answer
+        waiting.set_result(False)  # a caller that goes on fails at its next request; not all callers wait for this
     if wire._sync_task is not None:
         wire._sync_task.cancel()
     if isinstance(client, AIOKafkaProducer):

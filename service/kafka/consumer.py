@@ -97,7 +97,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         """When `getmany` was last called; shows whether the reading loop makes progress."""
         self._bad: dict[TopicPartition, int] = {}
         self._reported: dict[TopicPartition | None, tuple[Exception, float]] = {}
-        """The error that lies there for a partition, or for the group, and when it was reported."""
+        """The present error of a partition, or of the group (None), and when it was reported."""
 
     @property
     def client(self) -> AIOKafkaClient:
@@ -189,7 +189,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         try:
             return await super().beginning_offsets(partitions)  # type: ignore[no-any-return]
         except KafkaTimeoutError as error:
-            raise self._not_said(partitions) from error
+            raise self._silent_leaders(partitions) from error
 
     @override
     async def end_offsets(self, partitions: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
@@ -202,10 +202,10 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         try:
             return await super().end_offsets(partitions)  # type: ignore[no-any-return]
         except KafkaTimeoutError as error:
-            raise self._not_said(partitions) from error
+            raise self._silent_leaders(partitions) from error
 
-    def _not_said(self, partitions: Iterable[TopicPartition]) -> KafkaTimeoutError:
-        """Return an error that says whom aiokafka has asked in vain; its own says how long."""
+    def _silent_leaders(self, partitions: Iterable[TopicPartition]) -> KafkaTimeoutError:
+        """Return an error that names the leaders which did not answer; aiokafka's own says only how long it waited."""
         said = "; ".join(
             f"{place.topic}-{place.partition}: {silence(place, client=self._client)}" for place in partitions
         )
@@ -252,7 +252,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
     async def _wait(self, limit: float) -> None:
         """Wait until something may have come."""
         if self.rebalancing or self._fetcher._records:
-            # What lies there belongs to partitions that are paused, refused or being taken away: wait without turning.
+            # What was fetched is of partitions that are paused, refused or being revoked: the waiter would end at once.
             await asyncio.sleep(min(limit, 0.02))
             return
         waiter = self._fetcher._create_fetch_waiter()
@@ -324,7 +324,7 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         return entry._error if isinstance(entry, FetchError) else None
 
     def _report(self, errors: Mapping[TopicPartition | None, Exception], refused: Refused) -> None:
-        """Report what is new, and forget what has lain there for long enough, so that it is tried again."""
+        """Report new errors, and forget those that were reported `RETRY` ago, so that it is tried again."""
         now = self._clock.monotonic()
         for about in self._reported.keys() - errors.keys():
             del self._reported[about]
@@ -376,12 +376,13 @@ class SteadyConsumer(AIOKafkaConsumer):  # type: ignore[misc] # aiokafka is unty
         try:
             got = await self._fetcher.fetched_records([place], max_records=max_records if bad is None else 1)
         except Exception as error:  # noqa: BLE001 - whatever aiokafka makes of bytes that may be anything
-            return await self._stumbled(place, position, error, at_most=max_records or SALVAGE_AT_ONCE)
+            return await self._pass_bad_record(place, position, error, at_most=max_records or SALVAGE_AT_ONCE)
         return list(got.get(place, ()))
 
-    async def _stumbled(
+    async def _pass_bad_record(
         self, place: TopicPartition, position: int, error: Exception, *, at_most: int
     ) -> list[ConsumerRecord]:
+        """Read again up to the bad record, one by one; once it comes first, take its batch apart."""
         result = self._fetcher._records.get(place)
         # Past control records and aborted batches, which `position` doesn't know of when the first record is bad.
         offset = max(position, result._partition_records.next_fetch_offset) if result is not None else position

@@ -39,7 +39,7 @@ from service.moments import milliseconds
 log = logging.getLogger(__name__)
 
 BACKOFF: Final = Backoff(first=timedelta(seconds=1), longest=timedelta(seconds=5))
-"""Pauses before the topic is tried again: whoever pauses a site right after an outage waits no longer for it."""
+"""Pauses before the topic is tried again: no operator's pause waits longer than the longest after an outage."""
 
 SAY_AFTER: Final = timedelta(seconds=15)
 """How long reading has to fail until that is said: a broker's restart is over by then, or another one leads."""

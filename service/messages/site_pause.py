@@ -7,8 +7,8 @@
 The latest record of a key counts. An invalid one is no pause, and is reported. Keys of other kinds are left to newer
 versions, and so are unknown fields.
 
-A pause that was read ends by a later record or at `until`, and by nothing else: whoever has read it goes on holding it
-where the topic is deleted, or created again, or its records are.
+A pause that was read ends by a later record or at `until`, and by nothing else: a process that has read it obeys it
+also after the topic or its records were deleted.
 """
 
 import json

@@ -48,9 +48,9 @@ KINDS: Final = 500
 """How many kinds of messages are remembered at most; beyond that, all are forgotten."""
 
 TAMED: Final = {
-    "aiokafka": logging.WARNING,  # INFO tells of each metadata update and each step of a rebalance
-    "faststream": logging.WARNING,  # INFO tells of each message
-    "httpx": logging.WARNING,  # INFO tells of each call, with its address
+    "aiokafka": logging.WARNING,  # INFO logs each metadata update and each step of a rebalance
+    "faststream": logging.WARNING,  # INFO logs each message
+    "httpx": logging.WARNING,  # INFO logs each call, with its address
     "httpcore": logging.WARNING,
     "uvicorn.access": logging.CRITICAL,  # probes and scrapes, every few seconds
     "uvicorn.error": logging.WARNING,
@@ -117,7 +117,7 @@ class Redactor:
         for secret in filter(None, secrets):
             self._spellings.update(_spellings(secret))
         if len(self._spellings) > before:
-            # The longest first, lest a secret that begins another leaves the other's end in sight.
+            # The longest first: a secret that another one begins with must not leave the other's end visible.
             longest = sorted(self._spellings, key=len, reverse=True)
             self._longest = len(longest[0])
             self._values = re.compile("|".join(map(_pattern, longest)))

@@ -24,8 +24,8 @@ from service.sync import Ended
 log = logging.getLogger(__name__)
 
 SWEEP = timedelta(hours=1)
-"""How often expired identities are given their tombstones, at the latest. The whole journal is read for it, so it shall
-be seldom."""
+"""How often expired identities are given their tombstones, at the latest. The whole journal is read for it, so it is
+done seldom."""
 
 SWEEP_AT_MOST = timedelta(minutes=1)
 """How often at most; between the two, as often as identities expire: the journal then holds twice as many at most."""

@@ -134,7 +134,7 @@ class Driver:
             now = self._dependencies.clock.now()
             tracked = self._enter(sync.restored(state, opened_at=opened_at, now=now, policy=self._dependencies.policy))
             self._restored.append((tracked, tracked.state))
-            if isinstance(tracked.state, Submitting):  # in doubt from now on, and `vm-sync list` shall say so
+            if isinstance(tracked.state, Submitting):  # in doubt from now on; `vm-sync list` shows it
                 self._journal_writer.put(tracked.request.identity, tracked.state)
             if not isinstance(tracked.state, Waiting):
                 self._occupy(tracked)  # all of them, before any that waits is given a slot

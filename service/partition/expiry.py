@@ -100,9 +100,9 @@ class Expiry:
         if self.write_outcomes(replication_id, most=self._slices.size(EXPIRED_AT_ONCE)):
             self._move_on(replication_id)
         if lingers and isinstance(tracked.state, Lingering):
-            self._outstay(tracked, tracked.state, now)
+            self._release_lingering(tracked, tracked.state, now)
 
-    def _outstay(self, tracked: TrackedSync, state: Lingering, now: datetime) -> None:
+    def _release_lingering(self, tracked: TrackedSync, state: Lingering, now: datetime) -> None:
         """Release the slot of a sync that lingers past the limit; its task may continue at VCDA."""
         if sync.occupies(state, now=now):
             return

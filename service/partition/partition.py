@@ -41,7 +41,7 @@ CANCEL_AGAIN = timedelta(seconds=1)
 
 CLOSING = timedelta(seconds=30)
 """How long a partition waits for its tasks before it closes its journal: a commit ends within its transaction's
-limit, 12 s, and 10 s more for a request that hangs. Whoever has the partition next here waits for it."""
+limit, 12 s, and 10 s more for a request that hangs. The partition's next supervisor in this process waits for it."""
 
 REWRITTEN_AT_ONCE = 500
 """Syncs that are written to the journal again between two turns of the event loop, a millisecond."""

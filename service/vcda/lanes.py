@@ -216,7 +216,7 @@ class Lane:
         return request
 
     def withdraw(self, request: SlotRequest) -> None:
-        """Give up a request that waits: at once nothing of who asked is held here, and soon nothing of the request."""
+        """Withdraw a request that waits: its callback is released at once, its place in the queue soon."""
         if not request.waits:
             return
         request.take = None
@@ -236,7 +236,7 @@ class Lane:
         self._occupied += 1
 
     def vacate(self) -> None:
-        """Count one sync less: it is no longer at VCDA, or no longer this process' to count."""
+        """Count one sync less: it is no longer at VCDA, or no longer counted by this process."""
         self._occupied = _one_less(self._occupied, "vacate() of an empty lane")
         self.wake()
 

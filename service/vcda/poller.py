@@ -462,7 +462,7 @@ class Poller:
         question.failures += 1
         question.watches = [watch for watch in question.watches if watch.watched]
         if len(question.watches) > 1 and question.failures >= SPLIT_AFTER:
-            # Later halves tell of a long outage rather than of long answers.
+            # Later halves indicate a long outage rather than long answers.
             whole = _Halved(len(question.watches)) if question.failures == SPLIT_AFTER else None
             middle = len(question.watches) // 2
             for half in (question.watches[:middle], question.watches[middle:]):

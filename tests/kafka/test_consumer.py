@@ -266,7 +266,7 @@ async def test_a_batch_that_cannot_be_fetched_a_second_time_is_read_again_and_no
 
     monkeypatch.setattr(salvage, "batch_at", away)
     for _ in range(2):  # the first time, the records before the bad one are read again
-        assert await consumer._stumbled(place, 5, ValueError(), at_most=10) == []
+        assert await consumer._pass_bad_record(place, 5, ValueError(), at_most=10) == []
 
     assert consumer.reached(place) == (9 if moved else 5)
     assert (place in consumer._bad) is not moved

@@ -758,8 +758,8 @@ MUTANTS: Final = (
     Mutant(
         name="a record that the client can't read trips the consumer",
         file="service/kafka/consumer.py",
-        old="            return await self._stumbled(",
-        new="            raise\n            return await self._stumbled(",
+        old="            return await self._pass_bad_record(",
+        new="            raise\n            return await self._pass_bad_record(",
         tests=("tests/kafka/test_consumer.py",),
     ),
     Mutant(
