@@ -2298,6 +2298,13 @@ MUTANTS: Final = (
         tests=(LANES,),
     ),
     Mutant(
+        name="withdrawn slot requests gather where they come before the others",
+        file="service/vcda/lanes.py",
+        old="            self._first = deque(request for request in self._first if request.waits)\n",
+        new="",
+        tests=(LANES,),
+    ),
+    Mutant(
         name="a task that has ended in an unknown state is waited for until the deadline",
         file="service/sync.py",
         old="    if over_since is not None and now - over_since >= policy.lost_after:\n",

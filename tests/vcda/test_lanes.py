@@ -670,14 +670,15 @@ async def test_a_turn_that_is_withdrawn_is_never_taken_and_nothing_of_who_asked_
     assert (book.names, lane.queued) == (["a", "c"], 0)
 
 
+@pytest.mark.parametrize("first", [False, True])
 @virtual
-async def test_turns_asked_for_and_withdrawn_during_a_long_pause_do_not_gather() -> None:
+async def test_turns_asked_for_and_withdrawn_during_a_long_pause_do_not_gather(*, first: bool) -> None:
     lane, book = some_lanes().lane(None), Book()
     lane.record_result(asked_to_wait(10))
     lane.queue(book.turn("first"), first=True)
     lane.queue(book.turn("stays"))
     for _ in range(1_000):
-        lane.withdraw(lane.queue(book.turn("gone")))
+        lane.withdraw(lane.queue(book.turn("gone"), first=first))
     assert lane.queued == 2
     assert len(lane._first) + len(lane._rest) < 6
     await asyncio.sleep(11)
@@ -772,7 +773,9 @@ async def test_missing_credentials_are_no_longer_shown_a_while_after_the_last_ca
     shown.append(lane.lacks_credentials)
     lane.occupy()
     shown.append(lane.lacks_credentials)
-    assert shown == [True, True, False, True]
+    lane.record_result(None)
+    shown.append(lane.lacks_credentials)
+    assert shown == [True, True, False, True, False]
 
 
 # ---------------------------------------------------------------- operators' pauses
