@@ -12,7 +12,7 @@ from service.endpoints import lacks_descriptors
 log = logging.getLogger(__name__)
 
 LOOK: Final = timedelta(seconds=1)
-"""How often a descriptor is asked for: Kubernetes restarts a process whose probes fail for some ten seconds."""
+"""How often a descriptor is asked for: the log is to say it before Kubernetes restarts the process, after a minute."""
 
 AGAIN: Final = timedelta(minutes=1)
 """How often it is logged while it lasts."""

@@ -161,6 +161,14 @@ def test_the_namespace_enforces_that_standard(serving: str) -> None:
     assert one(serving, "Namespace")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
+def test_a_container_for_debugging_is_one_that_the_namespace_admits() -> None:
+    commands = re.findall(r"kubectl [^`\n]*\bdebug\b[^`\n]*", README)
+
+    assert commands
+    # kubectl's other profiles drop no capability, and some add one: the restricted standard refuses them.
+    assert all("--profile=restricted" in command for command in commands)
+
+
 def test_the_service_writes_no_file_and_holds_no_token_of_the_cluster(serving: str) -> None:
     spec = pod(serving)["spec"]
 
