@@ -263,7 +263,7 @@ def _conclude(done: Cancel, *, wait: float | None) -> None:
     if after is None:
         msg = (
             f"The service has not read the cancel of {target.identity} within {wait:g} s: it takes effect when the "
-            "service reads it. Is the service running?"
+            "service reads it. Is the service running? Has the partition room (VM_SYNC_SYNC__MAX_IN_FLIGHT)?"
         )
         raise NoAnswer(msg)
     ended = f"{after.state}: {after.reason}" if after.reason else str(after.state)

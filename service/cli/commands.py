@@ -524,7 +524,11 @@ def redrive(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be redriven.")] = False,
     at_most: Annotated[int, typer.Option(min=1, help="Refuse letters that were redriven this many times already.")] = 3,
     force: Annotated[
-        bool, typer.Option("--force", help="Redrive a letter regardless of its number of redrives.")
+        bool,
+        typer.Option(
+            "--force",
+            help="Redrive a letter regardless of its number of redrives, and of its topic.",
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -103,10 +103,15 @@ class Letter:
         """How often the message was redriven, before and after this letter was written."""
         return redriven(self.record.headers) + (self.put_back_at is not None)
 
-    def refusal(self, *, at_most: int | None) -> str | None:
-        """Return why the letter can't be redriven; None: it can."""
+    def refusal(self, *, requests: str, at_most: int | None) -> str | None:
+        """Return why the letter can't be redriven to the topic `requests`; None: it can. `at_most` None: it is forced.
+
+        Deployments may share a dead-letter topic, and another one's message would start a sync at this one's VCDA.
+        """
         if self.said("truncated") == "true" or self.said("reason") == DeadLetterReason.UNREADABLE:
             return "the dead letter does not contain the original bytes"
+        if at_most is not None and self.said("topic") not in {"", requests}:
+            return f"sent to the topic {self.said('topic')}; --force redrives it to {requests} nevertheless"
         if at_most is not None and self.times >= at_most:
             return f"redriven {self.times} times already; --force redrives it nevertheless"
         return None
@@ -240,7 +245,11 @@ def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json
     place = kafka.settings()
     letters = interrupts.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
     before = [letter for letter in letters if letter.put_back_at]
-    fresh = [(letter, letter.refusal(at_most=at_most)) for letter in letters if not letter.marked]
+    fresh = [
+        (letter, letter.refusal(requests=place.names.requests, at_most=at_most))
+        for letter in letters
+        if not letter.marked
+    ]
     refused = [(letter, why) for letter, why in fresh if why]
     done = [letter for letter, why in fresh if not why]
     if as_json:
@@ -331,7 +340,11 @@ async def _redriven(
         await _make_marks_topic(place)
         async with _producer(place) as producer:
             letters = await _letters(place, chosen, marks=await _marks(place))
-            wanted = [letter for letter in letters if not letter.marked and not letter.refusal(at_most=at_most)]
+            wanted = [
+                letter
+                for letter in letters
+                if not letter.marked and not letter.refusal(requests=place.names.requests, at_most=at_most)
+            ]
             for start in range(0, len(wanted), LETTERS_AT_ONCE):
                 await _put_back(place, producer, wanted[start : start + LETTERS_AT_ONCE])
                 if start:

@@ -60,11 +60,12 @@ class BackPressure:
             return
         share = max(1, self._max_in_flight // max(1, assigned))
         full = place in self._full
-        if not full and (partition.behind or len(partition) >= share):
+        # Those that linger don't count: their tasks may never end, and a release of one is read like all else.
+        if not full and (partition.behind or partition.without_outcome >= share):
             self._full.add(place)
             self._subscriber.consumer.pause(place)
             self._say(place, partition)
-        elif full and not partition.behind and len(partition) <= share * RESUME_AT:
+        elif full and not partition.behind and partition.without_outcome <= share * RESUME_AT:
             self._full.discard(place)
             if supervisor.reading is not None:
                 self._subscriber.consumer.resume(place)
@@ -82,7 +83,7 @@ class BackPressure:
                 "Partition %d: reading is paused, since %d requests are in flight, its share of "
                 "VM_SYNC_SYNC__MAX_IN_FLIGHT",
                 number,
-                len(partition),
+                partition.without_outcome,
             )
 
 

@@ -536,6 +536,7 @@ class Driver:
                 if isinstance(step.state.of, Running):
                     self._dependencies.progress.ended(tracked.request)
                 if not isinstance(before, Lingering):
+                    self._in_flight.lingers(tracked)
                     self._expiry.remind(tracked)
             case Waiting():
                 tracked.vacate(self._lane(tracked))

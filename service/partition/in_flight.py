@@ -109,6 +109,7 @@ class InFlight:
         """How many there are of each site."""
         self.behind: Counter[str | None] = Counter()
         """By site: how many wait behind an older request of their replication. Only sites of which some do."""
+        self._lingering: set[str] = set()
         self._queues: dict[str, list[TrackedSync] | deque[TrackedSync]] = {}
         """By replication, whatever its letter case: VCDA may show tasks in another one.
 
@@ -117,6 +118,11 @@ class InFlight:
 
     def __len__(self) -> int:
         return len(self._tracked_syncs)
+
+    @property
+    def without_outcome(self) -> int:
+        """How many have no outcome yet. Those that linger have theirs, perhaps for weeks."""
+        return len(self._tracked_syncs) - len(self._lingering)
 
     def __iter__(self) -> Iterator[TrackedSync]:
         return iter(tuple(self._tracked_syncs.values()))
@@ -153,6 +159,8 @@ class InFlight:
     def add(self, tracked: TrackedSync) -> None:
         """Add a sync behind the earlier ones of its replication."""
         self._tracked_syncs[tracked.request.identity] = tracked
+        if isinstance(tracked.state, Lingering):
+            self.lingers(tracked)
         self.sites[tracked.request.site] += 1
         key = tracked.request.replication_id.casefold()
         queue = self._queues.setdefault(key, [])
@@ -162,10 +170,15 @@ class InFlight:
             queue = self._queues[key] = deque(queue)
         queue.append(tracked)
 
+    def lingers(self, tracked: TrackedSync) -> None:
+        """Note that a sync in flight has its outcome."""
+        self._lingering.add(tracked.request.identity)
+
     def remove(self, tracked: TrackedSync, *, now: datetime) -> None:
         """Remove an ended sync. Expired requests behind it keep its operationID for their outcomes."""
         request = tracked.request
         del self._tracked_syncs[request.identity]
+        self._lingering.discard(request.identity)
         key = request.replication_id.casefold()
         queue = self._queues[key]
         was_first = queue[0] is tracked

@@ -267,6 +267,11 @@ class Partition:
         return len(self._in_flight)
 
     @property
+    def without_outcome(self) -> int:
+        """How many requests in flight have no outcome yet."""
+        return self._in_flight.without_outcome
+
+    @property
     def quiescing(self) -> bool:
         """Whether no POST begins here: records that are read now wait for the next owner."""
         return self._driver.quiescing

@@ -345,7 +345,7 @@ class Sync(Part):
 
     Longer than an appliance's restart."""
     max_in_flight: Annotated[int, Field(ge=1)] = 50_000
-    """Maximum number of requests in flight per process; at this number, reading the requests topic pauses.
+    """Maximum number of requests without an outcome per process; at this number, reading the requests topic pauses.
 
     A journal with this many requests is restored within seconds."""
     max_concurrent_submits: Annotated[int, Field(ge=1)] = 16

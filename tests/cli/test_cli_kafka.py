@@ -827,6 +827,17 @@ def test_what_keeps_coming_back_is_refused_in_the_end_unless_forced(scene: Scene
     assert values(scene) == [1, 2]
 
 
+def test_a_letter_of_another_deployment_is_put_back_by_force_alone(scene: Scene) -> None:
+    scene.write("dead_letter", dead(scene, 1, topic="staging.requests"), dead(scene, 2))
+
+    refused = scene.answer("dead-letters", "redrive", code=1)
+    assert values(scene) == [2]
+    assert "sent to the topic staging.requests; --force redrives it" in refused["refused"][0]["why"]
+
+    scene.answer("dead-letters", "redrive", "--force")
+    assert values(scene) == [1, 2]
+
+
 def test_a_letter_whose_bytes_are_gone_is_never_put_back(scene: Scene) -> None:
     truncated = dead(scene, 2, reason=DeadLetterReason.TOO_LARGE)
     truncated["headers"].append(("vm-sync-truncated", b"true"))

@@ -3,7 +3,7 @@
 import pytest
 
 from service.cli.dead_letters import COLUMNS, Letter, _facts, _row
-from service.messages.kafka_record import Record
+from service.messages.kafka_record import Header, Record
 
 
 @pytest.mark.parametrize(
@@ -24,3 +24,25 @@ def test_no_cell_of_a_letters_key_or_message_is_blank(
 
     assert (row["key"], row["message"]) == cells
     assert dict(_facts(letter))["message"] == fact
+
+
+@pytest.mark.parametrize(
+    ("headers", "at_most", "refusal"),
+    [
+        ((("vm-sync-topic", b"requests"),), 3, None),
+        ((), 3, None),
+        (
+            (("vm-sync-topic", b"staging.requests"),),
+            3,
+            "sent to the topic staging.requests; --force redrives it to requests nevertheless",
+        ),
+        ((("vm-sync-topic", b"staging.requests"),), None, None),
+    ],
+)
+def test_a_letter_of_a_deployment_that_shares_the_dead_letter_topic_is_only_redriven_by_force(
+    headers: tuple[Header, ...], at_most: int | None, refusal: str | None
+) -> None:
+    record = Record(topic="dead", partition=0, offset=1, timestamp_ms=0, key=None, value=b"", headers=headers)
+    letter = Letter(record, None)
+
+    assert letter.refusal(requests="requests", at_most=at_most) == refusal

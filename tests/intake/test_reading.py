@@ -1,6 +1,7 @@
 """A partition whose records nobody reads is noticed, whatever the cause; one that has a reason to wait is not."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import timedelta
@@ -15,7 +16,7 @@ from aiokafka.protocol.offset import OffsetRequest
 from service.kafka import leader_offsets
 from service.sandbox.kafka import EmbeddedKafka, Kafka
 from tests.conftest import TopicNamer
-from tests.support.kafka_harness import Service, Station, good, until
+from tests.support.kafka_harness import Service, Station, good, request, until
 from tests.support.relay import Relay
 
 LIMIT = 1.0
@@ -93,6 +94,18 @@ async def test_a_partition_that_has_its_share_in_flight_is_not_missed(station: S
     await station.ask("op-2")
 
     await never_stalled(service)
+
+
+async def test_tasks_that_never_end_do_not_keep_a_partition_full_so_that_a_release_is_read(station: Station) -> None:
+    station.world.lasts = lambda _: 1e6
+    service = await station.service(max_in_flight=1)
+    await station.send(value=request("stuck", "C4-stuck", deadlineSeconds=1), key=b"C4-stuck")
+    await until(lambda: bool(service.consumer.paused()), what="it has its share")
+    await station.told_of("stuck")
+
+    release = {"cancel": {"replicationId": "C4-stuck", "operationID": "stuck"}, "release": True}
+    await station.send(value=json.dumps(release).encode(), key=b"C4-stuck")
+    await until(lambda: len(service.partition()) == 0, what="the replication is free")
 
 
 async def test_an_upstream_that_leaves_its_transaction_open_is_reported_and_is_not_our_standstill(

@@ -1715,8 +1715,8 @@ MUTANTS: Final = (
     Mutant(
         name="reading goes on however much waits for its commit",
         file="service/intake/reading.py",
-        old="partition.behind or len(partition) >= share",
-        new="len(partition) >= share",
+        old="partition.behind or partition.without_outcome >= share",
+        new="partition.without_outcome >= share",
         tests=("tests/partition/test_backlog.py",),
     ),
     Mutant(
@@ -2331,6 +2331,20 @@ MUTANTS: Final = (
         old="    if is_of_another(task, watch.replication_id):\n",
         new="    if task.id is None:\n",
         tests=("tests/vcda/test_poller.py", "tests/partition/test_driver.py"),
+    ),
+    Mutant(
+        name="requests that linger keep a partition full",
+        file="service/partition/in_flight.py",
+        old="        return len(self._tracked_syncs) - len(self._lingering)\n",
+        new="        return len(self._tracked_syncs)\n",
+        tests=("tests/intake/test_reading.py",),
+    ),
+    Mutant(
+        name="a dead letter of another deployment is redriven",
+        file="service/cli/dead_letters.py",
+        old="""        if at_most is not None and self.said("topic") not in {"", requests}:\n""",
+        new="        if at_most is None and requests is None:\n",
+        tests=("tests/cli/test_dead_letters.py",),
     ),
     Mutant(
         name="a POST is accepted by the task of another replication",
