@@ -31,6 +31,9 @@
 #ifndef WAIT_D
 #define WAIT_D D
 #endif
+#ifndef MORE
+#define MORE 0          /* by how much process 0's D is longer: it still has the settings from before a rollout */
+#endif
 #ifndef DUNB
 #define DUNB 0          /* 1: a POST may arrive at any later time */
 #endif
@@ -59,6 +62,9 @@
 #endif
 #ifndef QMODE
 #define QMODE 2         /* doubt waits from: 2 own init and own last POST; 1 stamp rewritten by every proof; 0 the submitted stamp */
+#endif
+#ifndef DOUBTFOR
+#define DOUBTFOR 1      /* a restored doubt waits by the longer limits: own ones, and those of the process that wrote its intent */
 #endif
 #ifndef OWNSEND
 #define OWNSEND 1       /* own lost POST: D after it was sent */
@@ -179,8 +185,9 @@
 
 #define NP (NREQ)
 #define NT (NREQ+1+FOREIGN)
-#define QW (WAIT_W+WAIT_D+1)
-#define QD (WAIT_D+1)
+#define WAITS(more) (WAIT_W+WAIT_D+1+(more))
+#define QW WAITS(MORE)  /* long enough for whoever waits */
+#define QD (WAIT_D+1+MORE)
 #define CAP (QW+SKEWP)
 #define STAMPS (QMODE<2 || MARGIN==0)
 
@@ -290,6 +297,28 @@ byte rej[2];            /* the outcomes that a process has not committed yet and
 #define READ_AGAIN(p,r)
 #define FORGET_AGAIN(x)
 #endif
+#if MORE
+bit by[2*NREQ], jby[NREQ], plong[NP];   /* the intent, or the POST, is of process 0 */
+#define INTENT(p,r) by[X(p,r)]=!(p); dirty[p]=1;
+#define WRITE_BY(p,r) jby[r]=by[X(p,r)];
+#define WRITE_NO_BY(r) jby[r]=0;
+#define READ_BY(p,r) by[X(p,r)]=jby[r];
+#define FORGET_BY(x) by[x]=0;
+#define FLIES_FROM(k,p) plong[k]=!(p);
+#define limit(k) (D+(plong[k] -> MORE : 0))
+#define own_more(p) ((p)==0 -> MORE : 0)
+#define more(p,r) ((p)==0 || (DOUBTFOR && by[X(p,r)]) -> MORE : 0)
+#else
+#define INTENT(p,r)
+#define WRITE_BY(p,r)
+#define WRITE_NO_BY(r)
+#define READ_BY(p,r)
+#define FORGET_BY(x)
+#define FLIES_FROM(k,p)
+#define limit(k) D
+#define own_more(p) 0
+#define more(p,r) 0
+#endif
 #if LAG
 byte vis[NT];           /* ticks since a task's start */
 #define listed(k) (vis[k]>=LAG)
@@ -311,7 +340,7 @@ byte i, j, n, ch, b;   /* scratch: zero between steps */
 #define busy(p) (QUIESCE && rev[p])
 
 #if QMODE==2
-#define waited(p,r) (NOWAIT || (quiet[p]>=QW && (!OWNSEND || own[X(p,r)]>=QD)))
+#define waited(p,r) (NOWAIT || (quiet[p]>=WAITS(more(p,r)) && (!OWNSEND || own[X(p,r)]>=WAIT_D+1+own_more(p))))
 #else
 #define waited(p,r) (NOWAIT || sage[r]+SKEWP>=QW)
 #endif
@@ -349,7 +378,7 @@ bit cut[2], gone;       /* a process has cancelled request C, and that is not co
 #endif
 
 inline forget(p) {      /* memory of the partition is dropped; POSTs under way go on without a reader */
-  i = 0; do :: i < NREQ -> st[X(p,i)]=0; tk[X(p,i)]=0; ans[X(p,i)]=0; own[X(p,i)]=QD; FORGET_NAME(X(p,i)) FORGET_AGAIN(X(p,i)) i++ :: else -> break od;
+  i = 0; do :: i < NREQ -> st[X(p,i)]=0; tk[X(p,i)]=0; ans[X(p,i)]=0; own[X(p,i)]=QD; FORGET_NAME(X(p,i)) FORGET_AGAIN(X(p,i)) FORGET_BY(X(p,i)) i++ :: else -> break od;
   i = 0; do :: i < NP -> if :: pown[i]==p+1 -> pown[i]=0 :: else fi; i++ :: else -> break od;
   tx[p]=0; pos[p]=0; emit[p]=0; dirty[p]=0; win[p]=W+1; wc[p]=0; quiet[p]=QW; lk[p]=0; lres[p]=0; dlp[p]=0; KEEP_CUT(p,0) KEEP_REJ(p,0)
 #if OFFMODE==2
@@ -368,7 +397,7 @@ inline apply(p) {
 #if QMODE<2 || MARGIN==0
       if :: n==DOUBT && (jst[i]<DOUBT || (QMODE==1 && st[X(p,i)]==FRESH)) -> sage[i]=wc[p] :: else fi;
 #endif
-      jst[i]=n; jtk[i]=tk[X(p,i)]; WRITE_NAME(p,i) WRITE_AGAIN(p,i)
+      jst[i]=n; jtk[i]=tk[X(p,i)]; WRITE_NAME(p,i) WRITE_AGAIN(p,i) WRITE_BY(p,i)
       if :: jtk[i]!=0 -> assert(!(PROPS&16) || tre[jtk[i]-1]==i+1 || tre[jtk[i]-1]==0) /* e */ :: else fi;
       if :: emit[p] & (1<<i) ->
           if :: out[i]<2 -> out[i]++ :: else fi;
@@ -394,7 +423,7 @@ inline apply(p) {
 
 inline restore(p) {
   i = 0; b = 0;
-  do :: i < NREQ -> st[X(p,i)]=jst[i]; tk[X(p,i)]=jtk[i]; READ_NAME(p,i) READ_AGAIN(p,i) if :: jst[i]==DOUBT||jst[i]==LDOUBT -> b=1 :: else fi; i++ :: else -> break od;
+  do :: i < NREQ -> st[X(p,i)]=jst[i]; tk[X(p,i)]=jtk[i]; READ_NAME(p,i) READ_AGAIN(p,i) READ_BY(p,i) if :: jst[i]==DOUBT||jst[i]==LDOUBT -> b=1 :: else fi; i++ :: else -> break od;
   assert(!(PROPS&128) || !b);
   if :: !b && quiet[p]<QW && ORD!=2 -> quiet[p]=QW :: else fi
 }
@@ -467,7 +496,7 @@ inline start(p) {
           :: n<98 && (st[X(p,n)]==NONE || (!DEDUP && st[X(p,n)]==DONE)) -> st[X(p,n)]=WAITING; printf("P%d: reads request %d\n", p, n) \
           :: else -> printf("P%d: reads a duplicate of %d\n", p, n) fi :: else -> break od; EARLY(p) Z } \
   :: d_step { can(p) && up(p) && (dirty[p] || (needproof(p) && !busy(p)) || (OPENPROOF==2 && !ep[p]) || startable(p)) -> tx[p]=SENT; \
-       b=(dirty[p]||startable(p)); i=0; do :: i<NREQ -> if :: !busy(p) && st[X(p,i)]==WAITING && head(p,i) -> st[X(p,i)]=FRESH; NAME(p,i) printf("P%d: request %d is to be submitted\n", p, i) :: else fi; i++ :: else -> break od; \
+       b=(dirty[p]||startable(p)); i=0; do :: i<NREQ -> if :: !busy(p) && st[X(p,i)]==WAITING && head(p,i) -> st[X(p,i)]=FRESH; NAME(p,i) INTENT(p,i) printf("P%d: request %d is to be submitted\n", p, i) :: else fi; i++ :: else -> break od; \
        wc[p]=(timed(p) -> 0 : W+1); printf("P%d: sends a commit\n", p); if :: b :: else -> printf("      -> only to prove ownership\n") fi; Z } \
   :: d_step { tx[p]==SENT && (pr[p]==OPEN || pr[p]==FENCED) -> \
        if :: ep[p] -> tx[p]=ACKED; printf("broker: P%d's commit stands\n", p); apply(p) :: else -> tx[p]=REFUSED; printf("broker: P%d's commit refused (fenced)\n", p) fi; Z } \
@@ -502,7 +531,7 @@ inline start(p) {
 #endif
 inline send(p,r) {
   i = 0; do :: i<NP && preq[i]!=0 -> i++ :: else -> break od;
-  if :: i<NP -> preq[i]=r+1; page[i]=0; pown[i]=p+1; SENT_BY(i,p) :: else fi; NAME(p,r)
+  if :: i<NP -> preq[i]=r+1; page[i]=0; pown[i]=p+1; SENT_BY(i,p) FLIES_FROM(i,p) :: else fi; NAME(p,r)
   st[X(p,r)]=INFLIGHT; own[X(p,r)]=0; printf("P%d: POSTs request %d\n", p, r); if :: ep[p] :: else -> printf("      -> as a zombie\n") fi
 }
 inline settle(p,r,s) { st[X(p,r)]=s; own[X(p,r)]=QD; FORGET_AGAIN(X(p,r)) orphan(p,r) }
@@ -520,7 +549,7 @@ inline adopt(p,r,k) {
 inline conclude(p,r) {
   own[X(p,r)]=QD; NAME(p,r)
   if :: st[X(p,r)]==DOUBT && refused(p,r) -> settle(p,r,DONE); emit[p]=emit[p]|(1<<r); REJECT(p,r) dirty[p]=1; printf("P%d: looked, concludes: no task of an earlier POST of %d; it was rejected\n", p, r)
-     :: st[X(p,r)]==DOUBT && !refused(p,r) -> st[X(p,r)]=FRESH; REPEAT(p,r) if :: QMODE==1 -> win[p]=W+1 :: else fi; printf("P%d: looked, concludes: no task for %d; will POST again\n", p, r)
+     :: st[X(p,r)]==DOUBT && !refused(p,r) -> st[X(p,r)]=FRESH; REPEAT(p,r) INTENT(p,r) if :: QMODE==1 -> win[p]=W+1 :: else fi; printf("P%d: looked, concludes: no task for %d; will POST again\n", p, r)
      :: else -> st[X(p,r)]=DONE; dirty[p]=1; printf("P%d: looked, concludes: no task for %d; the replication is free\n", p, r) fi; calm(p)
 }
 inline calm(p) { if :: indoubt(p,0) || indoubt(p,1) || indoubt(p,NREQ-1) :: else -> quiet[p]=QW fi }
@@ -595,7 +624,7 @@ inline create(k) {
   :: d_step { PURGE && tre[k]!=0 && tend[k]==1 -> tend[k]=2; printf("VCDA: forgets task %d\n", k+1); Z }
 
 /* --- time --- */
-#define late (!DUNB && ((preq[0]!=0 && page[0]>=D) || (preq[1]!=0 && page[1]>=D) || (NREQ==3 && preq[NP-1]!=0 && page[NP-1]>=D)))
+#define late (!DUNB && ((preq[0]!=0 && page[0]>=limit(0)) || (preq[1]!=0 && page[1]>=limit(1)) || (NREQ==3 && preq[NP-1]!=0 && page[NP-1]>=limit(NP-1))))
 inline older(v,cap) { if :: v<cap -> v++; ch=1 :: else fi }
 inline tick() {
   ch=0; i=0;
@@ -606,7 +635,7 @@ inline tick() {
       if :: pr[i]!=CLOSED && QMODE==2 -> older(quiet[i],QW) :: else fi;
       i++ :: else -> break od;
   i=0; do :: i<2*NREQ -> if :: QMODE==2 && (st[i]==INFLIGHT||st[i]==DOUBT||st[i]==LDOUBT) -> older(own[i],QD) :: else fi; i++ :: else -> break od;
-  i=0; do :: i<NP -> if :: preq[i]!=0 && !DUNB -> older(page[i],D) :: else fi; i++ :: else -> break od;
+  i=0; do :: i<NP -> if :: preq[i]!=0 && !DUNB -> older(page[i],limit(i)) :: else fi; i++ :: else -> break od;
 #if LAG
   i=0; do :: i<NT -> if :: tre[i]!=0 -> older(vis[i],LAG) :: else fi; i++ :: else -> break od;
 #endif
@@ -623,7 +652,7 @@ inline tick() {
 #else
 #define stamps(r) 0
 #endif
-#define flies(k) (!DUNB && preq[k]!=0 && page[k]<D)
+#define flies(k) (!DUNB && preq[k]!=0 && page[k]<limit(k))
 
 active proctype Model() {
   d_step {
@@ -648,7 +677,7 @@ active proctype Model() {
 #endif
 #if JOURNAL
   :: d_step { nf>0 && (FM&256) && jcur && pr[0]!=OPEN && pr[1]!=OPEN -> nf--; jcur=0; joff=0; \
-       i=0; do :: i<NREQ -> jst[i]=0; jtk[i]=0; WRITE_NO_NAME(i) WRITE_NO_AGAIN(i) i++ :: else -> break od; printf("FAULT: the journal is emptied\n"); Z }
+       i=0; do :: i<NREQ -> jst[i]=0; jtk[i]=0; WRITE_NO_NAME(i) WRITE_NO_AGAIN(i) WRITE_NO_BY(i) i++ :: else -> break od; printf("FAULT: the journal is emptied\n"); Z }
 #endif
 #if TOPIC || JOURNAL
   :: pr[0]==STOPPED || pr[1]==STOPPED -> break   /* an operator reads why, and acts */
