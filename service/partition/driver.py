@@ -231,8 +231,6 @@ class Driver:
     async def _move_all_on(self) -> None:
         """Let each replication's next request queue for a slot, unless the partition quiesces again meanwhile."""
         for number, replication_id in enumerate(self._in_flight.replications(), 1):
-            if self._stopped or self.quiescing:
-                return
             self._move_on(replication_id)
             if number % self._slices.size(TAKEN_UP_AT_ONCE) == 0:
                 await self._slices.turn()

@@ -1748,6 +1748,20 @@ MUTANTS: Final = (
         tests=(ADOPTION,),
     ),
     Mutant(
+        name="an intent lacks the spellings learnt since its request was admitted",
+        file="service/partition/driver.py",
+        old="        if cursor is None or cursor.spellings is not api.spellings():\n",
+        new="        if cursor is None:\n",
+        tests=(ADOPTION,),
+    ),
+    Mutant(
+        name="a look-up that changes nothing is written down and logged",
+        file="service/partition/driver.py",
+        old="        if step.state is before or step.state == before:\n            return\n",
+        new="",
+        tests=(ADOPTION,),
+    ),
+    Mutant(
         name="outcomes of deadlines are recorded however much waits for its commit",
         file="service/partition/expiry.py",
         old="                while self._journal_writer.behind:",
