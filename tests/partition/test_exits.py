@@ -18,7 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service import sync
-from service.partition.expiry import EXPIRED_AT_ONCE
+from service.partition.expiry import EXPIRED_AT_ONCE, EXPIRED_BEHIND
 from service.sync import LINGER_LIMIT, MISSING_TOGETHER_FACTOR, UNSEEN_LIMIT, Lingering, Running
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import POLICY, Deployment, Process, deployed, run, sent, tracked_syncs
@@ -336,3 +336,17 @@ async def test_a_request_whose_post_a_library_cancels_by_itself_gets_its_outcome
 
     assert d.verdicts() == [("a1", "completed"), ("a2", "completed")]
     assert p0.closings == ["internal error: CancelledFromWithin"]
+
+
+@deployed
+async def test_requests_that_expired_behind_one_with_a_later_deadline_all_end_as_soon_as_it_does(d: Deployment) -> None:
+    d.world.lasts = lambda _: 100.0
+    d.owner()
+    d.broker.ask("C4-1", "elder", deadline=3600)
+    names = [f"a{n}" for n in range(EXPIRED_BEHIND + 3)]
+    for name in names:
+        d.broker.ask("C4-1", name, deadline=10)
+    await d.until(90.0)
+    assert d.verdicts() == []
+    await d.until(120.0)
+    assert d.verdicts() == [("elder", "completed"), *((name, "not-started") for name in names)]

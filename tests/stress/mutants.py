@@ -491,6 +491,13 @@ MUTANTS: Final = (
         tests=("tests/sync/test_sync.py",),
     ),
     Mutant(
+        name="what expired behind a request with a later deadline stays if there is more than is written at once",
+        file="service/partition/expiry.py",
+        old="most=most + LINGERING",
+        new="most=most",
+        tests=("tests/partition/test_exits.py",),
+    ),
+    Mutant(
         name="what lingers is never looked at again",
         file="service/partition/expiry.py",
         old="        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)\n",
