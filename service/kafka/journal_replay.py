@@ -27,6 +27,13 @@ LATEST: Final = 5_000
 """Ended syncs of a partition whose tasks are put aside, some 2 MB, and packed only if they are young when as many
 others have followed: of a day's tasks hardly any is, and packing one takes as long as all else of its record."""
 
+SHARE: Final = 100
+"""So many of them are looked at in one go: finding a record in the middle takes as long as decoding one."""
+
+APART: Final = 1_000
+"""The earlier of two records' moments so far apart counts: fewer that a clock ahead has written make no other task old.
+`LATEST` is longer by more than the records of an hour, if there are 500,000 a day in 8 partitions."""
+
 YOUNG_MS: Final = milliseconds(YOUNG)
 
 KEPT: Final = timedelta(minutes=20)
@@ -85,15 +92,18 @@ class Replay:
                     self._expired[key] = None
             # Kept even where the identity has expired, or comes again: the task is nobody else's.
             self._latest.append(stored)
-            if len(self._latest) > LATEST:
-                # The earlier of two that are a thousand apart: fewer that a clock ahead has written make no other old.
-                # (Half of `LATEST` apart, tasks of 500,000 requests a day would still seem young, and all be packed.)
-                latest = min(expires_at, self._latest[LATEST * 4 // 5].expires_at or 0)
-                self._keep(self._latest.popleft(), since=latest - YOUNG_MS)
+            if len(self._latest) >= LATEST + SHARE:
+                self._keep_young()
 
     def _let_go(self, key: bytes) -> None:
         self._identities.discard(key)
         self._expired.pop(key, None)
+
+    def _keep_young(self) -> None:
+        """Take the first tasks out of the latest, and keep those that are young."""
+        latest = min(self._latest[place].expires_at or 0 for place in (-1, -1 - APART))
+        for _ in range(SHARE):
+            self._keep(self._latest.popleft(), since=latest - YOUNG_MS)
 
     def _keep(self, ended: Replayed, *, since: int) -> None:
         """Keep the task of a sync that has ended, if its record expires at `since` or later."""

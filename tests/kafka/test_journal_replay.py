@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import permutations
+from unittest.mock import Mock
 
 import pytest
 
 from service.kafka import journal_replay
+from service.kafka.dedup_index import YoungTasks
 from service.kafka.journal_codec import CURSOR_KEY, OPENED_KEY, Cursor, encode, encode_cursor, epoch
 from service.kafka.journal_replay import KEPT, Replay
 from service.sync import Account, Ended, InFlight, Lingering, Reason, Request, Running, Submitting, Waiting
@@ -121,23 +123,36 @@ def test_a_task_that_says_it_began_in_the_future_makes_no_other_old() -> None:
 
 
 @pytest.mark.parametrize(
-    ("latest", "minutes", "kept"),
+    ("minutes", "kept"),
     [
-        (2, (0, 30, 110, 120), [1, 3, 4]),  # when the fourth followed, the second was 90 minutes old
-        (2, (0, 10, 20, 500_000, 40), [1, 2, 3, 4, 5]),  # the clock was wrong for a moment
-        (10, range(0, 120, 10), range(3, 13)),  # half of the ten that have followed it came within an hour
+        ((0, 30, 110, 120), [1, 3, 4]),  # when the fourth followed, the second was 90 minutes old
+        ((0, 10, 20, 500_000, 40), [1, 2, 3, 4, 5]),  # the clock was wrong for a moment
     ],
 )
 def test_of_many_tasks_those_are_kept_that_are_young_when_others_have_followed(
-    latest: int, minutes: Sequence[int], kept: Sequence[int], monkeypatch: pytest.MonkeyPatch
+    minutes: Sequence[int], kept: Sequence[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal_replay, "LATEST", latest)
+    monkeypatch.setattr(journal_replay, "LATEST", 2)
+    monkeypatch.setattr(journal_replay, "SHARE", 1)
+    monkeypatch.setattr(journal_replay, "APART", 1)
     taken = Replay(now=NOON)
     for number, expiry in enumerate(minutes, 1):
         request = replace(REQUEST, identity=f"op:C4-1:{number}")
         ended = replace(ENDED, request=request, task_id=f"task-{number}", expires_at=NOON + timedelta(minutes=expiry))
         taken.take(request.identity.encode(), encode(ended))
     assert list(taken.ended().young.since("C4-1", 0)) == [f"task-{number}" for number in kept]
+
+
+def test_of_500000_requests_a_day_no_task_is_packed_that_has_grown_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = Mock()
+    monkeypatch.setattr(YoungTasks, "add", packed)
+    between = timedelta(days=1) / (500_000 / 8)
+    taken = Replay(now=NOON)
+    for number in range(10_000):
+        taken.take(b"op:C4-1:%d" % number, encode(replace(ENDED, expires_at=NOON + HOUR + number * between)))
+    assert not packed.called
+    taken.ended()
+    assert packed.call_count > HOUR / between
 
 
 def test_what_ended_without_a_task_leaves_none() -> None:

@@ -842,15 +842,15 @@ MUTANTS: Final = (
     Mutant(
         name="a replay packs the tasks of a whole day",
         file="service/kafka/journal_replay.py",
-        old="self._latest[LATEST * 4 // 5]",
-        new="self._latest[LATEST // 2]",
+        old="APART: Final = 1_000\n",
+        new="APART: Final = 2_500\n",
         tests=("tests/kafka/test_journal_replay.py",),
     ),
     Mutant(
         name="a replay drops the task that a record of a clock ahead makes old",
         file="service/kafka/journal_replay.py",
-        old="                latest = min(expires_at, self._latest[LATEST * 4 // 5].expires_at or 0)\n",
-        new="                latest = expires_at\n",
+        old=" for place in (-1, -1 - APART))\n",
+        new=" for place in (-1,))\n",
         tests=("tests/kafka/test_journal_replay.py",),
     ),
     Mutant(
