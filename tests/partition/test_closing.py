@@ -13,7 +13,7 @@ from service.kafka.journal_api import JournalLost
 from service.partition.driver import RELEASED_AT_ONCE
 from service.partition.partition import CANCEL_AGAIN, CLOSING, Partition
 from service.vcda.lanes import LaneLimits
-from tests.support.simulated_deployment import Deployment, Process, ScriptedJournal, deployed
+from tests.support.simulated_deployment import Deployment, Process, ScatteredSlices, ScriptedJournal, deployed
 from tests.support.virtual_time import virtual
 
 
@@ -126,6 +126,24 @@ def test_a_partition_gives_back_what_it_holds_also_where_its_closing_is_cancelle
         assert holds(p0) == (0, 0, 0, 0)
 
     play()
+
+
+@deployed
+async def test_deadlines_that_pass_while_a_partition_gives_back_what_it_holds_change_nothing(d: Deployment) -> None:
+    p0 = d.owner(slices=ScatteredSlices(lambda: 1.0), limits=LaneLimits(max_concurrent_submits=3, max_running=3))
+    d.world.lasts = lambda _: 1000.0
+    for n in range(20):
+        d.broker.ask(f"C4-{n}", f"sync-{n}", deadline=100)
+    await d.until(95.0)
+    partition = p0.partition()
+    assert partition is not None
+    assert holds(p0) == (20, 0, 3, 0)
+    d.group.owners.clear()
+    written = len(d.log.told)
+    await partition.close()
+    assert d.loop.time() > 110.0
+    assert holds(p0) == (0, 0, 0, 0)
+    assert len(d.log.told) == written == 0
 
 
 def test_a_commit_on_its_way_is_waited_for_and_what_swallows_its_cancellation_is_not(

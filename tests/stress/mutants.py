@@ -498,6 +498,13 @@ MUTANTS: Final = (
         tests=("tests/partition/test_exits.py",),
     ),
     Mutant(
+        name="deadlines are checked while a closed partition gives back what it holds",
+        file="service/partition/expiry.py",
+        old=" and self._in_flight.holds(tracked) and not self._stopped:",
+        new=" and self._in_flight.holds(tracked):",
+        tests=("tests/partition/test_closing.py",),
+    ),
+    Mutant(
         name="what lingers is never looked at again",
         file="service/partition/expiry.py",
         old="        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)\n",
