@@ -175,6 +175,8 @@ class KafkaJournal:
         self._start: int | None = None
         """The first offset of the journal, when it was read last."""
         self._failed = False
+        self._refused_at: str | None = None
+        """The topic for which a broker refused a batch of the last transaction; None: it refused none."""
         self._producer = AIOKafkaProducer(
             **connection,
             transactional_id=transactional_id(topic, partition),
@@ -290,7 +292,8 @@ class KafkaJournal:
         if isinstance(error, TimeoutError) and (trouble := self._producer.client.last_trouble):
             return f"timed out; the last error was: {trouble}"
         if (right := MissingRight.of(error, operation=Operation.WRITE, topics=[self._place.topic])) is None:
-            return explain(error)
+            elsewhere = self._refused_at not in {None, self._place.topic}
+            return f"{explain(error)} (topic {self._refused_at})" if elsewhere else explain(error)
         if self._denials is not None:
             self._denials.note(right, lasts=LASTS_AT_JOURNALS)
         return f"Kafka denies {right}"
@@ -319,7 +322,7 @@ class KafkaJournal:
         await self._write([(self._place, [(OPENED_KEY, b"{}", [], None)])])
 
     async def _transact(self, batch: Batch) -> None:
-        self._producer.client.last_trouble = ""
+        self._producer.client.last_trouble, self._refused_at = "", None
         if len(batch.changes) + len(batch.events) > self._slices.size(FEW_RECORDS):
             await self._slices.turn()
         records = await self._laid_out(batch)
@@ -374,6 +377,7 @@ class KafkaJournal:
                     self._refusals.refused(topic, size=part.size(), records=part.record_count())
         for (topic, part, _), result in zip(sent, results, strict=True):
             if isinstance(result, BaseException):
+                self._refused_at = topic
                 raise result
             if topic == self._place.topic:
                 self._advance(result.offset, part.record_count())

@@ -275,7 +275,7 @@ async def test_of_a_transaction_that_a_broker_refuses_in_part_nothing_stands(
         one = waiting("1")
         good = Event(topic=station.topics.completed, key=b"k", value=b'{"operationID": "1"}')
         large = Event(topic=station.topics.failed, key=b"k", value=request("1", "C4-1", padding="x" * 3_000))
-        with pytest.raises(JournalLost):
+        with pytest.raises(JournalLost, match=rf"MessageSizeTooLargeError: .* \(topic {station.topics.failed}\)$"):
             await first.journal.commit(
                 Batch(changes={one.request.identity: one}, events=[good, large], cursor=Cursor("requests", 1))
             )

@@ -706,9 +706,17 @@ MUTANTS: Final = (
         tests=(RULES, SIMULATION),
     ),
     Mutant(
+        name="a refusal for an outcome topic names the journal alone",
+        file="service/kafka/journal.py",
+        old="                self._refused_at = topic\n",
+        new="",
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
         name="sends are not awaited before the commit",
         file="service/kafka/journal.py",
         old="""            if isinstance(result, BaseException):
+                self._refused_at = topic
                 raise result
             if topic""",
         new="            if topic",
