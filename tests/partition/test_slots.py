@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 
+from service.messages.wait_cause import WaitCause
 from service.partition.postponements import BUSY_BACKOFF
 from service.sync import Submitting, Trouble
 from service.vcda.lanes import BREAKER_AFTER, Lane, LaneLimits
@@ -112,6 +113,27 @@ async def test_a_replication_that_is_busy_waits_alone(d: Deployment) -> None:
     (at,) = sent(p0, "b1")
     assert at < 0.1, "the site's other requests go on"
     assert p0.meter.counts["paused"] == 0
+
+
+@deployed
+async def test_of_two_busy_replications_the_other_is_still_counted_when_the_request_of_one_is_cancelled(
+    d: Deployment,
+) -> None:
+    p0 = d.owner()
+    for n in range(2):
+        p0.vcda.script[f"a{n}"] = ["409"]
+        d.broker.ask(f"C4-{n}", f"a{n}")
+    await d.until(1.0)
+    partition = p0.partition()
+    assert partition is not None
+    counts = partition._driver.postponements.counts
+    assert counts == {(None, WaitCause.BUSY): 2}
+    d.broker.cancel("C4-0", "a0")
+    await d.until(2.0)
+    assert counts == {(None, WaitCause.BUSY): 1}
+    await d.settled()
+    assert counts == {}
+    assert d.verdicts() == [("a0", "cancelled"), ("a1", "completed")]
 
 
 @deployed

@@ -505,6 +505,13 @@ MUTANTS: Final = (
         tests=("tests/partition/test_closing.py",),
     ),
     Mutant(
+        name="the end of one postponement drops the site's others from the count",
+        file="service/partition/postponements.py",
+        old="        if not self.counts[counted]:\n",
+        new="        if True:\n",
+        tests=("tests/partition/test_slots.py",),
+    ),
+    Mutant(
         name="what lingers is never looked at again",
         file="service/partition/expiry.py",
         old="        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)\n",
