@@ -12,9 +12,9 @@ import pytest
 from service import sync
 from service.partition.in_flight import TrackedSync
 from service.partition.reconciler import LOOK_SELDOM, ONE_BY_ONE, Reconciler
-from service.sync import Account, Lingering, Names, Submitting, Waiting
+from service.sync import Account, Lingering, Names, Submitting, Trouble, Waiting
 from service.vcda.lanes import LaneLimits, Lanes
-from service.vcda.look_ups import OWN_AFTER
+from service.vcda.look_ups import OWN_AFTER, LookUps
 from tests.support.simulated_deployment import (
     LATE,
     POLICY,
@@ -284,6 +284,18 @@ def test_look_ups_that_fail_until_no_post_is_in_doubt_any_more_are_logged_as_ove
             ]
 
     run(play())
+
+
+@virtual
+async def test_look_ups_of_a_site_still_fail_when_one_of_two_partitions_has_no_post_in_doubt_any_more() -> None:
+    look_ups = LookUps(None, clock=VirtualClock(asyncio.get_running_loop()))
+    with look_ups.searching():
+        with look_ups.searching():
+            for _ in range(OWN_AFTER):
+                look_ups.record_result(Trouble(label="5xx", detail="It said 500."), began=now(), good_answers=0)
+            assert look_ups.failing
+        assert look_ups.failing
+    assert not look_ups.failing
 
 
 def look_up_lines(caplog: pytest.LogCaptureFixture) -> list[str]:

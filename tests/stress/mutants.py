@@ -512,6 +512,13 @@ MUTANTS: Final = (
         tests=("tests/partition/test_slots.py",),
     ),
     Mutant(
+        name="one partition without a POST in doubt ends the trouble of other partitions' look-ups",
+        file="service/vcda/look_ups.py",
+        old="            if self.failing and not self._searches:\n",
+        new="            if self.failing:\n",
+        tests=("tests/partition/test_reconciler.py",),
+    ),
+    Mutant(
         name="what lingers is never looked at again",
         file="service/partition/expiry.py",
         old="        self._deadlines.add(max(sync.let_go_at(state), now + self._dependencies.tick), tracked)\n",
