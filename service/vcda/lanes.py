@@ -444,6 +444,7 @@ class Lane:
             return
         self.without_credentials = missing
         if missing:
+            self.wake()  # what waits for room is rejected now
             log.warning(
                 "This process has no credentials for site %s: its requests are rejected, and its running syncs are not "
                 "polled; add the site to VM_SYNC_VCDA__SITES",

@@ -2579,6 +2579,13 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_lanes.py",),
     ),
     Mutant(
+        name="what waits for room at a site waits on when its credentials are missing",
+        file="service/vcda/lanes.py",
+        old="            self.wake()  # what waits for room is rejected now\n",
+        new="",
+        tests=("tests/vcda/test_lanes.py",),
+    ),
+    Mutant(
         name="a poll that was the probe and failed by itself holds its site back for a minute",
         file="service/vcda/poller.py",
         old="                question.since = lane.pauses\n",

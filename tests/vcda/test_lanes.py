@@ -763,6 +763,21 @@ async def test_missing_credentials_are_counted_logged_once_and_hold_no_request_b
 
 
 @virtual
+async def test_what_waits_for_room_is_let_go_once_credentials_are_missing_also_after_a_pause() -> None:
+    lane, book = some_lanes(running=1).lane("site9"), Book()
+    lane.record_result(BAD)
+    await asyncio.sleep(8)
+    lane.occupy()
+    lane.queue(book.turn("a"))
+    await asyncio.sleep(1)
+    assert (lane.paused, book.names) == (False, [])
+
+    lane.record_result(Trouble(label=NO_CREDENTIALS, detail="None are configured.", own=True), since=lane.pauses)
+    await asyncio.sleep(1)
+    assert book.names == ["a"], "it would wait for ever for a sync that nobody polls"
+
+
+@virtual
 async def test_missing_credentials_are_no_longer_shown_a_while_after_the_last_call_unless_syncs_run_there() -> None:
     lane = some_lanes(running=1).lane("site9")
     lane.record_result(Trouble(label=NO_CREDENTIALS, detail="None are configured.", own=True))
