@@ -274,8 +274,8 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Stat(
                 title="Largest site of an instance",
-                about="Requests in flight for one site in one instance. An instance takes 50,000 for all sites.",
-                queries=((f"max(sum by (instance, site) (vm_sync_in_flight{{{SITE}}}))", ""),),
+                about="Requests of one site without an outcome, in one instance. It takes 50,000 for all sites.",
+                queries=((f'max(sum by (instance, site) (vm_sync_in_flight{{{SITE}, state!="lingering"}}))', ""),),
                 warn=25_000,
                 bad=50_000,
                 alert="VmSyncSiteFillsCapacity",
