@@ -731,6 +731,16 @@ def test_another_replications_task_under_the_same_id_proves_nothing_before_the_t
     assert polled(RUNNING, Absent(5.0, another="C4-9")) == polled(RUNNING, Absent(5.0))
 
 
+@pytest.mark.parametrize(
+    ("shown", "another"),
+    [("C4-1", False), ("c4-1", False), ("C4-9", True), ("c4-9", True), ("H4-9", False), (None, False)],
+)
+def test_a_task_is_of_another_replication_only_where_it_names_one_of_the_same_kind(
+    shown: str | None, *, another: bool
+) -> None:
+    assert sync.is_of_another(replace(TASK, replication_id=shown), "C4-1") is another
+
+
 def test_a_denial_before_any_suspicion_proves_nothing() -> None:
     assert polled(RUNNING, Gone(600.0, ME)) == Step(RUNNING)
 
