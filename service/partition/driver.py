@@ -97,7 +97,7 @@ class Driver:
             journal_writer=journal_writer,
             dependencies=dependencies,
             become=self._become,
-            move_on=self._move_on,
+            queue_next=self._queue_next,
         )
         self._submitter = Submitter(
             number,
@@ -264,7 +264,12 @@ class Driver:
 
     def _move_on(self, replication_id: str) -> None:
         """Write the outcomes of expired requests, and let the replication's next request queue for a slot."""
-        if self._stopped or not self._expiry.write_outcomes(replication_id) or self.quiescing:
+        if not self._stopped and self._expiry.write_outcomes(replication_id):
+            self._queue_next(replication_id)
+
+    def _queue_next(self, replication_id: str) -> None:
+        """Let the replication's oldest request queue for a slot, if it waits."""
+        if self._stopped or self.quiescing:
             return
         tracked = self._in_flight.eldest(replication_id)
         if tracked is None:

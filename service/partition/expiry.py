@@ -33,7 +33,7 @@ CHECKED_AT_ONCE = 500
 
 
 class Expiry:
-    """The deadlines of a partition's syncs. `become` applies a step of a sync; `move_on` lets a replication go on."""
+    """Deadlines of a partition's syncs. `become` applies a step; `queue_next` asks for a replication's next slot."""
 
     def __init__(
         self,
@@ -42,13 +42,13 @@ class Expiry:
         journal_writer: JournalWriter,
         dependencies: Dependencies,
         become: Callable[[TrackedSync, Step], None],
-        move_on: Callable[[str], None],
+        queue_next: Callable[[str], None],
     ) -> None:
         self._in_flight = in_flight
         self._journal_writer = journal_writer
         self._dependencies = dependencies
         self._become = become
-        self._move_on = move_on
+        self._queue_next = queue_next
         self._slices = dependencies.slices
         self._stopped = False
         self._expired = 0
@@ -98,7 +98,7 @@ class Expiry:
         lingers = isinstance(tracked.state, Lingering)
         replication_id = tracked.request.replication_id
         if self.write_outcomes(replication_id, most=self._slices.size(EXPIRED_AT_ONCE)):
-            self._move_on(replication_id)
+            self._queue_next(replication_id)
         if lingers and isinstance(tracked.state, Lingering):
             self._release_lingering(tracked, tracked.state, now)
 
@@ -124,7 +124,7 @@ class Expiry:
         """Write the outcomes of expired requests, the oldest first, and none before those of earlier requests.
 
         At most so many at a time, so that the event loop can run other tasks. Returns False if there may be more: then
-        `run` goes on with them, and moves the replication on.
+        `run` goes on with them, and then asks for the replication's next slot.
         """
         now = self._dependencies.clock.now()
         policy = self._dependencies.policy
