@@ -219,6 +219,8 @@ class App:
         syncs, self._account = parts.syncs, parts.account
         self._parts = parts
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
+        if tokens := parts.kafka.tokens:
+            self._metrics.set_token_failing(lambda: tokens.failing_for)
         polling = asyncio.create_task(syncs.poller.run())
         keeping = asyncio.create_task(self._keep_logged_in(parts))
         watching: asyncio.Task[None] | None = None
@@ -419,7 +421,6 @@ class App:
             if tokens:
                 tokens.renew_if_due()
                 token = tokens.unusable
-                self._metrics.token_failing(tokens.failing_for.total_seconds())
             health.refused([*intake.refused(), *([token] if token else [])])
             health.unopened(intake.unopened())
             health.unreadable(intake.unreadable())

@@ -262,6 +262,7 @@ METRICS: Final = (
         "vm_sync_kafka_token_failing_seconds",
         "gauge",
         "How long the OAuth token for Kafka could not be renewed, or Kafka has refused it; else, and without OAuth, 0.",
+        at_scrape=True,
     ),
     Metric(
         "vm_sync_reading_stalled_seconds",
@@ -360,6 +361,7 @@ class Metrics:
         self._longest: dict[str, Callable[[], Mapping[str | None, float]]] = {OVERDUE: dict, LOOK_UPS_FAILING: dict}
         self._site_pauses: Callable[[], SitePausesSeen] = lambda: SitePausesSeen((), 0.0, 0)
         self._log_lines_dropped: Callable[[], int] = int
+        self._token_failing: Callable[[], timedelta] = timedelta
 
         counters = {
             m.name: _Children(Counter(m.name, m.help, m.labels, registry=registry))
@@ -415,7 +417,6 @@ class Metrics:
             )
         )
         self._kafka = gauges["vm_sync_kafka_connected"][()]
-        self._token_failing = gauges["vm_sync_kafka_token_failing_seconds"][()]
         self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
         self._open_transaction = gauges["vm_sync_open_transaction_seconds"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
@@ -618,10 +619,6 @@ class Metrics:
         """Count progress events that were dropped."""
         self._progress_dropped.inc(count)
 
-    def token_failing(self, seconds: float) -> None:
-        """Set how long the OAuth token for Kafka could not be renewed, or Kafka has refused it."""
-        self._token_failing.set(seconds)
-
     def unread(self, seconds: float) -> None:
         """Set how long unread records of a partition have not been read although it is not full, or denied."""
         self._unread.set(seconds)
@@ -637,6 +634,10 @@ class Metrics:
     def set_log_lines_dropped(self, ask: Callable[[], int]) -> None:
         """Set the function that returns, at scrape, how many log lines were dropped since the start."""
         self._log_lines_dropped = ask
+
+    def set_token_failing(self, ask: Callable[[], timedelta]) -> None:
+        """Set the function that returns, at scrape, how long the OAuth token for Kafka has failed."""
+        self._token_failing = ask
 
     # ------------------------------------------------------------ at scrape
 
@@ -674,6 +675,7 @@ class Metrics:
             "vm_sync_control_unreadable_seconds": {(): pauses.unreadable_for},
             "vm_sync_control_invalid_records": {(): float(pauses.invalid)},
             "vm_sync_log_lines_dropped_total": {(): self._log_lines_dropped()},
+            "vm_sync_kafka_token_failing_seconds": {(): self._token_failing().total_seconds()},
         }
 
     def _read_waiting(self, labels: Iterable[str], in_flight: Mapping[Child, float]) -> dict[Child, float]:

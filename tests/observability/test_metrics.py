@@ -361,7 +361,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.journal_records_deleted()
     metrics.kafka_connected(True)
     metrics.progress_dropped(4)
-    metrics.token_failing(7.5)
+    metrics.set_token_failing(lambda: timedelta(seconds=7.5))
     metrics.unread(61.5)
     metrics.open_transaction(91.5)
     metrics.loop_lag(0.004)
