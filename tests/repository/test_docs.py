@@ -581,6 +581,16 @@ def test_the_operations_server_has_every_path_that_the_readme_names(demo: Demo) 
     assert answers == dict.fromkeys(named, 200)
 
 
+def test_each_guarantee_has_its_tests_in_the_page_of_tests() -> None:
+    promised = re.findall(r"^\| \*\*([^*]+)\.\*\*", (ROOT / "docs" / "guarantees.md").read_text(), flags=re.MULTILINE)
+    tests = (ROOT / "docs" / "testing.md").read_text()
+    _, _, table = tests.partition("## Which test shows which guarantee")
+    shown = re.findall(r"^\| ([^|]+?) \|", table.partition("\n## ")[0], flags=re.MULTILINE)[1:]
+
+    assert promised
+    assert [name.lower() for name in promised] == shown
+
+
 def test_every_decision_is_in_the_list_of_decisions_with_its_own_title() -> None:
     folder = ROOT / "docs" / "decisions"
     listed = re.findall(r"^\| \[(\d{4})\]\(([^)]+)\) \| (.+) \|$", (folder / "README.md").read_text(), re.MULTILINE)

@@ -2,7 +2,7 @@
 
     python -m tests.stress.chaos [--seed N] [--seeds N] [--requests N] [--brokers N ...]
                           [--only HAPPENING ...] [--odd ODD ...] [--ending ENDING]                 what `schedule` has
-                          [--write]                                          put the table into docs/guarantees.md
+                          [--write]                                          put the table into docs/testing.md
 
 or SEED, SEEDS, REQUESTS and BROKERS in the environment. Each run has a Kafka of one broker or three, a simulated VCDA
 and one to four processes of its own; without BROKERS each seed is run on both. The seed is printed first and repeats
@@ -34,7 +34,7 @@ from tests.stress.chaos_runner import Conductor, Report, kafka_of
 from tests.stress.schedule import ODD, TO_BROKERS, Ending, Odd, Schedule, What, draw
 from tests.support.cluster import BROKERS
 
-PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "guarantees.md"
+PAGE: Final = Path(__file__).resolve().parents[2] / "docs" / "testing.md"
 MARKS: Final = ("<!-- three brokers: begin -->", "<!-- three brokers: end -->")
 
 SILENCES: Final = {"silent after a kill": What.BROKER_DIES, "silent after a restart": What.BROKER_RESTARTS}
@@ -101,7 +101,7 @@ def longest(report: Report, what: What) -> str:
 
 
 def written(reports: Sequence[Report], *, command: str) -> str:
-    """Return what `docs/guarantees.md` has of these runs."""
+    """Return what `docs/testing.md` has of these runs."""
     names = ("seed", "processes", *FIGURES[:-1], "POSTs", *(f"{name}, s" for name in SILENCES))
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
     for report in reports:

@@ -1,8 +1,8 @@
 """`python -m tests.stress.mutants`: break one mechanism at a time in a copy of the tree, and see which test turns red.
 
 A test that stays green whatever is broken guards nothing. Each mutant replaces one text by another and names the
-tests that have to notice. `--write` puts what was seen into the table in docs/guarantees.md, row by row; with `--new`
-only those are tried that the table lacks. The exit code is 1 if one goes unnoticed.
+tests that have to notice. `--write` puts what was seen into the table in docs/removed-mechanisms.md, row by row; with
+`--new` only those are tried that the table lacks. The exit code is 1 if one goes unnoticed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import pytest
 from rich.console import Console
 
 HERE: Final = Path(__file__).resolve().parents[2]
-PAGE: Final = HERE / "docs" / "guarantees.md"
+PAGE: Final = HERE / "docs" / "removed-mechanisms.md"
 BEGIN, END = "<!-- mutants: begin -->", "<!-- mutants: end -->"
 HEAD: Final = "| broken | rule | noticed first by |", "|---|---|---|"
 PATIENCE: Final = 240
@@ -2736,8 +2736,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Try all out."""
     parser = argparse.ArgumentParser(prog="python -m tests.stress.mutants", description="Can the tests fail?")
     parser.add_argument("--only", help="those with this in their name")
-    parser.add_argument("--new", action="store_true", help="those that the table in docs/guarantees.md lacks")
-    parser.add_argument("--write", action="store_true", help="put what is seen into the table in docs/guarantees.md")
+    parser.add_argument("--new", action="store_true", help="those that the table in docs/removed-mechanisms.md lacks")
+    parser.add_argument("--write", action="store_true", help="put what is seen into docs/removed-mechanisms.md")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument(
         "--green", action="store_true", help="`make test` was green just now: don't run the tests unbroken"

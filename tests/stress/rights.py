@@ -30,7 +30,7 @@ The service needs no right beyond these, and an operator's account none beyond i
 `/readyz` and the log name it, with the user, the resource and the setting that has the resource's name; nothing is lost
 meanwhile, and no restart is needed once the right is back. The times are from the right's return to the outcomes of
 requests that are sent right then: a sync, a rejected one and a dead letter. Requests whose POST was in doubt meanwhile
-take as long as [after a crash](guarantees.md).
+take as long as [after a crash](testing.md#upgrades-recovery-memory).
 """
 
 OPERATORS: Final = "\n## An operator\n\n"

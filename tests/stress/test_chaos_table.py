@@ -1,4 +1,4 @@
-"""The table of runs on three brokers that `python -m tests.stress.chaos --write` puts into the guarantees."""
+"""The table of runs on three brokers that `python -m tests.stress.chaos --write` puts into docs/testing.md."""
 
 from collections import Counter
 from pathlib import Path
