@@ -434,7 +434,7 @@ class Driver:
                 self._dependencies.metrics.unknown_task_state(tracked.request.site)
                 self._warn_of_unknown_state(tracked, seen)
         elif isinstance(seen, Absent) and seen.another is not None:
-            self._warn_of_other_task(tracked, seen.another)
+            _warn_of_other_task(tracked, seen.another)
         step = sync.polled(state, seen, now=self._dependencies.clock.now(), policy=self._dependencies.policy)
         if isinstance(step.state, Ended):
             if self._journal_writer.behind:
@@ -465,12 +465,6 @@ class Driver:
             then = f"since it has an end, its request fails if the state is still unknown after {seconds:g} s"
         text = "VCDA reported task %s in the unknown state %.40r; %s"
         log.warning(text, seen.id, seen.state, then, extra=tracked.ids)
-
-    def _warn_of_other_task(self, tracked: TrackedSync, another: str) -> None:
-        of = tracked.state.of if isinstance(tracked.state, Lingering) else tracked.state
-        if isinstance(of, Running) and of.absent_since is None:
-            text = "VCDA shows task %s as a task of another replication, %s; treated as absent"
-            log.warning(text, of.task_id, another, extra=tracked.ids)
 
     def _learn_name(self, of: Running | Submitting, task: Task) -> None:
         """Learn the spelling in task lists: it may differ from the one in answers to POSTs, or change.
@@ -575,6 +569,17 @@ def _missing_credentials(answer: sync.SubmitAnswer) -> sync.Trouble | None:
     if isinstance(answer, sync.Refused) and answer.error.code == sync.WITHOUT_CREDENTIALS:
         return sync.Trouble(label=sync.NO_CREDENTIALS, detail=answer.error.msg, own=True)
     return None
+
+
+def _warn_of_other_task(tracked: TrackedSync, another: str) -> None:
+    """Log that VCDA has given a task's id to another replication; after a restore, no task may have had it before."""
+    if another == tracked.shown_with:
+        return
+    tracked.shown_with = another
+    of = tracked.state.of if isinstance(tracked.state, Lingering) else tracked.state
+    task_id = of.task_id if isinstance(of, Running) else None
+    text = "VCDA shows task %s as a task of another replication, %s; treated as absent"
+    log.warning(text, task_id, another, extra=tracked.ids)
 
 
 def _warn_of_impossible_moments(tracked: TrackedSync, seen: Task, outcome: sync.Outcome) -> None:

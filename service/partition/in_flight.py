@@ -63,6 +63,8 @@ class TrackedSync:
     progress: int | None = None
     unknown_state: tuple[str, bool] | None = None
     """The task's state, if it isn't known here, and whether the task has an end: logged once, not at each poll."""
+    shown_with: str | None = None
+    """The other replication that VCDA shows the task's id with: logged once, likewise."""
 
     @property
     def request(self) -> sync.Request:

@@ -1,6 +1,8 @@
 """How a partition drives its syncs: deadlines, polls, lost tasks, and POSTs that are repeated."""
 
 import asyncio
+from dataclasses import replace
+from datetime import timedelta
 from itertools import pairwise
 
 import pytest
@@ -129,6 +131,28 @@ def test_a_task_whose_id_vcda_gives_to_another_replications_task_is_lost_and_not
 
     run(play())
     assert caplog.text.count("a task of another replication, C4-another; treated as absent") == 1
+
+
+@pytest.mark.parametrize("lingers", [False, True])
+def test_another_replications_task_under_an_id_is_logged_once_also_where_the_task_was_absent_before(
+    caplog: pytest.LogCaptureFixture, lingers: bool
+) -> None:
+    """A VCDA that was restored from a backup gives the ids of lost tasks again, one after another."""
+
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.lasts = lambda _: 10_000.0
+            d.owner(policy=replace(POLICY, lost_after=timedelta(minutes=10)))
+            d.broker.ask("C4-1", "a1", deadline=90 if lingers else None)
+            await d.until(100.0)
+            d.world.forgotten.add("task-1")
+            await d.until(200.0)
+            d.world.used_again.add("task-1")
+            await d.until(400.0)
+            assert d.verdicts() == ([("a1", "timed-out")] if lingers else [])
+
+    run(play())
+    assert caplog.text.count("VCDA shows task task-1 as a task of another replication, C4-another") == 1
 
 
 @deployed
