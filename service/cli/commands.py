@@ -450,6 +450,18 @@ Reasons = Annotated[list[str] | None, typer.Option("--reason", help="Only dead l
 Since = Annotated[str | None, typer.Option("--since", help=f"Only dead letters written at this time or later: {WHEN}.")]
 Until = Annotated[str | None, typer.Option("--until", help=f"Only dead letters written before this time: {WHEN}.")]
 Key = Annotated[str | None, typer.Option("--key", help="Only dead letters with this key.")]
+SentTo = Annotated[
+    list[str] | None,
+    typer.Option("--topic", help="Only dead letters of messages that were sent to this topic; repeatable."),
+]
+SentToHere = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--topic",
+        help="Only dead letters of messages that were sent to this topic, instead of VM_SYNC_TOPICS__REQUESTS; "
+        "repeatable.",
+    ),
+]
 At = Annotated[
     list[str] | None,
     typer.Option(
@@ -467,6 +479,7 @@ def list_dead_letters(
     since: Since = None,
     until: Until = None,
     key: Key = None,
+    topic: SentTo = None,
     at: At = None,
     discarded: Annotated[bool, typer.Option("--discarded", help="List discarded ones, too.")] = False,
     wide: Wide = False,
@@ -475,7 +488,9 @@ def list_dead_letters(
     """List dead letters with their reason, their message's beginning, and whether they were redriven."""
     from service.cli import dead_letters
 
-    chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    chosen = dead_letters.LetterFilter.of(
+        reasons=reason or (), topics=topic or (), since=since, until=until, key=key, at=at or ()
+    )
     dead_letters.list_(chosen, discarded=discarded, wide=wide, as_json=as_json)
 
 
@@ -498,6 +513,7 @@ def discard(
     since: Since = None,
     until: Until = None,
     key: Key = None,
+    topic: SentToHere = None,
     at: At = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be discarded.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
@@ -505,11 +521,14 @@ def discard(
 ) -> None:
     """Mark dead letters as dealt with: they are no longer listed, and never redriven. The topic keeps them.
 
-    Asks for confirmation. Letters that were redriven already are left as they are.
+    Asks for confirmation. Letters that were redriven already are left as they are, and so are those of messages that
+    were sent to other topics, unless --topic names these: deployments may share a dead-letter topic.
     """
     from service.cli import dead_letters
 
-    chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    chosen = dead_letters.LetterFilter.of(
+        reasons=reason or (), topics=topic or (), since=since, until=until, key=key, at=at or ()
+    )
     dead_letters.discard(chosen, dry_run=dry_run, confirmed=yes, as_json=as_json)
 
 
@@ -520,6 +539,7 @@ def redrive(
     since: Since = None,
     until: Until = None,
     key: Key = None,
+    topic: SentToHere = None,
     at: At = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be redriven.")] = False,
     at_most: Annotated[int, typer.Option(min=1, help="Refuse letters that were redriven this many times already.")] = 3,
@@ -527,18 +547,22 @@ def redrive(
         bool,
         typer.Option(
             "--force",
-            help="Redrive a letter regardless of its number of redrives, and of its topic.",
+            help="Redrive a letter regardless of its number of redrives, and of the topic its message was sent to.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Send dead letters to the requests topic again, bytes unchanged, each once, even if this command is interrupted.
 
-    Exit code 1 if some of the selected letters were refused.
+    Those of messages that were sent to other topics are left as they are, since deployments may share a dead-letter
+    topic; --topic with --force redrives them to VM_SYNC_TOPICS__REQUESTS. Exit code 1 if some of the selected letters
+    were refused.
     """
     from service.cli import dead_letters
 
-    chosen = dead_letters.LetterFilter.of(reasons=reason or (), since=since, until=until, key=key, at=at or ())
+    chosen = dead_letters.LetterFilter.of(
+        reasons=reason or (), topics=topic or (), since=since, until=until, key=key, at=at or ()
+    )
     dead_letters.redrive(chosen, dry_run=dry_run, at_most=None if force else at_most, as_json=as_json)
 
 

@@ -18,6 +18,7 @@ that a script which redrives every letter doesn't loop for ever. A letter whose 
 import asyncio
 import json
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ class Letter:
     put_back_at: datetime | None
     discarded_at: datetime | None = None
 
+    @property
+    def sent_to(self) -> str:
+        """The topic that the message was sent to; empty: the letter doesn't say."""
+        return self.said("topic")
+
     def said(self, name: str) -> str:
         """The value of one of the service's headers."""
         value = dict(self.record.headers).get(f"vm-sync-{name}")
@@ -110,8 +116,8 @@ class Letter:
         """
         if self.said("truncated") == "true" or self.said("reason") == DeadLetterReason.UNREADABLE:
             return "the dead letter does not contain the original bytes"
-        if at_most is not None and self.said("topic") not in {"", requests}:
-            return f"sent to the topic {self.said('topic')}; --force redrives it to {requests} nevertheless"
+        if at_most is not None and self.sent_to not in {"", requests}:
+            return f"sent to the topic {self.sent_to}; --force redrives it to {requests} nevertheless"
         if at_most is not None and self.times >= at_most:
             return f"redriven {self.times} times already; --force redrives it nevertheless"
         return None
@@ -129,6 +135,7 @@ class LetterFilter:
     """Selects letters."""
 
     reasons: frozenset[str]
+    topics: frozenset[str]
     since: datetime | None
     until: datetime | None
     key: str | None
@@ -138,11 +145,12 @@ class LetterFilter:
     def of(
         cls,
         *,
-        reasons: Collection[str],
-        since: str | None,
-        until: str | None,
-        key: str | None,
-        at: Collection[str],
+        reasons: Collection[str] = (),
+        topics: Collection[str] = (),
+        since: str | None = None,
+        until: str | None = None,
+        key: str | None = None,
+        at: Collection[str] = (),
     ) -> Self:
         """Parse the options. Raises `NoAnswer` for invalid values."""
         if unknown := set(reasons) - set(DeadLetterReason):
@@ -150,6 +158,7 @@ class LetterFilter:
             raise NoAnswer(msg, code=Exit.USAGE)
         return cls(
             reasons=frozenset(reasons),
+            topics=frozenset(topics),
             since=maybe_moment("--since", since, now=Clock().now()),
             until=maybe_moment("--until", until, now=Clock().now()),
             key=key,
@@ -161,11 +170,23 @@ class LetterFilter:
         record = letter.record
         return (
             (not self.reasons or letter.said("reason") in self.reasons)
+            and (not self.topics or letter.sent_to in self.topics)
             and (self.since is None or letter.set_aside >= self.since)
             and (self.until is None or letter.set_aside < self.until)
             and (self.key is None or printable(record.key) == self.key)
             and (not self.at or not self.at.isdisjoint({(record.partition, None), (record.partition, record.offset)}))
         )
+
+    def split(self, letters: Sequence[Letter], *, requests: str) -> tuple[list[Letter], Counter[str]]:
+        """Return the selected letters to act on, and how many others of each topic are left to those who read it.
+
+        Deployments may share a dead-letter topic: unless topics are named, only letters of this one are acted on.
+        """
+        if self.topics:
+            return list(letters), Counter()
+        own = [letter for letter in letters if letter.sent_to in {"", requests}]
+        others = [letter.sent_to for letter in letters if letter.sent_to not in {"", requests} and not letter.marked]
+        return own, Counter(others)
 
 
 def _place(text: str) -> tuple[int, int | None]:
@@ -196,7 +217,7 @@ def show(at: str, *, as_json: bool) -> None:
         msg = f"A letter is named by PARTITION:OFFSET, as `vm-sync dead-letters list` shows it, not {printable(at)}."
         raise NoAnswer(msg, code=Exit.USAGE)
     place = kafka.settings()
-    chosen = LetterFilter.of(reasons=(), since=None, until=None, key=None, at=[at])
+    chosen = LetterFilter.of(at=[at])
     letters = interrupts.run(_listed(place, chosen))
     if not letters:
         msg = f"There is no dead letter at {partition}:{offset} of {place.names.dead_letter}: it may have been deleted."
@@ -216,16 +237,18 @@ def show(at: str, *, as_json: bool) -> None:
 def discard(chosen: LetterFilter, *, dry_run: bool, confirmed: bool, as_json: bool) -> None:
     """Mark the chosen letters as dealt with, once that is confirmed; those that were redriven are left as they are."""
     place = kafka.settings()
-    wanted = [letter for letter in interrupts.run(_listed(place, chosen)) if not letter.marked]
+    own, others = chosen.split(interrupts.run(_listed(place, chosen)), requests=place.names.requests)
+    wanted = [letter for letter in own if not letter.marked]
     if not as_json and wanted:
         show_table(COLUMNS, [_row(letter) for letter in wanted])
     if wanted and not dry_run:
         _confirm(len(wanted), confirmed=confirmed)
         interrupts.run(_discarded(place, wanted))
     if as_json:
-        show_json({"dryRun": dry_run, "discarded": [_json(letter) for letter in wanted]})
+        show_json({"dryRun": dry_run, "discarded": [_json(letter) for letter in wanted], "otherTopics": others})
     else:
         print(f"{len(wanted)} {'would be discarded' if dry_run else 'discarded'}.")
+    _say_left(others)
 
 
 def _confirm(count: int, *, confirmed: bool) -> None:
@@ -243,7 +266,7 @@ def _confirm(count: int, *, confirmed: bool) -> None:
 def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
     """Redrive the selected letters that were not redriven yet and are not refused."""
     place = kafka.settings()
-    letters = interrupts.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
+    letters, others = interrupts.run(_redriven(place, chosen, dry_run=dry_run, at_most=at_most))
     before = [letter for letter in letters if letter.put_back_at]
     fresh = [
         (letter, letter.refusal(requests=place.names.requests, at_most=at_most))
@@ -259,6 +282,7 @@ def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json
                 "putBack": [_json(letter) for letter in done],
                 "putBackBefore": [_json(letter) for letter in before],
                 "refused": [_json(letter) | {"why": why} for letter, why in refused],
+                "otherTopics": others,
             }
         )
     else:
@@ -268,8 +292,14 @@ def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json
         print(f"{len(done)} {verb}, {len(before)} were redriven before, {len(refused)} refused.")
         for letter, why in refused:
             say(f"{letter.at} refused: {why}.")
+    _say_left(others)
     if refused:
         raise typer.Exit(Exit.NO)
+
+
+def _say_left(others: Mapping[str, int]) -> None:
+    for topic, count in sorted(others.items()):
+        say(f"Dead letters of messages that were sent to {topic}, left as they are: {count}; --topic selects them.")
 
 
 # ---------------------------------------------------------------- reading
@@ -330,26 +360,26 @@ def _mark(record: Record) -> bytes:
 
 async def _redriven(
     place: kafka.KafkaContext, chosen: LetterFilter, *, dry_run: bool, at_most: int | None
-) -> list[Letter]:
-    """Redrive; return the selected letters as they were before."""
+) -> tuple[list[Letter], Counter[str]]:
+    """Redrive; return the selected letters as they were before, and how many are left to others."""
+    requests = place.names.requests
     if dry_run:
-        return await _listed(place, chosen)
+        return chosen.split(await _listed(place, chosen), requests=requests)
     async with kafka.explained(place):
         await kafka.places(place, place.names.dead_letter)
-        await kafka.places(place, place.names.requests, operation=Operation.WRITE)
+        await kafka.places(place, requests, operation=Operation.WRITE)
         await _make_marks_topic(place)
         async with _producer(place) as producer:
             letters = await _letters(place, chosen, marks=await _marks(place))
+            own, others = chosen.split(letters, requests=requests)
             wanted = [
-                letter
-                for letter in letters
-                if not letter.marked and not letter.refusal(requests=place.names.requests, at_most=at_most)
+                letter for letter in own if not letter.marked and not letter.refusal(requests=requests, at_most=at_most)
             ]
             for start in range(0, len(wanted), LETTERS_AT_ONCE):
                 await _put_back(place, producer, wanted[start : start + LETTERS_AT_ONCE])
                 if start:
                     say(f"{start + LETTERS_AT_ONCE} of {len(wanted)} redriven ...")
-    return letters
+    return own, others
 
 
 @asynccontextmanager

@@ -827,15 +827,26 @@ def test_what_keeps_coming_back_is_refused_in_the_end_unless_forced(scene: Scene
     assert values(scene) == [1, 2]
 
 
-def test_a_letter_of_another_deployment_is_put_back_by_force_alone(scene: Scene) -> None:
-    scene.write("dead_letter", dead(scene, 1, topic="staging.requests"), dead(scene, 2))
+def test_letters_of_another_deployment_are_left_and_counted_unless_their_topic_is_named(scene: Scene) -> None:
+    scene.write("dead_letter", *[dead(scene, number, topic="staging.requests") for number in (1, 2, 3)], dead(scene, 4))
 
-    refused = scene.answer("dead-letters", "redrive", code=1)
-    assert values(scene) == [2]
+    looked = scene.answer("dead-letters", "redrive", "--dry-run")
+    done = scene.run("dead-letters", "redrive")
+    assert values(scene) == [4]
+    assert (done.exit_code, looked["otherTopics"]) == (0, {"staging.requests": 3})
+    assert "sent to staging.requests, left as they are: 3; --topic selects them" in done.stderr
+    assert scene.answer("dead-letters", "discard", "--yes", "--reason", "not-json")["discarded"] == []
+    assert len(scene.answer("dead-letters", "list", "--topic", "staging.requests")) == 3
+
+    refused = scene.answer("dead-letters", "redrive", "--topic", "staging.requests", "--key", "C4-1", code=1)
+    assert values(scene) == [4]
     assert "sent to the topic staging.requests; --force redrives it" in refused["refused"][0]["why"]
 
-    scene.answer("dead-letters", "redrive", "--force")
-    assert values(scene) == [1, 2]
+    scene.answer("dead-letters", "redrive", "--topic", "staging.requests", "--key", "C4-1", "--force")
+    assert values(scene) == [1, 4]
+
+    discarded = scene.answer("dead-letters", "discard", "--yes", "--topic", "staging.requests")
+    assert (len(discarded["discarded"]), discarded["otherTopics"]) == (2, {})
 
 
 def test_a_letter_whose_bytes_are_gone_is_never_put_back(scene: Scene) -> None:

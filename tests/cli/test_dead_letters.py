@@ -1,8 +1,10 @@
 """Dead letters as they are shown to people; what is done with them is in test_cli_kafka.py."""
 
+from datetime import UTC, datetime
+
 import pytest
 
-from service.cli.dead_letters import COLUMNS, Letter, _facts, _row
+from service.cli.dead_letters import COLUMNS, Letter, LetterFilter, _facts, _row
 from service.messages.kafka_record import Header, Record
 
 
@@ -46,3 +48,18 @@ def test_a_letter_of_a_deployment_that_shares_the_dead_letter_topic_is_only_redr
     letter = Letter(record, None)
 
     assert letter.refusal(requests="requests", at_most=at_most) == refusal
+
+
+def test_only_letters_of_the_own_requests_topic_are_acted_on_unless_topics_are_named() -> None:
+    def sent_to(topic: bytes | None, *, discarded: bool = False) -> Letter:
+        headers = () if topic is None else (("vm-sync-topic", topic),)
+        record = Record(topic="dead", partition=0, offset=1, timestamp_ms=0, key=None, value=b"", headers=headers)
+        return Letter(record, None, datetime.now(UTC) if discarded else None)
+
+    own = [sent_to(b"requests"), sent_to(None)]
+    others = [sent_to(b"staging"), sent_to(b"staging"), sent_to(b"test")]
+    letters = [*own, *others, sent_to(b"test", discarded=True)]
+
+    assert LetterFilter.of().split(letters, requests="requests") == (own, {"staging": 2, "test": 1})
+    assert LetterFilter.of(topics=["staging"]).split(others[:2], requests="requests") == (others[:2], {})
+    assert [letter for letter in letters if LetterFilter.of(topics=["staging"]).holds(letter)] == others[:2]

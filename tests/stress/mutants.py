@@ -2392,7 +2392,7 @@ MUTANTS: Final = (
     Mutant(
         name="a dead letter of another deployment is redriven",
         file="service/cli/dead_letters.py",
-        old="""        if at_most is not None and self.said("topic") not in {"", requests}:\n""",
+        old="""        if at_most is not None and self.sent_to not in {"", requests}:\n""",
         new="        if at_most is None and requests is None:\n",
         tests=("tests/cli/test_dead_letters.py",),
     ),
