@@ -361,6 +361,16 @@ def test_the_network_policy_lets_the_service_reach_the_kafka_and_the_vcda_of_its
     assert OTLP_OVER_HTTP in open_ports
 
 
+def test_the_network_policy_lets_names_be_looked_up_wherever_the_cluster_answers(serving: str) -> None:
+    """NodeLocal DNSCache answers on the node's network, which no selector of pods selects; OpenShift's pods at 5353."""
+    rules = one(serving, "NetworkPolicy")["spec"]["egress"]
+    anywhere = [port for rule in rules if "to" not in rule for port in rule["ports"]]
+
+    for port in (53, 5353):
+        assert {"port": port, "protocol": "UDP"} in anywhere
+        assert {"port": port, "protocol": "TCP"} in anywhere
+
+
 def test_the_probes_ask_the_operations_server_for_what_it_answers(serving: str) -> None:
     (container,) = [c for c in pod(serving)["spec"]["containers"] if c["name"] == "vm-sync"]
 
