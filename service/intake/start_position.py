@@ -274,9 +274,13 @@ class KafkaStartPositions:
         """
         if (offset := await committed()) is not None:
             msg = (
-                f"the consumer group {self._group_id} has committed offset {offset}, but the journal is empty: "
-                "the requests that were in flight are unknown. Restore the journal topic; or delete the group's "
-                "offsets to read the requests topic from its beginning"
+                f"the consumer group {self._group_id} has committed offset {offset}, but the journal {self._journal} "
+                "is empty. If the service has worked with another journal, or this one was deleted, requests may be "
+                "in flight that only the former journal shows: set VM_SYNC_TOPICS__JOURNAL to it, or restore it. If an "
+                "operator has set the group's offsets before the service first read this partition, nothing is in "
+                "flight: stop the service and delete the group's offsets (kafka-consumer-groups --delete-offsets); "
+                "then the partition is read from its beginning. The same is the way out if the former journal is "
+                "lost: requests that are still on the topic then run again"
             )
             raise JournalMismatch(msg, reason=StopReason.JOURNAL_EMPTY)
 
