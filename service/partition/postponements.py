@@ -15,11 +15,11 @@ from service.messages.wait_cause import WaitCause
 from service.partition.in_flight import Postponement, TrackedSync
 from service.sync import Waiting
 
-BUSY_BACKOFF = Backoff(first=timedelta(seconds=10), longest=timedelta(minutes=5))
-"""Pauses before the POST to a busy replication (409) is repeated: the first, doubling, and the longest; with jitter. A
-sync that another user started takes minutes at least."""
+BUSY_BACKOFF = Backoff(first=timedelta(seconds=15), longest=timedelta(minutes=7), jitter=0.5)
+"""Pauses before the POST to a busy replication (409) is repeated. A sync that another user started takes minutes at
+least."""
 
-REPEAT_BACKOFF = Backoff(first=timedelta(seconds=30), longest=timedelta(minutes=10))
+REPEAT_BACKOFF = Backoff(first=timedelta(seconds=45), longest=timedelta(minutes=15), jitter=0.5)
 """How long a request waits before its second POST after a doubt, and at most before the later ones: its first such POST
 goes at once. If the POSTs of a request repeatedly lead to no visible task, VCDA may create tasks later than look-ups
 expect: each further POST may start another sync."""
@@ -45,12 +45,12 @@ class Postponements:
 
     def busy(self, tracked: TrackedSync) -> None:
         """Postpone the next POST to a busy replication, longer each time."""
-        self._postpone(tracked, BUSY_BACKOFF.pause(tracked.busy), cause=WaitCause.BUSY)
+        self._postpone(tracked, BUSY_BACKOFF, tracked.busy, cause=WaitCause.BUSY)
         tracked.busy += 1
 
     def repeat(self, tracked: TrackedSync, waiting: Waiting) -> None:
         """Postpone the next POST of a request whose POSTs lead to no visible task, longer each time."""
-        self._postpone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)
+        self._postpone(tracked, REPEAT_BACKOFF, waiting.repeats - 2, cause=WaitCause.OTHER)
 
     def end(self, tracked: TrackedSync) -> None:
         """Forget the postponement of a request, if it has one: it is over, or the request has ended."""
@@ -62,8 +62,8 @@ class Postponements:
         if not self.counts[counted]:
             del self.counts[counted]
 
-    def _postpone(self, tracked: TrackedSync, seconds: float, *, cause: WaitCause) -> None:
-        pause = seconds * self._random.uniform(0.5, 1.5)
+    def _postpone(self, tracked: TrackedSync, backoff: Backoff, repeats: int, *, cause: WaitCause) -> None:
+        pause = backoff.pause(repeats, chance=self._random.random())
         tracked.postponed = Postponement(cause, self._clock.monotonic() + pause)
         self.counts[tracked.request.site, cause] += 1
         self._spawn(self._wait(tracked, pause))

@@ -1468,7 +1468,7 @@ MUTANTS: Final = (
     Mutant(
         name="repeated POSTs wait for nothing",
         file="service/partition/postponements.py",
-        old="        self._postpone(tracked, REPEAT_BACKOFF.pause(waiting.repeats - 2), cause=WaitCause.OTHER)\n",
+        old="        self._postpone(tracked, REPEAT_BACKOFF, waiting.repeats - 2, cause=WaitCause.OTHER)\n",
         new="        self._over(tracked)\n",
         tests=("tests/partition/test_driver.py",),
     ),
