@@ -85,10 +85,8 @@ class _Site:
 
     sought: dict[TrackedSync, _Sought] = field(default_factory=dict)
     more: asyncio.Event = field(default_factory=asyncio.Event)
-    failures: int = 0
-    """In a row, of looking among all tasks."""
     alone: int = 0
-    """So many of these while looking among one replication's worked."""
+    """How often in a row looking among all tasks failed while looking among one replication's worked."""
 
 
 class _Seen:
@@ -197,7 +195,6 @@ class Reconciler:
         """Look among all sync tasks; return whether they were shown."""
         seen = await self._find(name, None, sought)
         failed = isinstance(seen, Trouble)
-        site.failures = site.failures + 1 if failed else 0
         if site.alone >= OWN_AFTER and not failed:
             log.warning("Site %s: reading the list of all sync tasks succeeds again", name or "local")
         site.alone = site.alone if failed else 0
@@ -251,7 +248,7 @@ class Reconciler:
         if isinstance(tasks, Trouble):
             return tasks
         now = api.account(name)
-        return _Seen(tasks, began=began, account=now, settled=account is not None and account == now)
+        return _Seen(tasks, began=began, account=now, settled=account == now)
 
     def _latest_start(self, name: str | None, doubts: list[Submitting]) -> datetime | None:
         """Return the moment of the site's clock from which on no task can be of these POSTs; None: it is unknown."""

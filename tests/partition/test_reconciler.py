@@ -373,7 +373,7 @@ async def test_a_second_doubt_of_a_request_does_not_inherit_the_pauses_of_the_fi
     spawned: list[asyncio.Task[None]] = []
 
     def looked_up(tracked: TrackedSync, seen: sync.LookUp) -> None:
-        if tracked is not first or concluded or not isinstance(seen, sync.NotFound):
+        if tracked is not first or concluded or not isinstance(seen, sync.NotFound) or seen.account is None:
             return
         concluded.append(loop.time())
         first.state = Waiting(request=first.request)
@@ -429,6 +429,120 @@ class SlowApi:
 
     def site_clock(self, _: str | None) -> None:
         return None
+
+
+class ScriptedApi:
+    """Fails for the lists of some replications' tasks (None: of all), and shows no task in the others."""
+
+    def __init__(self, failing: Collection[str | None]) -> None:
+        self.failing = set(failing)
+        self.calls: list[tuple[float, str | None, str | None]] = []
+        """When, for which replication, in the name of which operation."""
+
+    async def find(
+        self, *, replication_id: str | None, operation_id: str | None = None, **_: object
+    ) -> list[sync.Task] | Trouble:
+        self.calls.append((now(), replication_id, operation_id))
+        return Trouble(label="5xx", detail="It broke.", own=True) if replication_id in self.failing else []
+
+    def account(self, _: str | None) -> Account:
+        return Account("us")
+
+    def names(self, *_: object) -> Names:
+        return Names(frozenset({"us"}), learnt=True)
+
+    def site_clock(self, _: str | None) -> None:
+        return None
+
+    @property
+    def asked(self) -> list[str | None]:
+        return [replication for _, replication, _ in self.calls]
+
+
+class Doubts:
+    """A reconciler with POSTs in doubt, each of which ends when a look-up concludes that it made no task."""
+
+    def __init__(self, api: ScriptedApi, *, of: Collection[str], conclusive_from: float = 0.0) -> None:
+        clock = VirtualClock(asyncio.get_running_loop())
+        lanes = Lanes(
+            limits=LaneLimits(max_concurrent_submits=4, max_running=0), clock=clock, metrics=Meter(), random=Random(1)
+        )
+        self.api = api
+        self.concluded: list[str] = []
+        self._conclusive_from = conclusive_from
+        self._tasks: list[asyncio.Task[None]] = []
+        reconciler = Reconciler(
+            api=api,
+            lane=lanes.lane,
+            clock=clock,
+            spawn=lambda work: self._tasks.append(asyncio.create_task(work)),
+            looked_up=self._looked_up,
+        )
+        for name in of:
+            reconciler.add(TrackedSync(doubt(name, attempts=1, conclusive_from=conclusive_from)))
+
+    def _looked_up(self, tracked: TrackedSync, seen: sync.LookUp) -> None:
+        if isinstance(seen, sync.NotFound) and seen.began >= self._conclusive_from:
+            self.concluded.append(tracked.request.replication_id)
+            tracked.state = Waiting(request=tracked.request)
+
+    async def end(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+
+@virtual
+async def test_few_of_many_doubts_are_looked_up_alone_before_the_list_of_all_tasks_is_tried_again() -> None:
+    names = [f"C4-{n}" for n in range(3 * ONE_BY_ONE)]
+    doubts = Doubts(ScriptedApi({None}), of=names)
+    await asyncio.sleep(3600.0)
+    between = "".join("|" if replication is None else "." for replication in doubts.api.asked).split("|")
+    assert max(map(len, between)) == 1 + ONE_BY_ONE, "the one that shows whether single ones work, and the others"
+    assert sorted(doubts.concluded) == sorted(names)
+    await doubts.end()
+
+
+@virtual
+async def test_the_list_of_a_replications_tasks_has_to_do_once_that_of_all_has_failed_three_times() -> None:
+    doubts = Doubts(ScriptedApi({None}), of=["C4-1"])
+    while not doubts.concluded:
+        await asyncio.sleep(0.1)
+    assert doubts.api.asked.count(None) == OWN_AFTER
+    await doubts.end()
+
+
+@virtual
+async def test_of_many_doubts_the_one_whose_look_up_fails_does_not_come_first_again() -> None:
+    doubts = Doubts(ScriptedApi({None, "C4-0"}), of=[f"C4-{n}" for n in range(3 * ONE_BY_ONE)])
+    await asyncio.sleep(60.0)
+    assert [replication for replication in doubts.api.asked if replication is not None][:2] == ["C4-0", "C4-1"]
+    await doubts.end()
+
+
+@virtual
+async def test_look_ups_that_failed_are_rare_only_until_one_succeeds() -> None:
+    api = ScriptedApi({"C4-1"})
+    doubts = Doubts(api, of=["C4-1"], conclusive_from=1e9)
+    while len(api.calls) < OWN_AFTER:
+        await asyncio.sleep(0.1)
+    api.failing.clear()
+    while len(api.calls) == OWN_AFTER:
+        await asyncio.sleep(0.1)
+    api.failing.add("C4-1")
+    await asyncio.sleep(600.0)
+    gaps = [later - earlier for (earlier, *_), (later, *_) in pairwise(api.calls[OWN_AFTER + 1 :])]
+    assert gaps[:4] == pytest.approx([15.0, 15.0, 15.0, 30.0])
+    await doubts.end()
+
+
+@virtual
+async def test_a_look_up_for_several_posts_is_made_in_the_name_of_none() -> None:
+    doubts = Doubts(ScriptedApi({None}), of=["C4-1", "C4-2"])
+    await asyncio.sleep(1.0)
+    (_, *first), (_, *second) = doubts.api.calls[:2]
+    assert (first, second) == ([None, None], ["C4-1", "a"])
+    await doubts.end()
 
 
 def doubt(replication_id: str, *, attempts: int, conclusive_from: float) -> Submitting:
