@@ -24,7 +24,7 @@ mistaken for a duplicate once in 10^30 requests."""
 _hash = partial(blake2b, digest_size=HASH_BYTES)
 
 YOUNG: Final = timedelta(hours=1)
-"""How long tasks of ended requests are kept for look-ups: longer than both margins of their beginnings together."""
+"""How long tasks of ended requests are kept for look-ups: longer than these go back, 16 min (a test compares them)."""
 
 
 class DedupIndex:

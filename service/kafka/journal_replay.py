@@ -38,7 +38,7 @@ YOUNG_MS: Final = milliseconds(YOUNG)
 
 KEPT: Final = timedelta(minutes=20)
 """How long the record of an ended sync stays in the journal after its identity has expired, so that the next owners of
-the partition know its task: longer than look-ups go back for the task of a POST, 16 min."""
+the partition know its task: longer than look-ups go back for the task of a POST, 16 min (a test compares them)."""
 
 KEPT_MS: Final = milliseconds(KEPT)
 

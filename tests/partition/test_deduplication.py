@@ -6,9 +6,11 @@ from datetime import timedelta
 
 import pytest
 
+from service.kafka.dedup_index import YOUNG
 from service.kafka.journal_replay import KEPT
 from service.partition import deduplication
 from service.partition.deduplication import SWEEP
+from service.partition.driver import CLOCKS_MARGIN, UNCALIBRATED_MARGIN
 from tests.support.simulated_deployment import POLICY, Deployment, ask_at, deployed, run
 
 FORGETFUL = replace(POLICY, deduplicate_for=timedelta(hours=1))
@@ -131,3 +133,8 @@ async def test_the_task_of_a_request_is_known_after_its_identity_is_forgotten(d:
     await d.settled()
     assert d.world.tasks_of() == {"a1": 1, "a2": 1}
     assert [told.data["taskId"] for told in d.log.told] == ["task-1", "task-2"]
+
+
+def test_the_tasks_of_ended_requests_are_known_for_longer_than_look_ups_go_back() -> None:
+    """A look-up goes back by a site clock's margin; tasks that are passed over may have begun by a margin earlier."""
+    assert max(CLOCKS_MARGIN, UNCALIBRATED_MARGIN) + CLOCKS_MARGIN < min(KEPT, YOUNG)
