@@ -606,6 +606,7 @@ def _redirection(headers: httpx.Headers) -> str:
     """Name the server that an answer redirects to; its path and query may contain secrets."""
     try:
         to = httpx.URL(headers.get("location", ""))
-    except httpx.InvalidURL:
+        host = to.host
+    except (httpx.InvalidURL, UnicodeError):  # UnicodeError: of `host`, for one that is no valid international name
         return ""
-    return f", a redirect to {to.scheme}://{to.host}" if to.host else ""
+    return f", a redirect to {to.scheme}://{host}" if host else ""

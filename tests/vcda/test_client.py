@@ -110,6 +110,7 @@ async def test_a_task_that_may_be_the_replications_is_accepted(named: str | None
         ),
         (Reply(302, HTML, {"Location": "/login?state=s3cret"}), "VCDA answered with 302."),
         (Reply(302, HTML, {"Location": "https://host:port/"}), "VCDA answered with 302."),
+        (Reply(302, HTML, {"Location": "https://xn--/login"}), "VCDA answered with 302."),
     ],
 )
 async def test_an_answer_that_is_not_vcdas_is_described_by_its_type_or_by_where_it_redirects_to(
@@ -119,6 +120,29 @@ async def test_an_answer_that_is_not_vcdas_is_described_by_its_type_or_by_where_
 
     assert isinstance(seen, Unanswered)
     assert seen.trouble.detail == detail
+
+
+async def test_no_header_of_an_answer_makes_a_call_raise() -> None:
+    names = ("Location", "Retry-After", "Date", "Age", "Content-Type", "Content-Encoding", "WWW-Authenticate")
+    values = (
+        *(
+            "",
+            ":",
+            "//",
+            "https://",
+            "https://[::1",
+            "https://xn--/",
+            "https://xn--a\u0080b/",
+            "https://ä.example/",
+            "//%zz@:99999/",
+        ),
+        *("nan", "inf", "-inf", "-99999999999999999999", "1e999", "\u0663", "5, 5", "0x10", "9" * 5000),
+        *("Thu, 01 Jan 1970 00:00:00 +9999", "Fri, 31 Dec 9999 23:59:59 -2359", "Mon, 00 Jan 0000 99:99:99 GMT"),
+    )
+    replies = iter([Reply(302, HTML, {name: value}) for name in names for value in values])
+    async with appliance(script(tasks=lambda _: next(replies))) as there, ours(there.url) as us:
+        for _ in range(len(names) * len(values)):
+            assert isinstance(await us.vcda.ask(site=None, task_id=TASK_ID), Trouble)
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 415, 422])
