@@ -447,5 +447,8 @@ _DEAD_LETTER_HEADERS: Final[Object] = {
     "vm-sync-offset": _text("The offset.", pattern="^[0-9]+$"),
     "vm-sync-timestamp": _text("The record's Kafka timestamp, in milliseconds since 1970.", pattern="^-?[0-9]+$"),
     "vm-sync-redriven": _text("How often the message was redriven.", pattern="^[0-9]+$"),
-    "vm-sync-truncated": _text("Present, with the value `true`, if the value was too large to keep.", const="true"),
+    "vm-sync-truncated": _text(
+        "Present, with the value `true`, if the value, or key and headers as well, were too large to keep.",
+        const="true",
+    ),
 }

@@ -335,8 +335,7 @@ class KafkaJournal:
             counts = {topic: len(await self._partitions(topic)) for topic in {event.topic for event in batch.events}}
         events: dict[TopicPartition, deque[_Record]] = {}
         size = self._slices.size(PACKED_AT_ONCE)
-        for number, told in enumerate(batch.events, 1):
-            event = told if told.shorter is None or self._refusals.fits(told) else told.shorter
+        for number, event in enumerate(map(self._fitting, batch.events), 1):
             place = TopicPartition(event.topic, _partition(event.key, counts[event.topic]))
             events.setdefault(place, deque()).append((event.key, event.value, list(event.headers), event.timestamp_ms))
             if number % size == 0:
@@ -345,6 +344,12 @@ class KafkaJournal:
             (self._place, _journal_records(batch)),
             *((place, _one_by_one(some)) for place, some in events.items()),
         ]
+
+    def _fitting(self, event: Event) -> Event:
+        """Return an event in its longest form that no broker has refused for its size, or else in its shortest."""
+        while event.shorter is not None and not self._refusals.fits(event):
+            event = event.shorter
+        return event
 
     async def _write(self, records: Iterable[tuple[TopicPartition, Iterable["_Record"]]]) -> None:
         """Write the records in one transaction."""

@@ -1,8 +1,10 @@
 """Turns an invalid message into a dead letter, and a dead letter into the original message for a redrive."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
-from service.messages.kafka_record import MAX_REQUEST_BYTES, Event, Header, Record, record_size
+from service.messages.kafka_record import MAX_REQUEST_BYTES, Event, Header, Record
 from service.messages.requests import InvalidRequest
 
 # ---------------------------------------------------------------- dead letters
@@ -14,22 +16,12 @@ _OURS: Final = frozenset(
 )
 
 
-def write_dead_letter(record: Record, bad: InvalidRequest, *, topic: str, truncated: bool = False) -> Event:
+def write_dead_letter(record: Record, bad: InvalidRequest, *, topic: str) -> Event:
     """Write a dead letter: the record unchanged, and the reason. Headers of an earlier dead letter are replaced.
 
-    `truncated` is for a record that the broker refuses for its size: no value then, and no more of key and headers
-    than any request may have.
+    Where the broker refuses it for its size, it comes without the value, and if that isn't enough, also without the key
+    and the record's headers: whoever sends must not be able to stop a partition.
     """
-    key, value = record.key, record.value
-    original = tuple([header for header in record.headers if header[0] not in _OURS])
-    if truncated:
-        value = None
-        if record_size(record) - len(record.value or b"") > MAX_REQUEST_BYTES:
-            original = ()
-            key = None if key is None or len(key) > MAX_REQUEST_BYTES else key
-    if key is None and value is None:
-        # aiokafka refuses a record that has neither.
-        value = b""
     words = {
         "vm-sync-reason": bad.reason.value,
         "vm-sync-detail": bad.detail,
@@ -39,16 +31,18 @@ def write_dead_letter(record: Record, bad: InvalidRequest, *, topic: str, trunca
         "vm-sync-timestamp": str(record.timestamp_ms),
         REDRIVEN: str(redriven(record.headers)),
     }
-    if truncated:
-        words["vm-sync-truncated"] = "true"
+    less = words | {"vm-sync-truncated": "true"}
+    bare = _dead_letter(replace(record, key=None, value=None, headers=()), less, topic=topic)
+    without_value = _dead_letter(replace(record, value=None), less, topic=topic, shorter=bare)
+    return _dead_letter(record, words, topic=topic, shorter=without_value)
+
+
+def _dead_letter(record: Record, words: Mapping[str, str], *, topic: str, shorter: Event | None = None) -> Event:
+    original = tuple([header for header in record.headers if header[0] not in _OURS])
     ours = tuple([(name, text.encode("utf-8", "replace")) for name, text in words.items()])
-    return Event(
-        topic=topic,
-        key=key,
-        value=value,
-        headers=original + ours,
-        shorter=None if truncated else write_dead_letter(record, bad, topic=topic, truncated=True),
-    )
+    # aiokafka refuses a record that has neither key nor value.
+    value = b"" if record.key is None and record.value is None else record.value
+    return Event(topic=topic, key=record.key, value=value, headers=original + ours, shorter=shorter)
 
 
 def redriven(headers: tuple[Header, ...]) -> int:

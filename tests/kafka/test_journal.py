@@ -348,6 +348,24 @@ async def test_dead_letters_that_the_broker_refuses_for_their_size_come_without_
         assert service.metric("partitions_reopened_total") <= 8
 
 
+async def test_dead_letters_whose_keys_or_headers_the_broker_refuses_come_without_them_and_stop_nothing(
+    kafka: Kafka, topic_name: TopicNamer
+) -> None:
+    station = Station(kafka.bootstrap, topic_name("narrow-keys"))
+    station.settings[station.topics.dead_letter] = {"max.message.bytes": "20000"}
+    async with station:
+        await station.service()
+        await station.send(key=b"k" * 30_000, value=b"x", headers=[("h", b"v")])
+        await station.send(key=b"k", value=b"x", headers=[("h", b"v" * 30_000)])
+        await station.ask("behind")
+
+        await station.settled("behind")
+        letters = await station.dead_letters(2)
+        assert [(letter.key, letter.value, word(letter, "truncated")) for letter in letters] == [
+            (None, b"", "true")
+        ] * 2
+
+
 async def test_an_outcome_that_the_broker_refuses_for_its_size_comes_with_fewer_words(
     kafka: Kafka, topic_name: TopicNamer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2250,6 +2250,20 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_http.py",),
     ),
     Mutant(
+        name="a redirect to an invalid international name ends the poller, and so the process",
+        file="service/vcda/client.py",
+        old="    except (httpx.InvalidURL, UnicodeError):",
+        new="    except httpx.InvalidURL:",
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
+        name="a dead letter that is refused for its size without its value, too, is not shortened further",
+        file="service/kafka/journal.py",
+        old="        while event.shorter is not None and not self._refusals.fits(event):\n",
+        new="        if event.shorter is not None and not self._refusals.fits(event):\n",
+        tests=("tests/kafka/test_journal.py",),
+    ),
+    Mutant(
         name="why no bootstrap server can be reached is not said when a partition is opened",
         file="service/kafka/journal.py",
         old="                if not errors:\n                    raise\n",
