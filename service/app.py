@@ -17,9 +17,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
 from datetime import timedelta
+from functools import partial
 from importlib.metadata import version
 
 from aiokafka.errors import KafkaError
@@ -73,8 +74,9 @@ WATCH_START = timedelta(milliseconds=50)
 KAFKA_SILENT = timedelta(seconds=12)
 """Kafka counts as away when it has not answered for so long; it is asked every few seconds."""
 
-KEEP_LOGGED_IN = timedelta(seconds=1)
-"""How often it is looked whether the session stands. A call is made only where a login or an extension is due."""
+LOOK = timedelta(seconds=1)
+"""How often it is looked whether the session stands, and what else is degraded. A call is made only where a login or an
+extension is due."""
 
 SIGNALS = signal.SIGTERM, signal.SIGINT
 """The signals that stop a process cleanly."""
@@ -219,10 +221,15 @@ class App:
         syncs, self._account = parts.syncs, parts.account
         self._parts = parts
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
+        self._metrics.set_certificates_invalid(lambda: len(_troubles(parts)))
         if tokens := parts.kafka.tokens:
             self._metrics.set_token_failing(lambda: tokens.failing_for)
         polling = asyncio.create_task(syncs.poller.run())
-        keeping = asyncio.create_task(self._keep_logged_in(parts))
+        # Each by itself: a login at a VCDA that doesn't answer takes half a minute.
+        keeping = asyncio.create_task(self._show_degraded("the regular login to VCDA", parts.vcda.unusable))
+        looking = asyncio.create_task(
+            self._show_degraded("the look at what is degraded", partial(self._degraded_by, parts))
+        )
         watching: asyncio.Task[None] | None = None
         starting: asyncio.Task[None] | None = None
         try:
@@ -245,6 +252,7 @@ class App:
                     "the poller of VCDA's tasks": polling,
                     "the check of liveness and readiness": watching,
                     "the regular login to VCDA": keeping,
+                    "the look at what is degraded": looking,
                 },
             )
             self._health.draining()
@@ -252,7 +260,7 @@ class App:
             return code
         finally:
             self._health.draining()
-            for task in (watching, polling, keeping, starting):
+            for task in (watching, polling, keeping, looking, starting):
                 if task is not None:
                     task.cancel()
             syncs.lanes.close()
@@ -436,26 +444,27 @@ class App:
                 pause = WATCH
             await asyncio.sleep(pause.total_seconds())
 
-    async def _keep_logged_in(self, parts: wiring.ServiceParts) -> None:
-        """Log in to VCDA from the start on, so that wrong settings show before the first request. Never returns."""
+    async def _show_degraded(self, what: str, look: Callable[[], Awaitable[list[str]]]) -> None:
+        """Look at what is degraded, and why, again and again. Never returns.
+
+        VCDA is logged in to from the start on, so that wrong settings show before the first request.
+        """
         while True:
             try:
-                reasons = await self._degraded_by(parts)
+                reasons = await look()
             except Exception as error:
                 # Nothing but an early warning is lost: each call logs in by itself.
-                log.exception("Internal error in the regular login to VCDA")
+                log.exception("Internal error in %s", what)
                 reasons = [f"an internal error hides what is degraded ({type(error).__name__}); see the log"]
-            self._health.degraded(reasons)
-            await asyncio.sleep(KEEP_LOGGED_IN.total_seconds())
+            self._health.degraded(what, reasons)
+            await asyncio.sleep(LOOK.total_seconds())
 
     async def _degraded_by(self, parts: wiring.ServiceParts) -> list[str]:
-        """Log in to VCDA where that is due, and return what is degraded, and why."""
+        """Return what is degraded but for the session, and why. Waits for nothing."""
         lanes, tokens = parts.syncs.lanes, parts.kafka.tokens
         for one in parts.certificates:
             one.latest()  # connections may last longer than the certificates
-        invalid = [one.trouble for one in parts.certificates if one.trouble is not None]
-        self._metrics.certificates_invalid(len(invalid))
-        reasons = await parts.vcda.unusable()
+        reasons = []
         for lane in lanes:
             if lane.lacks_credentials:
                 reasons.append(without_credentials(public_name(lane.site)))
@@ -465,6 +474,7 @@ class App:
                 reasons.append(failing)
         if tokens and tokens.warning:
             reasons.append(tokens.warning)
+        invalid = _troubles(parts)
         reasons += [f"new certificate files are invalid, so the previous ones are used: {why}" for why in invalid]
         reasons += map(str, lanes.operator_pauses.current())
         reasons += parts.syncs.control.trouble()
@@ -506,6 +516,11 @@ class App:
 
     def _partitions(self) -> tuple[Partition, ...]:
         return () if self._intake is None else tuple(self._intake.partitions())
+
+
+def _troubles(parts: wiring.ServiceParts) -> list[str]:
+    """Return why certificate files that have changed are invalid."""
+    return [one.trouble for one in parts.certificates if one.trouble is not None]
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

@@ -251,7 +251,7 @@ def _connected(
         )
 
     def make_intake() -> Intake:
-        return Intake(
+        intake = Intake(
             connection=connection,
             plan=Plan(
                 group_id=tuning.group_id,
@@ -292,6 +292,8 @@ def _connected(
             ),
             metrics=metrics,
         )
+        metrics.set_intake(intake.seen)
+        return intake
 
     return Parts(
         lanes=lanes,

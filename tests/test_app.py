@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -91,9 +92,6 @@ async def test_a_process_is_ready_as_soon_as_its_partitions_are_and_is_looked_at
 
 
 async def test_look_ups_that_fail_while_the_site_answers_other_calls_are_degraded(app: App) -> None:
-    async def unusable() -> list[str]:
-        return []
-
     class Lanes(list[Any]):
         operator_pauses = SimpleNamespace(current=list)
 
@@ -102,7 +100,6 @@ async def test_look_ups_that_fail_while_the_site_answers_other_calls_are_degrade
         lacks_credentials=False, open_breaker=lambda: None, look_ups=SimpleNamespace(complaint=lambda: said)
     )
     parts = SimpleNamespace(
-        vcda=SimpleNamespace(unusable=unusable),
         syncs=SimpleNamespace(lanes=Lanes([lane]), control=SimpleNamespace(trouble=list)),
         kafka=SimpleNamespace(tokens=None),
         certificates=(),
@@ -114,20 +111,18 @@ async def test_look_ups_that_fail_while_the_site_answers_other_calls_are_degrade
 async def test_new_certificate_files_that_are_invalid_are_degraded_and_counted_before_a_connection_needs_them(
     app: App, tmp_path: Path
 ) -> None:
-    async def unusable() -> list[str]:
-        return []
-
     class Lanes(list[Any]):
         operator_pauses = SimpleNamespace(current=list)
 
     file = tmp_path / "ca.pem"
     trustme.CA().cert_pem.write_to_path(str(file))
     parts = SimpleNamespace(
-        vcda=SimpleNamespace(unusable=unusable),
         syncs=SimpleNamespace(lanes=Lanes(), control=SimpleNamespace(trouble=list)),
         kafka=SimpleNamespace(tokens=None),
         certificates=[Current(Certificates(prefix="VM_SYNC_VCDA__", ca_file=file))],
     )
+
+    app._metrics.set_certificates_invalid(lambda: len(application._troubles(cast("Any", parts))))
 
     def counted() -> float | None:
         return app._registry.get_sample_value("vm_sync_certificates_invalid")
@@ -144,13 +139,36 @@ async def test_new_certificate_files_that_are_invalid_are_degraded_and_counted_b
     assert (await app._degraded_by(cast("Any", parts)), counted()) == ([], 0)
 
 
+@virtual
+async def test_what_is_degraded_is_shown_while_a_login_hangs() -> None:
+    output = logs.Output(redactor=logs.Redactor(), dropped=lambda: 0)
+    app = App(load(LEAST), output=output, clock=VirtualClock(asyncio.get_running_loop()))
+    paused: list[str] = []
+
+    async def hang() -> list[str]:
+        await asyncio.sleep(30)
+        return ["no session at VCDA"]
+
+    async def others() -> list[str]:
+        return list(paused)
+
+    looks = [asyncio.create_task(app._show_degraded(*look)) for look in (("the login", hang), ("the others", others))]
+    await asyncio.sleep(10)
+    paused.append("site local is paused")
+    await asyncio.sleep(1.5)
+    while_it_hangs = app._health.what_is_degraded()
+    await asyncio.sleep(20)
+    for look in looks:
+        look.cancel()
+
+    assert while_it_hangs == ["site local is paused"]
+    assert sorted(app._health.what_is_degraded()) == ["no session at VCDA", "site local is paused"]
+
+
 async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_and_ends_nothing(
     app: App, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = asyncio.Event()
-
-    async def unusable() -> list[str]:
-        return []
 
     def current() -> list[object]:
         if caplog.records:
@@ -161,13 +179,12 @@ async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_
         operator_pauses = SimpleNamespace(current=current)
 
     parts = SimpleNamespace(
-        vcda=SimpleNamespace(unusable=unusable),
         syncs=SimpleNamespace(lanes=Lanes()),
         kafka=SimpleNamespace(tokens=None),
         certificates=(),
     )
-    monkeypatch.setattr(application, "KEEP_LOGGED_IN", application.KEEP_LOGGED_IN / 1000)
-    keeping = asyncio.create_task(app._keep_logged_in(cast("Any", parts)))
+    monkeypatch.setattr(application, "LOOK", application.LOOK / 1000)
+    keeping = asyncio.create_task(app._show_degraded("the look", partial(app._degraded_by, cast("Any", parts))))
     async with asyncio.timeout(60):
         await looked.wait()
     keeping.cancel()

@@ -36,9 +36,10 @@ from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.intake.topic_comparison import TopicComparison
 from service.kafka.consumer import SteadyConsumer
 from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, Resource, explain
-from service.kafka.journal_api import Opened, StopReason
+from service.kafka.journal_api import Opened
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
+from service.observability.metrics import IntakeSeen
 from service.partition.dependencies import Dependencies
 from service.partition.partition import Partition
 
@@ -52,13 +53,7 @@ again."""
 class Meter(SupervisorMeter, Protocol):
     """The metrics of the intake."""
 
-    def records_read(self, count: int) -> None: ...  # noqa: D102 - the names say it
-    def owned(self, count: int) -> None: ...  # noqa: D102
-    def partitions(self, total: int) -> None: ...  # noqa: D102
-    def stopped(self, reason: str, count: int) -> None: ...  # noqa: D102
-    def kafka_connected(self, value: bool) -> None: ...  # noqa: D102, FBT001
-    def unread(self, seconds: float) -> None: ...  # noqa: D102
-    def open_transaction(self, seconds: float) -> None: ...  # noqa: D102
+    def records_read(self, count: int) -> None: ...  # noqa: D102 - the name says it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +95,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         self._closing: dict[int, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
         """Tasks that must not end while the intake runs."""
-        self._stop_reasons: set[StopReason] = set()
-        """The reasons of stopped partitions that the metrics show."""
         self.partition_count = 0
         """Partitions of the requests topic, as far as is known."""
         self._stopping = False
@@ -310,6 +303,23 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             if supervisor.mismatched is not None
         }
 
+    def seen(self) -> IntakeSeen:
+        """Return what the metrics show, as it is at this moment."""
+        # What Kafka denies can't be counted: without the right to read, nobody says where the partitions end.
+        denied = self._denials.lasting(self._plan.group_id, self._dependencies.requests)
+        return IntakeSeen(
+            partitions=self.partition_count,
+            owned=sum(1 for _ in self.partitions()),
+            stopped=[
+                supervisor.mismatched.reason
+                for supervisor in self._supervisors.values()
+                if supervisor.mismatched is not None
+            ],
+            kafka_answers=self._reachability.answers,
+            unread_for=max(self._watch.unread_for(), denied),
+            held_back_for=self._watch.transactions.longest(),
+        )
+
     # ------------------------------------------------------------ assigned and revoked
 
     @override
@@ -392,18 +402,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             self._consumer.resume(place)
         return self._consumer.seeks[place]
 
-    def supervised(self) -> None:
-        """Count open and stopped partitions."""
-        self._metrics.owned(sum(1 for _ in self.partitions()))
-        reasons = [
-            supervisor.mismatched.reason
-            for supervisor in self._supervisors.values()
-            if supervisor.mismatched is not None
-        ]
-        for reason in {*reasons, *self._stop_reasons}:
-            self._metrics.stopped(reason, reasons.count(reason))
-        self._stop_reasons = set(reasons)
-
     # ------------------------------------------------------------ records
 
     def _take(self, number: int, records: list[Record]) -> None:
@@ -485,7 +483,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             # An error of the commit is the group's answer, so Kafka is reachable.
             log.debug("Committing the cursors to the consumer group failed: %r", error)
         self._reachability.note(answered=seen)
-        self._metrics.kafka_connected(seen)
 
     def _refused(self, place: TopicPartition | None, error: Exception) -> None:
         """Take what a broker has refused to the consumer: of the partition's topic, or (None) of the group."""
@@ -498,7 +495,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     def _note_partitions(self, count: int) -> None:
         """Count the topic's partitions, and look for a topic that is missing: aiokafka does so every five minutes."""
-        self._metrics.partitions(count)
         self.partition_count = count
         topic = self._dependencies.requests
         hidden = count == 0 and not self._consumer.may_see(topic)
@@ -528,10 +524,6 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
     async def _watch_reading(self) -> None:
         kafka_is_there = self._reachability.silent_for < self._timings.report.total_seconds()
         await self._watch.look(self._supervisors, kafka_is_there=kafka_is_there)
-        # What Kafka denies can't be counted: without the right to read, nobody says where the partitions end.
-        denied = self._denials.lasting(self._plan.group_id, self._dependencies.requests)
-        self._metrics.unread(max(self._watch.unread_for(), denied))
-        self._metrics.open_transaction(self._watch.transactions.longest())
 
     async def _compare(self, what: str, compare: Callable[[], Awaitable[None]]) -> None:
         """Compare something periodically, until it is cancelled."""

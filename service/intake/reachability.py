@@ -25,6 +25,8 @@ class Reachability:
     ) -> None:
         self.answered_at = clock.monotonic()
         """When Kafka has answered the consumer last (monotonic)."""
+        self.answers = False
+        """Whether it has, when it was asked last."""
         self._connection = connection
         self._subscriber = subscriber
         self._timings = timings
@@ -39,6 +41,7 @@ class Reachability:
 
     def note(self, *, answered: bool) -> None:
         """Kafka has answered the consumer, or has not."""
+        self.answers = answered
         if answered:
             self.answered_at = self._clock.monotonic()
             self._outage.answered()

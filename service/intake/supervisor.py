@@ -79,9 +79,6 @@ class GroupMember(Protocol):
         None: the partition is not assigned here, or the process stops.
         """
 
-    def supervised(self) -> None:
-        """A partition was opened, closed or stopped."""
-
 
 class PartitionSupervisor:
     """Keeps one assigned partition open. `start` and `let_go` are called once each."""
@@ -229,7 +226,6 @@ class PartitionSupervisor:
             self.open_since = None
             if self.partition is not None:
                 self.partition, self.closed_since = None, self._clock.monotonic()
-            self._member.supervised()
             if partition is not None:
                 await partition.close()
                 self._memory = partition.memory()
@@ -239,14 +235,8 @@ class PartitionSupervisor:
         if self.mismatched is None or str(self.mismatched) != str(error):
             log.error("Partition %d is stopped: %s", self.place.partition, error)
         self.mismatched = error
-        self._member.supervised()
-        try:
-            await asyncio.sleep(self._timings.mismatch_recheck.total_seconds())
-            await self._until_confirmed()
-        except asyncio.CancelledError:
-            self.mismatched = None
-            self._member.supervised()
-            raise
+        await asyncio.sleep(self._timings.mismatch_recheck.total_seconds())
+        await self._until_confirmed()
 
     async def _until_confirmed(self) -> None:
         """Wait until the group confirms that this process is still a member.
@@ -302,7 +292,6 @@ class PartitionSupervisor:
             raise
         self.partition, self.mismatched, self._memory = partition, None, None
         self._metrics.restored(self._clock.monotonic() - began)
-        self._member.supervised()
         log.info(
             "Partition %d is open: %d requests in flight, reading from offset %d",
             self.place.partition,

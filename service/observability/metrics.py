@@ -12,7 +12,7 @@ It never logs, never raises for an unknown label value, and uses only the regist
 
 import platform
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final, Literal, NamedTuple, Self, TypeAlias, TypeVar
@@ -243,9 +243,9 @@ METRICS: Final = (
         buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
     ),
     Metric("vm_sync_identities_remembered", "gauge", "Ended requests remembered to recognise duplicates."),
-    Metric("vm_sync_partitions", "gauge", "Partitions of the requests topic."),
-    Metric("vm_sync_partitions_owned", "gauge", "Partitions that are open in this process."),
-    Metric("vm_sync_partitions_stopped", "gauge", "Stopped partitions, by reason.", ("reason",)),
+    Metric("vm_sync_partitions", "gauge", "Partitions of the requests topic.", at_scrape=True),
+    Metric("vm_sync_partitions_owned", "gauge", "Partitions that are open in this process.", at_scrape=True),
+    Metric("vm_sync_partitions_stopped", "gauge", "Stopped partitions, by reason.", ("reason",), at_scrape=True),
     Metric("vm_sync_partitions_reopened_total", "counter", "Partitions reopened after a failure of their journal."),
     Metric(
         "vm_sync_journals_rewritten_total",
@@ -257,7 +257,12 @@ METRICS: Final = (
         "counter",
         "Journals of which records had been deleted when they were opened; requests in flight may have no outcome.",
     ),
-    Metric("vm_sync_kafka_connected", "gauge", "1 while Kafka answers, else 0."),
+    Metric(
+        "vm_sync_kafka_connected",
+        "gauge",
+        "1 while Kafka answers, else 0; 0 until the consumer group has been joined.",
+        at_scrape=True,
+    ),
     Metric(
         "vm_sync_kafka_token_failing_seconds",
         "gauge",
@@ -269,12 +274,14 @@ METRICS: Final = (
         "gauge",
         "How long unread records of a partition have not been read although the partition is not full, or its leader "
         "has not answered, or Kafka has denied reading; 0 while reading goes on.",
+        at_scrape=True,
     ),
     Metric(
         "vm_sync_open_transaction_seconds",
         "gauge",
         "How long a sender's open transaction on the requests topic has held back all later requests of its partition: "
         "the longest one; 0: none.",
+        at_scrape=True,
     ),
     Metric(
         "vm_sync_event_loop_lag_seconds",
@@ -298,6 +305,7 @@ METRICS: Final = (
         "gauge",
         "Sets of certificate files (of Kafka, the OAuth token server, VCDA) that have changed and are invalid; the "
         "previous certificates are used.",
+        at_scrape=True,
     ),
     Metric(
         "vm_sync_config_hash",
@@ -327,6 +335,22 @@ class SitePausesSeen(NamedTuple):
     """Seconds since which the control topic can't be read; 0: it can."""
     invalid: int
     """Invalid records there."""
+
+
+class IntakeSeen(NamedTuple):
+    """What is known of Kafka and of the partitions at a scrape."""
+
+    partitions: int = 0
+    """Of the requests topic."""
+    owned: int = 0
+    """Open partitions."""
+    stopped: Sequence[str] = ()
+    """For each stopped partition, the reason."""
+    kafka_answers: bool = False
+    unread_for: float = 0.0
+    """Seconds since which unread records of a partition have not been read, though it is not full, or are denied."""
+    held_back_for: float = 0.0
+    """Seconds since which a sender's open transaction has held back a partition of the requests topic."""
 
 
 class Metrics:
@@ -362,6 +386,9 @@ class Metrics:
         self._site_pauses: Callable[[], SitePausesSeen] = lambda: SitePausesSeen((), 0.0, 0)
         self._log_lines_dropped: Callable[[], int] = int
         self._token_failing: Callable[[], timedelta] = timedelta
+        self._intake: Callable[[], IntakeSeen] = IntakeSeen
+        self._certificates_invalid: Callable[[], int] = int
+        self._stop_reasons = tuple(stop_reasons)
 
         counters = {
             m.name: _Children(Counter(m.name, m.help, m.labels, registry=registry))
@@ -396,17 +423,12 @@ class Metrics:
         self._adopted = counters["vm_sync_tasks_adopted_total"][()]
         self._posts_repeated = counters["vm_sync_posts_repeated_total"]
         self._unknown_states = counters["vm_sync_unknown_task_states_total"][()]
-        self._session_open, self._certificates_invalid = (
-            gauges[name][()] for name in ("vm_sync_session_open", "vm_sync_certificates_invalid")
-        )
+        self._session_open = gauges["vm_sync_session_open"][()]
         self._logins = counters["vm_sync_session_logins_total"].having((r,) for r in LOGINS)
         self._commit_seconds = histograms["vm_sync_journal_commit_seconds"][()]
         self._commit_records = histograms["vm_sync_journal_commit_records"][()]
         self._restore = histograms["vm_sync_journal_restore_seconds"][()]
         self._identities = gauges["vm_sync_identities_remembered"][()]
-        self._partitions = gauges["vm_sync_partitions"][()]
-        self._owned = gauges["vm_sync_partitions_owned"][()]
-        self._stopped = gauges["vm_sync_partitions_stopped"].having((r,) for r in stop_reasons)
         self._reopened = counters["vm_sync_partitions_reopened_total"][()]
         self._rewritten, self._records_deleted, self._progress_dropped = (
             counters[name][()]
@@ -416,9 +438,6 @@ class Metrics:
                 "vm_sync_progress_dropped_total",
             )
         )
-        self._kafka = gauges["vm_sync_kafka_connected"][()]
-        self._unread = gauges["vm_sync_reading_stalled_seconds"][()]
-        self._open_transaction = gauges["vm_sync_open_transaction_seconds"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
         _describe_process(gauges, config_hash=config_hash, version=version)
         self._begin_series(registry)
@@ -519,10 +538,6 @@ class Metrics:
         """Count a login."""
         self._logins[result,].inc()
 
-    def certificates_invalid(self, count: int) -> None:
-        """Set how many sets of certificate files have changed and are invalid."""
-        self._certificates_invalid.set(count)
-
     def session_open(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
         """Set whether there is a session at VCDA."""
         self._session_open.set(value)
@@ -587,17 +602,9 @@ class Metrics:
         """Add to the number of ended requests that are remembered; negative when forgotten."""
         self._identities.inc(delta)
 
-    def partitions(self, total: int) -> None:
-        """Set the number of partitions of the requests topic."""
-        self._partitions.set(total)
-
-    def owned(self, count: int) -> None:
-        """Set the number of partitions open in this process."""
-        self._owned.set(count)
-
-    def stopped(self, reason: str, count: int) -> None:
-        """Set the number of partitions stopped for a reason."""
-        self._stopped[reason,].set(count)
+    def set_intake(self, ask: Callable[[], IntakeSeen]) -> None:
+        """Set the function that returns, at scrape, what is known of Kafka and of the partitions."""
+        self._intake = ask
 
     def rewritten(self) -> None:
         """Count a journal that was rewritten from memory."""
@@ -611,21 +618,9 @@ class Metrics:
         """Count a partition that is reopened after a failure."""
         self._reopened.inc()
 
-    def kafka_connected(self, value: bool) -> None:  # noqa: FBT001 - reads as the gauge it sets
-        """Set whether Kafka answers."""
-        self._kafka.set(value)
-
     def progress_dropped(self, count: int) -> None:
         """Count progress events that were dropped."""
         self._progress_dropped.inc(count)
-
-    def unread(self, seconds: float) -> None:
-        """Set how long unread records of a partition have not been read although it is not full, or denied."""
-        self._unread.set(seconds)
-
-    def open_transaction(self, seconds: float) -> None:
-        """Set how long a sender's open transaction has held back a partition of the requests topic."""
-        self._open_transaction.set(seconds)
 
     def loop_lag(self, seconds: float) -> None:
         """Count how late the event loop woke the probe."""
@@ -634,6 +629,10 @@ class Metrics:
     def set_log_lines_dropped(self, ask: Callable[[], int]) -> None:
         """Set the function that returns, at scrape, how many log lines were dropped since the start."""
         self._log_lines_dropped = ask
+
+    def set_certificates_invalid(self, ask: Callable[[], int]) -> None:
+        """Set the function that returns, at scrape, how many sets of certificate files have changed and are invalid."""
+        self._certificates_invalid = ask
 
     def set_token_failing(self, ask: Callable[[], timedelta]) -> None:
         """Set the function that returns, at scrape, how long the OAuth token for Kafka has failed."""
@@ -664,6 +663,10 @@ class Metrics:
         paused, pauses = dict(zero), self._site_pauses()
         for name in pauses.sites:
             paused[self._site_labels.get(None if name == LOCAL else name, OTHER),] = 1.0
+        intake = self._intake()
+        stopped: dict[Child, float] = {(reason,): 0.0 for reason in (*self._stop_reasons, *intake.stopped)}
+        for reason in intake.stopped:
+            stopped[reason,] += 1
         return {
             "vm_sync_records_unaccounted": {(): float(self._unaccounted)},
             "vm_sync_in_flight": in_flight,
@@ -675,7 +678,14 @@ class Metrics:
             "vm_sync_control_unreadable_seconds": {(): pauses.unreadable_for},
             "vm_sync_control_invalid_records": {(): float(pauses.invalid)},
             "vm_sync_log_lines_dropped_total": {(): self._log_lines_dropped()},
+            "vm_sync_partitions": {(): float(intake.partitions)},
+            "vm_sync_partitions_owned": {(): float(intake.owned)},
+            "vm_sync_partitions_stopped": stopped,
+            "vm_sync_kafka_connected": {(): float(intake.kafka_answers)},
             "vm_sync_kafka_token_failing_seconds": {(): self._token_failing().total_seconds()},
+            "vm_sync_reading_stalled_seconds": {(): intake.unread_for},
+            "vm_sync_open_transaction_seconds": {(): intake.held_back_for},
+            "vm_sync_certificates_invalid": {(): float(self._certificates_invalid())},
         }
 
     def _read_waiting(self, labels: Iterable[str], in_flight: Mapping[Child, float]) -> dict[Child, float]:

@@ -50,7 +50,7 @@ class Health:
         self._refused: tuple[str, ...] = ()
         self._unopened: tuple[str, ...] = ()
         self._unreadable: tuple[str, ...] = ()
-        self._degraded: tuple[str, ...] = ()
+        self._degraded: dict[str, tuple[str, ...]] = {}
         self._away_since: float | None = None
         self._held_since: float | None = None
         self._late = 0.0
@@ -69,13 +69,13 @@ class Health:
         """Expect no more progress of a loop: it was stopped on purpose."""
         self._limits.pop(loop, None)
 
-    def degraded(self, reasons: Iterable[str]) -> None:
-        """Something doesn't work that is no reason to be unready, or nothing. Replaces what was said before."""
-        self._degraded = tuple(reasons)
+    def degraded(self, look: str, reasons: Iterable[str]) -> None:
+        """Something doesn't work that is no reason to be unready, or nothing. Replaces what that look said before."""
+        self._degraded[look] = tuple(reasons)
 
     def what_is_degraded(self) -> list[str]:
         """Return what doesn't work, although the service may be ready."""
-        return list(self._degraded)
+        return [reason for reasons in self._degraded.values() for reason in reasons]
 
     def died(self, task: str, reason: str) -> None:
         """An essential task has failed, and is not restarted."""

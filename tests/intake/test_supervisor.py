@@ -19,7 +19,7 @@ from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka.denials import Account, Denials
-from service.kafka.journal_api import Batch, JournalLost, Opened
+from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
 from service.kafka.journal_codec import Cursor
 from service.kafka.journal_replay import EndedSyncs
 from service.messages.kafka_record import Event
@@ -62,7 +62,21 @@ class Swallowing:
         raise JournalLost(msg)
 
 
-def intake_of(journals: Swallowing) -> Intake:
+class Unfit(Fitting):
+    """Finds, once, that a journal doesn't fit."""
+
+    @override
+    async def look(self, *_: object, **__: object) -> Looked:
+        if not self.looked:
+            self.looked = True
+            msg = "the journal is empty"
+            raise JournalMismatch(msg, reason=StopReason.JOURNAL_EMPTY)
+        return await super().look()
+
+    looked = False
+
+
+def intake_of(journals: Swallowing, positions: Fitting | None = None) -> Intake:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     return Intake(
@@ -71,7 +85,7 @@ def intake_of(journals: Swallowing) -> Intake:
             group_id="group",
             session_timeout=timedelta(seconds=10),
             max_in_flight=10,
-            positions=Fitting(),
+            positions=positions or Fitting(),
             open_journal=journals.open,
             journal="journal",
             denials=Denials(Account(), clock=VirtualClock(loop)),
@@ -99,9 +113,6 @@ class Member:
 
     def read_from(self, place: TopicPartition, offset: int) -> int | None:  # noqa: ARG002 - nothing is assigned
         return None
-
-    def supervised(self) -> None:
-        pass
 
 
 def supervisor_of(journals: Swallowing) -> PartitionSupervisor:
@@ -138,6 +149,31 @@ def test_a_supervisor_whose_cancellation_was_swallowed_ends_all_the_same(stoppin
         for number in list(intake._supervisors):
             intake._let_go(number)
             await asyncio.wait(intake._closing.values())
+
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(play())
+
+
+def test_a_stopped_partition_that_goes_elsewhere_while_it_is_tried_again_is_no_longer_shown_as_stopped_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def play() -> None:
+        journals = Swallowing()
+        intake = intake_of(journals, Unfit())
+        monkeypatch.setattr(intake, "committed", Member().committed)
+        await intake._assign(PLACES)
+        await asyncio.sleep(1)
+        stopped = [intake.seen().stopped]
+        await asyncio.sleep(DEFAULT_TIMINGS.mismatch_recheck.total_seconds())
+        opened = journals.opened
+        await asyncio.sleep(5)
+        stopped.append(intake.seen().stopped)
+        intake._let_go(7)
+        await asyncio.wait(intake._closing.values())
+
+        assert opened == 1
+        assert stopped == [[StopReason.JOURNAL_EMPTY]] * 2, "still while its journal can't be opened"
+        assert intake.seen().stopped == []
 
     with asyncio.Runner(loop_factory=VirtualLoop) as runner:
         runner.run(play())

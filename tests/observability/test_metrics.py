@@ -10,7 +10,7 @@ from typing_extensions import override
 from service.clock import Clock
 from service.messages.record_fate import Fate
 from service.messages.wait_cause import WaitCause
-from service.observability.metrics import METRICS, MOST_SITES, Metrics, table
+from service.observability.metrics import METRICS, MOST_SITES, IntakeSeen, Metrics, table
 from service.sync import Completed, Failed, Reason, Request
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -330,7 +330,7 @@ def test_a_dead_letter_counts_as_a_result_and_by_its_reason(registry: CollectorR
 def test_a_word_never_heard_before_is_counted_all_the_same(registry: CollectorRegistry, metrics: Metrics) -> None:
     metrics.api_request("submit", "3xx", 0.1, site=None)
     metrics.login("locked-out")
-    metrics.stopped("unheard-of", 2)
+    metrics.set_intake(lambda: IntakeSeen(stopped=["unheard-of", "unheard-of"]))
 
     call = {"operation": "submit", "status": "3xx", "site": "local"}
     assert registry.get_sample_value("vm_sync_api_requests_total", call) == 1.0
@@ -346,7 +346,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.poll_batch(None, 100)
     metrics.without_credentials(None)
     metrics.session_open(True)
-    metrics.certificates_invalid(2)
+    metrics.set_certificates_invalid(lambda: 2)
     metrics.adopted()
     metrics.post_repeated(None)
     metrics.unknown_task_state("berlin")
@@ -354,16 +354,14 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.restored(0.3)
     metrics.identities(5)
     metrics.identities(-2)
-    metrics.partitions(12)
-    metrics.owned(6)
+    metrics.set_intake(
+        lambda: IntakeSeen(partitions=12, owned=6, kafka_answers=True, unread_for=61.5, held_back_for=91.5)
+    )
     metrics.reopened()
     metrics.rewritten()
     metrics.journal_records_deleted()
-    metrics.kafka_connected(True)
     metrics.progress_dropped(4)
     metrics.set_token_failing(lambda: timedelta(seconds=7.5))
-    metrics.unread(61.5)
-    metrics.open_transaction(91.5)
     metrics.loop_lag(0.004)
 
     expected: dict[str, tuple[dict[str, str], float]] = {

@@ -32,7 +32,7 @@ async def test_health_partitions_and_outcomes_are_those_of_the_process(d: Deploy
     for name in ("fails", "well", "well too"):
         d.broker.ask(f"C4-{len(name)}", name.replace(" ", "-"))
     await d.settled()
-    read.health.degraded(["no session at VCDA"])
+    read.health.degraded("the login", ["no session at VCDA"])
     read.health.draining()
     read.health.died("polling", "a bug")
     read.member.opening_ones, read.member.stopped_ones = {3: "under way", 1: "slow"}, {2: "replaced"}

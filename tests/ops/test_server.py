@@ -148,7 +148,7 @@ async def test_json_shows_no_secret_in_words_of_others(service: Service) -> None
     waits = WaitsFor(WaitCause.OTHER, "hunter2 is refused")
     service.syncs = [Shown("op:a", error=ApiError("No", "hunter2 is wrong"), waits_for=waits)]
     service.health.refused(["Kafka refuses hunter2"])
-    service.health.degraded(["VCDA refuses hunter2"])
+    service.health.degraded("the login", ["VCDA refuses hunter2"])
 
     answers = [await service.client.get(path) for path in ("/syncs", "/readyz")]
 

@@ -174,22 +174,3 @@ async def test_a_frozen_process_fences_no_new_owner_once_a_journal_that_did_not_
     assert p1.partition() is not None
     assert p1.closings == []
     assert d.log.epoch == 2
-
-
-@deployed
-async def test_a_stopped_partition_that_goes_elsewhere_is_no_longer_counted_as_stopped_here(d: Deployment) -> None:
-    p0 = d.owner()
-    await d.until(1.0)
-    supervisor = p0.supervisors[0]
-    seen: list[JournalMismatch | None] = []
-    supervisor._positions.look = unfit  # type: ignore[method-assign]
-    supervisor._member.supervised = lambda: seen.append(supervisor.mismatched)  # type: ignore[method-assign]
-    supervisor.distrust("it is looked at again")
-    await d.until(10.0)
-    assert supervisor.mismatched is not None
-    d.group.hand(0, d.process("P1"), learns_after=50.0)
-    await d.until(55.0)
-    assert seen[-1] is not None
-    await d.until(65.0)
-
-    assert seen[-1] is None

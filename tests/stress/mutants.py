@@ -1095,8 +1095,8 @@ MUTANTS: Final = (
     Mutant(
         name="reading that Kafka denies is no standstill for Prometheus",
         file="service/intake/group.py",
-        old="        self._metrics.unread(max(self._watch.unread_for(), denied))\n",
-        new="        self._metrics.unread(self._watch.unread_for())\n",
+        old="            unread_for=max(self._watch.unread_for(), denied),\n",
+        new="            unread_for=self._watch.unread_for(),\n",
         tests=("tests/intake/test_refusals.py",),
     ),
     Mutant(
@@ -2511,16 +2511,16 @@ MUTANTS: Final = (
     Mutant(
         name="a partition that was stopped is opened without asking the group",
         file="service/intake/supervisor.py",
-        old="            await self._until_confirmed()\n        except asyncio.CancelledError:\n",
-        new="        except asyncio.CancelledError:\n",
+        old="total_seconds())\n        await self._until_confirmed()\n",
+        new="total_seconds())\n",
         tests=("tests/partition/test_hand_over.py",),
     ),
     Mutant(
         name="a stopped partition that goes elsewhere is counted as stopped here",
-        file="service/intake/supervisor.py",
-        old="            self.mismatched = None\n            self._member.supervised()\n            raise\n",
-        new="            raise\n",
-        tests=("tests/partition/test_hand_over.py",),
+        file="service/intake/group.py",
+        old="        supervisor = self._supervisors.pop(number)\n",
+        new="        supervisor = self._supervisors[number]\n",
+        tests=("tests/intake/test_supervisor.py",),
     ),
     Mutant(
         name="a page of too many values is never asked for with fewer tasks",

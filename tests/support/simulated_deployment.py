@@ -638,7 +638,7 @@ class Process:
         if supervisor is not None:
             supervisor.assign_again()
             return
-        self.supervisors[number] = supervisor = PartitionSupervisor(
+        self.supervisors[number] = supervisor = _Supervisor(
             TopicPartition(REQUESTS, number),
             member=_Member(self, number, broker=self._broker, group=self._group),
             positions=_Positions(self._broker),
@@ -647,6 +647,7 @@ class Process:
             timings=TIMINGS,
             metrics=self.meter,
         )
+        supervisor.closings = self.closings
         self._tasks[number] = supervisor.start(after=self._tasks.get(number))
 
     async def quiesce(self, number: int) -> bool:
@@ -667,6 +668,18 @@ class Process:
         """The partition, if it is open here."""
         supervisor = self.supervisors.get(number)
         return None if supervisor is None else supervisor.partition
+
+
+class _Supervisor(PartitionSupervisor):
+    """Notes why the partition was closed, or not opened."""
+
+    closings: list[str]
+
+    @override
+    async def _keep_open(self) -> float:
+        lasted = await super()._keep_open()
+        self.closings.append(self.trouble)
+        return lasted
 
 
 class _Member:
@@ -695,10 +708,6 @@ class _Member:
         self._seeks += 1
         _ = self._process.spawn(self._read(self._seeks))
         return self._seeks
-
-    def supervised(self) -> None:
-        if (supervisor := self._supervisor) is not None and supervisor.partition is None:
-            self._process.closings.append(supervisor.trouble)
 
     async def _read(self, seek: int) -> None:
         log, supervisor = self._broker.log(self._number), self._supervisor
