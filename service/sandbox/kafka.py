@@ -36,7 +36,7 @@ STOP_LIMIT = 20.0
 PORTS = range(10_240, 32_768)
 """Below the range that Linux takes for outgoing connections: a client that keeps trying to reach a broker which is
 down for the moment could otherwise be given that very port for itself, and then talks to itself, and Kafka can't
-come back."""
+come back. So could any client be given one that is free until its server listens."""
 
 LOGIN = "LOGIN"
 """The listener at which `users` log in, without TLS."""

@@ -110,8 +110,9 @@ async def test_a_member_that_is_refused_while_the_group_rebalances_joins_soon_af
         await rights.deny(Resource.GROUP, station.prefix)
         service.consumer._coordinator.request_rejoin()
         await station.ask("during")
+        group = "the right Read on group"
+        await until(lambda: any(group in reason for reason in service.intake.refused()), what="it is refused")
         await asyncio.sleep(MISSING_FOR)
-        assert any("the right Read on group" in reason for reason in service.intake.refused())
         await rights.give_back(Resource.GROUP, station.prefix)
 
         await station.settled("during", within=BACK_WITHIN)

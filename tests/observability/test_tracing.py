@@ -186,7 +186,12 @@ def test_a_key_of_the_collector_is_in_no_line_even_where_it_is_misspelt(variable
         "VM_SYNC_OPS__PORT": "0",
     }
     run = subprocess.run(
-        [sys.executable, "-m", "service.cli", "run"], env=given, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-m", "service.cli", "run"],
+        env=given,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
     )
 
     assert run.returncode == 1

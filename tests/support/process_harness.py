@@ -155,8 +155,8 @@ class Process:
                     self._port = int(json.loads(line)["port"])
         return self._port
 
-    async def get(self, path: str, *, timeout: float = 2.0) -> httpx.Response:
-        """Ask its operations server; raises httpx.HTTPError when it doesn't answer."""
+    async def get(self, path: str, *, timeout: float = 20.0) -> httpx.Response:
+        """Ask its operations server; raises httpx.HTTPError when it doesn't answer, on a busy machine either."""
         port = self.port()
         if port is None:
             msg = "no port yet"

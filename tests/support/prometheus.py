@@ -3,7 +3,6 @@
 import asyncio
 import json
 import re
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
@@ -15,6 +14,7 @@ import httpx
 import yaml
 
 from service.sandbox.child_processes import dying_with_us
+from service.sandbox.kafka import free_ports
 from tests.support.expressions import MONITORING
 
 SCRAPED_EVERY: Final = 1
@@ -163,8 +163,7 @@ class Prometheus:
 @asynccontextmanager
 async def prometheus(program: str, *, folder: Path, hurry: int = 1) -> AsyncIterator[Prometheus]:
     """Run one with the repository's rules, each of their times divided by `hurry`; nothing is scraped yet."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_ports(1)[0]}"
     (folder / "rules.yaml").write_text(hurried((MONITORING / "rules.yaml").read_text(), by=hurry))
     config = {
         "global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{SCRAPED_EVERY}s"),

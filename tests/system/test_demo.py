@@ -204,6 +204,20 @@ def test_the_demo_shows_requests_failures_and_a_dead_letter_and_that_all_promise
     assert re.search(r"dead letters +1\b", said)
 
 
+def until_started(log: Path) -> re.Match[str]:
+    """Wait for the line of the start: Kafka is asked for its id meanwhile, and requests are worked on already."""
+    give_up = time.monotonic() + 60
+    while True:
+        if line := re.search(
+            r"vm-sync \S+ started: Kafka \S+ \(cluster (\S+)\), group vm-sync, topic vm-sync\.requests with "
+            r"4 partitions; VCDA http://127\.0\.0\.1:\d+.*; sites local, site2; settings ([0-9a-f]{12})",
+            text := log.read_text(),
+        ):
+            return line
+        assert time.monotonic() < give_up, text
+        time.sleep(0.05)
+
+
 @pytest.mark.e2e
 @pytest.mark.kafka
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's own")
@@ -223,7 +237,8 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
             check=False,
         )
         metrics = httpx.get(re.findall(r"http://\S+/metrics", said)[0]).text
-        log = Path(re.findall(r"the log +(\S+)", said)[0]).read_text()
+        log = Path(re.findall(r"the log +(\S+)", said)[0])
+        started = until_started(log)
         end_of(process, signal.SIGINT)
 
     assert json.loads(answer.stdout)["outcome"]["replicationId"] == replication
@@ -231,12 +246,6 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
     assert {"VM_SYNC_VCDA__URL", "VM_SYNC_VCDA__CREDENTIALS__USER"} <= settings.keys()
     assert process.returncode == 0
     assert "vm_sync_outcomes_total" in metrics
-    started = re.search(
-        r"vm-sync \S+ started: Kafka \S+ \(cluster (\S+)\), group vm-sync, topic vm-sync\.requests with 4 partitions; "
-        r"VCDA http://127\.0\.0\.1:\d+.*; sites local, site2; settings ([0-9a-f]{12})",
-        log,
-    )
-    assert started is not None
     assert started[1] != "unknown"
     assert f'vm_sync_config_hash{{hash="{started[2]}"}} 1.0' in metrics
     assert len(ours) >= 2

@@ -27,7 +27,10 @@ from tests.support.process_harness import Ledger, Process, appliance, counts
 
 pytestmark = pytest.mark.e2e
 
-SOON = 1.0
+POST = 4.0
+"""Seconds that VCDA takes for a POST: a process that is told to stop waits for those that it has begun."""
+
+SOON = 3.0
 """Seconds within which something that happens at once has to show, on a machine that does other things too."""
 
 NOBODY_THERE = "127.0.0.1:1"
@@ -57,6 +60,13 @@ async def answers(process: Process, path: str, status: int, *, within: float = 6
             return answer.text
         assert time.monotonic() < end, f"{path} isn't {status} within {within} s: {answer and answer.text}"
         await asyncio.sleep(0.1)
+
+
+async def shows(process: Process, path: str, pattern: str) -> None:
+    """Wait until a page has this: an outcome is on its topic before it is counted here."""
+    async with asyncio.timeout(60):
+        while not re.search(pattern, re.sub(r"<[^>]+>", " ", (await process.get(path)).text), re.MULTILINE):
+            await asyncio.sleep(0.1)
 
 
 def messages(process: Process, *, level: str | None = None, logger: str = "") -> list[str]:
@@ -107,7 +117,7 @@ async def watched(process: Process) -> AsyncIterator[Watched]:
             while True:
                 for path, heard in seen.heard.items():
                     try:
-                        status = (await client.get(path, timeout=1.0)).status_code
+                        status = (await client.get(path, timeout=20.0)).status_code
                     except httpx.HTTPError:
                         status = None
                     heard.append((time.time(), status))
@@ -124,7 +134,7 @@ async def watched(process: Process) -> AsyncIterator[Watched]:
 async def test_told_to_stop_it_is_unready_at_once_ends_what_it_began_and_answers_to_the_end(
     kafka: Kafka, topic_name: TopicNamer
 ) -> None:
-    slow = appliance(Plan(duration=Durations.of(4)), submit_latency=Durations.of(1.5))
+    slow = appliance(Plan(duration=Durations.of(4)), submit_latency=Durations.of(POST))
     async with (
         Simulator(slow) as simulator,
         Ledger(bootstrap=kafka.bootstrap, simulator=simulator, prefix=topic_name("drain")) as ledger,
@@ -290,7 +300,7 @@ async def test_while_vcda_is_away_requests_wait_tasks_are_asked_after_and_nothin
         await ledger.ready(process)
         simulator.world.plan(replication=replication(2), duration=600)
         await ledger.ask("ends-meanwhile", replication(1))
-        await ledger.ask("runs-past-its-deadline", replication(2), deadlineSeconds=5)
+        await ledger.ask("runs-past-its-deadline", replication(2), deadlineSeconds=10)
         await until(lambda: simulator.world.counts.tasks == 2)
 
         await simulator.refuse()
@@ -304,15 +314,11 @@ async def test_while_vcda_is_away_requests_wait_tasks_are_asked_after_and_nothin
             "waits-past-its-deadline": "not-started",
         }
         assert seen.statuses("/livez") == seen.statuses("/readyz") == [200]
-        text = (await process.get("/metrics")).text
-        series = r'^vm_sync_api_requests_total\{operation="poll",site="local",status="error"\} (\d+)'
-        errors = re.search(series, text, re.MULTILINE)
-        assert errors is not None
-        assert int(errors[1]) >= 2
-        page = re.sub(r"<[^>]+>", " ", (await process.get("/")).text)
-        assert "0 completed and 2 failed since this instance started." in page
-        assert re.search(r"runs-past-its-deadline .+ timed-out .+ VCDA may still work on it", page)
-        assert re.search(r"local\s+circuit breaker open", page)
+        polls = r'^vm_sync_api_requests_total\{operation="poll",site="local",status="error"\} (?!1\.0)[1-9]'
+        await shows(process, "/metrics", polls)
+        await shows(process, "/", "0 completed and 2 failed since this instance started.")
+        await shows(process, "/", r"runs-past-its-deadline .+ timed-out .+ VCDA may still work on it")
+        await shows(process, "/", r"local\s+circuit breaker open")
 
         await simulator.accept()
         told = await ledger.wait(within=60)

@@ -28,6 +28,7 @@ from packaging.utils import canonicalize_name
 
 from service.cli.process import IGNORED, prepare
 from service.sandbox.child_processes import dying_with_us
+from service.sandbox.kafka import free_ports
 
 LEAST: Final = {
     "VM_SYNC_KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
@@ -63,11 +64,6 @@ def refused(tmp_path: Path, **variables: str) -> list[str]:
     return [line["message"] for line in lines if line["level"] == "ERROR"]
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as held:
-        return int(held.getsockname()[1])
-
-
 async def alive(port: int, *, within: float = 60.0) -> None:
     """Wait until the process answers."""
     async with asyncio.timeout(within), httpx.AsyncClient() as client:
@@ -83,7 +79,7 @@ async def alive(port: int, *, within: float = 60.0) -> None:
 
 
 async def test_a_log_that_nobody_reads_holds_nothing_up() -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     with suppress(BlockingIOError):
@@ -100,7 +96,7 @@ async def test_a_log_that_nobody_reads_holds_nothing_up() -> None:
 
 
 async def test_lines_that_waited_for_a_reader_come_in_the_end() -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     reading, writing = os.pipe()
     with os.fdopen(reading, "rb") as log, running({"VM_SYNC_OPS__PORT": str(port)}, stderr=writing) as process:
         os.close(writing)
@@ -117,7 +113,7 @@ async def test_lines_that_waited_for_a_reader_come_in_the_end() -> None:
 
 
 async def test_a_wrong_address_of_vcda_is_logged_and_shown_within_seconds_of_the_start(tmp_path: Path) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     with (tmp_path / "log").open("w+b") as log, running({"VM_SYNC_OPS__PORT": str(port)}, stderr=log) as process:
         await alive(port)
         async with asyncio.timeout(60), httpx.AsyncClient() as client:
@@ -235,7 +231,7 @@ def test_a_crash_in_native_code_leaves_where_it_happened_in_the_log() -> None:
 
 
 async def test_a_stop_signal_that_the_parent_blocks_stops_the_process_all_the_same() -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     command = (sys.executable, "-c", BLOCKS_SIGNALS)
     with running({"VM_SYNC_OPS__PORT": str(port)}, stderr=subprocess.DEVNULL, command=command) as process:
         await alive(port)
@@ -252,7 +248,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 async def test_the_process_may_open_as_many_connections_as_the_hard_limit_allows() -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     command = (sys.executable, "-c", LIMITS_FILES)
     with running({"VM_SYNC_OPS__PORT": str(port)}, stderr=subprocess.DEVNULL, command=command) as process:
         await alive(port)
@@ -526,7 +522,7 @@ def test_whatever_the_variables_of_others_say_the_service_starts_and_answers(tmp
     names = {name for names in READ.values() for name in names} | BY_OTHER_WAYS
     variables = dict.fromkeys(names - HARMLESS, NONSENSE) | {"OTEL_BSP_MAX_QUEUE_SIZE": "many"}
     variables["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:1"
-    port = free_port()
+    (port,) = free_ports(1)
     variables["VM_SYNC_OPS__PORT"] = str(port)
     with (tmp_path / "log").open("w+b") as log, running(variables, stderr=log) as process:
         asyncio.run(alive(port))

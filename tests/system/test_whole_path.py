@@ -155,5 +155,5 @@ async def test_kafka_goes_away_for_a_while_and_everything_comes_back_by_itself(
         await station.ask("after", replication_id="C4-after")
 
         await station.settled(*before, "after", within=60)
-        assert service.metric("partitions_owned") == 2
+        await until(lambda: service.metric("partitions_owned") == 2, what="both are open")
         assert not service.intake.died.is_set()

@@ -12,7 +12,6 @@ import os
 import random
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from service.sandbox.child_processes import dying_with_us
 from service.sandbox.demo.seen import Outcome, Seen, Sent, broken_promises
 from service.sandbox.demo.view import View, say, summary
-from service.sandbox.kafka import EmbeddedKafka
+from service.sandbox.kafka import EmbeddedKafka, free_ports
 from service.sandbox.vcda.simulator import Simulator
 from service.sandbox.vcda.world import Config, Durations, Plan, User
 
@@ -138,7 +137,7 @@ class Service:
         folder = Path(tempfile.mkdtemp(prefix="vm-sync-demo-"))
         user: User = vcda.world.config.users[0]
         self.log = folder / "service.log"
-        self.port = _free_port()
+        (self.port,) = free_ports(1)
         own = {
             "KAFKA__BOOTSTRAP_SERVERS": bootstrap,
             "KAFKA__PARTITIONS": "4",
@@ -211,12 +210,6 @@ class Service:
                     msg = "\n".join(["The service does not start. The end of the service's log:", *last])
                     raise DemoError(msg)
                 await asyncio.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # ---------------------------------------------------------------- its neighbours
