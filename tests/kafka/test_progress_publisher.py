@@ -449,7 +449,7 @@ async def test_a_wire_to_nowhere_fails_and_closes() -> None:
 async def test_a_service_tells_starts_then_progress_and_every_outcome(kafka: Kafka, topic_name: TopicNamer) -> None:
     pairs = [(f"op-{number}", f"C4-{uuid.uuid4()}") for number in range(20)]
     topic = topic_name("progress")
-    world = appliance(Plan(queued=Durations.of("0.1"), duration=Durations.of("uniform:2:3")))
+    world = appliance(Plan(queued=Durations.of("0.1"), duration=Durations.of("uniform:4:6")))
     async with (
         Simulator(world) as vcda,
         Ledger(bootstrap=kafka.bootstrap, simulator=vcda, prefix=topic_name("ledger")) as ledger,

@@ -291,7 +291,7 @@ class Conductor:
                 await self._vcda.do(partial(_set_clock, site=site, seconds=seconds))
             for _ in range(schedule.members):
                 self._start()
-            await asyncio.gather(*(ledger.ready(member.process, within=120) for member in self._members))
+            await asyncio.gather(*(ledger.ready(member.process) for member in self._members))
             reading = asyncio.create_task(self._read())
             standing = asyncio.create_task(self._files.read())
             by_hand = await self._provoke()
