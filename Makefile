@@ -50,6 +50,7 @@ test: check ## run all checks and all tests, with a real Kafka, as CI does; with
 	@mkdir -p build
 	$(BIN)/coverage run -m pytest -q tests/sync/test_sync.py
 	$(BIN)/coverage report --include=service/sync.py --fail-under=100
+	$(BIN)/python -m tools.kafka_classes
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) --junit-xml=build/tests.xml
 
 check: $(READY) ## check lint, format, types and layers

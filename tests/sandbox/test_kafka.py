@@ -21,8 +21,9 @@ import trustme
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 
-from service.sandbox.kafka import Broker, EmbeddedKafka
+from service.sandbox.kafka import Broker, EmbeddedKafka, Kafka, class_archive
 from service.sandbox.kafka_jars import KafkaError, jars, trusting_the_system
+from tests.conftest import missing
 
 HOLDER = """
 import signal
@@ -143,6 +144,17 @@ def test_a_start_that_fails_shows_the_end_of_the_log() -> None:
 
     with pytest.raises(KafkaError, match=r"num\.io\.threads"), broken:
         pytest.fail("it must not start")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at what the process has mapped")
+def test_it_starts_with_the_classes_that_make_test_keeps(kafka: Kafka) -> None:
+    if not isinstance(kafka, EmbeddedKafka):
+        pytest.skip("somebody else runs it")
+    archive = class_archive()
+    if not archive.exists():
+        missing("Kafka's classes are not kept: python -m tools.kafka_classes")
+
+    assert str(archive) in Path(f"/proc/{kafka.pid}/maps").read_text()
 
 
 def test_what_it_stores_is_for_its_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
