@@ -118,6 +118,18 @@ def note(scene: Scene, *syncs: Sync) -> None:
     scene.write("journal", *[{"key": one.request.identity.encode(), "value": records.encode(one)} for one in syncs])
 
 
+def before(monkeypatch: pytest.MonkeyPatch, step: str, do: Callable[[], None]) -> None:
+    """Do something, once, right before a step of the command."""
+    take, todo = getattr(request_many, step), [do]
+
+    async def do_first(*about: Any) -> None:
+        if todo:
+            await asyncio.to_thread(todo.pop())
+        await take(*about)
+
+    monkeypatch.setattr(request_many, step, do_first)
+
+
 # ---------------------------------------------------------------- sending
 
 
@@ -271,7 +283,9 @@ def test_the_summary_for_people_has_counts_failures_and_how_to_retry(scene: Scen
     assert f"vm-sync request --from {failed}" in result.stderr
 
 
-def test_a_second_run_waits_also_for_what_the_first_has_sent(scene: Scene, tmp_path: Path) -> None:
+def test_a_second_run_waits_also_for_what_the_first_has_sent(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = ids(tmp_path, 4)
     scene.answer("request", "--from", path)
     bodies = sent(scene)
@@ -288,7 +302,8 @@ def test_a_second_run_waits_also_for_what_the_first_has_sent(scene: Scene, tmp_p
     scene.write("completed", {"value": json.dumps(an_outcome(bodies[0])).encode()})
 
     failed = tmp_path / "failed.jsonl"
-    threading.Timer(2, lambda: scene.write("completed", {"value": json.dumps(an_outcome(bodies[2])).encode()})).start()
+    late = {"value": json.dumps(an_outcome(bodies[2])).encode()}
+    before(monkeypatch, "_take", lambda: scene.write("completed", late))
     answer = scene.answer("request", "--from", path, "--wait", "--timeout", "60", "--failed-to", str(failed), code=1)
 
     assert (answer["sent"], answer["sentBefore"], answer["completed"], answer["failed"]) == (0, 4, 2, 2)
@@ -298,7 +313,7 @@ def test_a_second_run_waits_also_for_what_the_first_has_sent(scene: Scene, tmp_p
 
 
 def test_an_end_that_the_journal_shows_later_than_its_outcome_was_shown_is_not_missed(
-    scene: Scene, tmp_path: Path
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, failed = ids(tmp_path, 2), tmp_path / "failed.jsonl"
     failed.write_text("of an earlier run\n", encoding="utf-8")
@@ -306,9 +321,9 @@ def test_an_end_that_the_journal_shows_later_than_its_outcome_was_shown_is_not_m
     bodies = sent(scene)
     note(scene, *[Waiting(request=a_request(body)) for body in bodies])  # whose outcomes stand on their topics already
     ends = (an_end(bodies[0]), an_end(bodies[1], Reason.REJECTED))
-    threading.Timer(2, lambda: note(scene, *ends)).start()
+    before(monkeypatch, "_catch_up", lambda: note(scene, *ends))
 
-    options = ("--wait", "--timeout", "6", "--failed-to", str(failed))
+    options = ("--wait", "--timeout", "2", "--failed-to", str(failed))
     answer = scene.answer("request", "--from", path, *options, code=1)
 
     assert (answer["completed"], answer["failed"], answer["withoutOutcome"]) == (1, 1, 0)

@@ -158,7 +158,7 @@ class Demo:
 
     def plan(self, **plan: object) -> None:
         """Tell the simulated VCDA how syncs shall go."""
-        httpx.post(f"{self.vcda}/_simulator/plan", json=plan).raise_for_status()
+        httpx.post(f"{self.vcda}/_simulator/plan", json=plan, timeout=PATIENCE).raise_for_status()
 
 
 def _environment() -> dict[str, str]:
@@ -576,7 +576,8 @@ def test_the_operations_server_has_every_path_that_the_readme_names(demo: Demo) 
         path for row in _rows(ROOT / "README.md", "| path, on port 8080 | answer |") for path in row[0].split(", ")
     ]
 
-    answers = {path: httpx.get(f"http://127.0.0.1:{demo.port}{path.strip('`')}").status_code for path in named}
+    asked = {path: f"http://127.0.0.1:{demo.port}{path.strip('`')}" for path in named}
+    answers = {path: httpx.get(url, timeout=PATIENCE).status_code for path, url in asked.items()}
 
     assert answers == dict.fromkeys(named, 200)
 

@@ -236,7 +236,7 @@ def test_a_demo_that_is_kept_can_be_talked_to_and_leaves_nothing_behind() -> Non
             text=True,
             check=False,
         )
-        metrics = httpx.get(re.findall(r"http://\S+/metrics", said)[0]).text
+        metrics = httpx.get(re.findall(r"http://\S+/metrics", said)[0], timeout=60).text
         log = Path(re.findall(r"the log +(\S+)", said)[0])
         started = until_started(log)
         end_of(process, signal.SIGINT)
