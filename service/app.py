@@ -19,7 +19,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from importlib.metadata import version
 
@@ -222,6 +222,7 @@ class App:
         self._parts = parts
         self._metrics.set_waiting(lambda: waiting_by_cause(self._partitions(), syncs.lanes))
         self._metrics.set_certificates_invalid(lambda: len(_troubles(parts)))
+        self._metrics.set_certificates_expire(lambda: _expiries(parts))
         if tokens := parts.kafka.tokens:
             self._metrics.set_token_failing(lambda: tokens.failing_for)
         polling = asyncio.create_task(syncs.poller.run())
@@ -476,6 +477,8 @@ class App:
             reasons.append(tokens.warning)
         invalid = _troubles(parts)
         reasons += [f"new certificate files are invalid, so the previous ones are used: {why}" for why in invalid]
+        now = self._clock.now()
+        reasons += [said for one in parts.certificates for said in one.complaints(now)]
         reasons += map(str, lanes.operator_pauses.current())
         reasons += parts.syncs.control.trouble()
         if self._intake is not None:
@@ -521,6 +524,11 @@ class App:
 def _troubles(parts: wiring.ServiceParts) -> list[str]:
     """Return why certificate files that have changed are invalid."""
     return [one.trouble for one in parts.certificates if one.trouble is not None]
+
+
+def _expiries(parts: wiring.ServiceParts) -> dict[str, datetime]:
+    """Return when the certificates in use from files expire, by setting."""
+    return {setting: dates.ends for one in parts.certificates for setting, dates in one.validity.items()}
 
 
 async def _unless(stop: asyncio.Event, work: Coroutine[None, None, None]) -> bool:

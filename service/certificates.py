@@ -1,12 +1,15 @@
 """Reloads TLS certificates from files: certificate authorities, and the process's own certificate and key.
 
-Certificates expire and are replaced; that needs no restart. A connection keeps the certificates it was opened with, and
-a new connection uses the current content of the files. If that is invalid, the previous certificates stay in use.
+Certificates expire, which is said two weeks before, and are replaced; that needs no restart. A connection keeps the
+certificates it was opened with, and a new connection uses the current content of the files. If that is invalid, the
+previous certificates stay in use.
 """
 
 import logging
+import re
 import ssl
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias
 
@@ -23,6 +26,14 @@ UNKNOWN_AUTHORITY: Final = (2, 18, 19, 20, 21)
 MISNAMED: Final = (62, 64)
 """OpenSSL's codes for what is wrong with a certificate: its dates, who has signed it, and the host or address in it."""
 
+RENEW: Final = timedelta(days=14)
+"""Before a certificate's end. Whatever renews certificates by itself does so earlier, so by then it has failed."""
+
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_VERSION: Final = 0xA0
+_UTC_TIME: Final = 0x17
+"""Tags of DER."""
+
 
 class Unusable(ValueError):
     """Certificates can't be used; the text names the setting."""
@@ -31,6 +42,27 @@ class Unusable(ValueError):
         super().__init__(f"{text} ({_why(error)})")
         self.unread = not isinstance(error, ssl.SSLError)
         """A file could not be read at all, so the same file may be valid later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """From when until when certificates can be used."""
+
+    begins: datetime
+    ends: datetime
+
+    def complaint(self, setting: str, now: datetime) -> str | None:
+        """Say that they can't be used, or not for long; None: they can."""
+        if now >= self.ends:
+            return f"{setting}: the certificate expired at {self.ends:%Y-%m-%d %H:%MZ}; write a new one to the file"
+        if now < self.begins:
+            return (
+                f"{setting}: the certificate is not valid before {self.begins:%Y-%m-%d %H:%MZ}; compare this machine's "
+                "clock, or write another one to the file"
+            )
+        if self.ends - now <= min(RENEW, (self.ends - self.begins) / 5):  # those that live for a day are renewed late
+            return f"{setting}: the certificate expires at {self.ends:%Y-%m-%d %H:%MZ}; write a new one to the file"
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +92,18 @@ class Certificates:
         self._load_own(context)
         _verify_alike_on_each_python(context)
         return context
+
+    def validity(self) -> dict[str, Validity]:
+        """Return when the certificates of the files are valid, by setting. The system's authorities are left out.
+
+        The own certificate needs those of its issuers beside it, so the first to expire counts. Of several authorities
+        one is enough, so the last one counts: while one is replaced, the file contains both.
+        """
+        found = {}
+        for name, file, begin, end in (("CA_FILE", self.ca_file, min, max), ("CERT_FILE", self.cert_file, max, min)):
+            if file is not None and (dates := _dates(Path(file))):
+                found[f"{self.prefix}{name}"] = Validity(begin(b for b, _ in dates), end(e for _, e in dates))
+        return found
 
     def _load_own(self, context: ssl.SSLContext) -> None:
         if self.cert_file is None:
@@ -92,6 +136,9 @@ class Current(ssl.SSLContext):
         self._seen = certificates.stamp()
         self._unread = False
         self._latest = certificates.load()
+        self.validity = certificates.validity()
+        """Of the certificates in use, by setting."""
+        self._complaints: list[str] = []
         self.trouble: str | None = None
         """Why the files can't be used as they were at the last look, and the setting; None: they are in use."""
 
@@ -112,10 +159,20 @@ class Current(ssl.SSLContext):
                         "Certificate files have changed and are invalid; continuing with the previous ones: %s", error
                     )
             else:
+                self.validity = self._certificates.validity()
                 self._unread, self.trouble = False, None
                 what = "have changed" if changed else "can be read now"
                 log.info("Certificate files of %s*_FILE %s; new connections use their certificates", prefix, what)
         return self._latest
+
+    def complaints(self, now: datetime) -> list[str]:
+        """Say which certificates in use have expired, will soon, or are not valid yet. Each is logged once."""
+        found = [said for setting, dates in self.validity.items() if (said := dates.complaint(setting, now))]
+        for said in found:
+            if said not in self._complaints:
+                log.warning("%s", said)
+        self._complaints = found
+        return found
 
     @override
     def wrap_bio(self, *given: Any, **options: Any) -> ssl.SSLObject:
@@ -146,6 +203,43 @@ def _verify_alike_on_each_python(context: ssl.SSLContext) -> None:
     """Set the flags in which Python 3.13's default context differs from earlier ones; see docs/decisions/0010."""
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+
+
+def _dates(file: Path) -> list[tuple[datetime, datetime]]:
+    """Return when each certificate of a PEM file begins and ends: OpenSSL has read them, and Python doesn't say it."""
+    try:
+        return [
+            _begin_and_end(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))) for pem in _PEM.findall(file.read_bytes())
+        ]
+    except (OSError, ValueError, IndexError):  # replaced meanwhile, or written in a way of its own
+        return []
+
+
+def _begin_and_end(der: bytes) -> tuple[datetime, datetime]:
+    _, at, _ = _element(der, _element(der, 0)[1])  # the outer element has the signature, too
+    if der[at] == _VERSION:
+        at = _element(der, at)[2]
+    for _ in ("serial number", "algorithm", "issuer"):
+        at = _element(der, at)[2]
+    begins = _element(der, at)[1]
+    return _moment(der, begins), _moment(der, _element(der, begins)[2])
+
+
+def _element(der: bytes, at: int) -> tuple[int, int, int]:
+    """Return the tag of the element of DER at `at`, and where its content begins and ends."""
+    tag, length, begin = der[at], der[at + 1], at + 2
+    if length & 0x80:
+        size = length & 0x7F
+        length, begin = int.from_bytes(der[begin : begin + size]), begin + size
+    return tag, begin, begin + length
+
+
+def _moment(der: bytes, at: int) -> datetime:
+    tag, begin, end = _element(der, at)
+    text = der[begin:end].decode("ascii")
+    if tag == _UTC_TIME:  # with two digits of the year
+        text = ("19" if text >= "50" else "20") + text
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
 
 
 def _stamp(file: Path | str) -> tuple[int, ...] | None:

@@ -13,10 +13,8 @@ from typing import Any, Final
 
 from typing_extensions import override
 
+from service.certificates import RENEW, Current
 from service.checks import Verdict, ok, warning
-
-RENEW: Final = timedelta(days=14)
-"""Before a certificate's end. Whatever renews certificates by itself does so earlier, so by then it has failed."""
 
 NEXT_ADDRESS: Final = 0.25
 """Seconds after which the next address of a name is tried too, as the clients do: a dead IPv6 route costs no more."""
@@ -152,6 +150,13 @@ def expiry(certificate: Certificate, *, now: datetime) -> Verdict:
         return ok(f"The certificate is trusted: {said}.")
     days = max(0, (certificate.ends - now) // timedelta(days=1))
     return warning(f"The certificate ends in {days} days: renew it where it is installed ({said}).")
+
+
+def expiring(tls: ssl.SSLContext, *, now: datetime) -> list[Verdict]:
+    """Warn of certificates from files that have expired, will soon, or are not valid yet."""
+    files = tls.validity if isinstance(tls, Current) else {}
+    found = (dates.complaint(setting, now) for setting, dates in files.items())
+    return [warning(f"{said}.") for said in found if said is not None]
 
 
 def _certificate(shown: dict[str, Any]) -> Certificate:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -163,6 +164,27 @@ async def test_what_is_degraded_is_shown_while_a_login_hangs() -> None:
 
     assert while_it_hangs == ["site local is paused"]
     assert sorted(app._health.what_is_degraded()) == ["no session at VCDA", "site local is paused"]
+
+
+async def test_a_certificate_that_expires_is_degraded_and_its_end_is_a_metric(app: App, tmp_path: Path) -> None:
+    class Lanes(list[Any]):
+        operator_pauses = SimpleNamespace(current=list)
+
+    ends = datetime.now(UTC).replace(microsecond=0) + timedelta(days=3)
+    file = tmp_path / "own.pem"
+    trustme.CA().issue_cert("us", not_after=ends).private_key_and_cert_chain_pem.write_to_path(str(file))
+    parts = SimpleNamespace(
+        syncs=SimpleNamespace(lanes=Lanes(), control=SimpleNamespace(trouble=list)),
+        kafka=SimpleNamespace(tokens=None),
+        certificates=[Current(Certificates(prefix="VM_SYNC_KAFKA__SSL_", cert_file=file))],
+    )
+
+    app._metrics.set_certificates_expire(lambda: application._expiries(cast("Any", parts)))
+    (said,) = await app._degraded_by(cast("Any", parts))
+
+    assert said.startswith("VM_SYNC_KAFKA__SSL_CERT_FILE: the certificate expires at ")
+    setting = {"setting": "VM_SYNC_KAFKA__SSL_CERT_FILE"}
+    assert app._registry.get_sample_value("vm_sync_certificate_expires_timestamp_seconds", setting) == ends.timestamp()
 
 
 async def test_an_internal_error_in_the_look_at_what_is_degraded_is_shown_there_and_ends_nothing(

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from service import event_loop as loop
-from service.certificates import Certificates, Current, Unusable, distrust
+from service.certificates import Certificates, Current, Unusable, Validity, distrust
 from tests.support.descriptors import no_more_descriptors
 
 PREFIX = "VM_SYNC_KAFKA__SSL_"
@@ -367,3 +367,70 @@ async def test_a_self_signed_certificate_that_the_file_lacks_is_not_trusted(tmp_
     assert error is not None
     said = distrust(error, ca_setting="VM_SYNC_KAFKA__SSL_CA_FILE", if_misnamed="", there="there")
     assert said == f"(self-signed certificate): {AUTHORITY}"
+
+
+# ---------------------------------------------------------------- when they expire
+
+
+def own(folder: Path, *chain: Issued) -> Certificates:
+    """Write an own certificate, with those of its issuers, and its key."""
+    key = chain[0].key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "own.pem").write_bytes(key + b"".join(one.pem for one in chain))
+    return Certificates(prefix=PREFIX, cert_file=folder / "own.pem")
+
+
+def authorities(folder: Path, *those: Issued) -> Certificates:
+    (folder / "ca.pem").write_bytes(b"".join(one.pem for one in those))
+    return Certificates(prefix=PREFIX, ca_file=folder / "ca.pem")
+
+
+@pytest.mark.parametrize("ends", [DAY, 40 * 365 * DAY], ids=["in this century's first half", "later"])
+def test_when_a_certificate_begins_and_ends_is_read_from_its_file(tmp_path: Path, ends: timedelta) -> None:
+    made = issued("ours", authority=True, ends=ends).certificate
+    found = authorities(tmp_path, Issued(made, issued("other").key)).validity()
+    assert found == {f"{PREFIX}CA_FILE": Validity(made.not_valid_before_utc, made.not_valid_after_utc)}
+
+
+def test_of_an_own_certificate_and_its_issuers_the_first_to_expire_counts_and_of_authorities_the_last(
+    tmp_path: Path,
+) -> None:
+    soon, late = issued("soon", authority=True, ends=DAY), issued("late", authority=True, ends=99 * DAY)
+    (chain,) = own(tmp_path, late, soon).validity().values()
+    (trusted,) = authorities(tmp_path, soon, late).validity().values()
+    assert (chain.ends, trusted.ends) == (soon.certificate.not_valid_after_utc, late.certificate.not_valid_after_utc)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "said"),
+    [
+        (-99 * DAY, 15 * DAY, None),
+        (-99 * DAY, 14 * DAY, "the certificate expires at "),
+        (-4 * DAY, 2 * DAY, None),
+        (-4 * DAY, DAY, "the certificate expires at "),
+        (-2 * DAY, -DAY, "the certificate expired at "),
+        (DAY, 99 * DAY, "the certificate is not valid before "),
+    ],
+)
+def test_a_certificate_that_is_not_valid_or_not_for_long_is_logged_once_and_named_until_it_is_replaced(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, begins: timedelta, ends: timedelta, said: str | None
+) -> None:
+    context = Current(own(tmp_path, issued("ours", begins=begins, ends=ends)))
+    now = datetime.now(UTC)
+    found = [context.complaints(now) for _ in range(2)]
+    if said is None:
+        assert (found, caplog.records) == ([[], []], [])
+        return
+    assert found[0] == found[1] == [record.getMessage() for record in caplog.records]
+    assert found[0][0].startswith(f"{PREFIX}CERT_FILE: {said}")
+    own(tmp_path, issued("ours", ends=99 * DAY))
+    context.latest()
+    assert context.complaints(now) == []
+
+
+def test_a_file_that_only_openssl_understands_says_nothing_of_its_dates(tmp_path: Path) -> None:
+    certificates = authorities(tmp_path, issued("ours", authority=True))
+    file = tmp_path / "ca.pem"
+    file.write_bytes(file.read_bytes().replace(b"CERTIFICATE--", b"TRUSTED CERTIFICATE--"))
+    assert certificates.validity() == {}
+    file.write_bytes(b"-----BEGIN CERTIFICATE-----\nMAIC\n-----END CERTIFICATE-----\n")
+    assert certificates.validity() == {}

@@ -8,11 +8,13 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 import trustme
 
 from service import endpoints
+from service.certificates import Certificates, Current
 from service.checks import Status
 from service.endpoints import Certificate, Endpoint
 
@@ -106,6 +108,17 @@ def test_a_certificate_that_ends_soon_is_a_warning(days: int, status: Status) ->
 
     assert found.status is status
     assert "issued by Ours" in found.text
+
+
+def test_an_own_certificate_that_ends_soon_is_a_warning(tmp_path: Path) -> None:
+    file = tmp_path / "own.pem"
+    own = trustme.CA().issue_cert("us", not_after=NOW + timedelta(days=3))
+    own.private_key_and_cert_chain_pem.write_to_path(str(file))
+    (found,) = endpoints.expiring(Current(Certificates(prefix="VM_SYNC_KAFKA__SSL_", cert_file=file)), now=NOW)
+
+    assert found.status is Status.WARNING
+    assert found.text.startswith("VM_SYNC_KAFKA__SSL_CERT_FILE: the certificate expires at ")
+    assert endpoints.expiring(ssl.create_default_context(), now=NOW) == []
 
 
 @pytest.mark.parametrize(

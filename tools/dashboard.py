@@ -650,6 +650,19 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
                 alert="VmSyncCertificatesInvalid",
             ),
             Graph(
+                title="Certificates expire in",
+                about="Time until the certificates that were read from a file expire, by setting.",
+                queries=(
+                    (
+                        f"min by (setting) (vm_sync_certificate_expires_timestamp_seconds{{{HERE}}}) - time()",
+                        "{{setting}}",
+                    ),
+                ),
+                unit=SECONDS,
+                least=14 * 86400,
+                alert="VmSyncCertificateExpires",
+            ),
+            Graph(
                 title="File descriptors in use",
                 about="Share of the files and connections that the process may have open.",
                 queries=((f"process_open_fds{{{JOB}}} / process_max_fds{{{JOB}}}", "{{instance}}"),),

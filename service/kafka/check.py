@@ -203,7 +203,7 @@ class KafkaChecks:
                 return self._failed(error, [error])
             return endpoints.expiry(certificate, now=self._clock.now())
 
-        return await self._each_server(one)
+        return [*await self._each_server(one), *endpoints.expiring(tls, now=self._clock.now())]
 
     async def _token(self, tokens: Tokens) -> Sequence[Verdict]:
         await tokens.token()

@@ -308,6 +308,14 @@ METRICS: Final = (
         at_scrape=True,
     ),
     Metric(
+        "vm_sync_certificate_expires_timestamp_seconds",
+        "gauge",
+        "When the certificates in use from a file expire, as Unix time: the own certificate or, if earlier, one of its "
+        "issuers in the file; of several authorities the last one.",
+        ("setting",),
+        at_scrape=True,
+    ),
+    Metric(
         "vm_sync_config_hash",
         "gauge",
         "Always 1; `hash` is that of the settings that must be equal on all instances, without secrets.",
@@ -388,6 +396,7 @@ class Metrics:
         self._token_failing: Callable[[], timedelta] = timedelta
         self._intake: Callable[[], IntakeSeen] = IntakeSeen
         self._certificates_invalid: Callable[[], int] = int
+        self._certificates_expire: Callable[[], Mapping[str, datetime]] = dict
         self._stop_reasons = tuple(stop_reasons)
 
         counters = {
@@ -634,6 +643,10 @@ class Metrics:
         """Set the function that returns, at scrape, how many sets of certificate files have changed and are invalid."""
         self._certificates_invalid = ask
 
+    def set_certificates_expire(self, ask: Callable[[], Mapping[str, datetime]]) -> None:
+        """`ask` returns, by setting, when the certificates in use from files expire."""
+        self._certificates_expire = ask
+
     def set_token_failing(self, ask: Callable[[], timedelta]) -> None:
         """Set the function that returns, at scrape, how long the OAuth token for Kafka has failed."""
         self._token_failing = ask
@@ -686,6 +699,9 @@ class Metrics:
             "vm_sync_reading_stalled_seconds": {(): intake.unread_for},
             "vm_sync_open_transaction_seconds": {(): intake.held_back_for},
             "vm_sync_certificates_invalid": {(): float(self._certificates_invalid())},
+            "vm_sync_certificate_expires_timestamp_seconds": {
+                (setting,): moment.timestamp() for setting, moment in self._certificates_expire().items()
+            },
         }
 
     def _read_waiting(self, labels: Iterable[str], in_flight: Mapping[Child, float]) -> dict[Child, float]:

@@ -205,7 +205,8 @@ class VcdaChecks:
             async with asyncio.timeout(CONNECT.total_seconds()):
                 if isinstance(trust, ssl.SSLContext):
                     shown = await endpoints.handshake(self._address, trust)
-                    return [endpoints.expiry(shown, now=self._clock.now())]
+                    now = self._clock.now()
+                    return [endpoints.expiry(shown, now=now), *endpoints.expiring(trust, now=now)]
                 return await self._pinned(trust.fingerprint)
         except ssl.SSLCertVerificationError as error:
             return [failure(f"{distrust(error)}.")]

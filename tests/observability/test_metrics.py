@@ -63,6 +63,7 @@ vm_sync_event_loop_lag_seconds histogram
 vm_sync_log_lines_dropped_total counter
 vm_sync_progress_dropped_total counter
 vm_sync_certificates_invalid gauge
+vm_sync_certificate_expires_timestamp_seconds gauge setting
 vm_sync_config_hash gauge hash
 vm_sync_build_info gauge version python
 """
@@ -347,6 +348,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.without_credentials(None)
     metrics.session_open(True)
     metrics.set_certificates_invalid(lambda: 2)
+    metrics.set_certificates_expire(lambda: {"VM_SYNC_VCDA__CA_FILE": NOW})
     metrics.adopted()
     metrics.post_repeated(None)
     metrics.unknown_task_state("berlin")
@@ -373,6 +375,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
         "vm_sync_calls_without_credentials_total": ({"site": "local"}, 1),
         "vm_sync_session_open": ({}, 1),
         "vm_sync_certificates_invalid": ({}, 2),
+        "vm_sync_certificate_expires_timestamp_seconds": ({"setting": "VM_SYNC_VCDA__CA_FILE"}, NOW.timestamp()),
         "vm_sync_tasks_adopted_total": ({}, 1),
         "vm_sync_posts_repeated_total": ({"site": "local"}, 1),
         "vm_sync_unknown_task_states_total": ({}, 1),

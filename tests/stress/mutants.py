@@ -2425,6 +2425,13 @@ MUTANTS: Final = (
         tests=("tests/partition/test_driver.py",),
     ),
     Mutant(
+        name="nobody says that a certificate expires",
+        file="service/certificates.py",
+        old="        if self.ends - now <= min(RENEW, (self.ends - self.begins) / 5):",
+        new="        if now >= self.ends:",
+        tests=("tests/test_certificates.py",),
+    ),
+    Mutant(
         name="all of many doubts are looked up one by one where the list of all tasks fails",
         file="service/partition/reconciler.py",
         old="            alone = due[: self._one_by_one]\n",

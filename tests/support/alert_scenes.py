@@ -21,6 +21,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -606,7 +607,7 @@ async def token_refused(stage: Stage) -> None:
 
 
 async def broken_resources(stage: Stage) -> None:
-    """Replace a certificate file with one that is cut, and take away most of the file descriptors."""
+    """Replace a certificate file with one that is cut, or expires soon, and take away most of the file descriptors."""
     authority, file = trustme.CA(), stage.folder / "vcda-ca.pem"
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(tls)
@@ -619,6 +620,12 @@ async def broken_resources(stage: Stage) -> None:
         await here.fires("VmSyncCertificatesInvalid", "a new certificate file is cut after 100 bytes", since=began)
         file.write_bytes(good)
         await here.over("VmSyncCertificatesInvalid")
+        began = time.monotonic()
+        ends = datetime.now(UTC) + timedelta(days=3)
+        file.write_bytes(authority.issue_cert("expiring", not_after=ends).cert_chain_pems[0].bytes())
+        await here.fires("VmSyncCertificateExpires", "the file has a certificate that expires in 3 days", since=began)
+        file.write_bytes(good)
+        await here.over("VmSyncCertificateExpires")
         limits = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         used = process.open_files()
         began = time.monotonic()
@@ -771,7 +778,7 @@ SCENES: Final[Mapping[Scene, tuple[str, ...]]] = {
     ),
     rights_denied: ("VmSyncReadingStalled", "VmSyncPartitionsReopened"),
     token_refused: ("VmSyncKafkaTokenFailing",),
-    broken_resources: ("VmSyncCertificatesInvalid", "VmSyncOpenFilesNearLimit"),
+    broken_resources: ("VmSyncCertificatesInvalid", "VmSyncCertificateExpires", "VmSyncOpenFilesNearLimit"),
     transaction_left_open: ("VmSyncTransactionOpen",),
     kafka_far_away: ("VmSyncRestoreSlow", "VmSyncCommitsSlow", "VmSyncKafkaDisconnected"),
     site_away: ("VmSyncSitePaused", "VmSyncOutcomesLateFast", "VmSyncOutcomesLateSlow"),

@@ -8,6 +8,7 @@ import json
 import math
 import re
 import shutil
+import ssl
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
@@ -16,6 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import trustme
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
@@ -104,13 +106,16 @@ def seen(kafka: Kafka, tmp_path_factory: pytest.TempPathFactory) -> Seen:
 
 async def _look(bootstrap: str, *, program: str, folder: Path) -> Seen:
     plan = Plan(duration=Durations.of("uniform:0.5:2"))
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.cert_pem.write_to_path(str(folder / "vcda-ca.pem"))
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
     async with (
-        Simulator(appliance(plan)) as simulator,
+        Simulator(appliance(plan), tls=tls) as simulator,
         Ledger(bootstrap=bootstrap, simulator=simulator, prefix="monitoring", partitions=4) as ledger,
         _kafka_exporter() as exporter,
     ):
         simulator.fault(operation="login", answer="status", status=401, times=1)
-        process = ledger.start()
+        process = ledger.start(VM_SYNC_VCDA__CA_FILE=str(folder / "vcda-ca.pem"))
         await ledger.ready(process)
         targets = {"vm-sync": f"127.0.0.1:{process.port()}", "kafka-exporter": exporter}
         async with prometheus(program, folder=folder) as found:
