@@ -15,6 +15,7 @@ from aiokafka.errors import (
     BrokerResponseError,
     ClusterAuthorizationFailedError,
     GroupAuthorizationFailedError,
+    InvalidSessionTimeoutError,
     InvalidTimestampError,
     KafkaError,
     TopicAuthorizationFailedError,
@@ -111,6 +112,11 @@ def explain(error: BaseException) -> str:
         text = " ".join(map(str, error.args)) or error.description.partition(". ")[0].removesuffix(".")
     if isinstance(error, InvalidTimestampError):
         text += ": compare this machine's clock with the brokers'"
+    if isinstance(error, InvalidSessionTimeoutError):
+        text += (
+            ": compare VM_SYNC_KAFKA__SESSION_TIMEOUT with the brokers' group.min.session.timeout.ms and "
+            "group.max.session.timeout.ms"
+        )
     name, text = type(error).__name__, " ".join(text.split())
     return f"{name}: {text.removeprefix(f'{name}: ')}" if text and text != name else name
 

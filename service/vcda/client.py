@@ -24,11 +24,11 @@ import asyncio
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Final, Literal, Protocol, TypeGuard
+from typing import Any, Final, Literal, Protocol, TypeGuard, TypeVar
 from urllib.parse import quote
 
 import httpx
@@ -78,6 +78,8 @@ FINDS_AT_ONCE: Final = 4
 
 MAX_KIND: Final = 60
 """Characters of a content type in a sentence."""
+
+T = TypeVar("T")
 
 _REPLICATION_ID: Final = re.compile(REPLICATION_ID)
 _OPERATION_ID: Final = re.compile(OPERATION_ID)
@@ -204,7 +206,10 @@ class Vcda:
             operation_id=operation_id,
             may_leave=may_leave,
         )
-        return self._submitted(reply, site, replication_id)
+        try:
+            return self._submitted(reply, site, replication_id)
+        except Exception as error:  # noqa: BLE001 - see `_bug`
+            return _unanswered(reply, _bug(error))
 
     async def find(
         self,
@@ -237,8 +242,8 @@ class Vcda:
         found: dict[str, Task] = {}
         async with self._finding[site]:
             for kind in (SYNC, *self._spellings.types(self.canonical_site(site))):
-                tasks = await self._pages(
-                    "find", f"type={kind}&{query}", site=site, operation_id=operation_id, kind=kind
+                tasks = await _or_trouble(
+                    self._pages("find", f"type={kind}&{query}", site=site, operation_id=operation_id, kind=kind)
                 )
                 if isinstance(tasks, Trouble):
                     return tasks
@@ -258,7 +263,7 @@ class Vcda:
         if not asked:
             return []
         query = "ids=" + ",".join(_check(name, translate.ID) for name in ids)
-        tasks = await self._pages("poll", query, site=site)
+        tasks = await _or_trouble(self._pages("poll", query, site=site))
         return tasks if isinstance(tasks, Trouble) else [task for task in tasks if task.id in asked]
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
@@ -268,9 +273,12 @@ class Vcda:
             ValueError: an id that doesn't belong in a URL.
         """
         query = "" if site is None else f"?{site_parameter(site)}"
-        reply = await self._call(
-            "poll", method="GET", target=f"/tasks/{_check(task_id, translate.ID)}{query}", site=site
+        return await _or_trouble(
+            self._ask(f"/tasks/{_check(task_id, translate.ID)}{query}", site=site, task_id=task_id)
         )
+
+    async def _ask(self, target: str, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
+        reply = await self._call("poll", method="GET", target=target, site=site)
         if not isinstance(reply.seen, Answer):
             return self._trouble(reply.seen, site)
         if (old := _from_a_cache(reply.seen)) is not None:
@@ -485,11 +493,8 @@ class Vcda:
                 return Refused(error, 404, sent=reply.tried)
             case Trouble() as trouble:
                 return NotTaken(trouble, sent=reply.tried)
-            case NoAnswer(sent_at=sent_at) as nothing:
-                trouble = self._trouble(nothing, site)
-                if sent_at is None:
-                    return NotTaken(trouble, sent=reply.tried)
-                return Unanswered(trouble, sent_at, reply.account)
+            case NoAnswer() as nothing:
+                return _unanswered(reply, self._trouble(nothing, site))
             case Answer() as answer:
                 return self._answered(answer, reply, site, replication_id)
 
@@ -541,6 +546,29 @@ class Vcda:
                         headers.get("retry-after"), date=headers.get("date"), now=self._clock.now()
                     ),
                 )
+
+
+def _unanswered(reply: _Reply, trouble: Trouble) -> SubmitAnswer:
+    """Return what a POST without an answer that can be understood means: it is in doubt, unless it wasn't sent."""
+    sent_at = reply.seen.sent_at if isinstance(reply.seen, Answer | NoAnswer) else None
+    return NotTaken(trouble, sent=reply.tried) if sent_at is None else Unanswered(trouble, sent_at, reply.account)
+
+
+async def _or_trouble(reading: Coroutine[Any, Any, T]) -> T | Trouble:
+    """Return what a call has read. A bug in the reading is trouble as well: see `_bug`."""
+    try:
+        return await reading
+    except Exception as error:  # noqa: BLE001 - see `_bug`
+        return _bug(error)
+
+
+def _bug(error: Exception) -> Trouble:
+    """Log a bug in the reading of an answer, and return it as trouble.
+
+    What one site, or a proxy, may answer is without end; raised, it would end the polls of all sites.
+    """
+    log.error("Internal error while reading an answer of VCDA; the call has failed", exc_info=error)
+    return Trouble(label="error", detail=f"An answer of VCDA led to an internal error ({type(error).__name__}).")
 
 
 def _barred(seen: Answer | NoAnswer | Trouble | NoCredentials) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 from aiokafka.errors import (
     InvalidProducerIdMapping,
+    InvalidSessionTimeoutError,
     InvalidTimestampError,
     KafkaConnectionError,
     KafkaError,
@@ -45,6 +46,14 @@ def wrapped(cause: Exception) -> Exception:
             (
                 "InvalidTimestampError: The timestamp of the message is out of acceptable range: compare this "
                 "machine's clock with the brokers'"
+            ),
+        ),
+        (
+            InvalidSessionTimeoutError(),
+            (
+                "InvalidSessionTimeoutError: Return in join group when the requested session timeout is outside of the "
+                "allowed range on the broker: compare VM_SYNC_KAFKA__SESSION_TIMEOUT with the brokers' "
+                "group.min.session.timeout.ms and group.max.session.timeout.ms"
             ),
         ),
         (wrapped(KeyError("a bug")), "KafkaError: Unexpected error during batch delivery"),

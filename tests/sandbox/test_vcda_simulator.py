@@ -689,6 +689,12 @@ async def test_a_wished_for_status_comes_with_an_api_error_and_without_a_task(br
     assert browser.sim.world.counters()["faults"] == {"submit status": 2}
 
 
+async def test_a_proxy_says_where_to_go_instead(browser: Browser) -> None:
+    browser.sim.fault(answer="status", status=404, html=True, location="https://sso.example.com/")
+    answer = await browser("GET", "/tasks")  # with a status that this client doesn't follow
+    assert (answer.status, answer.headers["Location"]) == (404, "https://sso.example.com/")
+
+
 async def test_a_proxy_answers_in_html(browser: Browser) -> None:
     browser.sim.fault(answer="status", status=404, html=True)
     answer = await browser("GET", "/tasks")

@@ -2257,6 +2257,13 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_client.py",),
     ),
     Mutant(
+        name="a bug in the reading of an answer ends the poller, and so the process",
+        file="service/vcda/client.py",
+        old='        tasks = await _or_trouble(self._pages("poll", query, site=site))\n',
+        new='        tasks = await self._pages("poll", query, site=site)\n',
+        tests=("tests/vcda/test_client.py",),
+    ),
+    Mutant(
         name="a dead letter that is refused for its size without its value, too, is not shortened further",
         file="service/kafka/journal.py",
         old="        while event.shorter is not None and not self._refusals.fits(event):\n",

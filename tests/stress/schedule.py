@@ -248,6 +248,8 @@ STORMS: Final[tuple[tuple[str, Mapping[str, Any]], ...]] = (
                                   "http_date": True, "probability": 0.5}),
     ("500 for a third", {"answer": "status", "status": 500, "probability": 0.35}),
     ("503, a proxy's page", {"answer": "status", "status": 503, "html": True, "probability": 0.6}),
+    ("redirects to a host that can't be", {"answer": "status", "status": 302, "html": True,
+                                           "location": "https://xn--/login", "probability": 0.5}),
     ("maintenance", {"answer": "status", "status": 503, "retry_after": "rest"}),
     ("answers to POSTs lost", {"operation": "submit", "answer": "cut", "effect": "first", "probability": 0.6}),
     ("answers to POSTs torn", {"operation": "submit", "answer": "torn", "probability": 0.6}),

@@ -145,6 +145,29 @@ async def test_no_header_of_an_answer_makes_a_call_raise() -> None:
             assert isinstance(await us.vcda.ask(site=None, task_id=TASK_ID), Trouble)
 
 
+async def test_a_bug_in_the_reading_of_an_answer_is_a_failed_call_and_leaves_a_post_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    async with appliance(script(tasks=page(task()))) as there, ours(there.url) as us:
+        await us.vcda.unusable()  # logged in
+        for name in ("read_created", "read_page", "read_task"):
+            monkeypatch.setattr(translate, name, broken)
+        answers = [
+            await us.vcda.poll(site=None, ids=[TASK_ID]),
+            await us.vcda.find(site=None, replication_id=REPLICATION_ID, since=SINCE),
+            await us.vcda.ask(site=None, task_id=TASK_ID),
+        ]
+        posted = await us.submit()
+
+    detail = "An answer of VCDA led to an internal error (ZeroDivisionError)."
+    assert answers == [Trouble(label="error", detail=detail)] * 3
+    assert isinstance(posted, Unanswered)
+    assert posted.trouble.detail == detail
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 410, 415, 422])
 async def test_a_4xx_in_vcdas_own_words_is_a_refusal(status: int) -> None:
     answer = await submitted(Reply(status, error()))

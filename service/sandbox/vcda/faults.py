@@ -53,6 +53,8 @@ class Fault:
     code: str | None = None
     msg: str | None = None
     html: bool = False
+    location: str | None = None
+    """Where a redirect leads; told with any status."""
     retry_after: float | Literal["rest"] | None = None
     """Seconds; `rest` is what is left of `lasting`. Told with any status; POSTs in that time are violations."""
     http_date: bool = False

@@ -379,6 +379,8 @@ class Simulator:
         self, request: web.BaseRequest, call: Call, fault: Fault, *, site: str, rest: float | None
     ) -> Reply:
         headers = {"WWW-Authenticate": "Authentication Token Required"} if fault.challenge else {}
+        if fault.location is not None:
+            headers["Location"] = fault.location
         if fault.retry_after is not None:
             seconds = (rest or 0.0) if fault.retry_after == "rest" else fault.retry_after
             whole = max(1, -int(-seconds // 1))  # rounded up: the header has no fractions
