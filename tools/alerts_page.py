@@ -30,7 +30,7 @@ the [runbook](runbook.md) while it fires and after it. Not to be edited by hand.
 
 The expressions are those of the rules; their windows, offsets and `for` are divided by {HURRY} (and no `for` is longer
 than {LONGEST_FOR} s), thresholds are not. Seconds are those of the shortened rules: from the cause to the alert, and
-from the end of the cause until the queries under "Over" returned nothing. Commands are shown without `kubectl -n
+from the end of the cause until the queries under "Over when" returned nothing. Commands are shown without `kubectl -n
 vm-sync`; those that need a Kubernetes cluster, or Kafka's own tools, are not run. Of each output one line is shown: of
 the checks the first failure and the last line, of tables the first row, of log lines the first message.
 """

@@ -1,7 +1,8 @@
 """Writes the tables of settings, of metrics and of figures from what they describe: `python -m tools.tables`.
 
-`docs/settings.md` and `docs/metrics.md` are made whole; of README.md only what stands between `<!-- made: NAME -->` and
-`<!-- /made -->`, its figures from what `make bench` measured. A test compares all three with what would be written.
+`docs/settings.md` and `docs/metrics.md` are made whole; of README.md and of the runbook only what stands between
+`<!-- made: NAME -->` and `<!-- /made -->`: the README's figures from what `make bench` measured, the runbook's list of
+alerts from the rules. A test compares all four with what would be written.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,9 +19,11 @@ from service.messages.wait_cause import WaitCause
 from service.observability.metrics import LOGINS, METRICS, OPERATIONS, OUTCOMES, RESULTS, STATES, STATUSES, Metric
 from service.settings.model import BETWEEN, PREFIX, Settings
 from service.sync import Reason
+from tests.support.expressions import alerts
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+RUNBOOK = ROOT / "docs" / "runbook.md"
 SETTINGS = ROOT / "docs" / "settings.md"
 METRICS_PAGE = ROOT / "docs" / "metrics.md"
 MEASURED = ROOT / "docs" / "performance" / "raw.json"
@@ -151,14 +154,28 @@ def readme(text: str) -> str:
         ),
     }
     for name, table in made.items():
-        begin, end = f"<!-- made: {name} -->", "<!-- /made -->"
-        before, found, rest = text.partition(begin)
-        _, also_found, after = rest.partition(end)
-        if not (found and also_found):
-            msg = f"README.md has no part between {begin} and {end}"
-            raise ValueError(msg)
-        text = f"{before}{begin}\n\n{table}\n{end}{after}"
+        text = _with(text, name, table)
     return text
+
+
+def runbook(text: str) -> str:
+    """Return the runbook's text with its list of alerts updated."""
+    cells = [
+        (f"[{alert}](#{alert.lower()})", rule["labels"]["severity"], rule["annotations"]["summary"])
+        for alert, rule in alerts().items()
+    ]
+    return _with(text, "alerts", _table(("alert", "severity", "what it says"), cells))
+
+
+def _with(text: str, name: str, table: str) -> str:
+    """Return a page's text with one generated part replaced."""
+    begin, end = f"<!-- made: {name} -->", "<!-- /made -->"
+    before, found, rest = text.partition(begin)
+    _, also_found, after = rest.partition(end)
+    if not (found and also_found):
+        msg = f"the page has no part between {begin} and {end}"
+        raise ValueError(msg)
+    return f"{before}{begin}\n\n{table}\n{end}{after}"
 
 
 def _middle(measured: Results, scenario: str, subject: str, figure: str) -> str:
@@ -202,6 +219,7 @@ def main() -> None:
     SETTINGS.write_text(settings_page(), encoding="utf-8")
     METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8")), encoding="utf-8")
+    RUNBOOK.write_text(runbook(RUNBOOK.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

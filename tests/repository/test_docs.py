@@ -49,7 +49,7 @@ BASH = shutil.which("bash") or "/bin/bash"
 ELSEWHERE = {
     r"docker |kind ": "wants a container runtime; what it would build or load is tested in test_deploy_*",
     r"(kubectl|helm) ": "wants a cluster; what it would apply is rendered and checked in test_deploy_*",
-    r"kafka-transactions\.sh ": "comes with Kafka's own distribution, which the embedded Kafka lacks",
+    r"kafka-(transactions|consumer-groups)\.sh ": "comes with Kafka's own distribution, which the embedded Kafka lacks",
     r"vm-sync demo --keep$": "is what all others are run against",
 }
 """Commands that aren't run here."""

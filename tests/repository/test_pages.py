@@ -30,6 +30,12 @@ def test_the_readme_shows_some_of_both_and_of_what_was_measured_as_they_are() ->
     assert tables.readme(text) == text, "run: make pages"
 
 
+def test_the_runbook_lists_the_alerts_as_the_rules_have_them() -> None:
+    text = tables.RUNBOOK.read_text()
+
+    assert tables.runbook(text) == text, "run: make pages"
+
+
 def test_the_pages_of_performance_and_scaling_say_what_was_measured(tmp_path: Path) -> None:
     docs = tables.MEASURED.parents[1]
     (tmp_path / "performance").mkdir()

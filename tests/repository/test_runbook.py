@@ -1,4 +1,4 @@
-"""The runbook sends nobody to a place that doesn't say it: pages have their parts, commands parse, log lines exist."""
+"""The runbook sends nobody to a place that lacks it: entries have their parts, commands parse, log lines exist."""
 
 import contextlib
 import re
@@ -15,9 +15,9 @@ from service.messages.wait_cause import WaitCause
 from service.observability.metrics import STATES
 from service.sync import Reason
 from tests.support.expressions import alerts, sections
-from tests.support.runbook import PARTS, commands, is_said, looked_for, pages, programs, queries
+from tests.support.runbook import PARTS, checked, commands, is_said, looked_for, pages, programs, queries
 
-PAGES = pages()
+ENTRIES = pages()
 TEXTS = sections()
 
 
@@ -32,17 +32,23 @@ def table(heading: str) -> list[list[str]]:
 
 
 def test_each_alert_has_one_page_in_the_order_of_the_rules() -> None:
-    assert list(PAGES) == list(alerts())
+    assert list(ENTRIES) == list(alerts())
 
 
 @pytest.mark.parametrize("alert", alerts())
-def test_a_page_begins_with_vm_sync_check_or_why_not_and_ends_with_how_to_know_that_it_is_over(alert: str) -> None:
-    parts = PAGES[alert].parts
+def test_an_entry_has_its_parts_and_ends_with_how_to_know_that_it_is_over(alert: str) -> None:
+    parts = ENTRIES[alert].parts
 
     assert tuple(parts) == PARTS
-    assert parts["Check"].startswith("`vm-sync check`")
-    assert queries(parts["Diagnosis"] + parts["Mitigation"]) or alert == "VmSyncAbsent"
-    assert queries(parts["Over"])
+    assert queries(parts["Look"])
+    assert queries(parts["Over when"])
+
+
+@pytest.mark.parametrize("alert", alerts())
+def test_what_an_entry_says_of_vm_sync_check_stands_where_looking_begins(alert: str) -> None:
+    look = ENTRIES[alert].parts["Look"]
+
+    assert checked(look) or not re.match(r".*`vm-sync check`, the line", look, flags=re.DOTALL)
 
 
 @pytest.mark.parametrize("alert", alerts())
@@ -52,9 +58,7 @@ def test_a_page_is_found_by_a_symptom(alert: str) -> None:
 
 @pytest.mark.parametrize("alert", alerts())
 def test_the_lines_of_vm_sync_check_that_a_page_names_exist(alert: str) -> None:
-    check = PAGES[alert].parts["Check"]
-
-    for text in quoted(check):
+    for text in quoted(checked(ENTRIES[alert].parts["Look"])):
         if not text.startswith(("vm-sync ", "VM_SYNC_", "kubectl ")) and not text.isdecimal():
             assert is_said(text), text
 
@@ -109,11 +113,18 @@ def test_every_command_is_one_that_the_test_of_the_alerts_can_run_or_that_needs_
     known = (
         r"kubectl -n vm-sync (exec (-it )?(deploy/vm-sync|vm-sync-operator|POD) -- vm-sync )"
         r"|kubectl -n vm-sync (logs|get|describe|port-forward|rollout|scale) "
-        r"|curl -s localhost:8080/(readyz|livez|syncs)$|kafka-transactions\.sh "
+        r"|curl -s localhost:8080/(readyz|livez|syncs)$|kafka-(transactions|consumer-groups)\.sh "
     )
     for text in TEXTS.values():
         for command in commands(text):
             assert re.match(known, command), command
+
+
+def test_the_log_of_all_pods_is_read_on_behind_a_pod_that_has_none_yet() -> None:
+    of_all = [command for text in TEXTS.values() for command in commands(text) if " logs -l " in command]
+
+    assert of_all
+    assert [command for command in of_all if "--ignore-errors" not in command] == []
 
 
 def test_what_readyz_and_show_are_quoted_with_are_their_words() -> None:

@@ -2,7 +2,7 @@
 
 Some deployments side by side, each in a namespace of its own, each with its own misfortunes. While an alert fires, what
 its page in the runbook says is done: each query is asked, and each command run, with stand-ins for `kubectl` and `curl`
-that reach the deployment's processes. Then the cause is removed, and the queries under "Over" must fall silent.
+that reach the deployment's processes. Then the cause is removed, and the queries under "Over when" must fall silent.
 
 The alerts' expressions are the real ones; their windows, offsets and `for` are `HURRY` times shorter, since half an
 hour of waiting for each of them shows no more. Thresholds are untouched: what has to be two minutes late is.
@@ -59,10 +59,10 @@ COMMANDS_AT_ONCE: Final = 2
 RELAYED: Final = "RELAYED"
 
 CHECK: Final = "kubectl -n vm-sync exec deploy/vm-sync -- vm-sync check"
-"""What each page begins with."""
+"""What the runbook begins with, whatever the alert."""
 
 NEEDS_A_CLUSTER: Final = re.compile(
-    r"kubectl -n vm-sync (get|describe|port-forward|rollout|scale) |-c check|^kafka-transactions\.sh |--previous"
+    r"kubectl -n vm-sync (get|describe|port-forward|rollout|scale) |-c check|^kafka-[a-z-]+\.sh |--previous"
 )
 """What can't be run here."""
 
@@ -113,9 +113,9 @@ class Finding:
     """The page's queries, with the number of rows of each while the alert fired."""
     ran: list[Ran] = field(default_factory=list)
     over_after: float | None = None
-    """Seconds from the end of the cause until the queries under "Over" yielded nothing; None: not seen."""
+    """Seconds from the end of the cause until the queries under "Over when" yielded nothing; None: not seen."""
     not_over: list[str] = field(default_factory=list)
-    """Queries under "Over" that still yielded something, or that yielded nothing while the alert fired."""
+    """Queries under "Over when" that still yielded something, or that yielded nothing while the alert fired."""
     ends: bool = True
     """Whether the cause was removed."""
 
@@ -243,16 +243,16 @@ class Deployment:
         self.stage.say(f"{alert} fired after {finding.fired_after:.0f} s")
         parts = pages()[alert].parts
         await look_up(finding, self.stage.prometheus, namespace=self.name, moment=moment)
-        finding.ran += await self.run([CHECK, *commands(parts["Diagnosis"] + parts["Mitigation"])], since=began)
+        finding.ran += await self.run([CHECK, *commands(parts["Look"] + parts["Act"])], since=began)
         self.stage.say(f"{alert}: page done")
 
     async def over(self, *alerts: str) -> None:
-        """Wait until the queries under "Over" of these alerts yield nothing, and run the commands there."""
+        """Wait until the queries under "Over when" of these alerts yield nothing, and run the commands there."""
         began = time.monotonic()
         await asyncio.gather(*(self._over(alert, began) for alert in alerts))
 
     async def _over(self, alert: str, began: float) -> None:
-        finding, text = self.stage.findings[alert], pages()[alert].parts["Over"]
+        finding, text = self.stage.findings[alert], pages()[alert].parts["Over when"]
         for query in queries(text):
             # A target whose scrape took too long has no series until the next one: then silence shows nothing.
             scoped = f'({within(hurried(query, by=HURRY), self.name)}) or up{{namespace="{self.name}"}} == 0'
@@ -298,8 +298,8 @@ async def look_up(finding: Finding, prometheus: Prometheus, *, namespace: str, m
     for query in queries("".join(parts.values())):
         rows = await prometheus.rows(within(hurried(query, by=HURRY), namespace), moment=moment)
         finding.asked[query] = len(rows)
-    if not any(finding.asked[query] for query in queries(parts["Over"])):
-        finding.not_over.append("none of the queries under Over yields anything while the alert fires")
+    if not any(finding.asked[query] for query in queries(parts["Over when"])):
+        finding.not_over.append("none of the queries under Over when yields anything while the alert fires")
 
 
 def replication(name: str) -> str:
@@ -828,12 +828,12 @@ def faults(finding: Finding) -> list[str]:
     parts = pages()[finding.alert].parts
     if finding.fired_after is None:
         return ["it did not fire"]
-    found = [f"still or never under Over: {query}" for query in finding.not_over]
+    found = [f"still or never under Over when: {query}" for query in finding.not_over]
     if finding.ends and finding.over_after is None:
         found.append("it was not over in time")
-    diagnosis = queries(parts["Diagnosis"])
-    if not any(finding.asked[query] for query in diagnosis) and finding.alert != "VmSyncAbsent":
-        found.append("no query under Diagnosis yields anything")
+    looks = queries(parts["Look"])
+    if not any(finding.asked[query] for query in looks) and finding.alert != "VmSyncAbsent":
+        found.append("no query under Look yields anything")
     for ran in finding.ran:
         # 1 and 3 are what `vm-sync check` and `topics check` say while something is wrong, 2 where it is a setting.
         wrong_setting = {2} if finding.alert == "VmSyncCertificatesInvalid" else set[int]()

@@ -1,4 +1,4 @@
-"""The runbook's pages in their parts: what is checked, asked, run and looked for in the log."""
+"""The runbook's entries in their parts: what is checked, asked, run and looked for in the log."""
 
 import ast
 import re
@@ -10,9 +10,9 @@ from typing import Final
 
 from tests.support.expressions import ROOT, alerts, sections
 
-PARTS: Final = ("Check", "Meaning", "Impact", "Diagnosis", "Mitigation", "Over")
+PARTS: Final = ("Meaning", "Effect", "Look", "Act", "Over when")
 
-PART: Final = re.compile(r"^\*\*(Check|Meaning|Impact|Diagnosis|Mitigation|Over)\.\*\*\s", flags=re.MULTILINE)
+PART: Final = re.compile(r"^\*\*(Meaning|Effect|Look|Act|Over when)\.\*\*\s", flags=re.MULTILINE)
 
 ELLIPSIS: Final = " ... "
 """In a quoted text: what differs from case to case."""
@@ -34,6 +34,11 @@ def pages() -> Mapping[str, Page]:
             _, *parts = PART.split(text)
             found[heading] = Page(heading, dict(zip(parts[::2], parts[1::2], strict=True)))
     return found
+
+
+def checked(text: str) -> str:
+    """Return the sentences about `vm-sync check` that an entry begins its **Look** with; empty if it has none."""
+    return text.partition("\n\n")[0] if text.startswith("`vm-sync check`") else ""
 
 
 def queries(text: str) -> list[str]:
