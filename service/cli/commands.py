@@ -20,6 +20,7 @@ app = typer.Typer(
     "outcome as an event.\n\n"
     "Settings are VM_SYNC_ environment variables, the same for every command. Exit codes: 0 success, 1 negative "
     "result, 2 invalid command line or setting, 3 no result.",
+    epilog="Example: vm-sync check\n\nExample: vm-sync request C4-0c0e8bc5-1a3d-4a4f-9b6e-6a2b1c5d7e9f --wait",
 )
 
 
@@ -42,9 +43,13 @@ def main(
 
 
 letters = typer.Typer(
-    no_args_is_help=True, help="List, redrive and discard dead letters: messages that are not valid requests."
+    no_args_is_help=True,
+    help="List, redrive and discard dead letters: messages that are not valid requests.",
+    epilog="Example: vm-sync dead-letters list",
 )
-topics = typer.Typer(no_args_is_help=True, help="Check or create the service's topics.")
+topics = typer.Typer(
+    no_args_is_help=True, help="Check or create the service's topics.", epilog="Example: vm-sync topics check"
+)
 app.add_typer(letters, name="dead-letters")
 app.add_typer(topics, name="topics")
 sites = typer.Typer(help="List the sites; pause a site, resume it.", invoke_without_command=True)
@@ -62,8 +67,8 @@ DURATION: Final = "seconds, uniform:LOW:HIGH, lognormal:MEDIAN:SIGMA or lognorma
 def run() -> None:
     """Run the service until SIGTERM or Ctrl-C.
 
-    Exit code 0 after a clean stop, 1 when Kafka stayed unreachable or after an internal error, 2 for invalid settings
-    or topics.
+    Exit code 0 after a clean stop, 1 when Kafka stayed unreachable or after an
+    internal error, 2 for invalid settings or topics.
     """
     from service.app import serve
     from service.settings import load
@@ -150,8 +155,9 @@ def kafka(
 ) -> None:
     """Run Apache Kafka until Ctrl-C, without Docker or an installed Java; its data is removed at the end.
 
-    Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS; with --user, the address for logins on a second line. The
-    first run of a version downloads it, some 45 MB.
+    Prints the address for VM_SYNC_KAFKA__BOOTSTRAP_SERVERS; with --user, the
+    address for logins on a second line. The first run of a version downloads it,
+    some 45 MB.
     """
     from service.cli import run as running
 
@@ -292,7 +298,8 @@ def show(
 ) -> None:
     """Show one request's history from the journal; works while the service is down.
 
-    Lists the matches if there are several. What a request waits for, and its progress, say the service's instances.
+    Lists the matches if there are several. Progress, and what a request waits for,
+    come from the instances of the service, where they can be reached.
     """
     from service.cli import syncs as looking
 
@@ -584,10 +591,12 @@ def check(
 ) -> None:
     """Check everything that the service will need of Kafka and VCDA, with the service's settings; changes nothing.
 
-    One line for each check: ok, warning or failure, with the setting to change. Exit code 1 if the service won't
-    work with these settings, 3 if Kafka, VCDA or a site does not answer at present. With --vcda-may-fail the exit
-    code is about Kafka alone: the service starts without VCDA, and waits for it. With --unreachable-may-fail there is
-    no exit code 3.
+    One line for each check: ok, warning or failure, with the setting to change.
+
+    Exit code 1 if the service won't work with these settings, 3 if Kafka, VCDA or
+    a site does not answer at present. With --vcda-may-fail the exit code is about
+    Kafka alone: the service starts without VCDA, and waits for it. With
+    --unreachable-may-fail there is no exit code 3.
     """
     from service.cli import check as checking
 

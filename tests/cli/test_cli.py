@@ -105,6 +105,24 @@ def test_every_command_has_help_with_an_example_of_itself(command: tuple[str, ..
     assert "vm-sync " + " ".join(command) in example
 
 
+@pytest.mark.parametrize("group", [(), *sorted({command[:1] for command in COMMANDS if len(command) > 1})], ids=str)
+def test_the_help_of_a_group_has_an_example_too(group: tuple[str, ...]) -> None:
+    result = run(*group, "--help")
+
+    assert result.exit_code == 0
+    assert " ".join(["Example: vm-sync", *group]) in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_the_lines_of_a_help_text_fit_a_terminal_of_80_columns(command: tuple[str, ...]) -> None:
+    found: Any = get_command(app)
+    for name in command:
+        found = found.commands[name]
+
+    _, *paragraphs = found.help.split("\n\n")  # the first one is wrapped; these keep their ends of lines, if any
+    assert [line for text in paragraphs if "\n" in text for line in text.splitlines() if len(line) > 79] == []
+
+
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] not in {"run", "demo", "simulator", "kafka"}])
 def test_every_command_that_answers_can_do_so_in_json(command: tuple[str, ...]) -> None:
     assert "--json" in run(*command, "--help").stdout
