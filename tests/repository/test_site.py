@@ -126,7 +126,7 @@ async def test_a_browser_shows_the_start_page_without_scrolling_sideways(
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("page", ["architecture", "states"])
+@pytest.mark.parametrize("page", ["architecture", "states", "guarantees"])
 async def test_a_browser_without_internet_draws_the_diagrams(site: Path, page: str, tmp_path: Path) -> None:
     dom = await chromium(f"--user-data-dir={tmp_path / 'dom'}", "--dump-dom", f"file://{site / page}.html")
 
