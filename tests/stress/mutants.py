@@ -2278,6 +2278,20 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_journal.py",),
     ),
     Mutant(
+        name="one look at what is degraded hides what another one has found",
+        file="service/ops/health.py",
+        old="        self._degraded[look] = tuple(reasons)\n",
+        new="        self._degraded = {look: tuple(reasons)}\n",
+        tests=("tests/test_app.py",),
+    ),
+    Mutant(
+        name="gauges of Kafka and of the partitions show nothing",
+        file="service/wiring.py",
+        old="        metrics.set_intake(intake.seen)\n",
+        new="",
+        tests=("tests/intake/test_group.py",),
+    ),
+    Mutant(
         name="a process without CPU time blames Kafka",
         file="service/app.py",
         old="        self._health.late(seconds)\n",
