@@ -238,7 +238,6 @@ class Driver:
     def stop(self) -> None:
         """Ignore all further events: no sync takes another step."""
         self._stopped = True
-        self._expiry.stop()
 
     async def release(self) -> None:
         """Release what these syncs hold in the process: slots and queue entries in lanes, polls, progress, counts.

@@ -50,7 +50,6 @@ class Expiry:
         self._become = become
         self._queue_next = queue_next
         self._slices = dependencies.slices
-        self._stopped = False
         self._expired = 0
         """How many expired requests were given their outcomes so far."""
         self._more_expired = asyncio.Event()
@@ -68,10 +67,6 @@ class Expiry:
             tracked.held = False
             self._dependencies.metrics.replication_held(tracked.request.site, held=False)
 
-    def stop(self) -> None:
-        """Check nothing any more."""
-        self._stopped = True
-
     async def run(self) -> None:
         """Check syncs that are due, in slices: tens of thousands may expire within a second.
 
@@ -87,7 +82,7 @@ class Expiry:
                     await self._slices.turn()
                     checked, enough = 0, self._expired + self._slices.size(EXPIRED_AT_ONCE)
                 checked += 1
-                if tracked is not None and self._in_flight.holds(tracked) and not self._stopped:
+                if tracked is not None and self._in_flight.holds(tracked) and not self._journal_writer.stopped:
                     self._check(tracked, now)
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._dependencies.tick.total_seconds()):

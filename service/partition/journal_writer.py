@@ -105,7 +105,8 @@ class JournalWriter:
         self._dirty = asyncio.Event()
         self._urgent = asyncio.Event()
         self._over: asyncio.Future[None] | None = None
-        self._stopped = False
+        self.stopped = False
+        """Nothing that is gathered here is committed any more."""
         self.confirmed_at = opened_at
         """The moment (monotonic) before the sending of the last successful commit."""
         self._confirmed_at_wall = clock.now()
@@ -249,19 +250,19 @@ class JournalWriter:
         """
         self._over = asyncio.get_running_loop().create_future()
         try:
-            while not self._stopped:
+            while not self.stopped:
                 await self._dirty.wait()
                 with suppress(TimeoutError):
                     async with asyncio.timeout(GATHER.total_seconds()):
                         await self._urgent.wait()
-                if not self._stopped:
+                if not self.stopped:
                     await self.commit()
         finally:
             self._over.set_result(None)
 
     def stop(self) -> None:
         """Start no further commit: the gathered changes can't be trusted. `run` ends with the commit under way."""
-        self._stopped = True
+        self.stopped = True
         self.flush_soon()
 
     async def confirm_ownership(self) -> None:
@@ -270,7 +271,7 @@ class JournalWriter:
         Raises:
             JournalLost: it doesn't.
         """
-        if self._over is None or self._stopped:
+        if self._over is None or self.stopped:
             msg = "the partition is closed"
             raise JournalLost(msg)
         stood: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -500,7 +500,7 @@ MUTANTS: Final = (
     Mutant(
         name="deadlines are checked while a closed partition gives back what it holds",
         file="service/partition/expiry.py",
-        old=" and self._in_flight.holds(tracked) and not self._stopped:",
+        old=" and self._in_flight.holds(tracked) and not self._journal_writer.stopped:",
         new=" and self._in_flight.holds(tracked):",
         tests=("tests/partition/test_closing.py",),
     ),
