@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def all_expressions() -> list[Expression]:
     return [*_of_rules(), *_of_dashboard(), *_of_runbook(), *_of_autoscaling()]
 
 
+@cache
 def rules() -> list[dict[str, Any]]:
     """Return all rules, recording and alerting, in their order."""
     groups = yaml.safe_load((MONITORING / "rules.yaml").read_text())["groups"]
