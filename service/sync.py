@@ -660,12 +660,8 @@ def polled(state: Running | Lingering, seen: PollAnswer, *, now: datetime, polic
         shown = replace(state, seen_at=now) if isinstance(seen, Task) else state
         return _lingering(shown, polled(state.of, seen, now=now, policy=policy), now=now, policy=policy)
     match seen:
-        case Task(state=TaskState.SUCCEEDED):
-            return _completed(state, seen, now=now, policy=policy)
-        case Task(state=TaskState.FAILED):
-            return _task_failed(state, seen, seen.error, now=now, policy=policy)
         case Task():
-            return _unfinished(state, seen, now=now, policy=policy)
+            return _shown(state, seen, now=now, policy=policy)
         case Absent(at, together, another):
             absent = replace(
                 state,
@@ -967,21 +963,33 @@ def _end_of(state: Running, task: Task, *, now: datetime) -> datetime:
     the end, which may be hours from ours.
     """
     ended = _possible(task.ended_at, state.request, now=now)
-    began = _possible(state.submitted_at or task.started_at, state.request, now=now)
+    began = _possible(state.submitted_at, state.request, now=now)
     if ended is None or began is None:
         return ended or now
     return ended if timedelta() <= ended - began <= now - state.request.accepted_at + CLOCK_SET else now
 
 
+def _shown(state: Running, task: Task, *, now: datetime, policy: Policy) -> Step:
+    """Apply what VCDA shows of the task. A beginning that was unknown is learnt from any answer."""
+    if state.submitted_at is None:
+        state = replace(state, submitted_at=task.started_at)
+    match task.state:
+        case TaskState.SUCCEEDED:
+            return _completed(state, task, now=now, policy=policy)
+        case TaskState.FAILED:
+            return _task_failed(state, task, task.error, now=now, policy=policy)
+        case _:
+            return _unfinished(state, task, now=now, policy=policy)
+
+
 def _completed(state: Running, task: Task, *, now: datetime, policy: Policy) -> Step:
     ended_at = _end_of(state, task, now=now)
-    submitted_at = state.submitted_at or task.started_at
     return Step(
-        _ended(replace(state, submitted_at=submitted_at), None, ended_at=ended_at, now=now, policy=policy),
+        _ended(state, None, ended_at=ended_at, now=now, policy=policy),
         Completed(
             request=state.request,
             task_id=state.task_id,
-            submitted_at=_possible(submitted_at, state.request, now=now),
+            submitted_at=_possible(state.submitted_at, state.request, now=now),
             ended_at=ended_at,
             attempts=state.attempts,
             warnings=task.warnings,
@@ -1000,6 +1008,8 @@ def _unfinished(state: Running, task: Task, *, now: datetime, policy: Policy) ->
     over_since = (state.over_since or now) if is_over(task) else None
     if over_since is not None and now - over_since >= policy.lost_after:
         return _task_failed(state, task, task.error or _unknown_end(task), now=now, policy=policy)
+    if state.absent_since is None and state.over_since == over_since:
+        return Step(state)  # the usual case
     return Step(
         replace(
             state,
@@ -1007,16 +1017,14 @@ def _unfinished(state: Running, task: Task, *, now: datetime, policy: Policy) ->
             absent_answers=0,
             absent_together=0,
             over_since=over_since,
-            submitted_at=state.submitted_at or task.started_at,
         )
     )
 
 
 def _task_failed(state: Running, task: Task, error: ApiError | None, *, now: datetime, policy: Policy) -> Step:
     ended_at = _end_of(state, task, now=now)
-    began = replace(state, submitted_at=state.submitted_at or task.started_at)
     return _failed(
-        began, Reason.TASK_FAILED, now=now, ended_at=ended_at, policy=policy, error=error, warnings=task.warnings
+        state, Reason.TASK_FAILED, now=now, ended_at=ended_at, policy=policy, error=error, warnings=task.warnings
     )
 
 

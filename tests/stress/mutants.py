@@ -2630,8 +2630,8 @@ MUTANTS: Final = (
     Mutant(
         name="an impossible beginning of a task is copied into the outcome",
         file="service/sync.py",
-        old="            submitted_at=_possible(submitted_at, state.request, now=now),\n",
-        new="            submitted_at=submitted_at,\n",
+        old="            submitted_at=_possible(state.submitted_at, state.request, now=now),\n",
+        new="            submitted_at=state.submitted_at,\n",
         tests=("tests/sync/test_sync.py",),
     ),
     Mutant(

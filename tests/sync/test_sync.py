@@ -661,6 +661,10 @@ def test_a_task_that_has_ended_in_an_unknown_state_succeeds_if_it_says_so_after_
     assert isinstance(polled(state, replace(TASK, state="SUCCEEDED")).outcome, Completed)
 
 
+def test_a_poll_that_shows_nothing_new_makes_no_new_state() -> None:
+    assert polled(RUNNING, replace(TASK, progress=50)).state is RUNNING
+
+
 def test_a_start_that_was_unknown_is_learnt_from_a_poll() -> None:
     assert polled(replace(RUNNING, submitted_at=None), TASK) == Step(RUNNING)
 
