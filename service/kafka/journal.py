@@ -444,8 +444,9 @@ class KafkaJournal:
         try:
             async for records in self._records():
                 for record in records:
-                    if is_sync(record.key) and record.value is not None:
-                        yield record.key.decode(), replayed(record.value).expires_at
+                    if is_sync(record.key):
+                        expires_at = None if record.value is None else replayed(record.value).expires_at
+                        yield record.offset, record.key.decode(), expires_at
         except TROUBLE as error:
             msg = f"reading the journal {self._place.topic}-{self._place.partition} failed: {self._why(error)}"
             raise JournalLost(msg) from error

@@ -45,8 +45,9 @@ class Batch:
     cursor: Cursor | None = None
 
 
-Entry: TypeAlias = tuple[str, int | None]
-"""An identity, and until when it is remembered (epoch milliseconds); None: it is in flight."""
+Entry: TypeAlias = tuple[int, str, int | None]
+"""An offset, the identity there, and until when it is remembered (epoch milliseconds); None: it is in flight, or has
+its tombstone already."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,9 @@ class Deduplication:
         self._metrics.identities(len(self._remembered))
         self._expired: Iterable[str] = ended.expired
         """Identities that expired while nobody was there."""
+        self._read_on = 0
+        """The offset from which the next reading of the journal looks for expired identities: where the one before had
+        enough, whose finds stay in the journal, with their tombstones, until Kafka compacts it. 0: the beginning."""
 
     async def bury_expired(self) -> None:
         """Write tombstones for what had expired when the journal was opened. Nothing is in flight yet."""
@@ -114,7 +117,7 @@ class Deduplication:
             except JournalLost as error:
                 log.warning("Expired identities stay in the journal for now; trying again later: %s", error)
                 continue
-            if len(gone) >= BURIED_AT_ONCE:
+            if self._read_on:
                 pause = SWEEP_AT_MOST
             for number, identity in enumerate(gone, 1):
                 # It may have come again since it was read.
@@ -133,11 +136,14 @@ class Deduplication:
             JournalLost: it can't be read.
         """
         gone: dict[str, None] = {}
-        async for identity, expires_at in self._journal.entries():
+        begin, read_on = self._read_on, 0
+        async for offset, identity, expires_at in self._journal.entries():
             if expires_at is None or expires_at > now:
                 gone.pop(identity, None)
-            elif len(gone) < BURIED_AT_ONCE:
+            elif offset >= begin and not read_on:
                 gone[identity] = None
+                read_on = offset + 1 if len(gone) == BURIED_AT_ONCE else 0
+        self._read_on = read_on
         return gone
 
     def _bury(self, identity: str) -> None:

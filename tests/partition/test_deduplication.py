@@ -1,17 +1,19 @@
 """Ended requests are remembered for a time, and forgotten with tombstones."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
 from service.kafka.dedup_index import YOUNG
+from service.kafka.journal_api import Entry, JournalLost
 from service.kafka.journal_replay import KEPT
 from service.partition import deduplication
 from service.partition.deduplication import SWEEP
 from service.partition.driver import CLOCKS_MARGIN, UNCALIBRATED_MARGIN
-from tests.support.simulated_deployment import POLICY, Deployment, ask_at, deployed, run
+from tests.support.simulated_deployment import POLICY, Deployment, ScriptedJournal, ask_at, deployed, run
 
 FORGETFUL = replace(POLICY, deduplicate_for=timedelta(hours=1))
 
@@ -70,6 +72,57 @@ def test_many_expired_identities_are_given_tombstones_in_several_readings_within
             assert d.log.records == {}
 
     run(play())
+
+
+@deployed
+async def test_an_expired_identity_gets_one_tombstone_however_late_kafka_compacts_the_journal(d: Deployment) -> None:
+    d.owner(policy=FORGETFUL)
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    await d.until(d.loop.time() + 24 * 3600.0)
+    assert [key for key, value in d.log.written if value is None] == [b"op:C4-1:a1"]
+
+
+@deployed
+async def test_an_identity_that_came_twice_is_kept_as_long_as_the_second_request_is(d: Deployment) -> None:
+    short = timedelta(minutes=5)
+    d.owner(policy=replace(POLICY, deduplicate_for=short))
+    d.broker.ask("C4-1", "a1")
+    await d.until(short.total_seconds() + 10.0)
+    d.broker.ask("C4-1", "a1")
+    await d.until((2 * short + KEPT).total_seconds() + 9.0)
+    assert len(d.log.told) == 2
+    assert "op:C4-1:a1" in d.log.records
+    await d.until(d.loop.time() + short.total_seconds() + 60.0)
+    assert d.log.records == {}
+
+
+def test_a_reading_for_expired_identities_that_fails_is_made_again_later(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    entries = ScriptedJournal.entries
+    failed: list[float] = []
+
+    async def first_lost(journal: ScriptedJournal) -> AsyncIterator[Entry]:
+        async for entry in entries(journal):
+            if not failed:
+                failed.append(asyncio.get_running_loop().time())
+                msg = "not now"
+                raise JournalLost(msg)
+            yield entry
+
+    monkeypatch.setattr(ScriptedJournal, "entries", first_lost)
+
+    @deployed
+    async def play(d: Deployment) -> None:
+        p0 = d.owner(policy=FORGETFUL)
+        d.broker.ask("C4-1", "a1")
+        await d.until((2 * FORGETFUL.deduplicate_for + KEPT).total_seconds() + 60.0)
+        assert d.log.records == {}
+        assert (len(failed), p0.closings) == (1, [])
+
+    play()
+    assert "Expired identities stay in the journal for now; trying again later: not now" in caplog.text
 
 
 @deployed

@@ -30,7 +30,7 @@ from service.intake.start_position import Committed, Looked, Start
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import IntakeTimings
 from service.kafka.journal_api import Batch, Entry, JournalLost, Opened
-from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode, encode, encode_cursor, read
+from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode, encode, encode_cursor, is_sync, read
 from service.kafka.journal_replay import Replay
 from service.messages.kafka_record import Event, Header, Record
 from service.messages.outcomes import OutcomeTopics
@@ -369,11 +369,12 @@ class ScriptedJournal:
             raise JournalLost(msg)
 
     async def entries(self) -> AsyncIterator[Entry]:
-        records = list(self._log.records.items())
+        records = list(enumerate(self._log.written))
         self._log.read_at.append(asyncio.get_running_loop().time())
         await asyncio.sleep(self._broker.reading)
-        for identity, value in records:
-            yield identity, read(value).expires_at
+        for offset, (key, value) in records:
+            if is_sync(key):
+                yield offset, key.decode(), None if value is None else read(value).expires_at
 
     async def close(self) -> None:
         """Nothing to let go of."""
