@@ -379,7 +379,6 @@ class Driver:
 
     def _answered_late(self, tracked: TrackedSync, ended: Ended) -> None:
         """Write down the task of a request that was released while its POST was on its way."""
-        tracked.state = ended
         self._journal_writer.put(tracked.request.identity, ended)
         self._deduplication.add(ended)
         log.warning(

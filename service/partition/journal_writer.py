@@ -16,6 +16,7 @@ It never inspects a change, and never repeats a commit: the first failure ends t
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -84,7 +85,6 @@ class JournalWriter:
         self,
         journal: Journal,
         *,
-        opened_at: float,
         here: Callable[[], Cursor],
         clock: Clock,
         metrics: JournalWriterMeter,
@@ -107,8 +107,8 @@ class JournalWriter:
         self._over: asyncio.Future[None] | None = None
         self.stopped = False
         """Nothing that is gathered here is committed any more."""
-        self.confirmed_at = opened_at
-        """The moment (monotonic) before the sending of the last successful commit."""
+        self.confirmed_at = -math.inf
+        """The moment (monotonic) before the sending of the last successful commit; none before the first."""
         self._confirmed_at_wall = clock.now()
         self.took = 0.0
         """How long that commit took, in seconds."""

@@ -84,7 +84,6 @@ class Partition:
         self._in_flight = InFlight()
         self._journal_writer = JournalWriter(
             opened.journal,
-            opened_at=opened.opened_at,
             here=self._here,
             clock=dependencies.clock,
             metrics=dependencies.metrics,

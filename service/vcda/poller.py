@@ -513,7 +513,6 @@ class Poller:
         elif verdict is Verdict.ASK_ALONE and isinstance(answer, Absent):
             watch.due = sent
             site.apart.append(_Question([watch], alone=True))
-            site.changed.set()
         else:
             # From when it was due: from when the call left, some milliseconds later, it would miss the next meeting.
             self._plan(watch, max(min(watch.due, sent), sent - self._moment), elapsed)

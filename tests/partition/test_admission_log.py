@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from service.messages.record_fate import Fate
-from tests.support.simulated_deployment import Deployment, run
+from service.partition.admission import DUPLICATES
+from tests.support.simulated_deployment import Deployment, deployed, run
 
 
 def said(caplog: pytest.LogCaptureFixture, beginning: str) -> list[str]:
@@ -37,6 +38,19 @@ def test_a_duplicate_is_logged_once_however_often_it_comes(caplog: pytest.LogCap
         "Duplicate of request op:C4-2:b1 at offset 5 of partition 0 was dropped: the request ended within "
         "VM_SYNC_SYNC__DEDUPLICATE_FOR"
     )
+
+
+@deployed
+async def test_what_is_remembered_of_logged_duplicates_has_a_bound(d: Deployment) -> None:
+    p0 = d.owner()
+    for _ in range(2):
+        for number in range(DUPLICATES + 5):
+            d.broker.ask("C4-1", f"a{number}")
+    await d.until(10.0)
+    partition = p0.partition()
+    assert partition is not None
+    assert p0.meter.fates[Fate.DUPLICATE] == DUPLICATES + 5
+    assert len(partition._admission._duplicates) == DUPLICATES
 
 
 def test_a_key_that_is_not_the_replication_id_is_a_warning_once_a_minute_and_counted(

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from service.messages.record_fate import Fate
+from service.messages.wait_cause import WaitCause
 from service.sync import Ended, Running, Submitting
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import DEAD, Deployment, Process, deployed, in_flight, sent, told_at
@@ -43,8 +44,12 @@ async def test_a_request_that_waits_behind_another_ends_at_once_and_is_never_sub
     for operation in ("first", "second", "third"):
         d.broker.ask("C4-1", operation)
     await d.until(5.0)
+    partition = p0.partition()
+    assert partition is not None
+    assert list(partition.waiting()) == [(None, WaitCause.ELDER, 2)]
     d.broker.cancel("C4-1", "second", by="alice", reason="not needed")
     await d.until(6.0)
+    assert list(partition.waiting()) == [(None, WaitCause.ELDER, 1)]
     assert d.verdicts() == [("second", "cancelled")]
     told = outcome(d, "second")
     assert told["error"] == {"code": "Cancelled", "msg": "The request was cancelled by alice: not needed.", "args": []}
@@ -158,6 +163,23 @@ async def test_a_cancel_by_ids_ends_every_waiting_request_of_that_name_cloudeven
     assert [told.data["requestId"] for told in d.log.told] == ["ce:%2Fa:0", "ce:%2Fa:1", "op:C4-1:same"]
     await d.settled()
     assert sorted(d.verdicts()[3:]) == [("first", "completed"), ("other", "completed"), ("same", "completed")]
+
+
+@deployed
+async def test_a_request_that_expires_when_the_one_before_it_is_cancelled_has_no_second_end(d: Deployment) -> None:
+    p0 = d.owner(limits=ONE_RUNS)
+    d.world.lasts = lambda _: 100.0
+    d.broker.ask("C4-2", "running")
+    headers = (("ce_specversion", b"1.0"), ("ce_source", b"/a"), ("ce_id", b"1"))
+    d.broker.ask("C4-1", "same", headers=headers)
+    d.broker.ask("C4-1", "same", deadline=5)
+    await d.until(10.0)
+    assert d.verdicts() == [], "no outcome comes before that of an earlier request"
+    name = {"replicationId": "C4-1", "operationID": "same"}
+    d.broker.ask("C4-1", "", value=json.dumps({"cancel": name}).encode())
+    await d.settled()
+    assert d.verdicts() == [("same", "cancelled"), ("same", "not-started"), ("running", "completed")]
+    assert p0.closings == []
 
 
 @pytest.mark.parametrize("fate", ["lost", "unanswered", "later"])
@@ -416,10 +438,12 @@ def test_a_log_line_names_the_task_of_a_released_request(caplog: pytest.LogCaptu
         p0 = d.owner()
         d.world.lasts = lambda _: 1000.0
         d.broker.ask("C4-1", "running")
+        d.broker.ask("C4-1", "waiting")
         await d.until(5.0)
-        (state,) = in_flight(p0)
+        state, _ = in_flight(p0)
         assert isinstance(state, Running)
         with caplog.at_level(logging.WARNING):
+            d.broker.cancel("C4-1", "waiting")  # which is no release
             d.broker.cancel("C4-1", "running", release=True)
             await d.settled()
         (line,) = (line for line in caplog.records if line.getMessage().startswith("Released"))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from typing_extensions import override
 
 from service.event_loop import to_its_end
 from service.kafka.journal import KafkaJournal, Refusals
@@ -13,6 +14,7 @@ from service.kafka.journal_api import JournalLost
 from service.partition.driver import RELEASED_AT_ONCE
 from service.partition.partition import CANCEL_AGAIN, CLOSING, Partition
 from service.vcda.lanes import LaneLimits
+from service.vcda.poller import Poller, Watch
 from tests.support.simulated_deployment import Deployment, Process, ScatteredSlices, ScriptedJournal, deployed
 from tests.support.virtual_time import virtual
 
@@ -144,6 +146,72 @@ async def test_deadlines_that_pass_while_a_partition_gives_back_what_it_holds_ch
     assert d.loop.time() > 110.0
     assert holds(p0) == (0, 0, 0, 0)
     assert len(d.log.told) == written == 0
+
+
+class UnevenSlices(ScatteredSlices):
+    """A second between two slices, in which the sizes of different work stay as they are to each other."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 1.0)
+
+    @override
+    def size(self, usual: int) -> int:
+        return max(1, usual // 125)
+
+
+def test_a_partition_that_closes_while_it_takes_up_what_it_restored_gives_everything_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is given back goes faster than what is taken up: it must not be taken up after that."""
+    watches: list[Watch] = []
+    watch = Poller.watch
+
+    def noted(poller: Poller, one: Watch) -> None:
+        watches.append(one)
+        watch(poller, one)
+
+    @deployed
+    async def play(d: Deployment) -> None:
+        limits = LaneLimits(max_concurrent_submits=40, max_running=0)
+        p0 = d.owner(limits=limits)
+        d.world.lasts = lambda _: 1000.0
+        for n in range(40):
+            d.broker.ask(f"C4-{n}", f"sync-{n}")
+        await d.until(10.0)
+        await p0.crash()
+        monkeypatch.setattr(Poller, "watch", noted)
+        p1 = d.owner("P1", limits=limits, slices=UnevenSlices())
+        while len(watches) < 10:
+            await asyncio.sleep(0.5)
+        partition = p1.partition()
+        assert partition is not None
+        assert holds(p1) == (40, 0, 40, 0)
+        d.group.owners.clear()
+        await partition.close()
+        assert holds(p1) == (0, 0, 0, 0)
+        assert not any(one.watched for one in watches)
+
+    play()
+
+
+@deployed
+async def test_a_task_that_is_found_while_a_partition_gives_back_what_it_holds_changes_nothing(d: Deployment) -> None:
+    p0 = d.owner(slices=UnevenSlices(), limits=LaneLimits(max_concurrent_submits=40, max_running=0))
+    d.world.lasts = lambda _: 1000.0
+    p0.vcda.latency = 3.0
+    p0.vcda.script["doubtful"] = ["lost-answer"]
+    d.broker.ask("C4-0", "doubtful")
+    for n in range(1, 40):
+        d.broker.ask(f"C4-{n}", f"sync-{n}")
+    while not p0.vcda.asked:
+        await asyncio.sleep(0.5)
+    partition = p0.partition()
+    assert partition is not None
+    d.group.owners.clear()
+    began = d.loop.time()
+    await partition.close()
+    assert d.loop.time() > began + p0.vcda.latency, "the look-up was answered meanwhile"
+    assert holds(p0) == (0, 0, 0, 0)
 
 
 def test_a_commit_on_its_way_is_waited_for_and_what_swallows_its_cancellation_is_not(

@@ -189,3 +189,17 @@ def test_they_are_reported_once_also_where_the_opening_fails_then(caplog: pytest
 
     play()
     assert caplog.text.count("were deleted before it was opened: the journal began at offset 0, and begins at") == 1
+
+
+@deployed
+async def test_a_lost_journal_gets_again_the_outcomes_that_no_commit_is_known_to_hold(d: Deployment) -> None:
+    p0 = d.owner()
+    d.broker.ask("C4-1", "a1")
+    await d.settled()
+    assert opened(p0).memory().batch.events == []
+
+    d.broker.latency = lambda: 1000.0  # its outcome's commit stays under way
+    d.broker.ask("C4-1", "a2", deadline=5)
+    await d.until(d.loop.time() + 3000.0)
+    assert len(d.log.told) == 1
+    assert len(opened(p0).memory().batch.events) == 1

@@ -1,5 +1,6 @@
 """What a partition admits, what is seen of it, and how it fails."""
 
+from service.messages.record_fate import Fate
 from service.sync import Ended
 from service.vcda.lanes import LaneLimits
 from tests.support.simulated_deployment import DEAD, Deployment, deployed, moment
@@ -25,9 +26,11 @@ async def test_records_below_the_cursor_were_taken_up_before(d: Deployment) -> N
     await d.settled()
     partition = p0.partition()
     assert partition is not None
+    p0.meter.records_read(len(d.log.requests))
     partition.admit(d.log.requests)
     await d.until(1.0)
     assert len(d.log.told) == 1
+    assert p0.meter.fates[Fate.REREAD] == 1
 
 
 @deployed

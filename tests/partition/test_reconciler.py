@@ -298,6 +298,15 @@ async def test_look_ups_of_a_site_still_fail_when_one_of_two_partitions_has_no_p
     assert not look_ups.failing
 
 
+@virtual
+async def test_the_first_look_up_that_fails_says_nothing_of_look_ups_however_much_the_site_answered_before() -> None:
+    look_ups = LookUps(None, clock=VirtualClock(asyncio.get_running_loop()))
+    trouble = Trouble(label="5xx", detail="It said 500.")
+    assert not look_ups.record_result(trouble, began=now(), good_answers=50)
+    assert not look_ups.record_result(trouble, began=now(), good_answers=50)
+    assert look_ups.record_result(trouble, began=now(), good_answers=51), "it has answered another call since"
+
+
 def look_up_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "service.vcda.look_ups"]
 

@@ -8,7 +8,8 @@ import pytest
 from service.event_loop import Slices
 from service.kafka.journal_api import Batch
 from service.kafka.journal_codec import Cursor
-from service.partition.journal_writer import ACTIONS_AT_ONCE, JournalWriter
+from service.messages.kafka_record import Event
+from service.partition.journal_writer import ACTIONS_AT_ONCE, CUT, JournalWriter
 from service.vcda.lanes import LaneLimits
 from service.vcda.poller import Poller, Watch
 from tests.support.simulated_deployment import Deployment, Meter, ScatteredSlices, ask_at, deployed, sent
@@ -153,12 +154,25 @@ class Committed:
 def writer(loop_slices: Slices) -> JournalWriter:
     return JournalWriter(
         Committed(),  # type: ignore[arg-type]
-        opened_at=0.0,
         here=lambda: Cursor("requests", 0),
         clock=VirtualClock(asyncio.get_running_loop()),
         metrics=Meter(),
         slices=loop_slices,
     )
+
+
+@virtual
+async def test_what_is_large_is_cut_off_again_after_a_commit_has_taken_what_was_to_be_cut_off() -> None:
+    journal_writer = writer(Slices())
+    large = Event(topic="outcomes", key=None, value=b"?" * CUT)
+    journal_writer.publish(large)
+    await journal_writer.commit()
+    full = [journal_writer.full]
+    journal_writer.publish(large)
+    full.append(journal_writer.full)
+    await asyncio.sleep(0)
+    full.append(journal_writer.full)
+    assert full == [False, True, False]
 
 
 @virtual

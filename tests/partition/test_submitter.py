@@ -39,6 +39,14 @@ async def slowly(d: Deployment, caplog: pytest.LogCaptureFixture) -> None:
     assert max(left) < 601.0 + BACKOFF.longest.total_seconds() + 4.0
     assert partition.held_since is None
 
+    d.broker.latency = lambda: 1.8
+    d.broker.ask("C4-4", "a4")
+    again = d.loop.time()
+    await d.until(again + 60.0)
+    partition = p0.partition()
+    assert partition is not None
+    assert (partition.held_since or 0.0) >= again, "of the POSTs that left nothing is held back"
+
 
 def test_while_commits_take_longer_than_the_window_no_post_leaves_and_that_is_said_and_seen(
     caplog: pytest.LogCaptureFixture,

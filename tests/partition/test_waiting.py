@@ -10,9 +10,9 @@ import pytest
 from service.messages.wait_cause import WaitCause
 from service.partition.in_flight_view import in_flight_views
 from service.partition.waiting import WaitsFor, waiting_by_cause
-from service.sync import NO_CREDENTIALS, Trouble
+from service.sync import NO_CREDENTIALS, Submitting, Trouble
 from service.vcda.lanes import LaneLimits
-from tests.support.simulated_deployment import Deployment, Process, deployed, moment
+from tests.support.simulated_deployment import Deployment, Process, deployed, in_flight, moment
 
 
 def waits(process: Process) -> dict[str, WaitsFor | None]:
@@ -85,6 +85,7 @@ async def test_a_busy_replication_waits_until_a_moment(d: Deployment) -> None:
     waiting = waits(p0)["a1"]
     assert waiting is not None
     assert waiting.cause is WaitCause.BUSY
+    assert waiting.detail == "VCDA said that the replication is busy (409)"
     assert waiting.until is not None
     assert moment(5.0) <= waiting.until <= moment(16.0)
     assert counts(p0) == {WaitCause.BUSY: 1}
@@ -117,6 +118,18 @@ async def test_at_a_paused_site_a_request_waits_until_the_pause_ends_and_says_wh
     assert (waiting.cause, waiting.detail) == (WaitCause.SITE_PAUSED, "calls to site local are paused: It said 429.")
     assert waiting.until == pytest.approx(moment(61.0), abs=timedelta(seconds=0.1))
     assert counts(p0) == {WaitCause.SITE_PAUSED: 1}
+
+
+@deployed
+async def test_a_request_whose_post_is_on_its_way_waits_for_nothing_at_a_paused_site_either(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["hang"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(1.0)
+    p0.lanes.lane(None).hold(60.0)
+    await d.until(2.0)
+    assert [type(state) for state in in_flight(p0)] == [Submitting]
+    assert waits(p0) == {"a1": None}
 
 
 @deployed

@@ -28,7 +28,7 @@ from service.vcda.lanes import (
     Obstacle,
     SlotRequest,
 )
-from service.vcda.operator_pauses import LOOK_AT_CLOCK
+from service.vcda.operator_pauses import LOOK_AT_CLOCK, OperatorPauses
 from tests.support.virtual_time import EPOCH, Longest, VirtualClock, now, run_virtual, virtual
 
 BAD = Trouble(label="5xx", detail="It said 500.")
@@ -780,6 +780,7 @@ async def test_what_waits_for_room_is_let_go_once_credentials_are_missing_also_a
 @virtual
 async def test_missing_credentials_are_no_longer_shown_a_while_after_the_last_call_unless_syncs_run_there() -> None:
     lane = some_lanes(running=1).lane("site9")
+    await asyncio.sleep(2 * CREDENTIALS_MISSED.total_seconds())
     lane.record_result(Trouble(label=NO_CREDENTIALS, detail="None are configured.", own=True))
     shown = [lane.lacks_credentials]
     await asyncio.sleep(CREDENTIALS_MISSED.total_seconds() - 1)
@@ -801,6 +802,20 @@ def ordered(lanes: Lanes, site: str, seconds: float) -> SitePause:
     pause = SitePause(site=site, until=EPOCH + timedelta(seconds=now() + seconds), by="alice")
     lanes.operator_pauses.replace({site: pause})
     return pause
+
+
+@virtual
+async def test_once_they_are_closed_operators_pauses_leave_no_timer_behind() -> None:
+    changes: list[float] = []
+    pauses = OperatorPauses(
+        clock=VirtualClock(asyncio.get_running_loop()),
+        canonical_site=lambda site: site,
+        changed=lambda: changes.append(now()),
+    )
+    pauses.replace({"b": SitePause(site="b", until=EPOCH + timedelta(seconds=10), by="alice")})
+    pauses.close()
+    await asyncio.sleep(100.0)
+    assert changes == [0.0]
 
 
 @virtual

@@ -547,19 +547,41 @@ async def test_answers_that_are_too_long_are_asked_for_in_smaller_parts_from_the
         for number in range(100):
             poller.watch(answers.watch(f"t{number}"))
         await asyncio.sleep(600.0)
-    assert [len(ids) for _, ids in vcda.calls[:6]] == [100, 100, 50, 50, 50, 50]
-    failed = sum(len(ids) > 60 for _, ids in vcda.calls)
-    assert failed / len(vcda.calls) < 0.2
+        assert [len(ids) for _, ids in vcda.calls[:6]] == [100, 100, 50, 50, 50, 50]
+        failed = sum(len(ids) > 60 for _, ids in vcda.calls)
+        assert failed / len(vcda.calls) < 0.2
+        vcda.longest = 100
+        await asyncio.sleep(6000.0)
+        assert max(len(ids) for _, ids in vcda.calls[-50:]) > 60, "in larger ones again once longer answers come"
 
 
 @virtual
-async def test_a_site_that_asks_to_be_left_alone_is_not_asked_in_smaller_parts() -> None:
+async def test_a_site_that_asks_to_be_left_alone_is_not_asked_in_smaller_parts_and_its_tasks_stay_due() -> None:
     vcda, answers = FakeVcda(trouble={None: Trouble(label="429", detail="Slower.")}), Answers()
     async with polling(vcda) as (poller, _):
         for number in range(100):
             poller.watch(answers.watch(f"t{number}"))
         await asyncio.sleep(600.0)
-    assert {len(ids) for _, ids in vcda.calls} == {100}
+        assert {len(ids) for _, ids in vcda.calls} == {100}
+        assert len(vcda.calls) > 10
+        vcda.trouble.clear()
+        await asyncio.sleep(62.0)
+        assert {id_ for _, id_, _ in answers.told} == {f"t{number}" for number in range(100)}
+
+
+@virtual
+async def test_a_site_that_fails_after_good_answers_is_not_taken_for_a_task_that_breaks_its_calls(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, lanes):
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(10.0)
+        assert answers.told
+        vcda.trouble[None] = BAD
+        await asyncio.sleep(100.0)
+        assert lanes.lane(None).open_breaker() is not None
+        assert "Polling task a" not in caplog.text
 
 
 @virtual
@@ -647,6 +669,16 @@ async def test_watching_begins_before_run_does() -> None:
         assert poller.overdue() == {None: 0.0}
         await asyncio.sleep(1.5)
     assert vcda.moments == [1.0]
+
+
+@virtual
+async def test_a_turn_that_a_pause_of_the_site_holds_back_counts_as_overdue() -> None:
+    vcda, answers = FakeVcda(), Answers()
+    async with polling(vcda) as (poller, lanes):
+        lanes.lane(None).hold(100.0)
+        poller.watch(answers.watch("a"))
+        await asyncio.sleep(51.0)
+        assert poller.overdue() == {None: 50.0}
 
 
 @virtual
