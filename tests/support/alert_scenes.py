@@ -299,7 +299,7 @@ async def look_up(finding: Finding, prometheus: Prometheus, *, namespace: str, m
         rows = await prometheus.rows(within(hurried(query, by=HURRY), namespace), moment=moment)
         finding.asked[query] = len(rows)
     if not any(finding.asked[query] for query in queries(parts["Over when"])):
-        finding.not_over.append("none of the queries under Over when yields anything while the alert fires")
+        finding.not_over.append('none of the queries under "Over when" yields anything while the alert fires')
 
 
 def replication(name: str) -> str:

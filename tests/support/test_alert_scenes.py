@@ -39,7 +39,7 @@ async def test_a_page_is_asked_of_the_moment_at_which_its_alert_fired(prometheus
 async def test_a_query_under_over_that_yields_nothing_while_its_alert_fires_is_found(prometheus: Prometheus) -> None:
     finding = Finding("VmSyncDeadLetters", "a test")
     await look_up(finding, prometheus, namespace="a", moment=FIRED - 1)
-    assert finding.not_over == ["none of the queries under Over yields anything while the alert fires"]
+    assert finding.not_over == ['none of the queries under "Over when" yields anything while the alert fires']
 
 
 def test_a_hurried_subquery_looks_as_often_within_its_window() -> None:
