@@ -8,6 +8,7 @@ previous certificates stay in use.
 import logging
 import re
 import ssl
+from binascii import a2b_base64
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +30,9 @@ MISNAMED: Final = (62, 64)
 RENEW: Final = timedelta(days=14)
 """Before a certificate's end. Whatever renews certificates by itself does so earlier, so by then it has failed."""
 
-_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
+_PEM: Final = re.compile(rb"-----BEGIN ((?:X509 |TRUSTED )?CERTIFICATE)-----(.+?)-----END \1-----", re.DOTALL)
+"""What OpenSSL reads certificates from; behind a trusted one stands what it is trusted for."""
+
 _VERSION: Final = 0xA0
 _UTC_TIME: Final = 0x17
 """Tags of DER."""
@@ -101,8 +104,9 @@ class Certificates:
         """
         found = {}
         for name, file, begin, end in (("CA_FILE", self.ca_file, min, max), ("CERT_FILE", self.cert_file, max, min)):
-            if file is not None and (dates := _dates(Path(file))):
-                found[f"{self.prefix}{name}"] = Validity(begin(b for b, _ in dates), end(e for _, e in dates))
+            setting = f"{self.prefix}{name}"
+            if file is not None and (dates := _dates(Path(file), setting)):
+                found[setting] = Validity(begin(b for b, _ in dates), end(e for _, e in dates))
         return found
 
     def _load_own(self, context: ssl.SSLContext) -> None:
@@ -205,14 +209,22 @@ def _verify_alike_on_each_python(context: ssl.SSLContext) -> None:
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
 
 
-def _dates(file: Path) -> list[tuple[datetime, datetime]]:
-    """Return when each certificate of a PEM file begins and ends: OpenSSL has read them, and Python doesn't say it."""
+def _dates(file: Path, setting: str) -> list[tuple[datetime, datetime]]:
+    """Return when each certificate of a PEM file begins and ends: OpenSSL has read them, and Python doesn't say it.
+
+    Python's `get_ca_certs` leaves out an own certificate, and a self-signed one that is trusted itself.
+    """
     try:
-        return [
-            _begin_and_end(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))) for pem in _PEM.findall(file.read_bytes())
-        ]
-    except (OSError, ValueError, IndexError):  # replaced meanwhile, or written in a way of its own
+        blocks = _PEM.findall(file.read_bytes())
+    except OSError:  # replaced meanwhile, so it is read again
         return []
+    found = []
+    for _, base64 in blocks:
+        try:
+            found.append(_begin_and_end(a2b_base64(base64)))
+        except (ValueError, IndexError):
+            log.warning("%s: nothing will say when one of its certificates expires: its dates can't be read", setting)
+    return found
 
 
 def _begin_and_end(der: bytes) -> tuple[datetime, datetime]:

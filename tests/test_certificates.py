@@ -391,6 +391,33 @@ def test_when_a_certificate_begins_and_ends_is_read_from_its_file(tmp_path: Path
     assert found == {f"{PREFIX}CA_FILE": Validity(made.not_valid_before_utc, made.not_valid_after_utc)}
 
 
+@pytest.mark.parametrize("kind", [b"TRUSTED CERTIFICATE", b"X509 CERTIFICATE"])
+def test_when_a_certificate_ends_is_read_from_each_kind_of_block_that_openssl_takes(
+    tmp_path: Path, kind: bytes
+) -> None:
+    one = issued("ours", authority=True)
+    file = tmp_path / "ca.pem"
+    file.write_bytes(b"Bag Attributes \xff\n" + one.pem.replace(b"CERTIFICATE", kind).replace(b"\n", b"\r\n"))
+    context = Current(Certificates(prefix=PREFIX, ca_file=file))
+    assert context.latest().cert_store_stats()["x509"] == 1, "OpenSSL reads it"
+    assert [dates.ends for dates in context.validity.values()] == [one.certificate.not_valid_after_utc]
+
+
+def test_a_certificate_whose_dates_cannot_be_read_is_logged_and_hides_those_of_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, good = issued("odd", authority=True), issued("good", authority=True)
+    der = odd.certificate.public_bytes(Encoding.DER)
+    at = der.index(b"\x17\x0d") + 2  # the tag and the length of the first moment
+    pem = ssl.DER_cert_to_PEM_cert(der[:at] + b"261350000000Z" + der[at + 13 :])
+    (tmp_path / "ca.pem").write_bytes(pem.encode() + good.pem)
+    context = Current(Certificates(prefix=PREFIX, ca_file=tmp_path / "ca.pem"))
+    assert [dates.ends for dates in context.validity.values()] == [good.certificate.not_valid_after_utc]
+    assert caplog.messages == [
+        f"{PREFIX}CA_FILE: nothing will say when one of its certificates expires: its dates can't be read"
+    ]
+
+
 def test_of_an_own_certificate_and_its_issuers_the_first_to_expire_counts_and_of_authorities_the_last(
     tmp_path: Path,
 ) -> None:
