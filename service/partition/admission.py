@@ -95,12 +95,8 @@ class Admission:
             taken.fates[Fate.DEAD_LETTERED] += 1
             taken.dead[asked.reason] += 1
             self._journal_writer.publish(write_dead_letter(record, asked, topic=self._dependencies.dead_letters))
-            log.warning(
-                "Invalid message at offset %d of partition %d was written to the dead-letter topic: %s",
-                record.offset,
-                self._number,
-                asked.detail,
-            )
+            written = "Invalid message at offset %d of partition %d was written to the dead-letter topic: %s"
+            self._journal_writer.after_commit(partial(log.warning, written, record.offset, self._number, asked.detail))
             return
         if isinstance(asked, SyncCancelRequested):
             taken.fates[Fate.CANCEL] += 1

@@ -212,12 +212,15 @@ class Driver:
             )
             return
         if step.state.error is not None and step.state.error.code == sync.RELEASED:
-            log.warning(
-                "Released %s, which was %s: %s",
-                tracked.request.identity,
-                public_state(before),
-                step.state.error.msg,
-                extra=tracked.ids | {"task_id": step.state.task_id},
+            self._journal_writer.after_commit(
+                partial(
+                    log.warning,
+                    "Released %s, which was %s: %s",
+                    tracked.request.identity,
+                    public_state(before),
+                    step.state.error.msg,
+                    extra=tracked.ids | {"task_id": step.state.task_id},
+                )
             )
         self._become(tracked, step)
         self._move_on(tracked.request.replication_id)

@@ -68,6 +68,28 @@ def test_a_lost_commit_counts_nothing_twice(fate: str, reread: int) -> None:
     play()
 
 
+def test_a_dead_letter_and_a_release_are_logged_once_they_are_committed(caplog: pytest.LogCaptureFixture) -> None:
+    def said(what: str) -> int:
+        return sum(message.startswith(what) for message in caplog.messages)
+
+    @deployed
+    async def play(d: Deployment) -> None:
+        d.owner()
+        await d.until(0.5)
+        d.broker.ask("C4-1", "a1")
+        await d.until(1.0)
+        d.broker.script.append("lost")
+        d.broker.ask("C4-2", "a2", value=b"nonsense")
+        d.broker.cancel("C4-1", "a1", release=True)
+        await d.until(1.0 + UNKNOWN - 0.1)
+        assert (said("Invalid message"), said("Released")) == (0, 0), "nobody knows yet whether it stands"
+        await d.settled()
+
+        assert (said("Invalid message"), said("Released")) == (1, 1)
+
+    play()
+
+
 @deployed
 async def test_what_a_process_that_lets_go_had_not_committed_is_counted_by_the_next_owner(d: Deployment) -> None:
     p0 = d.owner()
