@@ -30,6 +30,7 @@ from aiokafka.errors import (
     KafkaConnectionError,
     KafkaError,
     NodeNotReadyError,
+    OperationNotAttempted,
     RequestTimedOutError,
     SaslAuthenticationFailed,
     for_code,
@@ -296,10 +297,13 @@ def _asked_again(handle: Callable[..., float | None]) -> Callable[..., float | N
     def handle_response(self: Any, response: Any) -> float | None:  # noqa: ANN401 - aiokafka's
         pause = handle(self, response)
         if pause is not None:
-            topics = getattr(response, "errors", None)
-            codes = [code for _, some in topics for _, code in some] if topics else [response.error_code]
-            refusal = for_code(next(filter(None, codes), -1))
-            self._sender.client.last_trouble = f"transaction coordinator: {explain(refusal())}"
+            topics = getattr(response, "errors", None) or [("", [(0, response.error_code)])]
+            codes = {code: topic for topic, some in topics for _, code in some if code}
+            # Where one topic is refused, the answer for the others is only that they were not tried.
+            others = codes.pop(OperationNotAttempted.errno, "")
+            code, topic = next(iter(codes.items()), (-1, ""))
+            about = f" (topic {topic})" if others and topic else ""
+            self._sender.client.last_trouble = f"transaction coordinator: {explain(for_code(code)())}{about}"
         return pause
 
     return handle_response

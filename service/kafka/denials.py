@@ -74,18 +74,24 @@ class MissingRight:
 
     @classmethod
     def of(
-        cls, error: BaseException, *, operation: Operation, group: str = "", topics: Iterable[str] = ()
+        cls,
+        error: BaseException,
+        *,
+        operation: Operation,
+        group: str = "",
+        topics: Iterable[str] = (),
+        transactional_id: str = "",
     ) -> Self | None:
         """Understand what Kafka's client has raised during an `operation`; None: it isn't about rights.
 
-        `group` and `topics` are what the operation was about, where the error doesn't say.
+        `group`, `topics` and `transactional_id` are what the operation was about, where the error doesn't say.
         """
         named = error.args[0] if error.args else None
         match error:
             case GroupAuthorizationFailedError():
                 return cls(Operation.READ, Resource.GROUP, group or str(named or ""))
             case TransactionalIdAuthorizationFailed():
-                return cls(Operation.WRITE, Resource.TRANSACTIONAL_ID, str(named or ""))
+                return cls(Operation.WRITE, Resource.TRANSACTIONAL_ID, str(named or transactional_id))
             case TopicAuthorizationFailedError():
                 found = sorted(named) if isinstance(named, set | frozenset | list | tuple) else [named or ""]
                 return cls(operation, Resource.TOPIC, ", ".join(map(str, found if any(found) else topics)))

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
 from aiokafka.errors import (
     IllegalOperation,
+    InvalidTxnState,
     KafkaConnectionError,
     KafkaError,
     KafkaTimeoutError,
@@ -291,7 +292,13 @@ class KafkaJournal:
         """
         if isinstance(error, TimeoutError) and (trouble := self._producer.client.last_trouble):
             return f"timed out; the last error was: {trouble}"
-        if (right := MissingRight.of(error, operation=Operation.WRITE, topics=[self._place.topic])) is None:
+        right = MissingRight.of(
+            error,
+            operation=Operation.WRITE,
+            topics=[self._place.topic],
+            transactional_id=transactional_id(*self._place),
+        )
+        if right is None:
             elsewhere = self._refused_at not in {None, self._place.topic}
             return f"{explain(error)} (topic {self._refused_at})" if elsewhere else explain(error)
         if self._denials is not None:
@@ -380,12 +387,17 @@ class KafkaJournal:
             for (topic, part, _), result in zip(sent, results, strict=True):
                 if isinstance(result, TOO_LARGE):
                     self._refusals.refused(topic, size=part.size(), records=part.record_count())
+        failures: list[tuple[str, BaseException]] = []
         for (topic, part, _), result in zip(sent, results, strict=True):
             if isinstance(result, BaseException):
-                self._refused_at = topic
-                raise result
-            if topic == self._place.topic:
+                failures.append((topic, result))
+            elif topic == self._place.topic:
                 self._advance(result.offset, part.record_count())
+        if failures:
+            # Where one topic is denied, Kafka takes none into the transaction; aiokafka sends the batches all the same,
+            # so those of the other topics fail, too, for not being in it.
+            self._refused_at, cause = min(failures, key=lambda failure: isinstance(failure[1], InvalidTxnState))
+            raise cause
         if refused is not None:
             raise refused
 

@@ -12,6 +12,10 @@ from aiokafka.errors import TopicAuthorizationFailedError
 from service.clock import Clock
 from service.kafka.consumer import SteadyConsumer
 from service.kafka.denials import LASTS_AT_JOURNALS
+from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal_api import Batch, JournalLost
+from service.kafka.journal_codec import Cursor
+from service.messages.kafka_record import Event
 from service.sandbox.kafka import EmbeddedKafka
 from tests.conftest import TopicNamer, started
 from tests.support.brokers import LOGIN, Operation, Resource, Rights, guarded
@@ -85,6 +89,28 @@ async def test_work_goes_on_soon_after_a_right_that_was_missing_is_back(
         limit = LASTS_AT_JOURNALS.total_seconds() + BACK_WITHIN  # a topic that was hidden counts as denied so long
         await until(lambda: not service.intake.refused(), within=limit, what="nothing is refused any more")
         assert not service.intake.died.is_set()
+
+
+async def test_a_commit_names_the_right_that_kafka_denies_for_the_topic_of_an_event(
+    guarded_kafka: EmbeddedKafka, rights: Rights, topic_name: TopicNamer
+) -> None:
+    async with at(guarded_kafka, topic_name("refused")) as station:
+        opened = await KafkaJournal.open(
+            topic=station.topics.journal,
+            partition=0,
+            connection=station.connection,
+            clock=Clock(),
+            refusals=Refusals(),
+        )
+        dead_letters = station.topics.dead_letter
+        await rights.deny(Resource.TOPIC, dead_letters, Operation.WRITE)
+        event = Event(topic=dead_letters, key=b"C4-1", value=b"?")
+
+        with pytest.raises(JournalLost, match=rf"Kafka denies Write on topic {dead_letters}$"):
+            await opened.journal.commit(Batch(events=[event], cursor=Cursor("requests", 1)))
+
+        await rights.give_back(Resource.TOPIC, dead_letters, Operation.WRITE)
+        await opened.journal.close()
 
 
 async def test_reading_that_is_denied_is_a_standstill_for_prometheus_until_it_is_allowed(

@@ -448,6 +448,10 @@ async def test_a_client_knows_why_it_asks_a_transaction_coordinator_again() -> N
     answer = SimpleNamespace(errors=[("topic", [(0, 0), (1, 51)])])
     assert AddPartitionsToTxnHandler(sender, []).handle_response(answer)
     assert client.last_trouble.startswith(busy)
+    answer = SimpleNamespace(errors=[("journal", [(0, 55)]), ("gone", [(1, 3)]), ("other", [(0, 55)])])
+    assert AddPartitionsToTxnHandler(sender, []).handle_response(answer)
+    assert client.last_trouble.startswith("transaction coordinator: UnknownTopicOrPartitionError: ")
+    assert client.last_trouble.endswith(" (topic gone)")
     client.last_trouble = ""
     assert AddPartitionsToTxnHandler(sender, []).handle_response(SimpleNamespace(errors=[("topic", [(0, 0)])])) is None
     assert client.last_trouble == ""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, ConsumerRecord, TopicPartition
-from aiokafka.errors import NotEnoughReplicasError
+from aiokafka.errors import NotEnoughReplicasError, TransactionalIdAuthorizationFailed
 from aiokafka.protocol.produce import ProduceRequest
 from typing_extensions import override
 
@@ -514,6 +514,28 @@ async def test_a_commit_ends_in_time_where_a_batch_waits_for_room_and_the_one_be
 
     assert (now(), len(sent)) == (journal.TRANSACTION_TIMEOUT.total_seconds(), 1)
     await stuck.close()
+
+
+async def test_a_commit_names_the_transactional_id_that_kafka_denies_without_naming_it() -> None:
+    refused = KafkaJournal(
+        topic="journal", partition=7, connection={"bootstrap_servers": ["127.0.0.1:1"]}, refusals=Refusals()
+    )
+    producer = refused._producer
+
+    async def begin() -> None:
+        """Nothing keeps it from beginning."""
+
+    async def send(*_: object, **__: object) -> "asyncio.Future[Any]":
+        arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        arrived.set_exception(TransactionalIdAuthorizationFailed())
+        return arrived
+
+    producer.begin_transaction, producer.send_batch = begin, send
+
+    with pytest.raises(JournalLost, match=r"Kafka denies Write on transactional id journal-7$"):
+        await refused.commit(Batch({"op:C4-1:1": None}))
+
+    await refused.close()
 
 
 def test_a_size_that_is_refused_is_logged_once_and_tried_again_after_some_minutes(

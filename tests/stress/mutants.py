@@ -722,18 +722,15 @@ MUTANTS: Final = (
     Mutant(
         name="a refusal for an outcome topic names the journal alone",
         file="service/kafka/journal.py",
-        old="                self._refused_at = topic\n",
-        new="",
+        old="            self._refused_at, cause = min(",
+        new="            _, cause = min(",
         tests=("tests/kafka/test_journal.py",),
     ),
     Mutant(
         name="sends are not awaited before the commit",
         file="service/kafka/journal.py",
-        old="""            if isinstance(result, BaseException):
-                self._refused_at = topic
-                raise result
-            if topic""",
-        new="            if topic",
+        old="        if failures:\n",
+        new="        if False:\n",
         tests=("tests/kafka/test_journal.py",),
     ),
     Mutant(
@@ -2759,6 +2756,20 @@ MUTANTS: Final = (
         old="AIOKafkaAdminClient._send_to_controller = _to_controller_if_there_is_one\n",
         new="",
         tests=("tests/kafka/test_topics.py",),
+    ),
+    Mutant(
+        name="a dead letter is logged before its commit",
+        file="service/partition/admission.py",
+        old="after_commit(partial(log.warning, written, record.offset, self._number, asked.detail))",
+        new="after_commit(log.warning(written, record.offset, self._number, asked.detail) or (lambda: None))",
+        tests=("tests/partition/test_balance.py",),
+    ),
+    Mutant(
+        name="a commit's first failure is taken for its cause, also where it follows from another",
+        file="service/kafka/journal.py",
+        old="min(failures, key=lambda failure: isinstance(failure[1], InvalidTxnState))",
+        new="failures[0]",
+        tests=("tests/intake/test_refusals.py",),
     ),
 )
 
