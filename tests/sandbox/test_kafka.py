@@ -24,6 +24,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from service.sandbox.kafka import Broker, EmbeddedKafka, Kafka, class_archive
 from service.sandbox.kafka_jars import KafkaError, jars, trusting_the_system
 from tests.conftest import missing
+from tools import kafka_classes
 
 HOLDER = """
 import signal
@@ -155,6 +156,24 @@ def test_it_starts_with_the_classes_that_make_test_keeps(kafka: Kafka) -> None:
         missing("Kafka's classes are not kept: python -m tools.kafka_classes")
 
     assert str(archive) in Path(f"/proc/{kafka.pid}/maps").read_text()
+
+
+@pytest.mark.kafka
+def test_classes_that_are_kept_of_other_jars_are_not_taken_for_usable(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As after another download of Kafka; Java starts without them, in twice the time."""
+    if not class_archive().exists():
+        missing("Kafka's classes are not kept: python -m tools.kafka_classes")
+    assert kafka_classes.usable()
+    others = tmp_path / "jars"
+    others.mkdir()
+    for jar in jars().iterdir():
+        (others / jar.name).symlink_to(jar)
+    (others / next(others.glob("kafka-clients-*.jar")).name).unlink()
+    monkeypatch.setattr(kafka_classes, "jars", lambda: others)
+
+    assert not kafka_classes.usable()
 
 
 def test_what_it_stores_is_for_its_user_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
