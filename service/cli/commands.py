@@ -528,9 +528,10 @@ def discard(
 ) -> None:
     """Mark dead letters as dealt with: they are no longer listed, and never redriven. The topic keeps them.
 
-    Asks for confirmation. Letters that were redriven already are left as they are,
-    and so are those of messages that were sent to other topics, unless --topic
-    names these: deployments may share a dead-letter topic.
+    Asks for confirmation. Letters that were redriven already are left as they
+    are, and so are those of messages that were sent to other topics, unless
+    --topic names these, or --at the letter: deployments may share a dead-letter
+    topic.
     """
     from service.cli import dead_letters
 
@@ -563,9 +564,10 @@ def redrive(
     """Send dead letters to the requests topic again, bytes unchanged, each once, even if this command is interrupted.
 
     Those of messages that were sent to other topics are left as they are, since
-    deployments may share a dead-letter topic; --topic with --force redrives them
-    to VM_SYNC_TOPICS__REQUESTS. Exit code 1 if some of the selected letters were
-    refused.
+    deployments may share a dead-letter topic; --topic, or --at PARTITION:OFFSET,
+    with --force redrives them to VM_SYNC_TOPICS__REQUESTS.
+
+    Exit code 1 if some of the selected letters were refused.
     """
     from service.cli import dead_letters
 

@@ -180,13 +180,18 @@ class LetterFilter:
     def split(self, letters: Sequence[Letter], *, requests: str) -> tuple[list[Letter], Counter[str]]:
         """Return the selected letters to act on, and how many others of each topic are left to those who read it.
 
-        Deployments may share a dead-letter topic: unless topics are named, only letters of this one are acted on.
+        Deployments may share a dead-letter topic: unless topics are named, only letters of this one are acted on, and
+        those that are named one by one.
         """
         if self.topics:
             return list(letters), Counter()
-        own = [letter for letter in letters if letter.sent_to in {"", requests}]
-        others = [letter.sent_to for letter in letters if letter.sent_to not in {"", requests} and not letter.marked]
-        return own, Counter(others)
+        own, others = [], Counter[str]()
+        for letter in letters:
+            if letter.sent_to in {"", requests} or (letter.record.partition, letter.record.offset) in self.at:
+                own.append(letter)
+            elif not letter.marked:
+                others[letter.sent_to] += 1
+        return own, others
 
 
 def _place(text: str) -> tuple[int, int | None]:

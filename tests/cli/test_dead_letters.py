@@ -63,3 +63,12 @@ def test_only_letters_of_the_own_requests_topic_are_acted_on_unless_topics_are_n
     assert LetterFilter.of().split(letters, requests="requests") == (own, {"staging": 2, "test": 1})
     assert LetterFilter.of(topics=["staging"]).split(others[:2], requests="requests") == (others[:2], {})
     assert [letter for letter in letters if LetterFilter.of(topics=["staging"]).holds(letter)] == others[:2]
+
+
+def test_a_letter_of_another_topic_that_is_named_by_its_place_is_acted_on_and_not_passed_over_in_silence() -> None:
+    headers = (("vm-sync-topic", b"staging"),)
+    record = Record(topic="dead", partition=2, offset=7, timestamp_ms=0, key=None, value=b"", headers=headers)
+    letter = Letter(record, None)
+
+    assert LetterFilter.of(at=["2:7"]).split([letter], requests="requests") == ([letter], {})
+    assert LetterFilter.of(at=["2"]).split([letter], requests="requests") == ([], {"staging": 1})
