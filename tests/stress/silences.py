@@ -30,14 +30,12 @@ RATE: Final = 2.0
 LASTS: Final = 28.0
 """Seconds that one measurement takes at most, in order to have enough syncs; on a busy machine too."""
 
-FENCED_AFTER: Final = 9.0
-"""Seconds until a killed broker is replaced: Kafka's `broker.session.timeout.ms`."""
-
 WITHIN: Final = 5.0
-"""Seconds for the clients to notice, and for the work to go on; of a machine that does nothing else."""
+"""Seconds for the clients to notice, and for the work to go on, of a machine that does nothing else.
 
-BOUNDS: Final = {What.BROKER_RESTARTS: 0.0, What.BROKER_DIES: FENCED_AFTER}
-"""Seconds that Kafka itself takes, to which `WITHIN` comes."""
+To these comes what Kafka itself takes to replace the broker: 9 s after a kill (`broker.session.timeout.ms`), and on a
+busy machine as long after a clean stop.
+"""
 
 SETTLES: Final = 3.0
 """Seconds before and after what is done."""
@@ -107,7 +105,7 @@ async def _measure(one: Measuring, cluster: Cluster, faults: BrokerFaults, contr
         f"{one.what}, {one.whom} (broker {broker.id}), and replaced by another within {replaced:.1f} s; all else took "
         f"{slowdown:.1f} times as long as alone"
     )
-    return Disturbance(words=words, began=began, until=until, bound=BOUNDS[one.what] + WITHIN * slowdown)
+    return Disturbance(words=words, began=began, until=until, bound=replaced + WITHIN * slowdown)
 
 
 async def _begun(stage: Stage, operations: set[str]) -> bool:
