@@ -425,8 +425,9 @@ class Session:
         trouble = self._failure(
             f"Extension to site {site}", answer, hint=f"the credentials of site {site} in VM_SYNC_VCDA__SITES"
         )
-        if _is_about_the_login(answer) and self._login is login:
-            self._have(None)
+        if _is_about_the_login(answer):  # it says nothing of the site, also where another login has replaced this one
+            if self._login is login:
+                self._have(None)
             return replace(trouble, no_session=True)
         return self._extension_failed(site, trouble, credentials=credentials, refused=answer.status in REFUSALS)
 

@@ -1160,6 +1160,13 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_session.py",),
     ),
     Mutant(
+        name="a site pauses because a session that was replaced meanwhile could not be extended to it",
+        file="service/vcda/session.py",
+        old="        if _is_about_the_login(answer):  # it",
+        new="        if _is_about_the_login(answer) and self._login is login:  # it",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
         name="a rebalance listener that fails is ignored, as Kafka's client ignores it",
         file="service/intake/group.py",
         old='            log.exception("Rebalance listener failed; the process ends")\n            self.died.set()\n',

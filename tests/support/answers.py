@@ -53,6 +53,9 @@ class Row:
 
 
 DONE: Final = End(outcome="completed")
+RENEWED: Final = End(outcome="completed", attempts=None, posts=2)
+"""The second POST belongs to the first attempt, unless login and extension took longer than the submit window."""
+
 AGAIN: Final = End(outcome="completed", attempts=2, posts=2)
 ADOPTED: Final = End(outcome="completed", adopted=True)
 
@@ -96,19 +99,19 @@ SUBMITS: Final = (
     Row(
         answer="401 `Authentication Token Required`: the session is gone",
         then=LOGS_IN,
-        ends=End(outcome="completed", posts=2),
+        ends=RENEWED,
         faults=_submit(answer="status", status=401, challenge=True),
     ),
     Row(
         answer="401 `NotAuthenticated`: the session can't start operations any more",
         then=LOGS_IN,
-        ends=End(outcome="completed", posts=2),
+        ends=RENEWED,
         faults=_submit(answer="status", status=401),
     ),
     Row(
         answer="401 `RemoteAuthenticationFailure`: the session isn't extended to the site any more",
         then="Not accepted: the session is extended again, then the POST is repeated.",
-        ends=End(outcome="completed", posts=2),
+        ends=RENEWED,
         faults=_submit(answer="status", status=401, code="RemoteAuthenticationFailure"),
     ),
     Row(

@@ -155,6 +155,30 @@ async def test_a_late_401_of_an_old_session_does_not_end_the_new_one() -> None:
         assert logins(there) == 2
 
 
+async def test_a_late_401_of_an_extension_of_an_old_session_does_not_pause_the_site() -> None:
+    guard, hold, held = Guard(), asyncio.Event(), asyncio.Event()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit()
+
+        async def slow(call: Call) -> Answer:
+            if call.name == EXTEND:
+                held.set()
+                await hold.wait()
+            return guard(call)
+
+        there.script = slow
+        late = asyncio.create_task(us.submit(site="site2"))
+        await held.wait()
+        guard.valid.clear()
+        there.script = guard
+        await us.submit()
+        hold.set()
+
+        assert isinstance(await late, Accepted)
+        assert logins(there) == 2
+        assert isinstance(await us.submit(site="site2"), Accepted)
+
+
 # ---------------------------------------------------------------- the three kinds of 401
 
 
