@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.sync import MAX_TEXT, NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, Trouble
+from service.sync import MAX_TEXT, NO_CREDENTIALS, Accepted, Account, ApiError, NotTaken, Refused, SubmitAnswer, Trouble
 from service.vcda.client import ApiLimits, SessionStatus
 from service.vcda.credentials import Credentials, SiteCredentials
 from service.vcda.http import SMALL
@@ -133,48 +133,45 @@ async def test_a_hundred_calls_extend_to_a_site_once() -> None:
     assert all(isinstance(answer, Accepted) for answer in answers)
 
 
+async def submitted_late(there: Appliance, us: Ours, guard: Guard, *, held_back: str, site: str | None) -> SubmitAnswer:
+    """Submit with a session that ends, and is replaced, while VCDA holds back its answer to one call."""
+    hold, held = asyncio.Event(), asyncio.Event()
+
+    async def slow(call: Call) -> Answer:
+        if call.name == held_back:
+            held.set()
+            await hold.wait()
+        return guard(call)
+
+    there.script = slow
+    late = asyncio.create_task(us.submit(site=site))
+    await held.wait()
+    guard.valid.clear()
+    there.script = guard
+    await us.submit()
+    hold.set()
+    return await late
+
+
 async def test_a_late_401_of_an_old_session_does_not_end_the_new_one() -> None:
-    guard, hold, held = Guard(), asyncio.Event(), asyncio.Event()
+    guard = Guard()
     async with appliance(guard) as there, ours(there.url) as us:
         await us.submit()
 
-        async def slow(call: Call) -> Answer:
-            held.set()
-            await hold.wait()
-            return guard(call)
+        late = await submitted_late(there, us, guard, held_back=there.posts[0].name, site=None)
 
-        there.script = slow
-        late = asyncio.create_task(us.submit())
-        await held.wait()
-        guard.valid.clear()
-        there.script = guard
-        await us.submit()
-        hold.set()
-
-        assert isinstance(await late, Accepted)
+        assert isinstance(late, Accepted)
         assert logins(there) == 2
 
 
 async def test_a_late_401_of_an_extension_of_an_old_session_does_not_pause_the_site() -> None:
-    guard, hold, held = Guard(), asyncio.Event(), asyncio.Event()
+    guard = Guard()
     async with appliance(guard) as there, ours(there.url) as us:
         await us.submit()
 
-        async def slow(call: Call) -> Answer:
-            if call.name == EXTEND:
-                held.set()
-                await hold.wait()
-            return guard(call)
+        late = await submitted_late(there, us, guard, held_back=EXTEND, site="site2")
 
-        there.script = slow
-        late = asyncio.create_task(us.submit(site="site2"))
-        await held.wait()
-        guard.valid.clear()
-        there.script = guard
-        await us.submit()
-        hold.set()
-
-        assert isinstance(await late, Accepted)
+        assert isinstance(late, Accepted)
         assert logins(there) == 2
         assert isinstance(await us.submit(site="site2"), Accepted)
 
