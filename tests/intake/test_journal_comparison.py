@@ -9,8 +9,7 @@ from itertools import count
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from service.clock import Clock
-from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal import KafkaJournal
 from service.kafka.journal_api import JournalLost
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, encode_cursor
 from service.sandbox.kafka import Kafka
@@ -168,10 +167,4 @@ async def test_a_journal_of_which_records_are_deleted_while_it_is_read_is_read_a
 
     monkeypatch.setattr(KafkaJournal, "_first_offset", first_offset)
     with pytest.raises(JournalLost, match="its first offset was 0, now it is 7"):
-        await KafkaJournal.open(
-            topic=station.topics.journal,
-            partition=0,
-            connection=station.connection,
-            clock=Clock(),
-            refusals=Refusals(),
-        )
+        await station.open_journal()

@@ -12,7 +12,6 @@ from aiokafka.errors import TopicAuthorizationFailedError
 from service.clock import Clock
 from service.kafka.consumer import SteadyConsumer
 from service.kafka.denials import LASTS_AT_JOURNALS
-from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Batch, JournalLost
 from service.kafka.journal_codec import Cursor
 from service.messages.kafka_record import Event
@@ -95,13 +94,7 @@ async def test_a_commit_names_the_right_that_kafka_denies_for_the_topic_of_an_ev
     guarded_kafka: EmbeddedKafka, rights: Rights, topic_name: TopicNamer
 ) -> None:
     async with at(guarded_kafka, topic_name("refused")) as station:
-        opened = await KafkaJournal.open(
-            topic=station.topics.journal,
-            partition=0,
-            connection=station.connection,
-            clock=Clock(),
-            refusals=Refusals(),
-        )
+        opened = await station.open_journal()
         dead_letters = station.topics.dead_letter
         await rights.deny(Resource.TOPIC, dead_letters, Operation.WRITE)
         event = Event(topic=dead_letters, key=b"C4-1", value=b"?")

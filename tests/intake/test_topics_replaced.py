@@ -12,7 +12,6 @@ from aiokafka import TopicPartition
 from service.clock import Clock
 from service.intake.start_position import KafkaStartPositions
 from service.kafka.consumer import SteadyConsumer, probe_consumer
-from service.kafka.journal import KafkaJournal, Refusals
 from service.kafka.journal_api import Opened, StopReason
 from service.kafka.journal_codec import Cursor, encode_cursor
 from service.kafka.leader_offsets import Offsets
@@ -372,13 +371,7 @@ async def opened_without_end(station: Station, service: Service, monkeypatch: py
     """Let an outcome be committed, and the journal then be lost and opened as it was before that."""
     cut = asyncio.Event()
     fenced = service.partition()
-    before = await KafkaJournal.open(
-        topic=station.topics.journal,
-        partition=0,
-        connection=station.connection,
-        clock=Clock(),
-        refusals=Refusals(),
-    )  # fences the owner, who opens it again
+    before = await station.open_journal()  # fences the owner, who opens it again
     await before.journal.close()
     fenced._journal_writer.advance_cursor()  # which is refused
     await until(lambda: service.owned == {0} and service.partition() is not fenced, what="it is open again")

@@ -20,7 +20,7 @@ from service.event_loop import Slices
 from service.kafka import journal, journal_codec
 from service.kafka.consumer import LOOK_WAIT_MS
 from service.kafka.journal import PACKED_AT_ONCE, READ_AT_ONCE, KafkaJournal, Refusals
-from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened, StopReason
+from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, StopReason
 from service.kafka.journal_codec import Cursor
 from service.messages.kafka_record import MAX_REQUEST_BYTES, Event
 from service.sandbox.kafka import EmbeddedKafka, Kafka
@@ -64,19 +64,8 @@ async def test_an_opening_says_why_no_server_can_be_reached() -> None:
         )
 
 
-async def opened(station: Station, *, partition: int = 0, slices: Slices | None = None) -> Opened:
-    return await KafkaJournal.open(
-        topic=station.topics.journal,
-        partition=partition,
-        connection=station.connection,
-        clock=Clock(),
-        refusals=Refusals(),
-        slices=slices,
-    )
-
-
 async def test_what_was_committed_is_there_for_who_opens_next(station: Station) -> None:
-    first = await opened(station)
+    first = await station.open_journal()
     one, two = waiting("1"), waiting("2")
     cursor = Cursor(station.topics.requests, 8, 1_772_402_400_000)
     event = Event(topic=station.topics.completed, key=b"k", value=b'{"operationID": "1"}', headers=(("h", b"v"),))
@@ -84,7 +73,7 @@ async def test_what_was_committed_is_there_for_who_opens_next(station: Station) 
         Batch(changes={one.request.identity: one, two.request.identity: two}, events=[event], cursor=cursor)
     )
     await first.journal.commit(Batch(changes={one.request.identity: None}))
-    second = await opened(station)
+    second = await station.open_journal()
 
     assert (second.cursor, second.in_flight) == (cursor, [two])
     entries = [entry async for entry in second.journal.entries()]
@@ -109,11 +98,11 @@ async def test_a_journal_is_read_and_decoded_in_slices_that_the_process_shares(s
             self.turns += 1
             await super().turn()
 
-    first = await opened(station)
+    first = await station.open_journal()
     some = [waiting(str(number)) for number in range(20)]
     await first.journal.commit(Batch(changes={one.request.identity: one for one in some}))
     slices = CountedSlices(largest=5)
-    second = await opened(station, slices=slices)
+    second = await station.open_journal(slices=slices)
 
     assert second.in_flight == some
     assert slices.turns >= 20 / 5 + 20 / 5  # to read them, and to decode them
@@ -122,14 +111,14 @@ async def test_a_journal_is_read_and_decoded_in_slices_that_the_process_shares(s
 
 
 async def test_whoever_was_fenced_writes_nothing_more(station: Station) -> None:
-    first = await opened(station)
-    second = await opened(station)
+    first = await station.open_journal()
+    second = await station.open_journal()
     lost = waiting("lost")
     told = Event(topic=station.topics.completed, key=b"k", value=b'{"operationID": "lost"}')
     with pytest.raises(JournalLost):
         await first.journal.commit(Batch(changes={lost.request.identity: lost}, events=[told]))
     await second.journal.commit(Batch(cursor=Cursor(station.topics.requests, 1)))
-    third = await opened(station)
+    third = await station.open_journal()
 
     assert (third.cursor, third.in_flight) == (Cursor(station.topics.requests, 1), [])
     assert station.told == []
@@ -138,7 +127,7 @@ async def test_whoever_was_fenced_writes_nothing_more(station: Station) -> None:
 
 
 async def test_a_journal_that_ends_with_an_aborted_transaction_is_read_to_its_end(station: Station) -> None:
-    first = await opened(station)
+    first = await station.open_journal()
     await first.journal.commit(Batch(cursor=Cursor(station.topics.requests, 1)))
     await first.journal.close()
     dying = AIOKafkaProducer(**station.connection, transactional_id=f"{station.topics.journal}-0")
@@ -146,7 +135,7 @@ async def test_a_journal_that_ends_with_an_aborted_transaction_is_read_to_its_en
     await dying.begin_transaction()
     await dying.send_and_wait(station.topics.journal, key=b"cursor", value=b'{"topic": "other", "offset": 9}')
 
-    second = await opened(station)
+    second = await station.open_journal()
 
     assert second.cursor == Cursor(station.topics.requests, 1)
     await second.journal.close()
@@ -159,13 +148,13 @@ async def test_no_question_waits_long_behind_a_fetch_while_a_journal_is_opened(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waits = fetch_waits(monkeypatch)
-    await opened(station)
+    await station.open_journal()
 
     assert waits[station.topics.journal] == {LOOK_WAIT_MS}
 
 
 async def test_a_journal_is_read_as_any_consumer_reads_it_with_few_objects_for_its_records(station: Station) -> None:
-    first = await opened(station)
+    first = await station.open_journal()
     many = [waiting(str(number)) for number in range(3 * READ_AT_ONCE)]
     await first.journal.commit(Batch(changes={one.request.identity: one for one in many}))
     await first.journal.close()
@@ -176,7 +165,7 @@ async def test_a_journal_is_read_as_any_consumer_reads_it_with_few_objects_for_i
         await aborting.send_and_wait(station.topics.journal, key=b"cursor", value=b"%d" % number, partition=0)
         await aborting.abort_transaction()
     await aborting.stop()
-    second = await opened(station)
+    second = await station.open_journal()
     await second.journal.commit(Batch(changes={many[0].request.identity: None}, cursor=Cursor("requests", 8)))
     assert isinstance(second.journal, KafkaJournal)
 
@@ -199,7 +188,7 @@ async def test_a_journal_is_read_as_any_consumer_reads_it_with_few_objects_for_i
 
 
 async def test_a_commit_that_nobody_waits_for_any_more_is_not_cut_in_half(station: Station) -> None:
-    first = await opened(station)
+    first = await station.open_journal()
     one = waiting("1")
     committing = asyncio.create_task(first.journal.commit(Batch(changes={one.request.identity: one})))
     await asyncio.sleep(0)  # it has begun
@@ -209,7 +198,7 @@ async def test_a_commit_that_nobody_waits_for_any_more_is_not_cut_in_half(statio
     await first.journal.commit(Batch(cursor=Cursor(station.topics.requests, 1)))
     await first.journal.close()
 
-    second = await opened(station)
+    second = await station.open_journal()
 
     assert (second.cursor, second.in_flight) == (Cursor(station.topics.requests, 1), [one])
     await second.journal.close()
@@ -218,12 +207,12 @@ async def test_a_commit_that_nobody_waits_for_any_more_is_not_cut_in_half(statio
 async def test_a_journal_with_what_nobody_here_can_read_is_unfit(station: Station) -> None:
     await station.send(topic=station.topics.journal, key=b"op:C4-1:1", value=b'{"v": 9, "state": "paused"}')
     with pytest.raises(JournalMismatch, match="run the version that wrote it") as caught:
-        await opened(station)
+        await station.open_journal()
     assert caught.value.reason == StopReason.JOURNAL_UNREADABLE
 
 
 async def test_more_than_one_batch_holds_goes_in_one_transaction(station: Station) -> None:
-    first = await opened(station)
+    first = await station.open_journal()
     events = [
         Event(topic=station.topics.completed, key=b"k", value=request(f"op-{n}", "C4-1", padding="x" * 300_000))
         for n in range(5)
@@ -237,7 +226,7 @@ async def test_more_than_one_batch_holds_goes_in_one_transaction(station: Statio
 async def test_a_large_commit_is_encoded_in_slices_before_its_transaction_begins(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = await opened(station)
+    first = await station.open_journal()
     producer, encoded, begun = first.journal._producer, Counter[int](), []  # type: ignore[attr-defined]
     encode, begin, turn = journal_codec.encode, producer.begin_transaction, 0
 
@@ -264,7 +253,7 @@ async def test_a_large_commit_is_encoded_in_slices_before_its_transaction_begins
     await first.journal.close()
 
     assert (max(encoded.values()), begun) == (PACKED_AT_ONCE, [many])
-    second = await opened(station)
+    second = await station.open_journal()
     assert len(second.in_flight) == many
     await second.journal.close()
 
@@ -275,7 +264,7 @@ async def test_of_a_transaction_that_a_broker_refuses_in_part_nothing_stands(
     station = Station(kafka.bootstrap, topic_name("refused"))
     station.settings[station.topics.failed] = {"max.message.bytes": "2000"}
     async with station:
-        first = await opened(station)
+        first = await station.open_journal()
         one = waiting("1")
         good = Event(topic=station.topics.completed, key=b"k", value=b'{"operationID": "1"}')
         large = Event(topic=station.topics.failed, key=b"k", value=request("1", "C4-1", padding="x" * 3_000))
@@ -284,7 +273,7 @@ async def test_of_a_transaction_that_a_broker_refuses_in_part_nothing_stands(
                 Batch(changes={one.request.identity: one}, events=[good, large], cursor=Cursor("requests", 1))
             )
         await first.journal.close()
-        second = await opened(station)
+        second = await station.open_journal()
 
         assert (second.cursor, second.in_flight, station.told) == (None, [], [])
         await second.journal.close()
@@ -464,7 +453,7 @@ async def test_a_commit_that_times_out_says_what_kafka_has_refused_all_the_time(
     station: Station, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kafka's client sends a batch again, without end and without a word, while it has too few replicas."""
-    first = await opened(station)
+    first = await station.open_journal()
     assert isinstance(first.journal, KafkaJournal)
     client = first.journal._producer.client
     send = client.send
@@ -563,7 +552,7 @@ async def test_a_kafka_that_is_away_is_not_taken_for_a_missing_topic(
     own_kafka: EmbeddedKafka, topic_name: TopicNamer
 ) -> None:
     async with Station(own_kafka.bootstrap, topic_name("away")) as station:
-        first = await opened(station)
+        first = await station.open_journal()
         own_kafka.kill()
 
         with pytest.raises(JournalLost) as lost:

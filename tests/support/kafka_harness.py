@@ -32,9 +32,11 @@ from prometheus_client import CollectorRegistry
 
 from service import wiring
 from service.clock import Clock
+from service.event_loop import Slices
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.consumer import SteadyConsumer
-from service.kafka.journal_api import StopReason
+from service.kafka.journal import KafkaJournal, Refusals
+from service.kafka.journal_api import Opened, StopReason
 from service.kafka.topics import JOURNAL_SETTINGS, TopicNames
 from service.messages.requests import DeadLetterReason
 from service.observability.metrics import Metrics
@@ -347,6 +349,17 @@ class Station:
         return service
 
     # ------------------------------------------------------------ asking
+
+    async def open_journal(self, *, partition: int = 0, slices: Slices | None = None) -> Opened:
+        """Open a partition's journal as another process would: a service that has it open is fenced."""
+        return await KafkaJournal.open(
+            topic=self.topics.journal,
+            partition=partition,
+            connection=self.connection,
+            clock=Clock(),
+            refusals=Refusals(),
+            slices=slices,
+        )
 
     async def ask(self, *operation_ids: str, replication_id: str | None = None, partition: int | None = None) -> None:
         """Put requests on the topic, each for a replication of its own unless told otherwise."""
