@@ -202,7 +202,7 @@ ROWS: Final[tuple[tuple[str, tuple[Panel, ...]], ...]] = (
             ),
             Table(
                 title="Firing alerts",
-                about="Each has a page in the runbook, which begins with an index by symptom.",
+                about="Each has an entry in the runbook.",
                 queries=((f"sum by (alertname, severity, site, reason, instance) (ALERTS{{{ALERTS}}})", "alerts"),),
                 nothing="none",
             ),

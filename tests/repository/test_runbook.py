@@ -52,8 +52,8 @@ def test_what_an_entry_says_of_vm_sync_check_stands_where_looking_begins(alert: 
 
 
 @pytest.mark.parametrize("alert", alerts())
-def test_a_page_is_found_by_a_symptom(alert: str) -> None:
-    assert f"](#{alert.lower()})" in TEXTS["By symptom"]
+def test_a_page_is_found_by_its_alert(alert: str) -> None:
+    assert f"](#{alert.lower()})" in TEXTS["By alert"]
 
 
 @pytest.mark.parametrize("alert", alerts())
