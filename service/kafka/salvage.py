@@ -13,7 +13,7 @@ from aiokafka.errors import CorruptRecordException, LeaderNotAvailableError, Uns
 from aiokafka.protocol.fetch import FetchRequest
 from aiokafka.record.default_records import _DefaultRecordBatchPy as DefaultRecordBatch
 from aiokafka.record.default_records import _DefaultRecordPy as DefaultRecord
-from aiokafka.record.util import decode_varint
+from aiokafka.record.util import decode_varint_py as decode_varint
 
 from service.kafka.decompression import LARGEST, TooLargeDecompressed
 
@@ -83,15 +83,24 @@ async def batch_at(place: TopicPartition, offset: int, *, client: AIOKafkaClient
 def _each(batch: DefaultRecordBatch) -> Iterator[tuple[int, DefaultRecord | None]]:
     """Yield each record of a decompressed batch with its offset; None where it can't be read.
 
-    Records say their length first, so that one can be passed over whatever is in it.
+    Records say their length first, so that one can be passed over whatever is in it. Numbers are read in Python: the
+    compiled reader doesn't check bounds, so that a wrong length would end the process.
+
+    Raises:
+        CorruptRecordException: an offset is out of order, so a length was wrong, and what follows is no record.
+        IndexError: there are fewer records than the batch says.
     """
+    last, count = -1, batch.next_offset - batch.base_offset
     for _ in range(batch._num_records):
         length, begin = decode_varint(batch._buffer, batch._pos)
         _, at = decode_varint(batch._buffer, begin)
         _, at = decode_varint(batch._buffer, at)
         delta, _ = decode_varint(batch._buffer, at)
+        if not last < delta < count:
+            raise CorruptRecordException
+        last = delta
         try:
-            record = batch._read_msg()
+            record = batch._read_msg(decode_varint)
         except (ValueError, IndexError, CorruptRecordException):
             record = None
         batch._pos = begin + length

@@ -1267,6 +1267,13 @@ MUTANTS: Final = (
         tests=("tests/intake/test_reading.py",),
     ),
     Mutant(
+        name="a bad record moves reading beyond its batch",
+        file="service/kafka/salvage.py",
+        old="        if not last < delta < count:\n",
+        new="        if delta < last:\n",
+        tests=("tests/kafka/test_salvage.py",),
+    ),
+    Mutant(
         name="a batch may become as large as it likes when it is decompressed",
         file="service/kafka/clients.py",
         old="decompression.bound()\n",

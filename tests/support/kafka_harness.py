@@ -396,7 +396,7 @@ class Station:
             assert len(before) == len(after)
             assert before in whole
             whole = whole.replace(before, after)
-        _seal(whole)
+        seal(whole)
         batch = self.producer.create_batch()
         batch.append(key=b"", value=b"", timestamp=None)
         batch._build = lambda: bytes(whole)  # instead of what was appended
@@ -457,7 +457,7 @@ def impatient(**changes: timedelta) -> Policy:
     return replace(POLICY, **changes)
 
 
-def _seal(batch: bytearray) -> None:
+def seal(batch: bytearray) -> None:
     """Put the right checksum into a batch that was changed."""
     crc = calc_crc32c(memoryview(batch)[DefaultRecordBase.ATTRIBUTES_OFFSET :])
     struct.pack_into(">I", batch, DefaultRecordBase.CRC_OFFSET, crc)
