@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import math
 import random
 import re
 import ssl
@@ -539,6 +540,14 @@ async def test_a_task_may_be_in_lists_only_some_time_after_its_creation(browser:
     assert await browser.tasks("type=sync") == []
     assert await browser.tasks(f"ids={task['id']}") == [task["id"]]
     hand.at += 5.0
+    assert await browser.tasks("type=sync") == [task["id"]]
+
+
+async def test_a_task_is_in_lists_once_a_post_was_refused_for_it(browser: Browser) -> None:
+    browser.sim.world.plan(replication=A, times=1, refuses=409, listed_after=math.inf)
+    task = (await browser.sync()).json
+    assert await browser.tasks("type=sync") == []
+    assert (await browser.sync()).status == 409
     assert await browser.tasks("type=sync") == [task["id"]]
 
 

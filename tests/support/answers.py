@@ -3,6 +3,7 @@
 Each row has a site of its own, since troubles pause a site: so all rows run side by side, each as if it were alone.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ class Row:
     faults: tuple[Fault, ...] = ()
     plan: dict[str, Any] = field(default_factory=dict)
     deadline: int | None = None
-    """Seconds; less than a doubt takes, and enough for a busy machine to get a POST out."""
+    """Seconds; enough for a busy machine to get a POST out."""
     site: str | None = None
     """Where it isn't one made for this row."""
 
@@ -119,7 +120,7 @@ SUBMITS: Final = (
         then="Calls to the site and logins pause; the request waits until its deadline.",
         ends=End(outcome="not-started", code="NotAuthenticated", tasks=0, attempts=None, posts=None),
         faults=(Fault(operation="submit", answer="status", status=401),),
-        deadline=5,
+        deadline=12,
     ),
     Row(
         answer="403 with an ApiError",
@@ -166,9 +167,9 @@ SUBMITS: Final = (
     Row(
         answer="409 until the deadline",
         then="The same, until the deadline.",
-        ends=End(outcome="not-started", code="OperationInProgress", tasks=0),
+        ends=End(outcome="not-started", code="OperationInProgress", tasks=0, attempts=None, posts=None),
         faults=(Fault(operation="submit", answer="status", status=409),),
-        deadline=5,
+        deadline=25,
     ),
     Row(answer="429", then=PASSES, ends=AGAIN, faults=_submit(answer="status", status=429)),
     Row(
@@ -220,10 +221,10 @@ SUBMITS: Final = (
     ),
     Row(
         answer="503 until the deadline",
-        then="In doubt until the deadline: VCDA may have created a task.",
+        then="In doubt until the deadline, if look-ups fail, too: VCDA may have created a task.",
         ends=End(outcome="timed-out", code="5xx", tasks=0),
-        faults=(Fault(operation="submit", answer="status", status=503, html=True),),
-        deadline=5,
+        faults=tuple(Fault(operation=call, answer="status", status=503, html=True) for call in ("submit", "find")),
+        deadline=13,
     ),
     Row(
         answer="504 from a proxy, and a task 3 s later",
@@ -285,8 +286,8 @@ def _repeated(**fault: Any) -> tuple[Fault, ...]:
     return *_submit(answer="cut", effect="none"), *_submit(answer="status", **fault)
 
 
-UNLISTED: Final = {"duration": 4 * REQUEST_TIMEOUT, "listed_after": REQUEST_TIMEOUT + SETTLE + 1}
-"""A sync whose task VCDA lists only when its POST has been repeated."""
+UNLISTED: Final = {"duration": 30, "listed_after": math.inf}
+"""A sync whose task VCDA lists only when its POST has been repeated, and refused."""
 
 FIRST_ONES: Final = "In doubt again: the cause may be the task of the first POST. A look-up finds it."
 REFUSED_FIRST: Final = End(outcome="completed", attempts=2, posts=2, adopted=True)

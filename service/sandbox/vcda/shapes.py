@@ -162,7 +162,7 @@ def task_page(world: World, where: Site, user: User, asked: Mapping[str, str]) -
     now = world.now()
     found = [task for task in _candidates(world, where, asked) if world.visible(task, where, user)]
     if "ids" not in asked:
-        found = [task for task in found if now >= task.created + task.plan.listed_after]
+        found = [task for task in found if task.refused or now >= task.created + task.plan.listed_after]
     for keep in _conditions(world, asked, now=now):
         found = list(filter(keep, found))
     page = _sorted(found, asked.get("sort"), now=now)[offset : offset + limit]

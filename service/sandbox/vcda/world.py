@@ -158,7 +158,8 @@ class Plan:
     resource: Resource = "as asked"
     """How its task names the replication: not at all (null), or in another letter case."""
     listed_after: float = 0.0
-    """Seconds from its creation until lists show its task; asked for by its id, it is shown at once."""
+    """Seconds from its creation until lists show its task, unless a POST is refused for it before. Asked for
+    by its id, it is shown at once."""
     refuses: int | None = None
     """The status with which POSTs for the replication are refused while the sync runs; None: they are accepted."""
 
@@ -224,6 +225,8 @@ class Task:
     start_time: Millis
     overlapped: bool
     warnings: int = 0
+    refused: bool = False
+    """Whether a POST was refused because it runs."""
     forgotten_at: float | None = None
     """When VCDA lost it; None: it has not."""
 
@@ -428,6 +431,7 @@ class World:
         for task in known.tasks:
             if task.plan.refuses is not None and not task.forgotten and self.now() < task.ends:
                 self.counts.refused_while_running += 1
+                task.refused = True
                 raise ApiError(task.plan.refuses, "OperationInProgress", f"Replication {replication_id} is in use.")
         return self.start(where, user, replication_id=replication_id, operation_id=operation_id)
 
