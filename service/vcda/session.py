@@ -222,10 +222,13 @@ class Session:
         return unauthorized(answer) if isinstance(admission, NoCredentials) else admission
 
     def refused_again(self, ticket: Ticket, *, site: str | None, trouble: Trouble) -> Trouble:
-        """Handle a 401 right after a new login or extension. Returns the trouble."""
+        """Handle a 401 right after a new login or extension. Returns the trouble.
+
+        One that was replaced while VCDA's answer was on its way is no reason to pause: the 401 says nothing of the new.
+        """
         fresh = ticket.extension or ticket.login
-        if not fresh.disappointed:  # of many calls at once, only the first one is logged
-            fresh.disappointed = True
+        if not (fresh.disappointed or self._is_replaced(ticket, site)):
+            fresh.disappointed = True  # of many calls at once, only the first one is logged
             pause = self._pause if ticket.extension is None or site is None else self._site_pauses[site]
             seconds = pause.begin(self._clock.monotonic(), trouble, credentials=self._known)
             self._meter.login("refused")
@@ -236,6 +239,14 @@ class Session:
                 extra={"site": site, "account": ticket.login.user},
             )
         return trouble
+
+    def _is_replaced(self, ticket: Ticket, site: str | None) -> bool:
+        """Whether there is another session by now, or another extension; not where there is none at the moment."""
+        login = ticket.login
+        if self._login is not login:
+            return self._login is not None
+        extension = None if site is None else login.extensions.get(site)
+        return None not in {extension, ticket.extension} and extension is not ticket.extension
 
     async def unusable(self) -> list[str]:
         """Log in, and extend the session to each configured site, where that is due; return what doesn't work, and why.

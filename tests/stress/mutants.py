@@ -1167,6 +1167,13 @@ MUTANTS: Final = (
         tests=("tests/vcda/test_session.py",),
     ),
     Mutant(
+        name="a session that was replaced meanwhile, or an extension, pauses the next one by its late 401",
+        file="service/vcda/session.py",
+        old="        if not (fresh.disappointed or self._is_replaced(ticket, site)):",
+        new="        if not fresh.disappointed:",
+        tests=("tests/vcda/test_session.py",),
+    ),
+    Mutant(
         name="a rebalance listener that fails is ignored, as Kafka's client ignores it",
         file="service/intake/group.py",
         old='            log.exception("Rebalance listener failed; the process ends")\n            self.died.set()\n',

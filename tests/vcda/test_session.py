@@ -176,6 +176,46 @@ async def test_a_late_401_of_an_extension_of_an_old_session_does_not_pause_the_s
         assert isinstance(await us.submit(site="site2"), Accepted)
 
 
+@pytest.mark.parametrize("ended", ["session", "extension"])
+async def test_a_late_401_of_what_was_replaced_twice_pauses_nothing(
+    ended: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    guard, hold, held = Guard(), asyncio.Event(), asyncio.Event()
+    async with appliance(guard) as there, ours(there.url) as us:
+        await us.submit(site="site2")
+        posts = 0
+
+        async def slow(call: Call) -> Answer:
+            nonlocal posts
+            posts += call.name == there.posts[0].name
+            if posts == 2:
+                posts += 1
+                held.set()
+                await hold.wait()
+            return guard(call)
+
+        def end() -> None:
+            if ended == "session":
+                guard.valid.clear()
+            guard.extended.clear()
+
+        end()
+        there.script = slow
+        late = asyncio.create_task(us.submit(site="site2"))
+        await held.wait()  # with what has replaced the first
+        end()
+        assert isinstance(await us.submit(site="site2"), Accepted)
+        before = len(there.calls)
+        end()
+        hold.set()
+
+        assert isinstance(await late, NotTaken)
+        assert isinstance(await us.submit(site="site2"), Accepted)
+        assert len(there.calls) - before == (4 if ended == "session" else 3)
+        assert us.meter.logins == ["ok"] * (4 if ended == "session" else 1)
+        assert "right after a successful login" not in caplog.text
+
+
 # ---------------------------------------------------------------- the three kinds of 401
 
 
