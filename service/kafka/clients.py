@@ -297,13 +297,18 @@ def _asked_again(handle: Callable[..., float | None]) -> Callable[..., float | N
     def handle_response(self: Any, response: Any) -> float | None:  # noqa: ANN401 - aiokafka's
         pause = handle(self, response)
         if pause is not None:
-            topics = getattr(response, "errors", None) or [("", [(0, response.error_code)])]
-            codes = {code: topic for topic, some in topics for _, code in some if code}
+            refused: dict[int, list[str]] = {}
+            for topic, some in getattr(response, "errors", None) or [("", [(0, response.error_code)])]:
+                for code in {code for _, code in some if code}:
+                    refused.setdefault(code, []).append(topic)
             # Where one topic is refused, the answer for the others is only that they were not tried.
-            others = codes.pop(OperationNotAttempted.errno, "")
-            code, topic = next(iter(codes.items()), (-1, ""))
-            about = f" (topic {topic})" if others and topic else ""
-            self._sender.client.last_trouble = f"transaction coordinator: {explain(for_code(code)())}{about}"
+            others = refused.pop(OperationNotAttempted.errno, None)
+            named = others is not None or len(refused) > 1
+            said = [
+                explain(for_code(code)()) + (f" ({'topics' if topics[1:] else 'topic'} {', '.join(topics)})" * named)
+                for code, topics in refused.items()
+            ]
+            self._sender.client.last_trouble = f"transaction coordinator: {'; '.join(said)}"
         return pause
 
     return handle_response

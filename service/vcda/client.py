@@ -209,7 +209,7 @@ class Vcda:
         try:
             return self._submitted(reply, site, replication_id)
         except Exception as error:  # noqa: BLE001 - see `_bug`
-            return _unanswered(reply, _bug(error))
+            return _unanswered(reply, _bug(error, "submit", site))
 
     async def find(
         self,
@@ -243,7 +243,9 @@ class Vcda:
         async with self._finding[site]:
             for kind in (SYNC, *self._spellings.types(self.canonical_site(site))):
                 tasks = await _or_trouble(
-                    self._pages("find", f"type={kind}&{query}", site=site, operation_id=operation_id, kind=kind)
+                    self._pages("find", f"type={kind}&{query}", site=site, operation_id=operation_id, kind=kind),
+                    "find",
+                    site,
                 )
                 if isinstance(tasks, Trouble):
                     return tasks
@@ -263,7 +265,7 @@ class Vcda:
         if not asked:
             return []
         query = "ids=" + ",".join(_check(name, translate.ID) for name in ids)
-        tasks = await _or_trouble(self._pages("poll", query, site=site))
+        tasks = await _or_trouble(self._pages("poll", query, site=site), "poll", site)
         return tasks if isinstance(tasks, Trouble) else [task for task in tasks if task.id in asked]
 
     async def ask(self, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
@@ -274,7 +276,7 @@ class Vcda:
         """
         query = "" if site is None else f"?{site_parameter(site)}"
         return await _or_trouble(
-            self._ask(f"/tasks/{_check(task_id, translate.ID)}{query}", site=site, task_id=task_id)
+            self._ask(f"/tasks/{_check(task_id, translate.ID)}{query}", site=site, task_id=task_id), "poll", site
         )
 
     async def _ask(self, target: str, *, site: str | None, task_id: str) -> Task | Gone | Trouble:
@@ -554,20 +556,26 @@ def _unanswered(reply: _Reply, trouble: Trouble) -> SubmitAnswer:
     return NotTaken(trouble, sent=reply.tried) if sent_at is None else Unanswered(trouble, sent_at, reply.account)
 
 
-async def _or_trouble(reading: Coroutine[Any, Any, T]) -> T | Trouble:
+async def _or_trouble(reading: Coroutine[Any, Any, T], operation: str, site: str | None) -> T | Trouble:
     """Return what a call has read. A bug in the reading is trouble as well: see `_bug`."""
     try:
         return await reading
     except Exception as error:  # noqa: BLE001 - see `_bug`
-        return _bug(error)
+        return _bug(error, operation, site)
 
 
-def _bug(error: Exception) -> Trouble:
+def _bug(error: Exception, operation: str, site: str | None) -> Trouble:
     """Log a bug in the reading of an answer, and return it as trouble.
 
     What one site, or a proxy, may answer is without end; raised, it would end the polls of all sites.
     """
-    log.error("Internal error while reading an answer of VCDA; the call has failed", exc_info=error)
+    log.error(
+        "Internal error while reading VCDA's answer to a %s call%s; the call has failed",
+        operation,
+        "" if site is None else f" for site {site}",
+        exc_info=error,
+        extra={"site": site},
+    )
     return Trouble(label="error", detail=f"An answer of VCDA led to an internal error ({type(error).__name__}).")
 
 

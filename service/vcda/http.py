@@ -201,8 +201,8 @@ class Wire:
     ) -> Answer | NoAnswer:
         """Make one call; `target` is path and query, percent-encoded; `limit` the longest body to accept, in bytes.
 
-        `site` is for the metrics alone; `secrets` are those in `content`. `may_leave` is asked just before the first
-        byte; if it returns False, nothing is sent.
+        `site` is for the metrics and the log alone; `secrets` are those in `content`. `may_leave` is asked just before
+        the first byte; if it returns False, nothing is sent.
         """
         headers = (self._headers_of_get if method == "GET" else self._headers).copy()
         if token is not None:
@@ -223,7 +223,8 @@ class Wire:
         )
         began = self._clock.monotonic()
         clean = _redactor(secrets if token is None else (*secrets, token)).clean_beginning
-        seen = await self._exchange(self._ways[operation], request, departure, limit=limit, clean=clean)
+        name = f"{operation} call" + ("" if site is None else f" for site {site}")
+        seen = await self._exchange(self._ways[operation], request, departure, name=name, limit=limit, clean=clean)
         ended = self._clock.monotonic()
         if departure.certificate_ends is not None:
             self.certificate_ends = departure.certificate_ends
@@ -250,6 +251,7 @@ class Wire:
         request: httpx.Request,
         departure: "_Departure",
         *,
+        name: str,
         limit: int,
         clean: Callable[[str], str],
     ) -> Answer | NoAnswer:
@@ -279,13 +281,13 @@ class Wire:
         except asyncio.CancelledError as error:
             if is_cancelled():
                 raise
-            logger.exception("A library has cancelled a %s call to VCDA by itself; the call has failed", request.method)
+            logger.exception("A library has cancelled a %s to VCDA by itself; the call has failed", name)
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
         except Exception as error:
             if departure.at is None:
                 raise
             # Whatever a library makes of an answer, the request may have been received: that must not get lost.
-            logger.exception("Internal error while reading VCDA's answer to a %s; the call has failed", request.method)
+            logger.exception("Internal error while reading VCDA's answer to a %s; the call has failed", name)
             return NoAnswer(label="error", detail=_describe(error), sent_at=departure.at, headers=headers)
         if body is None:
             detail = f"VCDA's answer is longer than the limit of {limit // SMALL} MiB."

@@ -452,6 +452,11 @@ async def test_a_client_knows_why_it_asks_a_transaction_coordinator_again() -> N
     assert AddPartitionsToTxnHandler(sender, []).handle_response(answer)
     assert client.last_trouble.startswith("transaction coordinator: UnknownTopicOrPartitionError: ")
     assert client.last_trouble.endswith(" (topic gone)")
+    gone, again = ("gone", [(1, 3), (2, 3)]), ("gone too", [(0, 3)])
+    answer = SimpleNamespace(errors=[gone, ("journal", [(0, 55)]), again, ("denied", [(0, 29)])])
+    assert AddPartitionsToTxnHandler(sender, []).handle_response(answer)
+    assert " (topics gone, gone too); TopicAuthorizationFailedError: " in client.last_trouble
+    assert client.last_trouble.endswith(" (topic denied)")
     client.last_trouble = ""
     assert AddPartitionsToTxnHandler(sender, []).handle_response(SimpleNamespace(errors=[("topic", [(0, 0)])])) is None
     assert client.last_trouble == ""

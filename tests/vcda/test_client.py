@@ -146,7 +146,7 @@ async def test_no_header_of_an_answer_makes_a_call_raise() -> None:
 
 
 async def test_a_bug_in_the_reading_of_an_answer_is_a_failed_call_and_leaves_a_post_in_doubt(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError
@@ -157,11 +157,13 @@ async def test_a_bug_in_the_reading_of_an_answer_is_a_failed_call_and_leaves_a_p
             monkeypatch.setattr(translate, name, broken)
         answers = [
             await us.vcda.poll(site=None, ids=[TASK_ID]),
-            await us.vcda.find(site=None, replication_id=REPLICATION_ID, since=SINCE),
+            await us.vcda.find(site="site2", replication_id=REPLICATION_ID, since=SINCE),
             await us.vcda.ask(site=None, task_id=TASK_ID),
         ]
         posted = await us.submit()
 
+    calls = [f"answer to a {call};" for call in ("poll call", "find call for site site2", "poll call", "submit call")]
+    assert [call in message for call, message in zip(calls, caplog.messages, strict=True)] == [True] * 4
     detail = "An answer of VCDA led to an internal error (ZeroDivisionError)."
     assert answers == [Trouble(label="error", detail=detail)] * 3
     assert isinstance(posted, Unanswered)
