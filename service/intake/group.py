@@ -25,7 +25,7 @@ from aiokafka.errors import KafkaError
 from typing_extensions import override
 
 from service.event_loop import error_of
-from service.intake.group_commits import GroupCommits
+from service.intake.group_commits import Committed, GroupCommits, note_of
 from service.intake.journal_comparison import JournalComparison
 from service.intake.reachability import Reachability
 from service.intake.reading import Arrivals, BackPressure, ReadingWatch
@@ -37,6 +37,7 @@ from service.intake.topic_comparison import TopicComparison
 from service.kafka.consumer import SteadyConsumer
 from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Operation, Resource, explain
 from service.kafka.journal_api import Opened
+from service.kafka.rights import committed_with_note
 from service.messages.kafka_record import Record
 from service.messages.record_fate import Fate
 from service.observability.metrics import IntakeSeen
@@ -384,14 +385,14 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
 
     # ------------------------------------------------------------ for supervisors: `supervisor.GroupMember`
 
-    async def committed(self, place: TopicPartition) -> int | None:
-        """Return the group's committed offset."""
-        offset = await self._consumer.committed(place)
-        return None if offset is None else int(offset)
+    async def committed(self, place: TopicPartition) -> Committed | None:
+        """Return what is committed to the group."""
+        found = await committed_with_note(self._consumer.client, self._plan.group_id, place)
+        return None if found is None else Committed(*found)
 
-    async def commit(self, place: TopicPartition, offset: int) -> None:
+    async def commit(self, place: TopicPartition, committed: Committed) -> None:
         """Commit an offset, which the group takes from members only."""
-        await self._commits.commit({place: offset})
+        await self._commits.commit({place: committed})
 
     def read_from(self, place: TopicPartition, offset: int) -> int | None:
         """Read on from there; a seek drops what was fetched before."""
@@ -465,6 +466,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         for supervisor in self._supervisors.values():
             if supervisor.partition is not None:
                 supervisor.cursor = supervisor.partition.committed_cursor
+                supervisor.note = note_of(supervisor.journal, supervisor.partition.journal_end)
         self._arrivals.look(self._supervisors.values())
         self._note_partitions(len(self._consumer.partitions_for_topic(self._dependencies.requests) or ()))
         seen = False
@@ -473,7 +475,9 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
                 await self._consumer.partitions_of(self._dependencies.requests)
                 seen = True
                 reached = {
-                    supervisor.place: self._reached(supervisor.place, supervisor.partition.committed_cursor)
+                    supervisor.place: Committed(
+                        self._reached(supervisor.place, supervisor.partition.committed_cursor), supervisor.note
+                    )
                     for supervisor in list(self._supervisors.values())
                     if supervisor.partition is not None and supervisor.reading is not None
                 }

@@ -1,13 +1,18 @@
 """Commits offsets to the consumer group: one call at a time, and none during a rebalance.
 
+With each offset goes a note: how far the partition's journal had come. A journal that ends before that when it is
+opened has lost records at its end (`start_position`).
+
 A refused commit makes aiokafka join the group again, mostly as a new member. A commit that is sent meanwhile is
 refused, too, and makes it join once more: where a process that had been suspended asked for four partitions at once,
 the whole group rebalanced for 50 s (measured).
 """
 
 import asyncio
+import re
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Final
 
 from aiokafka import TopicPartition
@@ -19,6 +24,25 @@ from service.intake.subscriber import Subscriber
 REBALANCE_LIMIT: Final = 60.0
 """Seconds after the beginning of a rebalance after which an offset is committed although no assignment has come: longer
 than a rebalance takes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What the group knows of a partition: the next offset to read, and a note, Kafka's metadata of an offset."""
+
+    offset: int
+    note: str = ""
+
+
+def note_of(journal: str, end: int) -> str:
+    """Return the note that a journal, by its name and topic id, ends at this offset."""
+    return f"{journal} ends at {end}"
+
+
+def noted_end(note: str, journal: str) -> int | None:
+    """Return where a journal ended by a note; None: the note is of another journal, or has other words."""
+    found = re.fullmatch(rf"{re.escape(journal)} ends at (\d+)", note)
+    return None if found is None else int(found[1])
 
 
 class GroupCommits:
@@ -41,12 +65,13 @@ class GroupCommits:
         self._assigned.clear()
         self._rebalancing_since = self._clock.monotonic()
 
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
+    async def commit(self, reached: Mapping[TopicPartition, Committed]) -> None:
         """Commit offsets, which the group takes from members only.
 
         Where no assignment follows for a minute, the next commit finds out: if the group accepts it, this process is a
         member, and no commit waits any more; if not, the minute begins again.
         """
+        offsets = {place: (committed.offset, committed.note) for place, committed in reached.items()}
         async with self._lock:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rebalancing_since + REBALANCE_LIMIT - self._clock.monotonic()):

@@ -3,7 +3,7 @@
 The check is made before the journal is opened, since opening fences its owner: a second deployment with the wrong
 journal must not stop the first one. It is repeated once the journal is open, if the cursor has moved meanwhile.
 
-    journal compacted?
+    journal compacted? as long as when its end was last committed to the group?
     journal's last cursor --> other topic? other group at work? --> beyond the topic's end? another topic of that name?
     no cursor             --> has the group ever read here?
 
@@ -21,8 +21,10 @@ from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.coordinator.protocol import ConsumerProtocolMemberAssignment
 from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, KafkaTimeoutError, for_code
+from aiokafka.protocol.offset import OffsetResetStrategy
 
 from service.clock import Clock
+from service.intake.group_commits import Committed, noted_end
 from service.intake.timings import DEFAULT_TIMINGS, IntakeTimings
 from service.kafka.clients import end
 from service.kafka.consumer import SteadyConsumer, probe_consumer, timestamp_of
@@ -30,6 +32,8 @@ from service.kafka.denials import LASTS_AT_JOURNALS, Denials, MissingRight, Oper
 from service.kafka.journal import too_narrow
 from service.kafka.journal_api import JournalLost, JournalMismatch, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode_cursor
+from service.kafka.leader_offsets import ask_leaders
+from service.kafka.rights import committed_with_note
 from service.kafka.topics import not_compacted
 
 log = logging.getLogger(__name__)
@@ -41,13 +45,19 @@ further part is eight times as long."""
 TAIL_LIMIT: Final = timedelta(seconds=30)
 """How long reading such a part may make no progress."""
 
+GROUP_LIMIT: Final = timedelta(seconds=10)
+"""How long the group's coordinator may take to say what is committed."""
+
+READ_UNCOMMITTED: Final = 0
+"""The isolation level of readers that open transactions don't hold back, as Kafka's protocol numbers it."""
+
 RESTING = frozenset({"Empty", "Dead"})
 """States of a group that has no members."""
 
 STABLE = "Stable"
 """The state of a group whose members have their partitions; in all others they are being handed out."""
 
-Committed = Callable[[], Awaitable[int | None]]
+AskGroup = Callable[[], Awaitable[Committed | None]]
 """Asks the group how far it has read; None: it never has."""
 
 
@@ -58,6 +68,8 @@ class Start:
     offset: int
     topic_id: str | None = None
     lost: int = 0
+    journal: str = ""
+    """The journal's name and topic id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,7 @@ class Looked:
 class StartPositions(Protocol):
     """The interface that a partition's supervisor uses."""
 
-    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
+    async def look(self, place: TopicPartition, *, committed: AskGroup, remembered: bool) -> Looked:
         """Check the journal without fencing its owner. An empty one is no trouble if what it held is `remembered`.
 
         Raises:
@@ -79,7 +91,7 @@ class StartPositions(Protocol):
             JournalLost: Kafka could not be asked.
         """
 
-    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: Committed) -> Start:
+    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: AskGroup) -> Start:
         """Check the cursor of an opened journal.
 
         Raises:
@@ -114,7 +126,7 @@ class KafkaStartPositions:
         self._ends: dict[int, int] = {}
         """Of journals that another group has written to, when they were looked at last."""
 
-    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
+    async def look(self, place: TopicPartition, *, committed: AskGroup, remembered: bool) -> Looked:
         """Check the journal without fencing its owner; see `StartPositions`."""
         try:
             async with probe_consumer(connection=self._connection, clock=self._clock) as consumer:
@@ -124,11 +136,16 @@ class KafkaStartPositions:
                 await self._check_group(place, cursor, end)
                 if cursor is None and remembered:
                     committed = _never
+                if cursor is not None and not remembered:
+                    await self._check_journal_end(place, consumer)
                 return Looked(cursor, await self._start(place, cursor, consumer, committed))
         except KafkaError as error:
             raise JournalLost(self._why(error)) from error
+        except TimeoutError as error:
+            msg = f"the coordinator of the consumer group {self._group_id} does not answer"
+            raise JournalLost(msg) from error
 
-    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: Committed) -> Start:
+    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: AskGroup) -> Start:
         """Check the cursor of an opened journal; see `StartPositions`."""
         try:
             async with probe_consumer(connection=self._connection, clock=self._clock) as consumer:
@@ -254,33 +271,58 @@ class KafkaStartPositions:
         held = [ConsumerProtocolMemberAssignment.decode(member[4]) for member in members if member[4]]
         return any(place in assignment.partitions() for assignment in held)
 
+    async def _check_journal_end(self, place: TopicPartition, consumer: SteadyConsumer) -> None:
+        """Check that the journal has lost no records at its end since the group was last told where it ends."""
+        async with asyncio.timeout(GROUP_LIMIT.total_seconds()):
+            found = await committed_with_note(consumer.client, self._group_id, place)
+        reached = None if found is None else noted_end(found[1], await self._identity(consumer))
+        journal = TopicPartition(self._journal, place.partition)
+        until = self._clock.monotonic() + self._leader_settles.total_seconds()
+        while reached is not None and reached > (end := await end_of_all(journal, consumer)):
+            if self._clock.monotonic() >= until:
+                msg = (
+                    f"the journal {self._journal}-{place.partition} ends at offset {end}, but {reached} had been "
+                    "reached: Kafka has lost records at its end (an unclean leader election, or a single replica). "
+                    "The requests, tasks and outcomes in them are unknown now. If brokers that have these records can "
+                    "be restored, the partition goes on by itself. Otherwise wait until VCDA works on none of the "
+                    "replications, then stop the service and delete the group's offsets (kafka-consumer-groups "
+                    "--delete-offsets): the partition goes on with what the journal holds, and requests whose end it "
+                    "doesn't know run again"
+                )
+                raise JournalMismatch(msg, reason=StopReason.JOURNAL_TRUNCATED)
+            await asyncio.sleep(1.0)
+
+    async def _identity(self, consumer: SteadyConsumer) -> str:
+        """Return the journal's name and topic id: one that is deleted and created again is another journal."""
+        return f"{self._journal} {await consumer.topic_id(self._journal)}"
+
     async def _start(
-        self, place: TopicPartition, cursor: Cursor | None, consumer: SteadyConsumer, committed: Committed
+        self, place: TopicPartition, cursor: Cursor | None, consumer: SteadyConsumer, committed: AskGroup
     ) -> Start:
-        identity = await consumer.topic_id(self._requests)
+        identity, journal = await consumer.topic_id(self._requests), await self._identity(consumer)
         begin = int((await consumer.beginning_offsets([place]))[place])
         if cursor is None:
             await self._check_unread(committed)
-            return Start(begin, identity)
+            return Start(begin, identity, journal=journal)
         await self._check_end(place, cursor, identity, consumer)
         await self._check_same(place, cursor, identity, begin, consumer)
-        return Start(max(cursor.offset, begin), identity, lost=max(0, begin - cursor.offset))
+        return Start(max(cursor.offset, begin), identity, max(0, begin - cursor.offset), journal)
 
-    async def _check_unread(self, committed: Committed) -> None:
+    async def _check_unread(self, committed: AskGroup) -> None:
         """Check a journal without a cursor: the group must never have had the partition.
 
         Offset 0 counts, too: a process that has it was given another journal, and the group may give it the partition
         again.
         """
-        if (offset := await committed()) is not None:
+        if (found := await committed()) is not None:
             msg = (
-                f"the consumer group {self._group_id} has committed offset {offset}, but the journal {self._journal} "
-                "is empty. If the service has worked with another journal, or this one was deleted, requests may be "
-                "in flight that only the former journal shows: set VM_SYNC_TOPICS__JOURNAL to it, or restore it. If an "
-                "operator has set the group's offsets before the service first read this partition, nothing is in "
-                "flight: stop the service and delete the group's offsets (kafka-consumer-groups --delete-offsets); "
-                "then the partition is read from its beginning. The same is the way out if the former journal is "
-                "lost: requests that are still on the topic then run again"
+                f"the consumer group {self._group_id} has committed offset {found.offset}, but the journal "
+                f"{self._journal} is empty. If the service has worked with another journal, or this one was deleted, "
+                "requests may be in flight that only the former journal shows: set VM_SYNC_TOPICS__JOURNAL to it, or "
+                "restore it. If an operator has set the group's offsets before the service first read this partition, "
+                "nothing is in flight: stop the service and delete the group's offsets (kafka-consumer-groups "
+                "--delete-offsets); then the partition is read from its beginning. The same is the way out if the "
+                "former journal is lost: requests that are still on the topic then run again"
             )
             raise JournalMismatch(msg, reason=StopReason.JOURNAL_EMPTY)
 
@@ -336,8 +378,23 @@ class KafkaStartPositions:
         )
 
 
-async def _never() -> int | None:
+async def _never() -> Committed | None:
     return None
+
+
+async def end_of_all(place: TopicPartition, consumer: SteadyConsumer) -> int:
+    """Return where a partition ends, open transactions included.
+
+    Raises:
+        KafkaTimeoutError: its leader doesn't say.
+    """
+    ends = await ask_leaders(
+        [place], OffsetResetStrategy.LATEST, isolation_level=READ_UNCOMMITTED, client=consumer.client
+    )
+    if place in ends.known:
+        return ends.known[place]
+    msg = f"{place.topic}-{place.partition}: {ends.unknown.get(place, 'denied')}"
+    raise KafkaTimeoutError(msg)
 
 
 def _differ(one: str | None, other: str | None) -> bool:

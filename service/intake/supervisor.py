@@ -24,6 +24,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from service.event_loop import settle
+from service.intake.group_commits import Committed, note_of
 from service.intake.start_position import Looked, Start, StartPositions
 from service.intake.timings import IntakeTimings
 from service.kafka.journal_api import Batch, JournalLost, JournalMismatch, Opened
@@ -59,14 +60,14 @@ class SupervisorMeter(BalanceMeter, Protocol):
 class GroupMember(Protocol):
     """The supervisor's interface to this process as a member of the consumer group."""
 
-    async def committed(self, place: TopicPartition) -> int | None:
+    async def committed(self, place: TopicPartition) -> Committed | None:
         """Ask the group how far it has read; None: it never has.
 
         Raises:
             KafkaError: the group could not be asked.
         """
 
-    async def commit(self, place: TopicPartition, offset: int) -> None:
+    async def commit(self, place: TopicPartition, committed: Committed) -> None:
         """Commit an offset, which the group takes from members only; waits for the end of a rebalance.
 
         Raises:
@@ -111,6 +112,10 @@ class PartitionSupervisor:
         self.cursor: int | None = None
         """The last cursor that was committed to the group or opened with; committing it checks the membership. None
         while the journal has none: an offset of the group without one in the journal means that a journal was lost."""
+        self.journal = ""
+        """The journal's name and topic id when the partition was opened."""
+        self.note = ""
+        """Where the journal ended when `cursor` was set; committed with it."""
         self.topic_id: str | None = None
         """Of the requests topic when the partition was opened; None: the brokers have no topic ids."""
         self._member = member
@@ -248,11 +253,11 @@ class PartitionSupervisor:
             self._check()
             self._returned.clear()
             try:
-                offset = self.cursor
-                if offset is None:
-                    offset = await self._member.committed(self.place)
-                if offset is not None:  # without an offset no process has ever read here: there is no owner to fence
-                    await self._member.commit(self.place, offset)
+                committed = None if self.cursor is None else Committed(self.cursor, self.note)
+                if committed is None:
+                    committed = await self._member.committed(self.place)
+                if committed is not None:  # without it no process has ever read here: there is no owner to fence
+                    await self._member.commit(self.place, committed)
             except KafkaError as error:
                 again, logged = _same(repr(error), logged), repr(error)
                 level = logging.DEBUG if again else logging.INFO  # as where opening fails
@@ -353,6 +358,7 @@ class PartitionSupervisor:
 
     def _make(self, opened: Opened, start: Start, lost: "asyncio.Future[str]") -> Partition:
         self.cursor, self.topic_id = None if opened.cursor is None else start.offset, start.topic_id
+        self.journal, self.note = start.journal, note_of(start.journal, opened.journal.end)
         return Partition(
             self.place.partition,
             opened=opened,

@@ -19,6 +19,7 @@ class StopReason(StrEnum):
     """Why a partition is stopped: a metric's label."""
 
     JOURNAL_EMPTY = "journal-empty"
+    JOURNAL_TRUNCATED = "journal-truncated"
     JOURNAL_TOO_NARROW = "journal-too-narrow"
     JOURNAL_NOT_COMPACTED = "journal-not-compacted"
     JOURNAL_UNREADABLE = "journal-unreadable"

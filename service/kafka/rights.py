@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final
 
+from aiokafka import TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import (
     GroupAuthorizationFailedError,
@@ -34,6 +35,7 @@ from aiokafka.errors import (
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest_v3, DescribeGroupsResponse_v3
 from aiokafka.protocol.api import Request, RequestStruct, Response
+from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.transaction import EndTxnRequest
 from aiokafka.protocol.types import CompactArray, CompactString, Int16, Int32, Int64, Schema, TaggedFields
@@ -122,6 +124,24 @@ async def group(client: AIOKafkaClient, name: str) -> Group:
         if error is NoError:
             strangers = [f"{client} at {host}" for _, client, host, *_ in members if ops_port_of(client) is None]
             return Group(len(members), _operations(allowed), tuple(sorted(strangers)))
+        if error not in COORDINATORS_AWAY:
+            raise error
+        await asyncio.sleep(ASK_AGAIN)
+
+
+async def committed_with_note(client: AIOKafkaClient, name: str, place: TopicPartition) -> tuple[int, str] | None:
+    """Return the offset that a group has committed, with its metadata; None: there is none. Also for non-members.
+
+    Raises:
+        KafkaError: it can't be asked for.
+    """
+    while True:
+        node = await _coordinator(client, GROUP, name)
+        answer = await client.send(node, OffsetFetchRequest(name, [(place.topic, [place.partition])]))
+        ((_, ((_, offset, note, code),)),) = answer.topics
+        error = for_code(code or getattr(answer, "error_code", 0))
+        if error is NoError:
+            return None if offset < 0 else (int(offset), note or "")
         if error not in COORDINATORS_AWAY:
             raise error
         await asyncio.sleep(ASK_AGAIN)

@@ -282,6 +282,11 @@ class Partition:
         return self._opened_with if committed is None else committed.offset
 
     @property
+    def journal_end(self) -> int:
+        """The offset after the last record that the journal is known to hold."""
+        return self._journal.end
+
+    @property
     def behind(self) -> bool:
         """Whether so much waits for its commit that nothing more is to be read."""
         return self._journal_writer.behind

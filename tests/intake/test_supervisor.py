@@ -14,6 +14,7 @@ from aiokafka.errors import CommitFailedError, KafkaConnectionError, KafkaError
 from typing_extensions import override
 
 from service.intake.group import Intake, Plan
+from service.intake.group_commits import Committed
 from service.intake.start_position import Looked, Start
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
@@ -105,10 +106,10 @@ def dependencies() -> Any:
 class Member:
     """Confirms that the partition is its process's own; nothing is ever read."""
 
-    async def committed(self, place: TopicPartition) -> int | None:  # noqa: ARG002 - no group was ever told anything
+    async def committed(self, place: TopicPartition) -> Committed | None:  # noqa: ARG002 - no group was ever told anything
         return None
 
-    async def commit(self, place: TopicPartition, offset: int) -> None:
+    async def commit(self, place: TopicPartition, committed: Committed) -> None:
         pass
 
     def read_from(self, place: TopicPartition, offset: int) -> int | None:  # noqa: ARG002 - nothing is assigned
@@ -337,7 +338,7 @@ def test_a_group_that_goes_on_refusing_is_logged_once_for_each_cause(caplog: pyt
 
     class Refused(Member):
         @override
-        async def committed(self, place: TopicPartition) -> int | None:
+        async def committed(self, place: TopicPartition) -> Committed | None:
             if causes:
                 raise causes.pop(0)
             return await super().committed(place)
@@ -397,7 +398,7 @@ def test_partitions_that_ask_for_the_membership_together_make_the_member_join_ag
     async def ask(intake: Intake, number: int) -> None:
         while True:
             with suppress(KafkaError):
-                await intake.commit(TopicPartition("requests", number), 5)
+                await intake.commit(TopicPartition("requests", number), Committed(5))
                 return
             await asyncio.sleep(0)
 
@@ -446,7 +447,7 @@ async def unassigned(monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Int
 async def commit_until_accepted(intake: Intake, number: int) -> None:
     while True:
         with suppress(KafkaError):
-            await intake.commit(TopicPartition("requests", number), 5)
+            await intake.commit(TopicPartition("requests", number), Committed(5))
             return
         await asyncio.sleep(1)
 
@@ -483,7 +484,7 @@ async def test_the_minute_for_an_assignment_passes_also_where_each_commit_is_giv
     while not consumer.accepted:
         with suppress(TimeoutError, KafkaError):
             async with asyncio.timeout(5):
-                await intake.commit(TopicPartition("requests", 7), 5)
+                await intake.commit(TopicPartition("requests", 7), Committed(5))
         assert now() < 70
 
     assert consumer.accepted == pytest.approx([60.005])

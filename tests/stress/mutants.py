@@ -882,8 +882,8 @@ MUTANTS: Final = (
     Mutant(
         name="another journal is opened where the group has committed offset 0",
         file="service/intake/start_position.py",
-        old="        if (offset := await committed()) is not None:\n",
-        new="        if offset := await committed():\n",
+        old="        if (found := await committed()) is not None:\n",
+        new="        if (found := await committed()) and found.offset:\n",
         tests=("tests/intake/test_group.py",),
     ),
     Mutant(
@@ -1039,6 +1039,20 @@ MUTANTS: Final = (
         old="            if (start := await self._first_offset(consumer)) != self._start:\n",
         new="            if (start := await self._first_offset(consumer)) < 0:\n",
         tests=(DELETED,),
+    ),
+    Mutant(
+        name="a journal that has lost records at its end is taken for whole",
+        file="service/intake/start_position.py",
+        old="                if cursor is not None and not remembered:\n",
+        new="                if cursor is None and remembered:\n",
+        tests=(REPLACED,),
+    ),
+    Mutant(
+        name="where a journal ends is not committed to the group",
+        file="service/intake/group_commits.py",
+        old="(committed.offset, committed.note) for",
+        new='(committed.offset, "") for',
+        tests=(REPLACED,),
     ),
     Mutant(
         name="the new first offset of a journal is stored before what was deleted is written again",
@@ -2326,7 +2340,7 @@ MUTANTS: Final = (
     Mutant(
         name="a bug in the reading of an answer ends the poller, and so the process",
         file="service/vcda/client.py",
-        old='        tasks = await _or_trouble(self._pages("poll", query, site=site))\n',
+        old='        tasks = await _or_trouble(self._pages("poll", query, site=site), "poll", site)\n',
         new='        tasks = await self._pages("poll", query, site=site)\n',
         tests=("tests/vcda/test_client.py",),
     ),

@@ -26,7 +26,8 @@ from typing_extensions import override
 from service import sync
 from service.backoff import Backoff
 from service.event_loop import Slices
-from service.intake.start_position import Committed, Looked, Start
+from service.intake.group_commits import Committed
+from service.intake.start_position import AskGroup, Looked, Start
 from service.intake.supervisor import PartitionSupervisor
 from service.intake.timings import IntakeTimings
 from service.kafka.journal_api import Batch, Entry, JournalLost, Opened
@@ -500,11 +501,11 @@ class _Positions:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
 
-    async def look(self, place: TopicPartition, *, committed: Committed, remembered: bool) -> Looked:
+    async def look(self, place: TopicPartition, *, committed: AskGroup, remembered: bool) -> Looked:
         cursor = self._broker.log(place.partition).cursor
         return Looked(cursor, await self.of(place, cursor, committed=committed))
 
-    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: Committed) -> Start:
+    async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: AskGroup) -> Start:
         return Start(0 if cursor is None else cursor.offset)
 
 
@@ -697,11 +698,11 @@ class _Member:
     def _supervisor(self) -> PartitionSupervisor | None:
         return self._process.supervisors.get(self._number)
 
-    async def committed(self, place: TopicPartition) -> int | None:
+    async def committed(self, place: TopicPartition) -> Committed | None:
         cursor = self._broker.log(place.partition).cursor
-        return None if cursor is None else cursor.offset
+        return None if cursor is None else Committed(cursor.offset)
 
-    async def commit(self, place: TopicPartition, offset: int) -> None:
+    async def commit(self, place: TopicPartition, committed: Committed) -> None:
         if not await self._group.confirms(self._number, self._process):
             raise UnknownMemberIdError
 
