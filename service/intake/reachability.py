@@ -65,6 +65,7 @@ class Reachability:
             return False
         moved = await self.ask_bootstrap_servers()
         if moved is None:
+            self._answers_others_since = None  # from here on, Kafka answers nobody
             return False
         if moved:
             log.warning("The addresses of Kafka's brokers have changed; all partitions are reopened with the new ones")

@@ -5,7 +5,7 @@ Which broker, and why, is in the log of Kafka's client and nowhere else: it is l
 
 import logging
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Final
 
 from typing_extensions import override
@@ -21,13 +21,16 @@ SILENT: Final = timedelta(seconds=10)
 AGAIN: Final = timedelta(minutes=10)
 """How often an outage that lasts is mentioned again."""
 
+NO_ANSWER: Final = "no answer in time"
+"""The cause where Kafka's client has said nothing."""
+
 
 class LastTrouble(logging.Handler):
     """Remembers what Kafka's client said last of a broker that it can't reach."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
-        self.text = "no answer in time"
+        self.text = NO_ANSWER
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
@@ -62,7 +65,7 @@ class Outage:
         if self._said_at is not None and now - self._said_at < AGAIN.total_seconds():
             return
         self._said_at, self._since = now, since
-        moment = datetime.fromtimestamp(self._clock.now().timestamp() - (now - since), UTC)
+        moment = self._clock.now() - timedelta(seconds=now - since)
         log.warning(
             "Kafka at %s has not answered since %s: %s",
             self._servers,
@@ -71,7 +74,8 @@ class Outage:
         )
 
     def answered(self) -> None:
-        """Kafka has answered."""
+        """Kafka has answered: what its client said before is no cause of a later outage."""
+        self._trouble.text = NO_ANSWER
         if self._said_at is not None:
             log.warning("Kafka answers again, after %.0f s", self._clock.monotonic() - self._since)
             self._said_at = None

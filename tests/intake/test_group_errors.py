@@ -119,6 +119,22 @@ async def test_partitions_are_reopened_at_new_addresses_and_the_process_ends_whe
 
 
 @virtual
+async def test_a_kafka_that_answers_nobody_in_between_does_not_end_the_process() -> None:
+    intake, _, _ = with_partition(lambda _: None)
+    answers = iter([False, None, False])
+
+    async def ask() -> bool | None:
+        return next(answers)
+
+    intake._reachability.ask_bootstrap_servers = ask
+    await asyncio.sleep(DEFAULT_TIMINGS.ask_bootstrap.total_seconds() + 1)
+    for _ in range(3):
+        await intake._watch_kafka()
+        await asyncio.sleep(DEFAULT_TIMINGS.give_up.total_seconds())
+    assert not intake.died.is_set()
+
+
+@virtual
 async def test_a_supervisor_that_a_library_cancels_by_itself_ends_the_process(caplog: pytest.LogCaptureFixture) -> None:
     async def cancelled(_: int) -> Opened:
         raise asyncio.CancelledError

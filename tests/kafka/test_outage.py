@@ -69,3 +69,15 @@ def test_an_outage_that_lasts_is_mentioned_again_after_ten_minutes(
         outage.silent(since)
 
     assert len(lines(caplog)) == 3
+
+
+def test_the_cause_of_an_outage_that_is_over_is_not_taken_for_that_of_the_next_one(
+    outage: Outage, clock: HandClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    logging.getLogger("aiokafka.client").error("Unable connect to node with id %s: %s", 1, KafkaConnectionError("Gone"))
+    outage.answered()
+    since = clock.monotonic()
+    clock.seconds += 60
+    outage.silent(since)
+
+    assert lines(caplog) == [f"Kafka at {SERVERS} has not answered since 2030-01-01 00:16:40Z: no answer in time"]

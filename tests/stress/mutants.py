@@ -2806,6 +2806,20 @@ MUTANTS: Final = (
         new="failures[0]",
         tests=("tests/intake/test_refusals.py",),
     ),
+    Mutant(
+        name="a Kafka that answered nobody for minutes ends the process with its first answer",
+        file="service/intake/reachability.py",
+        old="            self._answers_others_since = None  # from here on, Kafka answers nobody\n",
+        new="",
+        tests=("tests/intake/test_group_errors.py",),
+    ),
+    Mutant(
+        name="an outage of Kafka is given the cause of an earlier one",
+        file="service/kafka/outage.py",
+        old="        self._trouble.text = NO_ANSWER\n",
+        new="",
+        tests=("tests/kafka/test_outage.py",),
+    ),
 )
 
 
