@@ -176,7 +176,8 @@ class Reconciler:
         together = [one for one in due if many or _could_conclude(one, now)]
         alone = [one for one in due if not many and not _could_conclude(one, now)]
         if together and not await self._look_together(name, site, together):
-            if not await self._look_alone(name, site, min(together, key=lambda one: one.failures)):
+            first = min(together, key=lambda one: one.failures)
+            if not await self._look_alone(name, first, conclude=site.alone + 1 >= OWN_AFTER):
                 return
             site.alone += 1
             if site.alone == OWN_AFTER:
@@ -186,9 +187,9 @@ class Reconciler:
                     name or "local",
                     site.alone,
                 )
-            alone = due[: self._one_by_one]
+            alone = [one for one in due if one is not first][: self._one_by_one]
         for one in alone:
-            if not await self._look_alone(name, site, one):
+            if not await self._look_alone(name, one, conclude=site.alone >= OWN_AFTER):
                 return
 
     async def _look_together(self, name: str | None, site: _Site, sought: list[_Sought]) -> bool:
@@ -205,7 +206,7 @@ class Reconciler:
                 self._hand_on(name, one, seen, conclude=True)
         return not failed
 
-    async def _look_alone(self, name: str | None, site: _Site, one: _Sought) -> bool:
+    async def _look_alone(self, name: str | None, one: _Sought, *, conclude: bool) -> bool:
         """Look among the tasks of its replication; return whether they were shown."""
         seen = await self._find(name, one.tracked.request.replication_id, [one])
         if isinstance(seen, Trouble):
@@ -213,7 +214,7 @@ class Reconciler:
             self._look_again(one, seldom=one.failures >= OWN_AFTER)
             return False
         one.failures = 0
-        self._hand_on(name, one, seen, conclude=site.alone >= OWN_AFTER)
+        self._hand_on(name, one, seen, conclude=conclude)
         return True
 
     async def _find(self, name: str | None, replication_id: str | None, sought: list[_Sought]) -> _Seen | Trouble:

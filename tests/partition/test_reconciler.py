@@ -508,6 +508,8 @@ async def test_few_of_many_doubts_are_looked_up_alone_before_the_list_of_all_tas
     await asyncio.sleep(3600.0)
     between = "".join("|" if replication is None else "." for replication in doubts.api.asked).split("|")
     assert max(map(len, between)) == 1 + ONE_BY_ONE, "the one that shows whether single ones work, and the others"
+    first = doubts.api.asked[1 : 2 + ONE_BY_ONE]
+    assert len(set(first)) == len(first), "each once"
     assert sorted(doubts.concluded) == sorted(names)
     await doubts.end()
 
@@ -518,6 +520,15 @@ async def test_the_list_of_a_replications_tasks_has_to_do_once_that_of_all_has_f
     while not doubts.concluded:
         await asyncio.sleep(0.1)
     assert doubts.api.asked.count(None) == OWN_AFTER
+    await doubts.end()
+
+
+@virtual
+async def test_a_doubt_is_looked_up_alone_once_for_each_time_that_the_list_of_all_tasks_fails() -> None:
+    doubts = Doubts(ScriptedApi({None}), of=["C4-1"])
+    while not doubts.concluded:
+        await asyncio.sleep(0.1)
+    assert doubts.api.asked == [None, "C4-1"] * OWN_AFTER
     await doubts.end()
 
 

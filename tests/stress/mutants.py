@@ -2536,8 +2536,8 @@ MUTANTS: Final = (
     Mutant(
         name="all of many doubts are looked up one by one where the list of all tasks fails",
         file="service/partition/reconciler.py",
-        old="            alone = due[: self._one_by_one]\n",
-        new="            alone = due\n",
+        old="is not first][: self._one_by_one]\n",
+        new="is not first]\n",
         tests=("tests/partition/test_reconciler.py",),
     ),
     Mutant(
@@ -2805,6 +2805,13 @@ MUTANTS: Final = (
         old="min(failures, key=lambda failure: isinstance(failure[1], InvalidTxnState))",
         new="failures[0]",
         tests=("tests/intake/test_refusals.py",),
+    ),
+    Mutant(
+        name="a POST in doubt is looked up twice in a round where the list of all tasks fails",
+        file="service/partition/reconciler.py",
+        old="[one for one in due if one is not first]",
+        new="[one for one in due]",
+        tests=("tests/partition/test_reconciler.py",),
     ),
     Mutant(
         name="a Kafka that answered nobody for minutes ends the process with its first answer",
