@@ -23,11 +23,11 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from functools import lru_cache, partial
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from functools import lru_cache
+from typing import Final, Literal, Protocol, TypeAlias
 
 from service.backoff import Backoff
 from service.clock import Clock
@@ -287,32 +287,29 @@ class Session:
         age = self._clock.monotonic() - login.born
         if age >= RENEW_AFTER and self._flight is None and not self._paused(self._pause):
             # The old token serves until the new one is there, and then idles out: calls may still be using it.
-            self._flight = self._start(self._log_in())
+            _ = self._take_off()
         return login
 
     async def _log_in_once(self) -> Login | Trouble:
-        if self._flight is None:
-            self._flight = self._start(self._log_in())
         # All calls share the flight: a cancelled caller must not cancel it.
-        return await asyncio.shield(self._flight)
+        return await asyncio.shield(self._flight or self._take_off())
 
-    def _start(self, login: Coroutine[Any, Any, Login | Trouble]) -> asyncio.Task[Login | Trouble]:
-        task = asyncio.create_task(login)
-        task.add_done_callback(self._landed)
-        return task
+    def _take_off(self) -> "asyncio.Task[Login | Trouble]":
+        self._flight = flight = asyncio.create_task(self._log_in())
+        flight.add_done_callback(self._landed)
+        return flight
 
-    def _landed(self, flight: "asyncio.Task[Login | Trouble]") -> None:
+    def _landed(self, _: "asyncio.Task[Login | Trouble]") -> None:
         self._flight = None
-        if (error := _bug(flight)) is not None:  # a renewal in the background is awaited by nothing
-            self._login_failed("error", _internal_error("The login", error), credentials=self._known)
-
-    def _extension_landed(self, login: Login, site: str, flight: "asyncio.Task[Extension | Trouble]") -> None:
-        del self._flights[login, site]
-        if (error := _bug(flight)) is not None:
-            trouble = _internal_error(f"The extension to site {site}", error)
-            self._extension_failed(site, trouble, credentials=self._known)
 
     async def _log_in(self) -> Login | Trouble:
+        """Log in. A bug is a failed login: raised, it would end the partition of each POST that waits for the login."""
+        try:
+            return await self._try_to_log_in()
+        except Exception as error:  # noqa: BLE001 - see above
+            return self._login_failed("error", _internal_error("The login", error), credentials=self._known)
+
+    async def _try_to_log_in(self) -> Login | Trouble:
         credentials = self._read()
         if isinstance(credentials, Trouble):
             return self._login_failed("error", credentials, credentials=self._known)
@@ -405,10 +402,18 @@ class Session:
         flight = self._flights.get((login, site))
         if flight is None:
             flight = self._flights[login, site] = asyncio.create_task(self._extend(login, site))
-            flight.add_done_callback(partial(self._extension_landed, login, site))
+            flight.add_done_callback(lambda _: self._flights.pop((login, site)))
         return await asyncio.shield(flight)
 
     async def _extend(self, login: Login, site: str) -> Extension | Trouble:
+        """Extend the session; a bug is a failed extension, likewise."""
+        try:
+            return await self._try_to_extend(login, site)
+        except Exception as error:  # noqa: BLE001 - see above
+            trouble = _internal_error(f"The extension to site {site}", error)
+            return self._extension_failed(site, trouble, credentials=self._known)
+
+    async def _try_to_extend(self, login: Login, site: str) -> Extension | Trouble:
         credentials = self._read()
         if isinstance(credentials, Trouble):
             return self._extension_failed(site, credentials, credentials=self._known)
@@ -565,15 +570,9 @@ def _is_about_the_login(answer: Answer) -> bool:
     return _is_gone(answer) or (answer.status == 401 and error is not None and error.code == "NotAuthenticated")  # noqa: PLR2004
 
 
-def _bug(flight: "asyncio.Task[Any]") -> BaseException | None:
-    """Return the exception that ended a login or an extension, and log it: an expected failure is a `Trouble`."""
-    error = None if flight.cancelled() else flight.exception()
-    if error is not None:
-        logger.error("Internal error in a login to VCDA or its extension to a site", exc_info=error)
-    return error
-
-
-def _internal_error(what: str, error: BaseException) -> Trouble:
+def _internal_error(what: str, error: Exception) -> Trouble:
+    """Log a bug, and return it as trouble."""
+    logger.error("Internal error in a login to VCDA or its extension to a site", exc_info=error)
     return Trouble(label="error", detail=f"{what} ended with an internal error ({type(error).__name__}); see the log")
 
 

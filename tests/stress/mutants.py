@@ -1416,8 +1416,8 @@ MUTANTS: Final = (
     Mutant(
         name="a renewal of the session at VCDA that ends with an internal error is seen by nobody",
         file="service/vcda/session.py",
-        old="        if (error := _bug(flight)) is not None:  #",
-        new="        if (error := None) is not None:  #",
+        old="        except Exception as error:  # noqa: BLE001 - see above\n            return self._login_failed(",
+        new="        except ArithmeticError as error:\n            return self._login_failed(",
         tests=("tests/vcda/test_session.py",),
     ),
     Mutant(
@@ -2826,6 +2826,13 @@ MUTANTS: Final = (
         old="        self._trouble.text = NO_ANSWER\n",
         new="",
         tests=("tests/kafka/test_outage.py",),
+    ),
+    Mutant(
+        name="an internal error of an extension at VCDA ends the partition of the POST",
+        file="service/vcda/session.py",
+        old="        except Exception as error:  # noqa: BLE001 - see above\n            trouble = ",
+        new="        except ArithmeticError as error:\n            trouble = ",
+        tests=("tests/vcda/test_session.py",),
     ),
 )
 

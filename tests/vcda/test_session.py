@@ -618,20 +618,30 @@ async def test_an_internal_error_of_a_renewal_is_a_failed_login_and_logged(caplo
     assert "The login ended with an internal error (IndexError); see the log" in caplog.text
 
 
+async def test_an_internal_error_of_a_login_lets_a_post_wait_as_any_failed_login() -> None:
+    async with appliance(script()) as there, ours(there.url) as us:
+        us.credentials.clear()
+        answer = await us.submit()
+
+    assert isinstance(answer, NotTaken)
+    assert (answer.sent, answer.trouble.no_session) == (False, True)
+    assert there.posts == []
+
+
 async def test_an_internal_error_of_an_extension_is_logged_and_pauses_the_site_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async with appliance(script()) as there, ours(there.url) as us:
         await us.submit()
         us.credentials.clear()
-        with pytest.raises(IndexError):
-            await us.submit(site="site2")
+        failed = await us.submit(site="site2")
         us.credentials.append(CREDENTIALS)
         paused = await us.submit(site="site2")
         assert isinstance(await us.submit(), Accepted)
 
-    assert isinstance(paused, NotTaken)
-    assert "The extension to site site2 ended with an internal error (IndexError)" in paused.trouble.detail
+    for answer in (failed, paused):
+        assert isinstance(answer, NotTaken)
+        assert "The extension to site site2 ended with an internal error (IndexError)" in answer.trouble.detail
     assert caplog.text.count("Internal error in a login to VCDA or its extension to a site") == 1
 
 
