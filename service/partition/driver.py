@@ -297,8 +297,9 @@ class Driver:
         tracked.submitting = tracked.occupies = True
         tracked.left = False
         tracked.pauses = self._lane(tracked).pauses
-        if tracked.state.repeats > tracked.repeats:
-            self._repeated(tracked, tracked.state)
+        if (waiting := tracked.state).repeats > tracked.repeats:
+            tracked.repeats = waiting.repeats
+            self._journal_writer.after_commit(partial(self._repeated, tracked, waiting))
         cursor = self._journal_writer.cursor
         if cursor is None or cursor.spellings is not api.spellings():
             self._journal_writer.advance_cursor()  # a process that restores this intent needs the spellings, too
@@ -316,7 +317,6 @@ class Driver:
 
     def _repeated(self, tracked: TrackedSync, waiting: Waiting) -> None:
         """Log and count a POST that is repeated after look-ups found no task of the one before."""
-        tracked.repeats = waiting.repeats
         self._dependencies.metrics.post_repeated(tracked.request.site)
         log.warning(
             "Repeating the POST of %s: VCDA shows no task for its %d earlier POSTs in doubt (cause of the last: %s)",
@@ -401,13 +401,7 @@ class Driver:
         self._become(tracked, step)
         match seen:
             case sync.Found(task) | sync.OnlyOne(task) if tracked.doubt is None:
-                self._dependencies.metrics.adopted()
-                log.info(
-                    "Adopted task %s for the POST in doubt of %s",
-                    task.id,
-                    tracked.request.identity,
-                    extra=tracked.ids,
-                )
+                self._journal_writer.after_commit(partial(self._adopted, tracked, task))
             case _ if (doubt := tracked.doubt) is not None and doubt.trouble is not None:
                 log.warning(
                     "Look-ups for the POST in doubt of %s are inconclusive: %s",
@@ -423,6 +417,11 @@ class Driver:
             self.postponements.repeat(tracked, step.state)
         else:
             self._take_up(tracked)
+
+    def _adopted(self, tracked: TrackedSync, task: Task) -> None:
+        self._dependencies.metrics.adopted()
+        text = "Adopted task %s for the POST in doubt of %s"
+        log.info(text, task.id, tracked.request.identity, extra=tracked.ids)
 
     def _polled(self, tracked: TrackedSync, seen: sync.PollAnswer) -> Verdict:
         state = tracked.state

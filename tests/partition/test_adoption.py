@@ -29,6 +29,32 @@ async def test_a_task_whose_user_vcda_spells_in_its_own_way_is_found_after_a_cra
 
 
 @deployed
+async def test_an_adoption_whose_commit_is_lost_is_counted_once(d: Deployment) -> None:
+    d.world.lasts = lambda _: 1000.0
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-answer"]
+    d.broker.ask("C4-1", "a1")
+    await d.until(0.1)
+    await p0.crash()
+    d.broker.script.extend(["stands", "lost"])
+    p1 = d.owner("P1")
+    await d.settled()
+    assert p1.closings == ["no answer"]
+    assert p1.meter.counts["adopted"] == 1
+
+
+@deployed
+async def test_a_post_that_is_to_be_repeated_is_counted_once_if_the_commit_of_its_intent_is_lost(d: Deployment) -> None:
+    p0 = d.owner()
+    p0.vcda.script["a1"] = ["lost-post"]
+    d.broker.ask("C4-1", "a1")
+    d.broker.script.extend(["stands", "stands", "stands", "lost"])
+    await d.settled()
+    assert p0.closings == ["no answer"]
+    assert (p0.meter.counts["repeated"], len(sent(p0, "a1"))) == (1, 2)
+
+
+@deployed
 async def test_how_vcda_spells_our_user_is_known_to_who_comes_next(d: Deployment) -> None:
     d.world.spelled = lambda _: "org2@site2"
     p0 = d.owner()

@@ -2828,6 +2828,20 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_outage.py",),
     ),
     Mutant(
+        name="an adoption is counted before its commit",
+        file="service/partition/driver.py",
+        old="self._journal_writer.after_commit(partial(self._adopted, tracked, task))",
+        new="self._adopted(tracked, task)",
+        tests=(ADOPTION,),
+    ),
+    Mutant(
+        name="a repeated POST is counted before the commit of its intent",
+        file="service/partition/driver.py",
+        old="self._journal_writer.after_commit(partial(self._repeated, tracked, waiting))",
+        new="self._repeated(tracked, waiting)",
+        tests=(ADOPTION,),
+    ),
+    Mutant(
         name="an internal error of an extension at VCDA ends the partition of the POST",
         file="service/vcda/session.py",
         old="        except Exception as error:  # noqa: BLE001 - see above\n            trouble = ",
