@@ -160,17 +160,7 @@ async def _unread(place: kafka.KafkaContext, name: str) -> list[Target]:
     found: dict[str, Target] = {}
     async with aclosing(kafka.read(place, requests, what=f"the topic {names.requests}", start=cursors)) as records:
         async for record in records:
-            read = read_request(
-                Record(
-                    topic=record.topic,
-                    partition=record.partition,
-                    offset=record.offset,
-                    timestamp_ms=record.timestamp,
-                    key=record.key,
-                    value=record.value,
-                    headers=tuple(record.headers),
-                )
-            )
+            read = read_request(kafka.record_of(record))
             if isinstance(read, SyncRequested) and name in {read.identity, read.operation_id, read.replication_id}:
                 found[read.identity] = Target(
                     identity=read.identity, replication_id=read.replication_id, partition=record.partition
@@ -247,7 +237,7 @@ async def _passed(consumer: AIOKafkaConsumer, sent: Cancel, *, limit: float) -> 
     with suppress(TimeoutError):
         async with asyncio.timeout(limit):
             while True:
-                for records in (await consumer.getmany(timeout_ms=1_000)).values():
+                for records in (await kafka.records_of(consumer)).values():
                     for record in records:
                         if record.key == CURSOR_KEY and (_offset(record.value) or 0) > sent.offset:
                             return True

@@ -17,9 +17,8 @@ that a script which redrives every letter doesn't loop for ever. A letter whose 
 
 import asyncio
 import json
-import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,7 +36,7 @@ from aiokafka.errors import (
     for_code,
 )
 
-from service.cli import interrupts, kafka
+from service.cli import interrupts, kafka, operators
 from service.cli.moments import maybe_moment
 from service.cli.output import Exit, NoAnswer, moment, printable, say, show_facts, show_json
 from service.cli.tables import Column, show_table
@@ -46,7 +45,7 @@ from service.kafka.clients import end, wire_of
 from service.kafka.denials import DENIALS, Operation
 from service.kafka.topics import BROKER_MESSAGE_LIMIT, HEADER_ROOM, REPLICAS
 from service.messages.dead_letters import redriven, write_redriven
-from service.messages.kafka_record import Record
+from service.messages.kafka_record import Event, Record
 from service.messages.requests import DeadLetterReason
 from service.moments import age, milliseconds, rfc3339
 
@@ -247,25 +246,15 @@ def discard(chosen: LetterFilter, *, dry_run: bool, confirmed: bool, as_json: bo
     if not as_json and wanted:
         show_table(COLUMNS, [_row(letter) for letter in wanted])
     if wanted and not dry_run:
-        _confirm(len(wanted), confirmed=confirmed)
+        if not confirmed:
+            question = f"Discard these {len(wanted)} dead letters? They are never redriven then"
+            operators.confirm(question, what="a discard", undone="discarded")
         interrupts.run(_discarded(place, wanted))
     if as_json:
         show_json({"dryRun": dry_run, "discarded": [_json(letter) for letter in wanted], "otherTopics": others})
     else:
         print(f"{len(wanted)} {'would be discarded' if dry_run else 'discarded'}.")
     _say_left(others)
-
-
-def _confirm(count: int, *, confirmed: bool) -> None:
-    """Ask a person. Raises `NoAnswer` where there is none, or where the answer is no."""
-    if confirmed:
-        return
-    if not sys.stdin.isatty():
-        msg = "Nobody can be asked for confirmation here: add --yes."
-        raise NoAnswer(msg, code=Exit.USAGE)
-    if not typer.confirm(f"Discard these {count} dead letters? They are never redriven then", err=True):
-        msg = "Nothing was discarded."
-        raise NoAnswer(msg, code=Exit.NO)
 
 
 def redrive(chosen: LetterFilter, *, dry_run: bool, at_most: int | None, as_json: bool) -> None:
@@ -319,15 +308,7 @@ async def _letters(place: kafka.KafkaContext, chosen: LetterFilter, *, marks: Ma
     topic = place.names.dead_letter
     letters = []
     async for record in kafka.read(place, await kafka.places(place, topic), what=f"the dead letters of {topic}"):
-        letter = Record(
-            topic=record.topic,
-            partition=record.partition,
-            offset=record.offset,
-            timestamp_ms=record.timestamp,
-            key=record.key,
-            value=record.value,
-            headers=tuple(record.headers),
-        )
+        letter = kafka.record_of(record)
         at, discarded = marks.get(_mark(letter), (None, False))
         found = Letter(letter, None if discarded else at, at if discarded else None)
         if chosen.holds(found):
@@ -380,10 +361,14 @@ async def _redriven(
             wanted = [
                 letter for letter in own if not letter.marked and not letter.refusal(requests=requests, at_most=at_most)
             ]
-            for start in range(0, len(wanted), LETTERS_AT_ONCE):
-                await _put_back(place, producer, wanted[start : start + LETTERS_AT_ONCE])
-                if start:
-                    say(f"{start + LETTERS_AT_ONCE} of {len(wanted)} redriven ...")
+            mark = _marking(place, "putBackAt")
+            await _write(
+                place,
+                producer,
+                wanted,
+                "redriven",
+                lambda letter: (write_redriven(letter.record, topic=requests), mark(letter)),
+            )
     return own, others
 
 
@@ -404,62 +389,68 @@ async def _producer(place: kafka.KafkaContext) -> AsyncIterator[AIOKafkaProducer
         await end(producer)
 
 
-async def _put_back(place: kafka.KafkaContext, producer: AIOKafkaProducer, letters: Sequence[Letter]) -> None:
-    """Redrive some letters, and mark them, in one transaction.
+def _marking(place: kafka.KafkaContext, word: str) -> Callable[[Letter], Event]:
+    """Return what makes the mark of a letter, with the moment of now under this word."""
+    topic, value = _marks_topic(place), json.dumps({word: rfc3339(Clock().now())}).encode()
+    return lambda letter: Event(topic=topic, key=_mark(letter.record), value=value)
 
-    All sends are awaited before the commit: aiokafka commits a transaction of which the broker refused a part.
-    """
-    now = json.dumps({"putBackAt": rfc3339(Clock().now())}).encode()
+
+async def _write(
+    place: kafka.KafkaContext,
+    producer: AIOKafkaProducer,
+    letters: Sequence[Letter],
+    done: str,
+    events_of: Callable[[Letter], Iterable[Event]],
+) -> None:
+    """Write events of each letter, those of some letters in one transaction; `done` is what they are then."""
+    for start in range(0, len(letters), LETTERS_AT_ONCE):
+        some = letters[start : start + LETTERS_AT_ONCE]
+        try:
+            async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()), producer.transaction():
+                await _send(producer, [event for letter in some for event in events_of(letter)])
+        except ProducerFenced:
+            msg = "Another redrive was started and has fenced this one; nothing was redriven twice."
+            raise NoAnswer(msg) from None
+        except MessageSizeTooLargeError:
+            msg = (
+                f"One of the letters {some[0].at} to {some[-1].at} is larger than {place.names.requests} accepts: "
+                "select others with --at, or raise the topic's max.message.bytes."
+            )
+            raise NoAnswer(msg) from None
+        except DENIALS:
+            raise  # a sentence that names the right is made of it
+        except (KafkaError, IllegalOperation, TimeoutError, AssertionError) as error:  # aiokafka asserts its states
+            msg = f"Kafka failed ({type(error).__name__}): start again; no letter is redriven twice."
+            raise NoAnswer(msg) from None
+        if start:
+            say(f"{start + len(some)} of {len(letters)} {done} ...")
+
+
+async def _send(producer: AIOKafkaProducer, events: Iterable[Event]) -> None:
+    """Send events, and wait for all: aiokafka commits a transaction of which the broker refused a part."""
+    sent: list[asyncio.Future[Any]] = []
+    errors: list[BaseException] = []
     try:
-        async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()), producer.transaction():
-            sent: list[asyncio.Future[Any]] = []
-            errors: list[BaseException] = []
-            try:
-                for letter in letters:
-                    event = write_redriven(letter.record, topic=place.names.requests)
-                    headers = list(event.headers)
-                    sent.append(await producer.send(event.topic, event.value, key=event.key, headers=headers))
-                    sent.append(await producer.send(_marks_topic(place), now, key=_mark(letter.record)))
-            except (KafkaError, IllegalOperation) as error:  # what was sent before says why nothing more may be sent
-                errors.append(error)
-            results = await asyncio.gather(*sent, return_exceptions=True)
-            errors = [*(result for result in results if isinstance(result, BaseException)), *errors]
-            if errors:
-                raise errors[0]
-    except ProducerFenced:
-        msg = "Another redrive was started and has fenced this one; nothing was redriven twice."
-        raise NoAnswer(msg) from None
-    except MessageSizeTooLargeError:
-        msg = (
-            f"One of the letters {letters[0].at} to {letters[-1].at} is larger than {place.names.requests} accepts: "
-            "select others with --at, or raise the topic's max.message.bytes."
-        )
-        raise NoAnswer(msg) from None
-    except DENIALS:
-        raise  # a sentence that names the right is made of it
-    except (
-        KafkaError,
-        IllegalOperation,
-        TimeoutError,
-        AssertionError,
-    ) as error:  # aiokafka asserts what a failed producer may do
-        msg = f"Kafka failed during the redrive ({type(error).__name__}): start again; no letter is redriven twice."
-        raise NoAnswer(msg) from None
+        for event in events:
+            headers = list(event.headers)
+            sent.append(await producer.send(event.topic, event.value, key=event.key, headers=headers))
+    except (KafkaError, IllegalOperation) as error:  # what was sent before says why nothing more may be sent
+        errors.append(error)
+    results = await asyncio.gather(*sent, return_exceptions=True)
+    for result in (*results, *errors):
+        if isinstance(result, BaseException):
+            raise result
 
 
 async def _discarded(place: kafka.KafkaContext, letters: Sequence[Letter]) -> None:
-    """Mark letters as discarded; one that a redrive has marked meanwhile keeps whichever mark came last."""
-    now = json.dumps({"discardedAt": rfc3339(Clock().now())}).encode()
+    """Mark letters as discarded, but for those that a redrive has marked meanwhile."""
     async with kafka.explained(place):
         await _make_marks_topic(place)
-        async with _producer(place) as producer, asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()):
-            # The same producer as a redrive's: one that still runs is fenced, so no letter is redriven behind our back.
-            marks = await _marks(place)
-            async with producer.transaction():
-                wanted = [letter for letter in letters if _mark(letter.record) not in marks]
-                await asyncio.gather(
-                    *[await producer.send(_marks_topic(place), now, key=_mark(letter.record)) for letter in wanted]
-                )
+        # The same producer as a redrive's: one that still runs is fenced, so no letter is redriven behind our back.
+        async with _producer(place) as producer:
+            marks, mark = await _marks(place), _marking(place, "discardedAt")
+            wanted = [letter for letter in letters if _mark(letter.record) not in marks]
+            await _write(place, producer, wanted, "discarded", lambda letter: (mark(letter),))
 
 
 async def _make_marks_topic(place: kafka.KafkaContext) -> None:

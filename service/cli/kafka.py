@@ -25,6 +25,7 @@ from service.kafka.denials import Account, MissingRight, Operation, Resource
 from service.kafka.diagnosis import diagnosis, overheard
 from service.kafka.topic_descriptions import Described, describe
 from service.kafka.topics import TopicNames
+from service.messages.kafka_record import Record
 from service.moments import milliseconds
 from service.settings import KafkaSettings, kafka_security, load_for_kafka
 
@@ -69,16 +70,7 @@ class KafkaContext:
     @property
     def names(self) -> TopicNames:
         """The topics' names, as `service.kafka.topics` wants them."""
-        topics = self.settings.topics
-        return TopicNames(
-            requests=topics.requests,
-            completed=topics.completed,
-            failed=topics.failed,
-            dead_letter=topics.dead_letter,
-            journal=topics.journal,
-            control=topics.control,
-            progress=topics.progress,
-        )
+        return TopicNames(**self.settings.topics.model_dump())
 
     @property
     def account(self) -> Account:
@@ -290,6 +282,19 @@ async def read_on(
                 if record.offset < ends[TopicPartition(record.topic, record.partition)]:
                     yield record
             show(total - left)
+
+
+def record_of(read: ConsumerRecord) -> Record:
+    """Return a record as `messages` reads it."""
+    return Record(
+        topic=read.topic,
+        partition=read.partition,
+        offset=read.offset,
+        timestamp_ms=read.timestamp,
+        key=read.key,
+        value=read.value,
+        headers=tuple(read.headers),
+    )
 
 
 def written_at(timestamp_ms: int) -> datetime:

@@ -16,21 +16,21 @@ def user() -> str | None:
     return None
 
 
-def confirm(question: str, *, what: str) -> None:
-    """Let a person at the terminal confirm; `what` is the thing that needs it.
+def confirm(question: str, *, what: str, undone: str = "sent") -> None:
+    """Let a person at the terminal confirm; `what` is the thing that needs it, `undone` what else was not done.
 
     Raises:
         NoAnswer: it isn't confirmed, or nobody can be asked.
     """
     if not _at_a_terminal():
-        msg = f"Nothing was sent: {what} needs --yes where nobody can confirm it at a terminal."
+        msg = f"Nothing was {undone}: {what} needs --yes where nobody can confirm it at a terminal."
         raise NoAnswer(msg, code=Exit.USAGE)
     try:
         confirmed = typer.confirm(question, err=True)
     except typer.Abort:
         confirmed = False
     if not confirmed:
-        msg = "Nothing was sent."
+        msg = f"Nothing was {undone}."
         raise NoAnswer(msg, code=Exit.NO)
 
 

@@ -767,7 +767,7 @@ def test_what_is_discarded_is_listed_no_more_and_never_redriven(scene: Scene) ->
     unasked = scene.run("dead-letters", "discard", "--key", "C4-1")
     done = scene.answer("dead-letters", "discard", "--key", "C4-1", "--yes")
 
-    assert (unasked.exit_code, "add --yes" in unasked.stderr) == (2, True)
+    assert (unasked.exit_code, "a discard needs --yes" in unasked.stderr) == (2, True)
     assert [letter["value"] for letter in done["discarded"]] == ["1"]
     assert [letter["value"] for letter in scene.answer("dead-letters", "list")] == ["0", "2"]
     assert len(scene.answer("dead-letters", "list", "--discarded")) == 3

@@ -1,11 +1,14 @@
 """Dead letters as they are shown to people; what is done with them is in test_cli_kafka.py."""
 
+import asyncio
 from datetime import UTC, datetime
+from typing import Any, cast
 
 import pytest
+from aiokafka.errors import IllegalOperation, TopicAuthorizationFailedError
 
-from service.cli.dead_letters import COLUMNS, Letter, LetterFilter, _facts, _row
-from service.messages.kafka_record import Header, Record
+from service.cli.dead_letters import COLUMNS, Letter, LetterFilter, _facts, _row, _send
+from service.messages.kafka_record import Event, Header, Record
 
 
 @pytest.mark.parametrize(
@@ -72,3 +75,21 @@ def test_a_letter_of_another_topic_that_is_named_by_its_place_is_acted_on_and_no
 
     assert LetterFilter.of(at=["2:7"]).split([letter], requests="requests") == ([letter], {})
     assert LetterFilter.of(at=["2"]).split([letter], requests="requests") == ([], {"staging": 1})
+
+
+async def test_of_events_that_kafka_denies_the_denial_is_raised_and_not_that_no_more_may_be_sent() -> None:
+    class Denied:
+        """A producer whose transaction fails with its first event."""
+
+        sent = 0
+
+        async def send(self, *_: object, **__: object) -> "asyncio.Future[Any]":
+            self.sent += 1
+            if self.sent > 1:
+                raise IllegalOperation
+            arrived = asyncio.get_running_loop().create_future()
+            arrived.set_exception(TopicAuthorizationFailedError("marks"))
+            return arrived
+
+    with pytest.raises(TopicAuthorizationFailedError):
+        await _send(cast("Any", Denied()), [Event(topic="marks", key=b"", value=b"")] * 3)

@@ -2848,6 +2848,13 @@ MUTANTS: Final = (
         new="        except ArithmeticError as error:\n            trouble = ",
         tests=("tests/vcda/test_session.py",),
     ),
+    Mutant(
+        name="of dead letters whose marks Kafka denies, no right is named",
+        file="service/cli/dead_letters.py",
+        old="    for result in (*results, *errors):\n",
+        new="    for result in (*errors, *results):\n",
+        tests=("tests/cli/test_dead_letters.py",),
+    ),
 )
 
 
