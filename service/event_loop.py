@@ -1,8 +1,8 @@
 """The event loop that the service runs on: uvloop where it is installed, without its slow closing of TLS connections.
 
 Also `Slices`, which divides long work between the turns of the loop, `to_its_end`, which waits for work that must not
-be cancelled half-way, `error_of`, `log_death` and `report`, for errors that no caller gets, `settle`, which ends a
-wait, and `end_soon`, for processes that must not wait for their threads.
+be cancelled half-way, `error_of`, `log_death`, `take_note` and `report`, for errors that no caller gets, `settle`,
+which ends a wait, and `end_soon`, for processes that must not wait for their threads.
 """
 
 import asyncio
@@ -133,6 +133,12 @@ def settle(future: "asyncio.Future[T]", result: T) -> None:
     """Give a future its result, unless it has one, or nobody waits for it any more."""
     if not future.done():
         future.set_result(result)
+
+
+def take_note(failed: "asyncio.Future[Any]") -> None:
+    """Take note of the error of what nothing awaits any more, so that the loop does not log it. A done-callback."""
+    if not failed.cancelled():
+        failed.exception()
 
 
 def end_soon(code: int) -> None:

@@ -138,7 +138,6 @@ def for_service(
         tracing=tracing,
         random=Random,
         canonical_site=vcda.canonical_site,
-        opening=_unheard,
     )
     account = topics.account(kafka.arguments(), group=settings.kafka.group_id)
     certificates = [*kafka.certificates, *vcda.certificates]
@@ -209,7 +208,7 @@ def _connected(
     tracing: Tracing,
     random: Callable[[], Random],
     canonical_site: Callable[[str | None], str | None],
-    opening: Callable[[int], None],
+    opening: Callable[[int], None] = lambda _: None,
 ) -> Parts:
     slices = Slices()
     lanes = Lanes(limits=tuning.limits, clock=clock, metrics=metrics, random=random(), canonical_site=canonical_site)
@@ -330,10 +329,6 @@ def _control(
     )
 
 
-def _unheard(partition: int) -> None:
-    """Nobody wants to know of it."""
-
-
 # ---------------------------------------------------------------- from the settings
 
 
@@ -426,15 +421,7 @@ def _tls(settings: Settings) -> Tls:
 
 
 def _topics(settings: Settings) -> TopicNames:
-    return TopicNames(
-        requests=settings.topics.requests,
-        completed=settings.topics.completed,
-        failed=settings.topics.failed,
-        dead_letter=settings.topics.dead_letter,
-        journal=settings.topics.journal,
-        control=settings.topics.control,
-        progress=settings.topics.progress,
-    )
+    return TopicNames(**settings.topics.model_dump())
 
 
 def _kafka(settings: Settings, clock: Clock) -> KafkaConnection:

@@ -6,8 +6,6 @@ from typing import Final
 
 from service.cli.output import Exit, NoAnswer, printable
 
-SINCE_HELP: Final = "2h, 1d12h, PT2H: so long ago; or a date or moment, UTC unless it says otherwise."
-
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes", "s": "seconds"}
 _SHORT: Final = re.compile(r"(?:\d+[dhms])+")
 _ISO: Final = re.compile(

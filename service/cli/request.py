@@ -28,7 +28,6 @@ from service.kafka.denials import Operation
 from service.messages.kafka_record import Record
 from service.messages.requests import InvalidRequest, SyncRequested, read_request
 from service.moments import age
-from service.sync import Ended
 
 OPTIONS: Final = {"REPLICATION_ID": "replicationId", "--operation-id": "operationID", "--site": "site"}
 """The fields of a request by the options that give them."""
@@ -173,7 +172,7 @@ async def _ended_before(place: kafka.KafkaContext, sent: Sent) -> syncs.JournalE
             return None
         if entry.ended_at is None:
             say(f"Request {sent.request.operation_id} was sent before, and is in flight; no second sync is started.")
-        elif not (isinstance(entry.sync, Ended) and entry.sync.expires_at <= Clock().now()):
+        elif not entry.is_forgotten(Clock().now()):
             return entry
     return None
 

@@ -24,7 +24,6 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TextIO, TypeAlias
 
@@ -41,7 +40,6 @@ from service.cli.tables import Column, show_table
 from service.clock import Clock
 from service.kafka.denials import Operation
 from service.messages.outcomes import describe_error
-from service.sync import Ended
 
 UNACKNOWLEDGED: Final = 500
 """Requests on their way to Kafka at once."""
@@ -337,10 +335,6 @@ async def _run(place: kafka.KafkaContext, batch: Batch, options: BulkOptions, fa
             await _send_all(place, batch, options, consumer, report)
 
 
-def _forgotten(entry: syncs.JournalEntry, now: datetime) -> bool:
-    return isinstance(entry.sync, Ended) and entry.sync.expires_at <= now
-
-
 async def _compare(place: kafka.KafkaContext, batch: Batch, report: Report, failed: TextIO | None) -> None:
     """Find out which of the requests the journal knows."""
     batch.known(await _journal(place, batch.file.requests.keys()))
@@ -378,7 +372,7 @@ async def _journal(
             else:
                 held[identity] = (record.value, record.partition)
     known = {identity: syncs.read_entry(identity.encode(), *found) for identity, found in held.items()}
-    return {name: one for name, one in known.items() if one is None or not _forgotten(one, now)}
+    return {name: one for name, one in known.items() if one is None or not one.is_forgotten(now)}
 
 
 async def _send_all(

@@ -110,6 +110,10 @@ class JournalEntry:
             return self.sync.told_at
         return self.sync.ended_at if isinstance(self.sync, Ended) else None
 
+    def is_forgotten(self, now: datetime) -> bool:
+        """Whether the service no longer takes a request of this identity for a duplicate."""
+        return isinstance(self.sync, Ended) and self.sync.expires_at <= now
+
     @property
     def submitted_at(self) -> datetime | None:
         """When VCDA accepted the request."""

@@ -24,7 +24,7 @@ from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.errors import KafkaError
 from typing_extensions import override
 
-from service.event_loop import error_of
+from service.event_loop import error_of, take_note
 from service.intake.group_commits import Committed, GroupCommits, note_of
 from service.intake.journal_comparison import JournalComparison
 from service.intake.reachability import Reachability
@@ -179,7 +179,7 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
             await joining
         finally:
             joining.cancel()  # where it is still running; leaving the group then stops the consumer
-            joining.add_done_callback(_forget)
+            joining.add_done_callback(take_note)
 
     async def stop(self, limit: float) -> None:
         """Stop reading, quiesce, commit the journals, leave the group; within `limit` seconds."""
@@ -548,9 +548,3 @@ class Intake(ConsumerRebalanceListener):  # type: ignore[misc] # aiokafka is unt
         if await self._reachability.moved():
             for partition in list(self.partitions()):
                 partition.fail("the addresses of Kafka's brokers have changed")
-
-
-def _forget(task: "asyncio.Task[None]") -> None:
-    """Retrieve the exception of a task that nothing awaits any more, so that asyncio does not log it."""
-    if not task.cancelled():
-        task.exception()

@@ -8,7 +8,6 @@ It never reads a record, and never asks Kafka for anything.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
@@ -89,13 +88,9 @@ class OpenTransactions:
         return [
             f"partition {place.partition}: an open transaction of a sender has held back all requests from offset "
             f"{hold.offset} on for {self._seconds(hold):.0f} s"
-            for place, hold in self._lasting()
+            for place, hold in sorted(self._holds.items())
+            if self._seconds(hold) > self._limit
         ]
-
-    def _lasting(self) -> Iterator[tuple[TopicPartition, _Hold]]:
-        for place, hold in sorted(self._holds.items()):
-            if self._seconds(hold) > self._limit:
-                yield place, hold
 
     def _seconds(self, hold: _Hold) -> float:
         return self._clock.monotonic() - hold.since

@@ -8,7 +8,6 @@ It never asks Kafka for anything.
 """
 
 import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -70,13 +69,9 @@ class SilentLeaders:
         """Return which partitions have not been readable for long, as sentences."""
         return [
             f"partition {place.partition} has not been readable for {self._seconds(silence):.0f} s: {silence.why}"
-            for place, silence in self._lasting()
+            for place, silence in sorted(self._silences.items())
+            if self._seconds(silence) > self._limit
         ]
-
-    def _lasting(self) -> Iterator[tuple[TopicPartition, _Silence]]:
-        for place, silence in sorted(self._silences.items()):
-            if self._seconds(silence) > self._limit:
-                yield place, silence
 
     def _seconds(self, silence: _Silence) -> float:
         return self._clock.monotonic() - silence.since

@@ -87,7 +87,7 @@ class StartPositions(Protocol):
         """Check the journal without fencing its owner. An empty one is no trouble if what it held is `remembered`.
 
         Raises:
-            JournalUnfit: it must not be opened from here.
+            JournalMismatch: it must not be opened from here.
             JournalLost: Kafka could not be asked.
         """
 
@@ -95,7 +95,7 @@ class StartPositions(Protocol):
         """Check the cursor of an opened journal.
 
         Raises:
-            JournalUnfit: journal and requests don't belong together.
+            JournalMismatch: journal and requests don't belong together.
             JournalLost: Kafka could not be asked.
         """
 

@@ -89,11 +89,8 @@ class KafkaChecks:
         self._tokens = connection.tokens
         self._arguments = connection.arguments()
         self._arguments |= {"request_timeout_ms": milliseconds(REQUEST)}
-        self._user = f"User:{settings.sasl_username}" if settings.sasl_username else "the service's user"
         self._account = names.account(self._arguments, group=settings.group_id)
-        self._setting = {
-            getattr(names, field): f"VM_SYNC_TOPICS__{field.upper()}" for field in reversed(TopicNames.__slots__)
-        }
+        self._setting = names.settings()
         # What earlier checks find out for later ones.
         self._servers = [_endpoint(server) for server in settings.servers]
         self._admin = AIOKafkaAdminClient(**self._arguments)
@@ -306,7 +303,9 @@ class KafkaChecks:
         return [ok(f"Granted: {'; '.join(f'{_listed(some)} on {name}' for name, some in wanted.items())}.")]
 
     def _grant(self, operations: frozenset[Operation], resource: str, setting: str) -> Verdict:
-        return failure(f"{self._user} lacks {_listed(operations)} on {resource} ({setting}): grant it by an ACL.")
+        return failure(
+            f"{self._account.principal} lacks {_listed(operations)} on {resource} ({setting}): grant it by an ACL."
+        )
 
     def _without(self, name: str, verdict: Verdict) -> Verdict:
         """Return what is wrong with a topic; as a warning where the service can do without the topic."""

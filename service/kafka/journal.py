@@ -204,7 +204,7 @@ class KafkaJournal:
 
         Raises:
             JournalLost: Kafka could not be reached, or another process opened the journal meanwhile.
-            JournalUnfit: it holds what no version known here has written.
+            JournalMismatch: it holds what no version known here has written.
         """
         journal = cls(
             topic=topic,

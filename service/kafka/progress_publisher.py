@@ -19,7 +19,7 @@ from typing_extensions import override
 
 from service.backoff import Backoff
 from service.clock import Clock
-from service.event_loop import log_death
+from service.event_loop import log_death, take_note
 from service.kafka.clients import end
 from service.messages.kafka_record import Event
 from service.messages.outcomes import Progressed, write_progress
@@ -212,7 +212,7 @@ class KafkaWire:
         for event in events:
             sent = self._producer.send(event.topic, event.value, key=event.key, headers=list(event.headers))
             arriving.append(await sent)
-            arriving[-1].add_done_callback(_heard)
+            arriving[-1].add_done_callback(take_note)  # of several that fail, one is raised
         await asyncio.gather(*arriving)
 
     async def close(self) -> None:  # noqa: D102
@@ -223,9 +223,3 @@ def _why(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return f"Kafka gave no answer within {WIRE_LIMIT.total_seconds():.0f} s"
     return repr(error)
-
-
-def _heard(arrived: "asyncio.Future[Any]") -> None:
-    """Of several that fail, one is raised; the loop would complain of the others."""
-    if not arrived.cancelled():
-        arrived.exception()

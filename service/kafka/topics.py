@@ -2,13 +2,12 @@
 
 The control topic is the exception: without it the service works, but no site can be paused, so its findings are advice.
 
-It also reads Kafka's topic id, which distinguishes a topic from an earlier one of the same name. It never changes or
-deletes an existing topic.
+It never changes or deletes an existing topic.
 """
 
 import asyncio
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -75,22 +74,15 @@ class TopicNames:
 
     def all(self) -> tuple[str, ...]:
         """Return each name once, in the order of the contract."""
-        names = (
-            self.requests,
-            self.completed,
-            self.failed,
-            self.dead_letter,
-            self.journal,
-            self.control,
-            self.progress,
-        )
-        return tuple(dict.fromkeys(name for name in names if name is not None))
+        return tuple(self.settings())
 
     def settings(self) -> dict[str, str]:
-        """Return the setting that has each name."""
-        fields = ("requests", "completed", "failed", "dead_letter", "journal", "control", "progress")
-        named = {getattr(self, field): f"VM_SYNC_TOPICS__{field.upper()}" for field in fields}
-        return {name: setting for name, setting in named.items() if name is not None}
+        """Return the setting that has each name; of a name that two have, the first."""
+        found: dict[str, str] = {}
+        for field in fields(self):
+            if (name := getattr(self, field.name)) is not None:
+                found.setdefault(name, f"VM_SYNC_TOPICS__{field.name.upper()}")
+        return found
 
     def account(self, connection: Mapping[str, Any], *, group: str) -> Account:
         """Return whom Kafka sees in a client with these of aiokafka's arguments, and what the settings name."""

@@ -7,8 +7,6 @@ from typing import Final
 from service.messages.kafka_record import MAX_REQUEST_BYTES, Event, Header, Record
 from service.messages.requests import InvalidRequest
 
-# ---------------------------------------------------------------- dead letters
-
 REDRIVEN: Final = "vm-sync-redriven"
 _OURS: Final = frozenset(
     f"vm-sync-{name}"

@@ -325,11 +325,6 @@ METRICS: Final = (
 )
 
 
-def table() -> tuple[Metric, ...]:
-    """Return all metrics, in the order of the documentation."""
-    return METRICS
-
-
 Child: TypeAlias = tuple[str, ...]
 M = TypeVar("M", bound=MetricWrapperBase)
 
@@ -439,14 +434,9 @@ class Metrics:
         self._restore = histograms["vm_sync_journal_restore_seconds"][()]
         self._identities = gauges["vm_sync_identities_remembered"][()]
         self._reopened = counters["vm_sync_partitions_reopened_total"][()]
-        self._rewritten, self._records_deleted, self._progress_dropped = (
-            counters[name][()]
-            for name in (
-                "vm_sync_journals_rewritten_total",
-                "vm_sync_journals_with_deleted_records_total",
-                "vm_sync_progress_dropped_total",
-            )
-        )
+        self._rewritten = counters["vm_sync_journals_rewritten_total"][()]
+        self._records_deleted = counters["vm_sync_journals_with_deleted_records_total"][()]
+        self._progress_dropped = counters["vm_sync_progress_dropped_total"][()]
         self._loop_lag = histograms["vm_sync_event_loop_lag_seconds"][()]
         _describe_process(gauges, config_hash=config_hash, version=version)
         self._begin_series(registry)
@@ -592,7 +582,7 @@ class Metrics:
         """Count a repeated POST."""
         self._posts_repeated[self._site_labels.get(site, OTHER),].inc()
 
-    def unknown_task_state(self, site: str | None) -> None:  # noqa: ARG002 - said by the caller, too rare for a label
+    def unknown_task_state(self) -> None:
         """Count a task state that isn't in the API's documentation; the caller logs the state."""
         self._unknown_states.inc()
 

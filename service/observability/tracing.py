@@ -5,7 +5,7 @@ span, a child of the request's trace context, which is stored in the journal. A 
 span has a link to each of them. The outcome's headers have the context of the outcome's span.
 
     the upstream's span
-     +-- vm-sync accept        the request is committed
+     +-- vm-sync accept        the request is admitted
      +-- vm-sync submit        one POST and its answer
      +-- vm-sync outcome       the outcome is published; its reader continues here
     vm-sync poll               links to the polled requests

@@ -1,4 +1,4 @@
-"""Decides whether the process is alive and ready, and the reasons if not. Pure: moments are passed in."""
+"""Decides whether the process is alive and ready, and the reasons if not; measures how late the event loop is."""
 
 import asyncio
 import logging
@@ -32,7 +32,8 @@ class Health:
 
     Ready: the consumer group has been joined and the first assigned partitions are restored; a rebalance does not
     change that. Not ready while Kafka has been unreachable for long or refuses a right, the requests topic is missing,
-    a partition is stopped or has not been open for long, or the service drains.
+    a partition is stopped, or has not been open or readable for long, POSTs have been held back for long, or the
+    service drains.
 
     Degraded: VCDA or one of its sites can't be used; other work goes on, and a restart or another pod would not help.
 
@@ -64,10 +65,6 @@ class Health:
     def beat(self, loop: str, now: float) -> None:
         """A watched loop has made progress."""
         self._turned[loop] = now
-
-    def unwatch(self, loop: str) -> None:
-        """Expect no more progress of a loop: it was stopped on purpose."""
-        self._limits.pop(loop, None)
 
     def degraded(self, look: str, reasons: Iterable[str]) -> None:
         """Something doesn't work that is no reason to be unready, or nothing. Replaces what that look said before."""

@@ -150,7 +150,7 @@ class Admission:
         )
 
     def hold(self, taken: Taken) -> None:
-        """Count a record's fate after the next commit, which contains the cursor."""
+        """Count fates of records after the next commit, which contains the cursor."""
         self._balance.hold(taken)
         self._journal_writer.after_commit(partial(self._balance.reached, taken.until))
 

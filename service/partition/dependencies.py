@@ -66,7 +66,7 @@ class Meter(JournalWriterMeter, DeduplicationMeter, Protocol):
 
     def adopted(self) -> None: ...  # noqa: D102 - the names say it
     def post_repeated(self, site: str | None) -> None: ...  # noqa: D102
-    def unknown_task_state(self, site: str | None) -> None: ...  # noqa: D102
+    def unknown_task_state(self) -> None: ...  # noqa: D102
     def moved(self, site: str | None, before: str | None, after: str | None) -> None: ...  # noqa: D102
     def replication_held(self, site: str | None, *, held: bool) -> None: ...  # noqa: D102
     def outcome(self, outcome: sync.Outcome, *, site: str | None, duration: float, lag: float | None) -> None: ...  # noqa: D102

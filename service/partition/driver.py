@@ -5,8 +5,9 @@
                                      (a crash, or no answer: look up the task first)
 
 A waiting or running sync needs no coroutine: the lane calls back when a slot is free, the poller after a poll, and the
-journal writer after a commit. Only a POST has an asyncio task (`Submitter.post`), which returns the answer. Every step
-is handed to the journal writer in the same iteration of the event loop.
+journal writer after a commit. Only a POST has an asyncio task (`Submitter.post`), which returns the answer, and so has
+the pause of a request that is postponed. Every step is handed to the journal writer in the same iteration of the event
+loop.
 """
 
 import asyncio
@@ -431,7 +432,7 @@ class Driver:
             self._learn_name(state.of if isinstance(state, Lingering) else state, seen)
             tracked.progress = seen.progress
             if seen.state not in KNOWN_STATES:
-                self._dependencies.metrics.unknown_task_state(tracked.request.site)
+                self._dependencies.metrics.unknown_task_state()
                 self._warn_of_unknown_state(tracked, seen)
         elif isinstance(seen, Absent) and seen.another is not None:
             _warn_of_other_task(tracked, seen.another)
@@ -479,9 +480,7 @@ class Driver:
         match tracked.state:
             case Waiting() | Ended():
                 self._move_on(tracked.request.replication_id)
-            case Running() as running:
-                self._watch(tracked, running, site_clock or self._dependencies.api.site_clock)
-            case Lingering(of=Running() as running):
+            case (Running() as running) | Lingering(of=Running() as running):
                 self._watch(tracked, running, site_clock or self._dependencies.api.site_clock)
             case Submitting() | Lingering():
                 self._occupy(tracked)

@@ -53,14 +53,17 @@ class InFlightView:
 
     @property
     def attempts(self) -> int:  # noqa: D102
+        return self._at.attempts
+
+    @property
+    def _at(self) -> Waiting | Submitting | Running | Ended:
+        """The state of the sync; of a lingering sync, the state behind its outcome."""
         state = self.tracked.state
-        return state.of.attempts if isinstance(state, Lingering) else state.attempts
+        return state.of if isinstance(state, Lingering) else state
 
     @property
     def _running(self) -> Running | None:
-        state = self.tracked.state
-        state = state.of if isinstance(state, Lingering) else state
-        return state if isinstance(state, Running) else None
+        return at if isinstance(at := self._at, Running) else None
 
     @property
     def task_id(self) -> str | None:  # noqa: D102
@@ -84,15 +87,11 @@ class InFlightView:
 
     @property
     def error(self) -> ApiError | None:  # noqa: D102
-        state = self.tracked.state
-        state = state.of if isinstance(state, Lingering) else state
-        return state.trouble if isinstance(state, Waiting | Submitting) else None
+        return at.trouble if isinstance(at := self._at, Waiting | Submitting) else None
 
     @property
     def http_status(self) -> int | None:  # noqa: D102
-        state = self.tracked.state
-        state = state.of if isinstance(state, Lingering) else state
-        return state.http_status if isinstance(state, Waiting | Submitting) else None
+        return at.http_status if isinstance(at := self._at, Waiting | Submitting) else None
 
     @property
     def waits_for(self) -> WaitsFor | None:  # noqa: D102

@@ -35,7 +35,6 @@ from service.sync import Sync
 GATHER = timedelta(milliseconds=10)
 """How long changes that nobody waits for gather before they are committed; a commit costs 3-25 ms (measured)."""
 
-
 CUT = 1024 * 1024
 """Bytes that one commit has about: at a mere 100 kB/s they are sent within the limit of a transaction, 12 s; and at
 12 MB/s, seen on a slow broker, within 0.1 s."""

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource
 
 from service.settings.describe import leaves
-from service.settings.model import BETWEEN, PREFIX, Fault, Given, KafkaSettings, Misfit, Settings, Site
+from service.settings.model import BETWEEN, PREFIX, Fault, Given, InvalidCombination, KafkaSettings, Settings, Site
 
 Kind = TypeVar("Kind", bound=BaseSettings)
 
@@ -183,7 +183,7 @@ def _lines(error: ValidationError, given: Mapping[str, Given]) -> Iterator[str]:
     for found in error.errors(include_url=False, include_input=False):
         cause = found.get("ctx", {}).get("error")
         faults: tuple[Fault, ...] = (("", str(cause or found["msg"])),)
-        if isinstance(cause, Misfit):
+        if isinstance(cause, InvalidCombination):
             faults = cause.faults
         elif found["type"] == "missing":
             faults = (("", "required"),)

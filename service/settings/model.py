@@ -47,7 +47,7 @@ Fault: TypeAlias = tuple[str, str]
 """A field's name, or a path below it as in `sites__0__name`, and what to do about it."""
 
 
-class Misfit(ValueError):
+class InvalidCombination(ValueError):
     """An invalid combination of fields. A ValueError, so that pydantic collects it with other errors."""
 
     def __init__(self, faults: tuple[Fault, ...]) -> None:
@@ -67,7 +67,7 @@ class Part(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if faults := tuple(self.faults()):
-            raise Misfit(faults)
+            raise InvalidCombination(faults)
         return self
 
 
@@ -447,7 +447,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _fits(self) -> Self:
         if self.sync.settle >= self.sync.deadline:
-            raise Misfit(
+            raise InvalidCombination(
                 (
                     (
                         "sync__settle",

@@ -30,6 +30,7 @@ from service.vcda import translate
 from service.vcda.client import NEWEST_FIRST, site_parameter
 from service.vcda.credentials import Credentials, CredentialType, SiteCredentials
 from service.vcda.http import LARGE, Answer, NoAnswer, Tls, Wire, age_of, distrust, session_token
+from service.vcda.session import LOGOUT_LIMIT
 
 if TYPE_CHECKING:
     import aiohttp
@@ -50,9 +51,6 @@ AGED: Final = 1.1
 """Seconds after which an answer that was kept says so: `Age` counts whole seconds, and 0 may be a proxy's habit."""
 
 LIST: Final = f"type=sync&limit={translate.BATCH}"
-
-LOGOUT_LIMIT: Final = 5.0
-"""Seconds. A session that isn't logged out idles out."""
 
 
 class _Meter:
@@ -124,7 +122,7 @@ class VcdaChecks:
         finally:
             if self._token is not None:
                 try:
-                    async with asyncio.timeout(LOGOUT_LIMIT):
+                    async with asyncio.timeout(LOGOUT_LIMIT.total_seconds()):
                         await self._wire.call("logout", method="DELETE", target="/sessions", token=self._token)
                 except TimeoutError:
                     pass
@@ -251,7 +249,7 @@ class VcdaChecks:
         if isinstance(answer, NoAnswer):
             cure = "" if "VM_SYNC_" in answer.detail else ": check VM_SYNC_VCDA__URL, and the appliance"
             return [failure(f"{answer.detail.rstrip('.')}{cure}.", answered=False)]
-        if not _is_good(answer) or self._token is None:
+        if not answer.is_good or self._token is None:
             return [failure(_login_refused(answer, credentials, self._url), answered=_is_answer(answer))]
         session = translate.read_session(answer.body)
         if session is None:
@@ -282,7 +280,7 @@ class VcdaChecks:
             content=json.dumps(credentials.extend_body()).encode(),
             secrets=credentials.secrets,
         )
-        if isinstance(answer, Answer) and _is_good(answer):
+        if isinstance(answer, Answer) and answer.is_good:
             return [ok(f"The session is extended to {site.name} as {credentials.account}.")]
         secret = "TOKEN" if credentials.token is not None else "PASSWORD"
         error = translate.read_api_error(answer.body) if isinstance(answer, Answer) else None
@@ -408,7 +406,7 @@ class VcdaChecks:
         if isinstance(answer, Answer) and age_of(answer.headers) is not None:
             msg = "A cache between this service and VCDA answers for it: exclude /tasks from the cache."
             raise _Unexpected(msg)
-        if not isinstance(answer, Answer) or not _is_good(answer):
+        if not isinstance(answer, Answer) or not answer.is_good:
             where = "VCDA" if site.name is None else f"VCDA's connection to {site.name}"
             cure = f"look at {where}"
             if isinstance(answer, Answer) and answer.status in {401, 403}:
@@ -461,10 +459,6 @@ def _resource(task: dict[str, Any]) -> str:
 
 def _starts(tasks: Sequence[dict[str, Any]]) -> list[int]:
     return [start for task in tasks if isinstance(start := task.get("startTime"), int)]
-
-
-def _is_good(answer: Answer) -> bool:
-    return answer.status // 100 == 2  # noqa: PLR2004 - 2xx
 
 
 def _is_answer(answer: Answer | NoAnswer) -> bool:

@@ -54,7 +54,7 @@ from service.sync import (
     Unanswered,
     is_of_another,
 )
-from service.vcda import translate
+from service.vcda import http, session, translate
 from service.vcda.credentials import Credentials
 from service.vcda.http import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, status_label
 from service.vcda.http_dates import retry_after
@@ -94,15 +94,8 @@ class ApiLimits:
     logout: timedelta = LOGOUT_LIMIT
 
 
-class Meter(Protocol):
-    """The metrics of calls, logins and connections."""
-
-    def api_request(  # noqa: D102
-        self, operation: str, status: str, seconds: float, *, site: str | None
-    ) -> None: ...
-    def login(self, result: str) -> None: ...  # noqa: D102
-    def session_open(self, value: bool) -> None: ...  # noqa: D102, FBT001
-    def site_authenticated(self, site: str) -> None: ...  # noqa: D102
+class Meter(http.Meter, session.Meter, Protocol):
+    """The metrics of calls and logins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +278,7 @@ class Vcda:
             return self._trouble(reply.seen, site)
         if (old := _from_a_cache(reply.seen)) is not None:
             return old
-        if _is_good(reply.seen):
+        if reply.seen.is_good:
             task = translate.read_task(reply.seen.body, local=reply.local, clean=reply.seen.clean)
             return task if task is not None and task.id == task_id else _unreadable(reply.seen)
         trouble = self._trouble(reply.seen, site)
@@ -439,7 +432,7 @@ class Vcda:
             if isinstance(reply.seen, NoAnswer) and reply.seen.too_long and limit > 1:
                 limit //= SMALLER
                 continue
-            if not isinstance(reply.seen, Answer) or not _is_good(reply.seen):
+            if not isinstance(reply.seen, Answer) or not reply.seen.is_good:
                 trouble = self._trouble(reply.seen, site)
                 return replace(trouble, own=True) if operation == "find" and _barred(reply.seen) else trouble
             if (old := _from_a_cache(reply.seen)) is not None:
@@ -502,7 +495,7 @@ class Vcda:
 
     def _answered(self, answer: Answer, reply: _Reply, site: str | None, replication_id: str) -> SubmitAnswer:
         account = reply.account
-        if _is_good(answer):
+        if answer.is_good:
             created = translate.read_created(answer.body, local=reply.local, clean=answer.clean)
             if created is None:
                 return Unanswered(_unreadable(answer), answer.sent_at, account)
@@ -608,10 +601,6 @@ def _check(name: str, allowed: re.Pattern[str]) -> str:
         msg = f"{name!r} can't be part of a call to VCDA: it must match {allowed.pattern}, {MAX_ID} characters at most"
         raise ValueError(msg)
     return name
-
-
-def _is_good(answer: Answer) -> bool:
-    return 200 <= answer.status < 300  # noqa: PLR2004 - 2xx
 
 
 def _is_unauthorized(seen: Answer | NoAnswer) -> TypeGuard[Answer]:

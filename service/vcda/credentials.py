@@ -54,13 +54,14 @@ class SiteCredentials:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """The credentials of the login, and those of the remote sites."""
+    """The credentials of the login, and those of the remote sites. `user` is as VCDA wants it: `admin1@org2`."""
 
     type: CredentialType = CredentialType.VCD_CREDENTIALS
     user: str | None = None
     password: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
     org: str | None = None
+    """Of the token."""
     sites: tuple[SiteCredentials, ...] = ()
 
     def __post_init__(self) -> None:
@@ -98,7 +99,7 @@ class Credentials:
             case CredentialType.LOCAL_USER:
                 return {"type": self.type, "localUser": self.user, "localPassword": self.password}
             case CredentialType.VCD_CREDENTIALS:
-                return {"type": self.type, "vcdUser": self._user_at_org(), "vcdPassword": self.password}
+                return {"type": self.type, "vcdUser": self.user, "vcdPassword": self.password}
             case CredentialType.SSO_CREDENTIALS:
                 return {"type": self.type, "username": self.user, "password": self.password, "principal": None}
             case CredentialType.VCD_ACCESS_TOKEN:
@@ -107,9 +108,3 @@ class Credentials:
                 return {"type": self.type, "vcdAccessToken": self.token, **context}
             case _:
                 assert_never(self.type)
-
-    def _user_at_org(self) -> str | None:
-        """Return the user as VCD wants it: `admin1@org2`. An organisation written twice counts once."""
-        if self.user is None or self.org is None or "@" in self.user:
-            return self.user
-        return f"{self.user}@{self.org}"

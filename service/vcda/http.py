@@ -88,6 +88,11 @@ class Answer:
     clean: Callable[[str], str] = field(repr=False)
     """Hides in a text of the answer what the call has sent in secret; of a long text, only the beginning is left."""
 
+    @property
+    def is_good(self) -> bool:
+        """Whether the status is a success."""
+        return self.status // 100 == 2  # noqa: PLR2004 - 2xx
+
 
 @dataclass(frozen=True, slots=True)
 class NoAnswer:

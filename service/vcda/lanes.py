@@ -507,8 +507,7 @@ class Lane:
 class Lanes:
     """The lanes of one process.
 
-    Those of a few sites stay; beyond that, idle ones are forgotten, since a request may
-    name any site.
+    Those of a few sites stay; beyond that, idle ones are forgotten, since a request may name any site.
 
     The local site may be named in requests or not, and what its name is turns out at the login: so it can have two
     lanes, each with its own limits and backoff. `canonical_site` makes one name of both; a Retry-After holds for both,

@@ -334,7 +334,7 @@ class Session:
             trouble = Trouble(label=answer.label, detail=f"Login: {answer.detail}")
             return self._login_failed("error", trouble, credentials=credentials)
         self._note_version(answer)
-        if answer.status // 100 != 2 or token is None:  # noqa: PLR2004 - 2xx
+        if not answer.is_good or token is None:
             refused = answer.status in REFUSALS
             hint = credentials.settings if refused else URL_HINT
             trouble = self._failure("Login", answer, hint=hint)
@@ -433,7 +433,7 @@ class Session:
         if isinstance(answer, NoAnswer):
             detail = f"Extension to site {site}: {answer.detail}"
             return self._extension_failed(site, Trouble(label=answer.label, detail=detail), credentials=credentials)
-        if answer.status // 100 == 2:  # noqa: PLR2004 - 2xx
+        if answer.is_good:
             login.extensions[site] = Extension(of_site.account)
             logger.info("Extended the session to site %s", site, extra={"site": site})
             self._established(site)
@@ -503,7 +503,7 @@ class Session:
     def _failure(self, what: str, answer: Answer, *, hint: str) -> Trouble:
         """Return the trouble of an answer; `hint` names what to check where the answer is no overload or outage."""
         error = translate.read_api_error(answer.body, clean=answer.clean)
-        said = "no token" if answer.status // 100 == 2 else error.msg or error.code if error else "no reason given"  # noqa: PLR2004 - 2xx
+        said = "no token" if answer.is_good else error.msg or error.code if error else "no reason given"
         check = f"; check {hint}" if answer.status < 429 else ""  # noqa: PLR2004 - 429 and 5xx pass by themselves
         return Trouble(
             label=status_label(answer.status),

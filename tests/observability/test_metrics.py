@@ -10,7 +10,7 @@ from typing_extensions import override
 from service.clock import Clock
 from service.messages.record_fate import Fate
 from service.messages.wait_cause import WaitCause
-from service.observability.metrics import METRICS, MOST_SITES, IntakeSeen, Metrics, table
+from service.observability.metrics import METRICS, MOST_SITES, IntakeSeen, Metrics
 from service.sync import Completed, Failed, Reason, Request
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -112,7 +112,7 @@ def page(registry: CollectorRegistry) -> str:
 def test_the_table_is_the_contracts_list() -> None:
     wanted = [line.split() for line in CONTRACT.split("\n") if line]
 
-    assert [[row.name, row.kind, *row.labels] for row in table()] == wanted
+    assert [[row.name, row.kind, *row.labels] for row in METRICS] == wanted
 
 
 def test_each_row_of_the_table_is_on_the_page_with_its_type_and_its_help(
@@ -351,7 +351,7 @@ def test_every_other_event_moves_its_own_metric(registry: CollectorRegistry, met
     metrics.set_certificates_expire(lambda: {"VM_SYNC_VCDA__CA_FILE": NOW})
     metrics.adopted()
     metrics.post_repeated(None)
-    metrics.unknown_task_state("berlin")
+    metrics.unknown_task_state()
     metrics.commit(0.02, 40)
     metrics.restored(0.3)
     metrics.identities(5)

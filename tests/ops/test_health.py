@@ -21,15 +21,6 @@ def test_it_is_alive_while_its_loops_turn() -> None:
     assert health.not_alive(121.0) == []
 
 
-def test_a_loop_that_was_stopped_on_purpose_is_not_missed() -> None:
-    health = Health(away_for_long=AWAY_FOR_LONG)
-    health.watch("the reading loop", limit=timedelta(seconds=60), now=0.0)
-    health.unwatch("the reading loop")
-    health.beat("the reading loop", 1.0)
-
-    assert health.not_alive(1000.0) == []
-
-
 def test_it_is_not_alive_while_records_wait_that_nobody_reads() -> None:
     health = Health(away_for_long=AWAY_FOR_LONG)
     health.stalled(["partition 3 has unread records, and none was read for 91 s"])

@@ -31,7 +31,7 @@ from tests.support.expressions import (
 )
 from tools import dashboard, prometheusrule
 
-TABLE = {metric.name: metric for metric in metrics.table()}
+TABLE = {metric.name: metric for metric in metrics.METRICS}
 
 ELSEWHERE = {
     "up": {"job"},

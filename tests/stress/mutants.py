@@ -204,9 +204,9 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a request that is no longer remembered is never sent again",
-        file="service/cli/request_many.py",
-        old="    return isinstance(entry.sync, Ended) and entry.sync.expires_at <= now\n",
-        new="    return False\n",
+        file="service/cli/syncs.py",
+        old="        return isinstance(self.sync, Ended) and self.sync.expires_at <= now\n",
+        new="        return False\n",
         tests=(MANY,),
     ),
     Mutant(

@@ -451,7 +451,7 @@ class Meter:
     def post_repeated(self, site: str | None) -> None:
         self.counts["repeated"] += 1
 
-    def unknown_task_state(self, site: str | None) -> None:
+    def unknown_task_state(self) -> None:
         self.counts["unknown state"] += 1
 
     def moved(self, site: str | None, before: str | None, after: str | None) -> None:

@@ -65,7 +65,7 @@ COMPARISON = re.compile(r"==|!=|>=|<=|>|<")
 MATCHERS = re.compile(r"(\{[^}]*\})")
 
 EXPRESSIONS = all_expressions()
-METRICS = [metric.name for metric in metrics.table()]
+METRICS = [metric.name for metric in metrics.METRICS]
 
 
 def unconditional(promql: str) -> str:

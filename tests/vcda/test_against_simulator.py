@@ -78,7 +78,7 @@ async def submit(vcda: Vcda, number: int, *, site: str | None = None) -> SubmitA
     "credentials",
     [
         ADMINISTRATOR,
-        Credentials(user="admin1", org="org1", password=PASSWORD),
+        Credentials(user="admin1@org1", password=PASSWORD),
         Credentials(type=CredentialType.LOCAL_USER, user="root", password=PASSWORD),
         Credentials(type=CredentialType.SSO_CREDENTIALS, user="administrator@vsphere.local", password=PASSWORD),
         Credentials(type=CredentialType.VCD_ACCESS_TOKEN, token="token-of-admin1-at-org1", org="org1"),

@@ -13,10 +13,6 @@ from service.vcda.credentials import Credentials, CredentialType, SiteCredential
             {"type": "localUser", "localUser": "root", "localPassword": "p"},
         ),
         (
-            Credentials(user="admin1", password="p", org="org2"),
-            {"type": "vcdCredentials", "vcdUser": "admin1@org2", "vcdPassword": "p"},
-        ),
-        (
             Credentials(user="admin1@org2", password="p", org="org2"),
             {"type": "vcdCredentials", "vcdUser": "admin1@org2", "vcdPassword": "p"},
         ),
