@@ -31,8 +31,6 @@ from functools import partial
 from typing import Any, Final, Literal, Protocol, TypeGuard, TypeVar
 from urllib.parse import quote
 
-import httpx
-
 from service.certificates import Current
 from service.clock import Clock
 from service.messages.schemas import MAX_ID, OPERATION_ID, REPLICATION_ID
@@ -56,7 +54,7 @@ from service.sync import (
 )
 from service.vcda import http, session, translate
 from service.vcda.credentials import Credentials
-from service.vcda.http import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, status_label
+from service.vcda.http import CACHED, LARGE, SMALL, Answer, NoAnswer, Tls, Wire, age_of, redirection, status_label
 from service.vcda.http_dates import retry_after
 from service.vcda.session import LOGOUT_LIMIT, Login, NoCredentials, Session, Ticket, unauthorized
 from service.vcda.site_clocks import SiteClock, SiteClocks
@@ -531,7 +529,7 @@ class Vcda:
                 return Trouble(label=NO_CREDENTIALS, detail=_without_credentials(site), own=True)
             case Answer(status, headers, body, clean=clean):
                 error = translate.read_api_error(body, clean=clean)
-                said = f": {error.msg or error.code}" if error else f"{_redirection(headers)}."
+                said = f": {error.msg or error.code}" if error else f"{redirection(headers)}."
                 return Trouble(
                     label=status_label(status),
                     detail=f"VCDA answered with {status}{said}",
@@ -625,13 +623,3 @@ def _unreadable(answer: Answer) -> Trouble:
     kind = ", ".join(text for text in kinds if text.isascii() and text.isprintable() and text)
     said = f"VCDA answered with {answer.status} and a body that can't be understood"
     return Trouble(label="unreadable", detail=f"{said} ({kind})." if kind else f"{said}.")
-
-
-def _redirection(headers: httpx.Headers) -> str:
-    """Name the server that an answer redirects to; its path and query may contain secrets."""
-    try:
-        to = httpx.URL(headers.get("location", ""))
-        host = to.host
-    except (httpx.InvalidURL, UnicodeError):  # UnicodeError: of `host`, for one that is no valid international name
-        return ""
-    return f", a redirect to {to.scheme}://{host}" if host else ""

@@ -134,6 +134,16 @@ def session_token(headers: httpx.Headers | None) -> str | None:
     return token if token and token.isascii() and token.isprintable() else None
 
 
+def redirection(headers: httpx.Headers) -> str:
+    """Name the server that an answer redirects to; its path and query may contain secrets."""
+    try:
+        to = httpx.URL(headers.get("location", ""))
+        host = to.host
+    except (httpx.InvalidURL, UnicodeError):  # UnicodeError: of `host`, for one that is no valid international name
+        return ""
+    return f", a redirect to {to.scheme}://{host}" if host else ""
+
+
 def status_label(status: int) -> str:
     """Return the metrics' word for a status: those that mean something here by themselves, else its hundred."""
     return str(status) if status in {401, 403, 404, 409, 429} else f"{status // 100}xx"

@@ -34,7 +34,7 @@ from service.clock import Clock
 from service.sync import MAX_LIST, Account, Trouble
 from service.vcda import translate
 from service.vcda.credentials import Credentials
-from service.vcda.http import Answer, NoAnswer, Wire, session_token, status_label
+from service.vcda.http import Answer, NoAnswer, Wire, redirection, session_token, status_label
 from service.vcda.http_dates import retry_after
 
 logger = logging.getLogger("service.vcda")
@@ -503,7 +503,8 @@ class Session:
     def _failure(self, what: str, answer: Answer, *, hint: str) -> Trouble:
         """Return the trouble of an answer; `hint` names what to check where the answer is no overload or outage."""
         error = translate.read_api_error(answer.body, clean=answer.clean)
-        said = "no token" if answer.is_good else error.msg or error.code if error else "no reason given"
+        said = error.msg or error.code if error else f"no reason given{redirection(answer.headers)}"
+        said = "no token" if answer.is_good else said
         check = f"; check {hint}" if answer.status < 429 else ""  # noqa: PLR2004 - 429 and 5xx pass by themselves
         return Trouble(
             label=status_label(answer.status),

@@ -2332,7 +2332,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         name="a redirect to an invalid international name ends the poller, and so the process",
-        file="service/vcda/client.py",
+        file="service/vcda/http.py",
         old="    except (httpx.InvalidURL, UnicodeError):",
         new="    except httpx.InvalidURL:",
         tests=("tests/vcda/test_client.py",),

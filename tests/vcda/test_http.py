@@ -397,6 +397,22 @@ async def test_redirects_are_not_followed_and_cookies_not_kept() -> None:
         assert "cookie" not in there.posts[1].headers
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_no_call_is_made_where_a_redirect_leads(status: int) -> None:
+    """Each call but the logout's own carries a session's token, or a password."""
+    async with appliance(script()) as elsewhere:
+        there = Reply(status, None, {"Location": f"{elsewhere.url}/sessions"})
+        everywhere = dict.fromkeys(("extend", "submit", "tasks", "logout"), there)
+        async with appliance(script(**everywhere)) as here, ours(here.url) as us:
+            await us.submit(site="site2")
+            await us.submit()
+            await us.vcda.ask(site=None, task_id=TASK_ID)
+        async with appliance(script(login=there)) as here, ours(here.url) as us:
+            await us.submit()
+
+        assert not elsewhere.calls
+
+
 async def test_polls_go_on_while_posts_hang() -> None:
     hang = asyncio.Event()
 

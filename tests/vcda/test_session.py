@@ -847,6 +847,13 @@ async def test_credentials_that_cannot_be_read_are_a_failed_login(
         ),
         ({"login": Reply(503, b"")}, "Login answered with 503: no reason given"),
         (
+            {"login": Reply(302, b"", {"location": "https://sso.example.com/login?token=s3cret"})},
+            (
+                "Login answered with 302: no reason given, a redirect to https://sso.example.com; check that "
+                "VM_SYNC_VCDA__URL is the address of VMware Cloud Director Availability"
+            ),
+        ),
+        (
             {"extend": Reply(401, REMOTE)},
             (
                 "Extension to site site2 answered with 401: Authenticate to site2; check the credentials of "
