@@ -54,6 +54,7 @@ _PROPERTIES = {
     "offsets.topic.num.partitions": "4",
     "transaction.state.log.num.partitions": "4",
     "group.initial.rebalance.delay.ms": "0",
+    "metadata.max.idle.interval.ms": "0",  # no record twice a second that says nothing: half of what an idle node does
     "log.cleaner.enable": "true",
     "log.cleaner.threads": "1",
     "log.cleaner.dedupe.buffer.size": "8388608",
