@@ -437,11 +437,9 @@ class KafkaJournal:
             key, value, headers, timestamp_ms = record
             full = room < BATCH_BYTES and part.record_count() and part.size() + _size(record) > room
             if full or part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers) is None:
-                part.close()
                 yield part
                 part = self._producer.create_batch()
                 part.append(key=key, value=value, timestamp=timestamp_ms, headers=headers)
-        part.close()
         if part.record_count():
             yield part
 

@@ -2855,6 +2855,20 @@ MUTANTS: Final = (
         new="    for result in (*errors, *results):\n",
         tests=("tests/cli/test_dead_letters.py",),
     ),
+    Mutant(
+        name="a journal of many reads passes for one that has stalled",
+        file="service/kafka/journal.py",
+        old="                silent = 0 if got else silent + 1\n",
+        new="                silent += 1\n",
+        tests=("tests/kafka/test_journal_bounds.py",),
+    ),
+    Mutant(
+        name="an outcome stands in another partition than the one that Java's client would choose",
+        file="service/kafka/journal.py",
+        old="(murmur2(key) & 0x7FFFFFFF) % count",
+        new="murmur2(key) % count",
+        tests=("tests/kafka/test_journal_bounds.py",),
+    ),
 )
 
 
