@@ -28,7 +28,6 @@ ELSEWHERE: Final = {
     "cli/syncs.py": "tests/cli/test_cli_kafka.py",
     "intake/group_commits.py": "tests/intake/test_supervisor.py",
     "intake/reachability.py": "tests/intake/test_group_errors.py",
-    "intake/start_position.py": "tests/intake/test_topics_replaced.py",
     "intake/subscriber.py": "tests/intake/test_group.py",
     "intake/topic_comparison.py": "tests/intake/test_topics_replaced.py",
     "kafka/connection.py": "tests/kafka/test_clients.py",
