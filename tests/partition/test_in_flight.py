@@ -2,6 +2,8 @@
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -78,3 +80,45 @@ def test_those_behind_an_older_one_are_counted_by_site(count: int) -> None:
     for one in syncs:
         in_flight.remove(one, now=NOW)
     assert (in_flight.behind, len(in_flight)) == (Counter(), 1)
+
+
+def lingers(one: TrackedSync) -> TrackedSync:
+    """Return the sync, which has had its outcome while VCDA still works on its task."""
+    running = sync.Running(request=one.request, attempts=1, task_id="task-1", site=None, account=None, submitted_at=NOW)
+    one.state = sync.Lingering(of=running, told_at=NOW)
+    return one
+
+
+def test_those_that_linger_are_not_among_those_without_an_outcome_until_their_identity_comes_again() -> None:
+    restored, other, again = lingers(tracked("a1")), tracked("b1", "C4-2"), tracked("a1")
+    in_flight = some(restored, other)
+    assert (len(in_flight), in_flight.without_outcome) == (2, 1)
+    in_flight.lingers(lingers(other))
+    assert (len(in_flight), in_flight.without_outcome) == (2, 0)
+    in_flight.remove(restored, now=NOW)
+    assert (len(in_flight), in_flight.without_outcome) == (1, 0)
+    in_flight.add(again)
+    assert (len(in_flight), in_flight.without_outcome) == (2, 1)
+
+
+def test_of_a_site_without_syncs_nothing_is_kept() -> None:
+    first, second, other = tracked("a1", site="west"), tracked("b1", "C4-2", site="west"), tracked("c1", "C4-3")
+    in_flight = some(first, second, other)
+    assert in_flight.sites == {"west": 2, None: 1}
+    in_flight.remove(first, now=NOW)
+    assert in_flight.sites == {"west": 1, None: 1}
+    for one in (second, other):
+        in_flight.remove(one, now=NOW)
+    assert dict(in_flight.sites) == {}
+
+
+def test_a_sync_occupies_one_slot_of_its_site_and_gives_it_back_once() -> None:
+    done: list[str] = []
+    lane: Any = SimpleNamespace(occupy=lambda: done.append("occupied"), vacate=lambda: done.append("vacated"))
+    one = tracked("a1")
+    one.vacate(lane)
+    for _ in range(2):
+        one.occupy(lane)
+    for _ in range(2):
+        one.vacate(lane)
+    assert done == ["occupied", "vacated"]

@@ -116,6 +116,25 @@ async def test_the_oldest_request_is_one_that_has_no_outcome_yet(d: Deployment) 
 
 
 @deployed
+async def test_a_request_that_lingers_does_not_count_as_one_without_an_outcome_here_and_at_the_next_owner(
+    d: Deployment,
+) -> None:
+    d.world.lasts = lambda _: 1e6
+    p0 = d.owner()
+    d.broker.ask("C4-1", "lingers", deadline=10)
+    d.broker.ask("C4-2", "runs")
+    await d.until(5.0)
+    assert opened(p0).without_outcome == 2
+    await d.until(15.0)
+    assert (len(opened(p0)), opened(p0).without_outcome) == (2, 1)
+    await p0.crash()
+    p1 = d.owner("P1")
+    await d.until(20.0)
+    assert views(p1)["lingers"].state == "lingering"
+    assert (len(opened(p1)), opened(p1).without_outcome) == (2, 1)
+
+
+@deployed
 async def test_the_oldest_requests_come_in_the_order_of_acceptance_without_those_that_linger(d: Deployment) -> None:
     d.world.lasts = lambda _: 1e6
     p0 = d.owner(limits=LaneLimits(max_concurrent_submits=4, max_running=0))

@@ -2863,6 +2863,13 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_journal_bounds.py",),
     ),
     Mutant(
+        name="a request that begins to linger still counts as one without an outcome",
+        file="service/partition/driver.py",
+        old="                    self._in_flight.lingers(tracked)\n",
+        new="",
+        tests=("tests/partition/test_in_flight_view.py",),
+    ),
+    Mutant(
         name="an outcome stands in another partition than the one that Java's client would choose",
         file="service/kafka/journal.py",
         old="(murmur2(key) & 0x7FFFFFFF) % count",
