@@ -80,7 +80,6 @@ class TopicComparison:
 
     async def _replaced(self, supervisor: PartitionSupervisor, partition: Partition) -> None:
         """Disown the cursor, since records of the new topic may have been read, and close the partition."""
-        supervisor.reading = None
         try:
             with suppress(JournalLost):
                 await partition.disown_cursor()

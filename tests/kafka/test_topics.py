@@ -19,7 +19,7 @@ from aiokafka.errors import (
 from service.kafka import topics
 from service.kafka.connection import KafkaConnection
 from service.kafka.denials import Account
-from service.kafka.topic_descriptions import Topic, cleanup_policy, describe, partitions_of
+from service.kafka.topic_descriptions import Described, Topic, cleanup_policy, describe, partitions_of
 from service.kafka.topics import Advice, Created, Finding, Refusal, TopicNames, ensure_topics, judge
 from service.sandbox.kafka import Kafka
 from tests.conftest import TopicNamer
@@ -59,6 +59,72 @@ def test_what_does_not_fit_is_refused(change: dict[str, Topic], says: str) -> No
     [finding] = [found for found in judge(ALL_GOOD | change, names=NAMES) if isinstance(found, Refusal)]
 
     assert says in finding.text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"requests": _with(GOOD, min_insync_replicas="1")},
+        {"dead": replace(GOOD, settings={"cleanup.policy": "delete", "min.insync.replicas": "2"})},
+    ],
+    ids=["senders, not the service, rely on it", "the largest message is unknown"],
+)
+def test_what_does_not_concern_the_service_or_is_unknown_is_no_advice(change: dict[str, Topic]) -> None:
+    assert judge(ALL_GOOD | change, names=NAMES) == []
+
+
+def test_a_journal_whose_cleanup_policy_kafka_does_not_tell_is_to_be_checked_by_people() -> None:
+    [finding] = judge(ALL_GOOD | {"journal": replace(GOOD, settings={"min.insync.replicas": "2"})}, names=NAMES)
+    assert isinstance(finding, Advice)
+    assert "Kafka doesn't tell the cleanup.policy of the journal journal" in finding.text
+
+
+@pytest.mark.parametrize(("brokers", "replicas", "in_sync"), [(1, 1, "1"), (2, 2, "1"), (3, 3, "2"), (5, 3, "2")])
+async def test_a_new_topic_is_on_two_of_three_brokers_before_a_message_is_acknowledged(
+    brokers: int, replicas: int, in_sync: str
+) -> None:
+    cluster = SimpleNamespace(brokers=lambda: range(brokers))
+    admin = SimpleNamespace(_client=SimpleNamespace(cluster=cluster))
+    names = replace(NAMES, control="control")
+    seen = Described({"requests": _with(GOOD, max_message_bytes="2000000")}, hidden={"failed"})
+
+    made = await topics._new_topics(admin, seen, names=names, partitions=4, journal=12)
+
+    assert {topic.name: topic.num_partitions for topic in made} == {
+        "completed": 4,
+        "dead": 4,
+        "journal": 12,
+        "control": 1,
+    }
+    assert {topic.replication_factor for topic in made} == {replicas}
+    settings = {topic.name: topic.topic_configs for topic in made}
+    assert {some["min.insync.replicas"] for some in settings.values()} == {in_sync}
+    assert {some["unclean.leader.election.enable"] for some in settings.values()} == {"false"}
+    assert {name: some.get("cleanup.policy") for name, some in settings.items()} == {
+        "completed": None,
+        "dead": None,
+        "journal": "compact",
+        "control": "compact",
+    }
+    assert settings["dead"]["max.message.bytes"] == str(2_000_000 + topics.HEADER_ROOM)
+
+
+def test_each_topic_is_read_or_written_and_named_by_its_setting() -> None:
+    names = replace(NAMES, control="control")
+    assert [str(names.right(name)) for name in ("requests", "control", "journal", "completed")] == [
+        "Read on topic requests",
+        "Read on topic control",
+        "Write on topic journal",
+        "Write on topic completed",
+    ]
+    assert names.settings() == {
+        "requests": "VM_SYNC_TOPICS__REQUESTS",
+        "completed": "VM_SYNC_TOPICS__COMPLETED",
+        "failed": "VM_SYNC_TOPICS__FAILED",
+        "dead": "VM_SYNC_TOPICS__DEAD_LETTER",
+        "journal": "VM_SYNC_TOPICS__JOURNAL",
+        "control": "VM_SYNC_TOPICS__CONTROL",
+    }
 
 
 def test_the_topic_for_progress_is_needed_where_it_is_named() -> None:

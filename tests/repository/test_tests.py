@@ -29,7 +29,6 @@ ELSEWHERE: Final = {
     "intake/group_commits.py": "tests/intake/test_supervisor.py",
     "intake/reachability.py": "tests/intake/test_group_errors.py",
     "intake/subscriber.py": "tests/intake/test_group.py",
-    "intake/topic_comparison.py": "tests/intake/test_topics_replaced.py",
     "kafka/connection.py": "tests/kafka/test_clients.py",
     "kafka/rights.py": "tests/kafka/test_check.py",
     "kafka/topic_descriptions.py": "tests/kafka/test_topics.py",

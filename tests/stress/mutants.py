@@ -992,6 +992,20 @@ MUTANTS: Final = (
         tests=(REPLACED,),
     ),
     Mutant(
+        name="a partition of a replaced topic is read on while another's cursor is disowned",
+        file="service/intake/topic_comparison.py",
+        old="                supervisor.reading = None  # before anything is awaited, of all of them\n",
+        new="",
+        tests=("tests/intake/test_topic_comparison.py",),
+    ),
+    Mutant(
+        name="a new topic of three replicas acknowledges what is on one of them",
+        file="service/kafka/topics.py",
+        old="str(max(1, replicas - 1))",
+        new="str(max(1, replicas - 2))",
+        tests=("tests/kafka/test_topics.py",),
+    ),
+    Mutant(
         name="the cursor of a replaced topic stays as it is",
         file="service/partition/partition.py",
         old="        self._admission.stamp = WITHDRAWN\n",
