@@ -2,14 +2,18 @@
 
 import asyncio
 import json
+from datetime import timedelta
 
+import pytest
+
+from service import sync
 from service.kafka.journal_codec import read
 from service.partition import in_flight_view
 from service.partition.in_flight_view import InFlightView, in_flight_views, oldest_accepted, oldest_syncs
 from service.partition.partition import Partition
 from service.sync import ApiError
 from service.vcda.lanes import LaneLimits
-from tests.support.simulated_deployment import Deployment, Process, deployed, moment
+from tests.support.simulated_deployment import Deployment, Process, deployed, moment, run
 
 
 def opened(process: Process) -> Partition:
@@ -132,6 +136,24 @@ async def test_a_request_that_lingers_does_not_count_as_one_without_an_outcome_h
     await d.until(20.0)
     assert views(p1)["lingers"].state == "lingering"
     assert (len(opened(p1)), opened(p1).without_outcome) == (2, 1)
+
+
+def test_a_request_that_begins_to_linger_gives_its_place_at_the_site_back_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def play() -> None:
+        async with Deployment() as d:
+            d.world.lasts = lambda operation: 1e9 if operation == "lingers" else 1.0
+            d.owner(limits=LaneLimits(max_concurrent_submits=4, max_running=1))
+            d.broker.ask("C4-1", "lingers", deadline=10)
+            d.broker.ask("C4-2", "waits", deadline=600)
+            await d.until(300.0)
+            assert d.verdicts() == [("lingers", "timed-out")]
+            await d.until(330.0)
+            assert d.verdicts() == [("lingers", "timed-out"), ("waits", "completed")]
+
+    monkeypatch.setattr(sync, "LINGER_LIMIT", timedelta(minutes=5))  # a day of polls takes long to simulate
+    run(play())
 
 
 @deployed
