@@ -219,7 +219,9 @@ METRICS: Final = (
         ("site",),
     ),
     Metric(
-        "vm_sync_unknown_task_states_total", "counter", "Polls that returned an unknown task state; treated as running."
+        "vm_sync_unknown_task_states_total",
+        "counter",
+        "Polls that returned an unknown task state; treated as running unless the task shows an end.",
     ),
     Metric("vm_sync_session_open", "gauge", "1 while this instance has a session at VCDA."),
     Metric("vm_sync_session_logins_total", "counter", "Logins at VCDA, by result.", ("result",)),
