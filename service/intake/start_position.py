@@ -45,9 +45,6 @@ further part is eight times as long."""
 TAIL_LIMIT: Final = timedelta(seconds=30)
 """How long reading such a part may make no progress."""
 
-GROUP_LIMIT: Final = timedelta(seconds=10)
-"""How long the group's coordinator may take to say what is committed."""
-
 READ_UNCOMMITTED: Final = 0
 """The isolation level of readers that open transactions don't hold back, as Kafka's protocol numbers it."""
 
@@ -141,9 +138,6 @@ class KafkaStartPositions:
                 return Looked(cursor, await self._start(place, cursor, consumer, committed))
         except KafkaError as error:
             raise JournalLost(self._why(error)) from error
-        except TimeoutError as error:
-            msg = f"the coordinator of the consumer group {self._group_id} does not answer"
-            raise JournalLost(msg) from error
 
     async def of(self, place: TopicPartition, cursor: Cursor | None, *, committed: AskGroup) -> Start:
         """Check the cursor of an opened journal; see `StartPositions`."""
@@ -273,8 +267,7 @@ class KafkaStartPositions:
 
     async def _check_journal_end(self, place: TopicPartition, consumer: SteadyConsumer) -> None:
         """Check that the journal has lost no records at its end since the group was last told where it ends."""
-        async with asyncio.timeout(GROUP_LIMIT.total_seconds()):
-            found = await committed_with_note(consumer.client, self._group_id, place)
+        found = await committed_with_note(consumer.client, self._group_id, place)
         reached = None if found is None else noted_end(found[1], await self._identity(consumer))
         journal = TopicPartition(self._journal, place.partition)
         until = self._clock.monotonic() + self._leader_settles.total_seconds()

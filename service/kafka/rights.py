@@ -13,7 +13,7 @@ aiokafka asks for none of this; the requests that it lacks are spelled out here.
 import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ from aiokafka.errors import (
     GroupLoadInProgressError,
     InvalidProducerIdMapping,
     KafkaError,
+    KafkaTimeoutError,
     NodeNotReadyError,
     NoError,
     NotCoordinatorForGroupError,
@@ -67,6 +68,9 @@ COORDINATORS_AWAY: Final = (GroupLoadInProgressError, GroupCoordinatorNotAvailab
 
 ASK_AGAIN: Final = 0.2
 """Seconds until then."""
+
+GROUP_LIMIT: Final = timedelta(seconds=10)
+"""How long the group's coordinator may take to say what is committed."""
 
 NOBODY: Final = 2**63 - 1
 """A producer id that Kafka gives to nobody: it counts from 0."""
@@ -135,13 +139,24 @@ async def committed_with_note(client: AIOKafkaClient, name: str, place: TopicPar
     Raises:
         KafkaError: it can't be asked for.
     """
+    try:
+        async with asyncio.timeout(GROUP_LIMIT.total_seconds()):
+            return await _committed(client, name, place)
+    except TimeoutError as error:
+        msg = f"the coordinator of the consumer group {name} does not answer"
+        raise KafkaTimeoutError(msg) from error
+
+
+async def _committed(client: AIOKafkaClient, name: str, place: TopicPartition) -> tuple[int, str] | None:
     while True:
         node = await _coordinator(client, GROUP, name)
         answer = await client.send(node, OffsetFetchRequest(name, [(place.topic, [place.partition])]))
-        ((_, ((_, offset, note, code),)),) = answer.topics
-        error = for_code(code or getattr(answer, "error_code", 0))
+        error = for_code(getattr(answer, "error_code", 0))  # with one, no topic is named
         if error is NoError:
-            return None if offset < 0 else (int(offset), note or "")
+            ((_, ((_, offset, note, code),)),) = answer.topics
+            if not code:
+                return None if offset < 0 else (int(offset), note or "")
+            error = for_code(code)
         if error not in COORDINATORS_AWAY:
             raise error
         await asyncio.sleep(ASK_AGAIN)

@@ -20,7 +20,7 @@ from aiokafka.errors import (
 
 from service.intake import start_position
 from service.intake.group_commits import Committed, note_of
-from service.intake.start_position import GROUP_LIMIT, TAIL_LIMIT, KafkaStartPositions, Start
+from service.intake.start_position import TAIL_LIMIT, KafkaStartPositions, Start
 from service.intake.timings import DEFAULT_TIMINGS
 from service.kafka.denials import LASTS_AT_JOURNALS
 from service.kafka.journal_api import JournalLost, JournalMismatch, StopReason
@@ -350,21 +350,6 @@ async def test_the_end_of_a_journal_that_was_made_again_is_compared_with_no_othe
     looking = scene(Topics(cursor_at(97), end=100))
     looking.note = note_of("journal id-8", 1_000)
     assert (await looking.look()).start == start(20)
-
-
-@virtual
-async def test_a_coordinator_that_does_not_answer_is_waited_for_no_longer_than_its_limit(
-    scene: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    looking = scene(Topics(cursor_at(97), end=100))
-
-    async def forever(*_: object) -> None:
-        await asyncio.get_running_loop().create_future()
-
-    monkeypatch.setattr(start_position, "committed_with_note", forever)
-    with pytest.raises(JournalLost, match="the coordinator of the consumer group ours does not answer"):
-        await looking.look()
-    assert now() == 2 + GROUP_LIMIT.total_seconds(), "the journal's tail took 2 s"
 
 
 # ---------------------------------------------------------------- an empty journal

@@ -4,12 +4,21 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import (
+    BrokerResponseError,
+    GroupAuthorizationFailedError,
+    GroupLoadInProgressError,
+    KafkaTimeoutError,
+    NotCoordinatorForGroupError,
+)
+from aiokafka.protocol.commit import OffsetFetchResponse_v3
+from aiokafka.protocol.coordination import FindCoordinatorRequest, FindCoordinatorResponse_v1
 
 from service.checks import Status
 from service.clock import Clock
@@ -21,6 +30,7 @@ from service.kafka.topics import Refusal, TopicNames, ensure_topics
 from service.sandbox.kafka import EmbeddedKafka, Kafka, KafkaError, free_ports
 from service.settings import load_for_kafka
 from tests.conftest import TopicNamer, missing, started
+from tests.support.virtual_time import virtual
 
 if TYPE_CHECKING:
     from service.checks import Result
@@ -135,6 +145,37 @@ async def test_missing_topics_that_would_be_created_are_ok_and_stay_missing(
     assert found["topics"].status is Status.OK
     assert topics.journal in found["topics"].text
     assert not [name for name in topics.all() if name in there]
+
+
+class Coordinator:
+    """Answers what a broker does that coordinates a group, once it has said these errors."""
+
+    def __init__(self, *errors: type[BrokerResponseError]) -> None:
+        self._errors = list(errors)
+
+    def get_random_node(self) -> int:
+        return 1
+
+    async def send(self, _: int, request: object) -> object:
+        if isinstance(request, FindCoordinatorRequest):
+            return FindCoordinatorResponse_v1(0, 0, None, 1, "127.0.0.1", 9092)
+        if self._errors:
+            return OffsetFetchResponse_v3(0, [], self._errors.pop(0).errno)
+        return OffsetFetchResponse_v3(0, [("requests", [(0, 5, "a note", 0)])], 0)
+
+
+@virtual
+async def test_what_a_group_has_committed_is_asked_again_while_its_coordinator_moves_but_not_for_ever() -> None:
+    place, moves = TopicPartition("requests", 0), [NotCoordinatorForGroupError, GroupLoadInProgressError]
+
+    async def found(coordinator: Coordinator) -> tuple[int, str] | None:
+        return await rights.committed_with_note(cast("AIOKafkaClient", coordinator), "g", place)
+
+    assert await found(Coordinator(*moves)) == (5, "a note")
+    with pytest.raises(KafkaTimeoutError, match="the consumer group g does not answer"):
+        await found(Coordinator(*moves * 1000))
+    with pytest.raises(GroupAuthorizationFailedError):
+        await found(Coordinator(GroupAuthorizationFailedError))
 
 
 async def test_asking_for_a_transactional_id_leaves_its_producers_transaction_alone(

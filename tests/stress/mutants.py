@@ -1062,6 +1062,13 @@ MUTANTS: Final = (
         tests=(REPLACED,),
     ),
     Mutant(
+        name="a coordinator that moves ends the process where it is asked what is committed",
+        file="service/kafka/rights.py",
+        old="        if error is NoError:\n            ((_, ((",
+        new="        if answer:\n            ((_, ((",
+        tests=("tests/kafka/test_check.py",),
+    ),
+    Mutant(
         name="where a journal ends is not committed to the group",
         file="service/intake/group_commits.py",
         old="(committed.offset, committed.note) for",
