@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiokafka.conn import AIOKafkaConnection, CloseReason
+from aiokafka.conn import CloseReason
 from aiokafka.errors import SaslAuthenticationFailed
 from aiokafka.protocol.admin import SaslAuthenticateRequest
 from aiokafka.protocol.metadata import MetadataRequest
@@ -60,7 +60,8 @@ class Login:
             self.closed.append(reason)
             self.connection._reader = None
 
-        monkeypatch.setattr(AIOKafkaConnection, "send", lambda _, request: send(request))
+        # By its place: its name in aiokafka is that of ours, once our module is imported.
+        monkeypatch.setattr(clients._Connection.__base__, "send", lambda _, request: send(request))
         self.connection.close = close
 
     async def log_in(self) -> None:
