@@ -275,6 +275,7 @@ class PartitionSupervisor:
         began = self._clock.monotonic()
         committed = partial(self._member.committed, self.place)
         looked = await self._positions.look(self.place, committed=committed, remembered=self._memory is not None)
+        self.journal = looked.start.journal
         self._check()
         opened = await self._open_journal(self.place.partition)
         try:
@@ -409,6 +410,9 @@ class PartitionSupervisor:
         # on.
         self._memory = replace(memory, batch=replace(batch, events=[]), end=opened.journal.end)
         self._metrics.rewritten()
+        # At once: by what the group was told before, the partition's next owner would take this journal for cut short.
+        self.cursor, self.note = batch.cursor.offset, note_of(self.journal, opened.journal.end)
+        await self._until_confirmed()
         return replace(opened, cursor=batch.cursor, in_flight=in_flight, ended=memory.ended)
 
 

@@ -297,6 +297,30 @@ def test_a_new_journal_is_written_back_however_far_openings_that_failed_have_tak
         runner.run(play())
 
 
+@virtual
+async def test_the_group_hears_where_a_journal_ends_before_a_partition_goes_on_with_what_was_written_back() -> None:
+    told: list[Committed] = []
+
+    class Hearing(Member):
+        @override
+        async def commit(self, place: TopicPartition, committed: Committed) -> None:
+            told.append(committed)
+
+    supervisor = supervisor_of(Swallowing())
+    supervisor._member = Hearing()
+    supervisor.journal, supervisor.note = "journal id-1", "journal id-1 ends at 100"
+    opened = Opened(
+        journal=Remade(61),  # type: ignore[arg-type] # all that is asked of it
+        opened_at=0.0,
+        cursor=Cursor("requests", 4),
+        in_flight=[],
+        ended=EndedSyncs(),
+        begin=60,
+    )
+    await supervisor._write_back(opened, Memory(Batch(cursor=Cursor("requests", 5)), EndedSyncs(), end=100))
+    assert told == [Committed(5, "journal id-1 ends at 64")]
+
+
 def test_a_partition_of_a_replaced_topic_is_opened_again_also_where_kafka_is_too_slow_to_let_that_stand() -> None:
     async def play() -> list[str]:
         intake = intake_of(Swallowing())

@@ -1069,6 +1069,13 @@ MUTANTS: Final = (
         tests=("tests/kafka/test_check.py",),
     ),
     Mutant(
+        name="the group hears seconds later that a journal was written back, and is shorter",
+        file="service/intake/supervisor.py",
+        old="        await self._until_confirmed()\n        return replace(",
+        new="        return replace(",
+        tests=("tests/intake/test_supervisor.py",),
+    ),
+    Mutant(
         name="where a journal ends is not committed to the group",
         file="service/intake/group_commits.py",
         old="(committed.offset, committed.note) for",
