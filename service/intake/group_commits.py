@@ -9,6 +9,7 @@ the whole group rebalanced for 50 s (measured).
 """
 
 import asyncio
+import logging
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError
+from aiokafka.errors import CommitFailedError, OffsetMetadataTooLargeError
 
 from service.clock import Clock
 from service.intake.subscriber import Subscriber
+
+log = logging.getLogger(__name__)
 
 REBALANCE_LIMIT: Final = 60.0
 """Seconds after the beginning of a rebalance after which an offset is committed although no assignment has come: longer
@@ -55,6 +58,7 @@ class GroupCommits:
         self._assigned = asyncio.Event()
         """Set while the member has its assignment, and knows of no rebalance."""
         self._rebalancing_since = clock.monotonic()
+        self._takes_notes = True
 
     def assigned(self) -> None:
         """The member has its assignment: commits that wait for it go on."""
@@ -72,6 +76,8 @@ class GroupCommits:
         member, and no commit waits any more; if not, the minute begins again.
         """
         offsets = {place: (committed.offset, committed.note) for place, committed in reached.items()}
+        if not self._takes_notes:
+            offsets = {place: (offset, "") for place, (offset, _) in offsets.items()}
         async with self._lock:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rebalancing_since + REBALANCE_LIMIT - self._clock.monotonic()):
@@ -81,3 +87,13 @@ class GroupCommits:
             except CommitFailedError:
                 self.rebalancing()  # until the next assignment
                 raise
+            except OffsetMetadataTooLargeError:
+                if self._takes_notes:
+                    self._takes_notes = False
+                    log.warning(
+                        "Kafka's brokers take no %d characters with an offset (offset.metadata.max.bytes): offsets are "
+                        "committed without a note from now on, and a journal that loses its end while no process has "
+                        "it open is not noticed",
+                        max(len(note) for _, note in offsets.values()),
+                    )
+                raise  # the caller commits again

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.errors import CommitFailedError, KafkaConnectionError, KafkaError
+from aiokafka.errors import CommitFailedError, KafkaConnectionError, KafkaError, OffsetMetadataTooLargeError
 from typing_extensions import override
 
 from service.intake.group import Intake, Plan
-from service.intake.group_commits import Committed
+from service.intake.group_commits import Committed, note_of
 from service.intake.start_position import Looked, Start
 from service.intake.subscriber import Subscriber
 from service.intake.supervisor import PartitionSupervisor
@@ -486,6 +486,29 @@ async def test_no_commit_waits_any_more_once_the_group_has_accepted_one_though_n
 
     assert consumer.refused == [0.0]
     assert consumer.accepted == pytest.approx([60.005, 60.01, 60.015, 60.02])
+
+
+@virtual
+async def test_offsets_are_committed_without_notes_where_brokers_take_none_so_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Brief(Unassigned):
+        @override
+        async def commit(self, offsets: Any) -> None:
+            if any(len(note) > 64 for _, note in offsets.values()):
+                raise OffsetMetadataTooLargeError
+            await super().commit(offsets)
+
+    intake, consumer = intake_of(Swallowing()), Brief(refuses=0)
+    monkeypatch.setattr(Subscriber, "consumer", property(lambda _: consumer))
+    await intake.on_partitions_assigned([])
+    place, committed = TopicPartition("requests", 1), Committed(5, note_of("j" * 249, 7))
+    with pytest.raises(OffsetMetadataTooLargeError):
+        await intake.commit(place, committed)
+    await intake.commit(place, committed)
+    assert len(consumer.accepted) == 1
+    (text,) = caplog.messages
+    assert "take no 259 characters with an offset (offset.metadata.max.bytes)" in text
 
 
 @virtual

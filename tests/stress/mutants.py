@@ -1076,6 +1076,13 @@ MUTANTS: Final = (
         tests=("tests/intake/test_supervisor.py",),
     ),
     Mutant(
+        name="nothing is committed to the group where brokers take no note so long",
+        file="service/intake/group_commits.py",
+        old="                    self._takes_notes = False\n",
+        new="                    self._takes_notes = True\n",
+        tests=("tests/intake/test_supervisor.py",),
+    ),
+    Mutant(
         name="where a journal ends is not committed to the group",
         file="service/intake/group_commits.py",
         old="(committed.offset, committed.note) for",
