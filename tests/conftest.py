@@ -72,8 +72,9 @@ def kafka() -> Iterator[Kafka]:
         yield embedded
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def _cluster() -> Iterator[Cluster]:
+    """Not for the whole run: three idle brokers take as much CPU time in four minutes as their start does."""
     found = Cluster()
     try:
         found.open()
