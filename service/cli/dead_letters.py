@@ -409,7 +409,7 @@ async def _write(
             async with asyncio.timeout(TRANSACTION_TIMEOUT.total_seconds()), producer.transaction():
                 await _send(producer, [event for letter in some for event in events_of(letter)])
         except ProducerFenced:
-            msg = "Another redrive was started and has fenced this one; nothing was redriven twice."
+            msg = "Another redrive or discard was started and has fenced this one; no letter is redriven twice."
             raise NoAnswer(msg) from None
         except MessageSizeTooLargeError:
             msg = (
