@@ -317,18 +317,22 @@ async def _example(language: str, *arguments: str, env: Mapping[str, str]) -> tu
     command, tool = EXAMPLES[language]
     _need_tools(tool)
     words = [part.format(" ".join(arguments)) for part in command]
-    process = await asyncio.create_subprocess_exec(
-        *(words if words != command else [*command, *arguments]),
-        cwd=ROOT / "docs" / "examples" / language,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
+    starting = asyncio.create_task(
+        asyncio.create_subprocess_exec(
+            *(words if words != command else [*command, *arguments]),
+            cwd=ROOT / "docs" / "examples" / language,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
     )
     try:
+        process = await asyncio.shield(starting)  # it may have children before this returns
         output = (await asyncio.wait_for(process.communicate(), PATIENCE))[0].decode()
     except BaseException:
+        process = await starting
         _end_session(process.pid)
         await process.communicate()
         raise
