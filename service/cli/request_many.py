@@ -179,6 +179,11 @@ class Batch:
         """Return the failures in the order of the file."""
         return sorted(self.failures, key=lambda failure: failure.request.line)
 
+    @property
+    def begun(self) -> bool:
+        """Whether requests may be at Kafka, acknowledged or not."""
+        return len(self.to_send) < self.planned
+
     def progress(self) -> str:
         """Say how far it is."""
         failed = len(self.failures)
@@ -211,7 +216,7 @@ def request_many(options: BulkOptions, *, as_json: bool) -> None:
             say(f"Interrupted: {batch.progress()}. {_go_on(batch)}")
             raise typer.Exit(INTERRUPTED) from None
         except NoAnswer as error:
-            if batch.sent:
+            if batch.begun:
                 say(f"Stopped: {batch.progress()}. {_go_on(batch)}")
             raise error from None
     if as_json:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaTimeoutError
 from typer.testing import CliRunner, Result
 
 from service.cli import request_many
@@ -387,6 +388,25 @@ def test_when_kafka_goes_away_meanwhile_it_says_how_far_it_is_and_how_to_go_on(
         r"Stopped: sent \d+ of 1000\. The same command goes on; what was sent is not sent again\.", stopped
     )
     assert own_kafka.bootstrap in why or "Kafka" in why
+
+
+def test_it_says_how_to_go_on_also_where_kafka_has_acknowledged_nothing(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextlib.asynccontextmanager
+    async def writer(_: object) -> AsyncIterator[SimpleNamespace]:
+        async def send(*_: object, **__: object) -> asyncio.Future[None]:
+            sent = asyncio.get_running_loop().create_future()
+            sent.set_exception(KafkaTimeoutError())  # Kafka may have them, or not
+            return sent
+
+        yield SimpleNamespace(send=send)
+
+    monkeypatch.setattr("service.cli.kafka.writer", writer)
+    result = scene.run("request", "--from", ids(tmp_path, 1))
+
+    assert result.exit_code == 3, result.output
+    assert "Stopped: sent 0 of 1. The same command goes on; what was sent is not sent again.\n" in result.stderr
 
 
 # ---------------------------------------------------------------- options that do not fit

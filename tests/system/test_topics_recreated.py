@@ -39,10 +39,11 @@ PLAN = Plan(queued=Durations.of("0.1"), duration=Durations.of("uniform:0.3:1.5")
 
 
 class Load:
-    """Requests that are put on the topic all the time, until `stop`."""
+    """Requests that are put on the topic all the time, one in `every` so many seconds, until `stop`."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, *, every: float = 0.1) -> None:
         self._ledger = ledger
+        self._every = every
         self._standing: list[asyncio.Task[None]] = []
         self._going = asyncio.create_task(self._ask())
 
@@ -50,7 +51,7 @@ class Load:
         while True:
             name = str(uuid.uuid4())
             self._standing.append(await self._ledger.begin_to_ask(f"op-{name}", f"C4-{name}"))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(self._every)
 
     async def stop(self) -> None:
         """Put no more there, and return when all that was put stands there, or failed."""
@@ -130,7 +131,7 @@ async def test_requests_of_a_new_requests_topic_are_not_taken_for_the_old_ones(
         before = set(ledger.asked)
         await _recreate(cluster, ledger.topics["requests"])
         await ledger.hang_up()
-        more = Load(ledger)
+        more = Load(ledger, every=1)  # the new topic must not reach the cursors before it is noticed
 
         await _until_said(processes, "created again", "another topic")
         await _until_all_are_refused(processes)
