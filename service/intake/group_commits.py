@@ -75,9 +75,7 @@ class GroupCommits:
         Where no assignment follows for a minute, the next commit finds out: if the group accepts it, this process is a
         member, and no commit waits any more; if not, the minute begins again.
         """
-        offsets = {place: (committed.offset, committed.note) for place, committed in reached.items()}
-        if not self._takes_notes:
-            offsets = {place: (offset, "") for place, (offset, _) in offsets.items()}
+        offsets = {place: (one.offset, one.note if self._takes_notes else "") for place, one in reached.items()}
         async with self._lock:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._rebalancing_since + REBALANCE_LIMIT - self._clock.monotonic()):

@@ -33,7 +33,6 @@ from service.kafka.journal import too_narrow
 from service.kafka.journal_api import JournalLost, JournalMismatch, StopReason
 from service.kafka.journal_codec import CURSOR_KEY, Cursor, decode_cursor
 from service.kafka.leader_offsets import ask_leaders
-from service.kafka.rights import committed_with_note
 from service.kafka.topics import not_compacted
 
 log = logging.getLogger(__name__)
@@ -133,9 +132,10 @@ class KafkaStartPositions:
                 await self._check_group(place, cursor, end)
                 if cursor is None and remembered:
                     committed = _never
+                journal = await self._identity(consumer)
                 if cursor is not None and not remembered:
-                    await self._check_journal_end(place, consumer)
-                return Looked(cursor, await self._start(place, cursor, consumer, committed))
+                    await self._check_journal_end(place, journal, consumer, committed)
+                return Looked(cursor, await self._start(place, cursor, journal, consumer, committed))
         except KafkaError as error:
             raise JournalLost(self._why(error)) from error
 
@@ -144,7 +144,7 @@ class KafkaStartPositions:
         try:
             async with probe_consumer(connection=self._connection, clock=self._clock) as consumer:
                 self._check_topic(cursor)
-                return await self._start(place, cursor, consumer, committed)
+                return await self._start(place, cursor, await self._identity(consumer), consumer, committed)
         except KafkaError as error:
             raise JournalLost(self._why(error)) from error
 
@@ -265,13 +265,15 @@ class KafkaStartPositions:
         held = [ConsumerProtocolMemberAssignment.decode(member[4]) for member in members if member[4]]
         return any(place in assignment.partitions() for assignment in held)
 
-    async def _check_journal_end(self, place: TopicPartition, consumer: SteadyConsumer) -> None:
+    async def _check_journal_end(
+        self, place: TopicPartition, journal: str, consumer: SteadyConsumer, committed: AskGroup
+    ) -> None:
         """Check that the journal has lost no records at its end since the group was last told where it ends."""
-        found = await committed_with_note(consumer.client, self._group_id, place)
-        reached = None if found is None else noted_end(found[1], await self._identity(consumer))
-        journal = TopicPartition(self._journal, place.partition)
+        found = await committed()
+        reached = None if found is None else noted_end(found.note, journal)
+        journal_place = TopicPartition(self._journal, place.partition)
         until = self._clock.monotonic() + self._leader_settles.total_seconds()
-        while reached is not None and reached > (end := await end_of_all(journal, consumer)):
+        while reached is not None and reached > (end := await end_of_all(journal_place, consumer)):
             if self._clock.monotonic() >= until:
                 msg = (
                     f"the journal {self._journal}-{place.partition} ends at offset {end}, but {reached} had been "
@@ -290,9 +292,9 @@ class KafkaStartPositions:
         return f"{self._journal} {await consumer.topic_id(self._journal)}"
 
     async def _start(
-        self, place: TopicPartition, cursor: Cursor | None, consumer: SteadyConsumer, committed: AskGroup
+        self, place: TopicPartition, cursor: Cursor | None, journal: str, consumer: SteadyConsumer, committed: AskGroup
     ) -> Start:
-        identity, journal = await consumer.topic_id(self._requests), await self._identity(consumer)
+        identity = await consumer.topic_id(self._requests)
         begin = int((await consumer.beginning_offsets([place]))[place])
         if cursor is None:
             await self._check_unread(committed)

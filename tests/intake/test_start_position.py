@@ -46,7 +46,6 @@ class Topics:
         self.identity: str | None = "id-1"
         self.policy: str | None = "compact"
         self.stuck = False
-        self.client = SimpleNamespace()
         self.seen: list[tuple[int, int]] = []
         """From which offset on records were asked for, and when."""
         self.out_of_range: dict[TopicPartition, int] = {}
@@ -137,15 +136,10 @@ class Scene:
         monkeypatch.setattr(start_position, "probe_consumer", probe)
         monkeypatch.setattr(start_position, "AIOKafkaAdminClient", lambda **_: group)
 
-        async def committed_with_note(*about: object) -> tuple[int, str] | None:
-            assert about == (topics.client, "ours", PLACE)
-            return None if self.note is None else (0, self.note)
-
         async def end_of_all(place: TopicPartition, _: Topics) -> int:
             return topics.ends[place]
 
         monkeypatch.setattr(start_position, "end", end)
-        monkeypatch.setattr(start_position, "committed_with_note", committed_with_note)
         monkeypatch.setattr(start_position, "end_of_all", end_of_all)
         self.denied: list[tuple[str, object]] = []
         denials: Any = SimpleNamespace(note=lambda right, *, lasts: self.denied.append((str(right), lasts)))
@@ -160,7 +154,6 @@ class Scene:
         )
         self.asked = 0
         self.committed: Committed | None = None
-        self.note: str | None = None
 
     async def _committed(self) -> Committed | None:
         self.asked += 1
@@ -334,9 +327,9 @@ async def test_a_journal_that_ends_before_what_the_group_was_told_is_not_opened_
     topics = Topics(cursor_at(97), end=100)
     looking = scene(topics)
     for reached in (99, 100):
-        looking.note = note_of("journal id-9", reached)
+        looking.committed = Committed(0, note_of("journal id-9", reached))
         assert (await looking.look()).start == start(20)
-    looking.note, began = note_of("journal id-9", 101), now()
+    looking.committed, began = Committed(0, note_of("journal id-9", 101)), now()
     assert "ends at offset 100, but 101 had been" in await looking.stops(reason=StopReason.JOURNAL_TRUNCATED)
     assert now() - began >= DEFAULT_TIMINGS.leader_settles.total_seconds()
     assert (await looking.look(remembered=True)).start == start(20)
@@ -348,7 +341,7 @@ async def test_a_journal_that_ends_before_what_the_group_was_told_is_not_opened_
 @virtual
 async def test_the_end_of_a_journal_that_was_made_again_is_compared_with_no_other(scene: Any) -> None:
     looking = scene(Topics(cursor_at(97), end=100))
-    looking.note = note_of("journal id-8", 1_000)
+    looking.committed = Committed(0, note_of("journal id-8", 1_000))
     assert (await looking.look()).start == start(20)
 
 

@@ -1085,8 +1085,8 @@ MUTANTS: Final = (
     Mutant(
         name="where a journal ends is not committed to the group",
         file="service/intake/group_commits.py",
-        old="(committed.offset, committed.note) for",
-        new='(committed.offset, "") for',
+        old='one.note if self._takes_notes else "")',
+        new='"")',
         tests=(REPLACED,),
     ),
     Mutant(
